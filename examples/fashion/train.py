@@ -1,0 +1,86 @@
+"""Makes the demo checkpoints from Fashion-MNIST: tokenizer, LlamaGen, classifier, and their figures.
+
+    python examples/fashion/train.py all
+
+About an hour and a half on two CPU cores. Stages can be run one at a time; a model run that was cut off resumes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import classifier as judge
+import click
+import data
+import model as generator
+import tokenizer as vq
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from arforge.export.vq import VQModel
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+
+@click.command(help=__doc__)
+@click.argument("stage", type=click.Choice(["all", "tokenizer", "llamagen", "classifier"]))
+@click.option("--data", "folder", type=click.Path(path_type=Path), default=data.FOLDER, help="Folder of the data set.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("out/fashion"), help="Folder for resumable state.")
+@click.option("--tokenizer-steps", default=2000, show_default=True)
+@click.option("--model-steps", default=2800, show_default=True)
+@click.option("--classifier-steps", default=1400, show_default=True)
+def main(
+    stage: str, folder: Path, work: Path, tokenizer_steps: int, model_steps: int, classifier_steps: int
+) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    CHECKPOINTS.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    images, labels = (torch.from_numpy(array.copy()) for array in data.load("train", folder))
+    if stage in ("all", "classifier"):
+        train_classifier(images, labels, classifier_steps, folder)
+    if stage in ("all", "tokenizer"):
+        save(vq.train(images, tokenizer_steps).state_dict(), CHECKPOINTS / "tokenizer.safetensors")
+        tokens = vq.encode(load_tokenizer(), images)
+        save_file({"tokens": tokens.to(torch.int16)}, work / "tokens.safetensors")
+    if stage in ("all", "llamagen"):
+        tokens = load_file(work / "tokens.safetensors")["tokens"].long()
+        model = generator.train(tokens, labels, model_steps, work / "llamagen.pt")
+        save(authors_layout(model.state_dict()), CHECKPOINTS / "llamagen.safetensors")
+        config = {name: value for name, value in asdict(generator.CONFIG).items() if value is not None}
+        (CHECKPOINTS / "llamagen.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def train_classifier(images: Tensor, labels: Tensor, steps: int, folder: Path) -> None:
+    model = judge.train(images, labels, steps)
+    real, real_labels = (torch.from_numpy(array.copy()) for array in data.load("t10k", folder))
+    click.echo(f"classifier: {judge.accuracy(model, real, real_labels):.4f} of the test images")
+    save(model.state_dict(), CHECKPOINTS / "classifier.safetensors")
+
+
+def load_tokenizer() -> VQModel:
+    model = VQModel(vq.CONFIG)
+    model.load_state_dict({k: v.float() for k, v in load_file(CHECKPOINTS / "tokenizer.safetensors").items()})
+    return model.eval()
+
+
+def authors_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Split the one embedding table as the authors' checkpoints do."""
+    table = state["tok_embeddings.weight"]
+    vocab = generator.CONFIG.vocab_size
+    return state | {
+        "tok_embeddings.weight": table[:vocab],
+        "cls_embedding.embedding_table.weight": table[vocab:],
+    }
+
+
+def save(state: dict[str, Tensor], path: Path) -> None:
+    """Weights as float16: half the size, and the exporter widens them."""
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    save_file({k: v.contiguous().clone() for k, v in half.items()}, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The blocks that Llama-style image generators share, as plain torch modules.
+
+Every module here is both the reference that tests compare with and the thing that is traced to ONNX.
+Parameters keep the names of the authors' checkpoints. Not covered: dropout and weight initialisation,
+which only training needs (`examples/`).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Cache = tuple[Tensor, Tensor]
+"""Keys and values of one layer, each [rows, kv_heads, slots, head_size]."""
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Attention(nn.Module):
+    """Rotary self-attention over a cache that is filled in the order of generation.
+
+    Without a cache (training) the inputs attend to each other alone, under the same mask.
+    """
+
+    def __init__(self, dim: int, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_size = heads, kv_heads, dim // heads
+        self.wqkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_size, bias=False)
+        self.wo = nn.Linear(dim, dim, bias=False)
+
+    def forward(
+        self, x: Tensor, rotary: Rotary, mask: Tensor, write_index: Tensor | None, cache: Cache | None
+    ) -> tuple[Tensor, Cache]:
+        rows, width, dim = x.shape
+        heads = self.wqkv(x).view(rows, width, self.heads + 2 * self.kv_heads, self.head_size)
+        query, key, value = heads.transpose(1, 2).split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        query, key = rotary.turn(query), rotary.turn(key)
+        if cache is not None:
+            assert write_index is not None
+            key, value = write_cache(cache[0], key, write_index), write_cache(cache[1], value, write_index)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, enable_gqa=self.heads != self.kv_heads
+        )
+        return self.wo(out.transpose(1, 2).reshape(rows, width, dim)), (key, value)
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, heads: int, kv_heads: int, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.attention = Attention(dim, heads, kv_heads)
+        self.feed_forward = FeedForward(dim, hidden)
+        self.attention_norm = RMSNorm(dim, eps)
+        self.ffn_norm = RMSNorm(dim, eps)
+
+    def forward(
+        self, x: Tensor, rotary: Rotary, mask: Tensor, write_index: Tensor | None, cache: Cache | None
+    ) -> tuple[Tensor, Cache]:
+        attended, cache = self.attention(self.attention_norm(x), rotary, mask, write_index, cache)
+        x = x + attended
+        return x + self.feed_forward(self.ffn_norm(x)), cache
+
+
+class Rotary:
+    """The rotary rows of this step's inputs: turns interleaved pairs of [rows, heads, width, head_size]."""
+
+    def __init__(self, cosine: Tensor, sine: Tensor, positions: Tensor) -> None:
+        """`cosine`, `sine`: [table rows, head_size / 2]; `positions`: int64 [rows, width]."""
+        self.cosine, self.sine, self.positions = cosine, sine, positions
+
+    def turn(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return torch.onnx.ops.rotary_embedding(
+                x, self.cosine, self.sine, self.positions, interleaved=True
+            )
+        # The operator has no gradient, so eager mode spells it out.
+        cosine, sine = self.cosine[self.positions][:, None], self.sine[self.positions][:, None]
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1).flatten(-2)
+
+
+def rotary_table(grid: tuple[int, int], head_size: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine tables, float32 [1 + cells, head_size / 2], of LlamaGen's 2-D rotary positions.
+
+    Row 0 is "no position": cosine and sine are both zero, as the published models treat condition tokens.
+    Row 1 + cell turns the first half of the pairs by the cell's row, the second half by its column.
+    """
+    height, width = grid
+    half = head_size // 2
+    frequencies = 1.0 / (base ** (torch.arange(0, half, 2)[: half // 2].float() / half))
+    rows = torch.outer(torch.arange(height), frequencies)[:, None].expand(height, width, -1)
+    columns = torch.outer(torch.arange(width), frequencies)[None].expand(height, width, -1)
+    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    none = torch.zeros(1, half)
+    return torch.cat([none, torch.cos(angles)]), torch.cat([none, torch.sin(angles)])
+
+
+def write_cache(cache: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
+    """Write `update` [rows, heads, width, size] to the slots `write_index` [rows] onward of `cache`.
+
+    In a traced graph this is ONNX TensorScatter, which the runtimes do in place.
+    """
+    if torch.compiler.is_exporting():
+        return torch.onnx.ops.symbolic(
+            "TensorScatter",
+            (cache, update, write_index),
+            {"axis": 2, "mode": "linear"},
+            dtype=cache.dtype,
+            shape=cache.shape,
+            version=24,
+        )
+    slots = write_index[:, None] + torch.arange(update.shape[2], device=update.device)
+    return cache.scatter(2, slots[:, None, :, None].expand_as(update), update)

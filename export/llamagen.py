@@ -1,0 +1,102 @@
+"""LlamaGen, class-conditional (arXiv 2406.06525): sizes, checkpoint layout, and the model that is traced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from arforge.export.layers import Block, Cache, RMSNorm, Rotary, rotary_table
+
+# layers, heads, dim
+VARIANTS = {
+    "B": (12, 12, 768),
+    "L": (24, 16, 1024),
+    "XL": (36, 20, 1280),
+    "XXL": (48, 24, 1536),
+    "3B": (24, 32, 3200),
+}
+
+
+@dataclass(frozen=True)
+class LlamaGenConfig:
+    dim: int
+    n_layer: int
+    n_head: int
+    grid: tuple[int, int]
+    vocab_size: int = 16384
+    num_classes: int = 1000
+    n_kv_head: int | None = None
+    norm_eps: float = 1e-5
+    rope_base: float = 10000.0
+    multiple_of: int = 256
+    ffn_dim_multiplier: float | None = None
+
+    @classmethod
+    def variant(cls, name: str, grid: tuple[int, int]) -> LlamaGenConfig:
+        layers, heads, dim = VARIANTS[name]
+        return cls(dim=dim, n_layer=layers, n_head=heads, grid=grid)
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_head or self.n_head
+
+    @property
+    def head_size(self) -> int:
+        return self.dim // self.n_head
+
+    @property
+    def cells(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def hidden(self) -> int:
+        """Width of the feed-forward layer: 2/3 of 4 dim, rounded up to a multiple of `multiple_of`."""
+        hidden = int(2 * 4 * self.dim / 3)
+        if self.ffn_dim_multiplier is not None:
+            hidden = int(self.ffn_dim_multiplier * hidden)
+        return -(-hidden // self.multiple_of) * self.multiple_of
+
+
+class LlamaGen(nn.Module):
+    """The decoder. One id space: image tokens [0, vocab), classes [vocab, vocab + classes), then the null class."""
+
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size + config.num_classes + 1, config.dim)
+        self.layers = nn.ModuleList(
+            Block(config.dim, config.n_head, config.kv_heads, config.hidden, config.norm_eps)
+            for _ in range(config.n_layer)
+        )
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        cosine, sine = rotary_table(config.grid, config.head_size, config.rope_base)
+        self.register_buffer("cosine", cosine, persistent=False)
+        self.register_buffer("sine", sine, persistent=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        write_index: Tensor | None = None,
+        caches: list[Cache] | None = None,
+    ) -> tuple[Tensor, list[Cache]]:
+        """One step. Shapes as in the step graph; returns float32 logits [rows, width, vocab] and the caches.
+
+        Without caches (training) `mask` is [.., width, width] over the inputs themselves.
+        """
+        x = self.tok_embeddings(tokens)
+        rotary = Rotary(self.cosine, self.sine, positions)
+        new_caches: list[Any] = []
+        for index, layer in enumerate(self.layers):
+            x, cache = layer(x, rotary, mask, write_index, caches[index] if caches else None)
+            new_caches.append(cache)
+        return self.output(self.norm(x)).float(), new_caches
+
+    def empty_caches(self, rows: int, slots: int) -> list[Cache]:
+        shape = (rows, self.config.kv_heads, slots, self.config.head_size)
+        return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(self.config.n_layer)]
