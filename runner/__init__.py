@@ -1,0 +1,29 @@
+"""The arforge runner: opens a bundle and generates images. Needs numpy and one runtime; never torch or onnx."""
+
+from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.errors import (
+    ArforgeError,
+    BundleError,
+    Cancelled,
+    EngineError,
+    RequestError,
+    ScheduleError,
+)
+from arforge.runner.runner import Result, Runner
+from arforge.runner.schedule import Schedule
+from arforge.runner.specification import compile_schedule
+
+__all__ = [
+    "ArforgeError",
+    "Bundle",
+    "BundleError",
+    "Cancelled",
+    "EngineError",
+    "RequestError",
+    "Result",
+    "Runner",
+    "Schedule",
+    "ScheduleError",
+    "compile_schedule",
+    "open_bundle",
+]

@@ -1,0 +1,72 @@
+"""The sampler that is traced into every step graph.
+
+Guidance, temperature, top-k and top-p as LlamaGen's published sampler applies them (arXiv 2406.06525), then the
+inverse of the cumulative distribution at a given uniform number, so that the caller owns all randomness.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BISECTIONS = 32  # halves the range of logits to below float32's own resolution
+
+
+def sample(
+    logits: Tensor, uniforms: Tensor, guidance: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Tokens int64 [images, targets] and guided logits float32 [images, targets, vocab].
+
+    `logits` [rows, targets, vocab], rows = images or twice that (conditional first); `uniforms`
+    [images, targets] in [0, 1); `guidance`, `temperature`, `top_p` float32 [1]; `top_k` int64 [1].
+    Temperature 0 takes the most likely token; top-k 0 and top-p 1 switch their filters off.
+    """
+    guided = guide(logits, uniforms.shape[0], guidance)
+    scaled = guided / temperature.clamp(min=1e-5)
+    probabilities = torch.softmax(keep_likely(scaled, top_k, top_p), dim=-1)
+    cumulative = probabilities.cumsum(-1)
+    below = cumulative <= uniforms[..., None] * cumulative[..., -1:]
+    drawn = below.to(torch.int64).sum(-1)
+    return torch.where(temperature > 0, drawn, guided.argmax(-1)), guided
+
+
+def guide(logits: Tensor, images: int, guidance: Tensor) -> Tensor:
+    """`u + (c - u) * scale`. With no unconditional rows, u is c and the result is c itself."""
+    rows = torch.arange(images, device=logits.device)
+    conditional = logits.index_select(0, rows)
+    unconditional = logits.index_select(0, rows + (logits.shape[0] - images))
+    return unconditional + (conditional - unconditional) * guidance
+
+
+def keep_likely(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Set to -inf what top-k, then top-p, leave out; one branch of the graph, run only where asked for."""
+    wanted = ((top_k > 0) | (top_p < 1)).squeeze()
+    if torch.compiler.is_exporting():
+        return torch.cond(wanted, filtered, unfiltered, (logits, top_k, top_p))
+    return (filtered if bool(wanted) else unfiltered)(logits, top_k, top_p)
+
+
+def unfiltered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    return logits.clone()
+
+
+def filtered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    vocab = logits.shape[-1]
+    rank_limit = torch.where(top_k > 0, top_k.clamp(max=vocab) - 1, vocab).to(logits.dtype)
+    logits = keep_head(logits, torch.ones_like(logits), rank_limit)
+    mass_limit = torch.where(top_p < 1, top_p, 2.0)
+    return keep_head(logits, torch.softmax(logits, dim=-1), mass_limit)
+
+
+def keep_head(logits: Tensor, weights: Tensor, limit: Tensor) -> Tensor:
+    """Keep each logit whose strictly larger ones weigh at most `limit` together; ties stay together.
+
+    The threshold is found by bisection: a sort of the whole vocabulary costs more, and TensorRT has none.
+    """
+    finite = torch.where(logits > -torch.inf, logits, logits.amax(-1, keepdim=True))
+    low, high = finite.amin(-1, keepdim=True) - 1, finite.amax(-1, keepdim=True)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        over = torch.where(logits > middle, weights, 0.0).sum(-1, keepdim=True) > limit
+        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+    return torch.where(logits > low, logits, -torch.inf)

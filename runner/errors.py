@@ -1,0 +1,57 @@
+"""Every error that arforge raises on purpose. Each message says what was wrong, what was expected, what to do."""
+
+
+class ArforgeError(Exception):
+    """Base of all errors that a user can act on."""
+
+
+class ScheduleError(ArforgeError):
+    """A schedule specification that cannot be compiled, or a schedule that breaks a rule."""
+
+
+class RequestError(ArforgeError):
+    """A generation request with arguments out of range."""
+
+
+class Cancelled(ArforgeError):
+    """The caller cancelled a generation between two steps."""
+
+
+class BundleError(ArforgeError):
+    """A bundle that cannot be used. Subclasses name the way in which it is wrong."""
+
+
+class ManifestError(BundleError):
+    """manifest.json is missing, is not JSON, or does not follow its schema."""
+
+
+class FormatVersionError(BundleError):
+    """The bundle was written by a newer arforge."""
+
+
+class PathError(BundleError):
+    """A path in the bundle is absolute, leaves the bundle, or goes through a link."""
+
+
+class MissingFileError(BundleError):
+    """A file that the manifest lists is not there."""
+
+
+class FileSizeError(BundleError):
+    """A file's size differs from the manifest's."""
+
+
+class HashError(BundleError):
+    """A file's sha256 differs from the manifest's."""
+
+
+class EngineError(ArforgeError):
+    """An engine that is not built, does not fit this machine or library, or whose runtime is missing."""
+
+
+class CheckpointError(ArforgeError):
+    """A checkpoint that is missing, truncated, of another family, or of other dimensions."""
+
+
+class VerificationError(ArforgeError):
+    """A bundle or engine whose results differ from the reference."""

@@ -1,0 +1,154 @@
+"""The ONNX Runtime engine: caches allocated once, bound as input and output of the step graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from arforge.runner.bundle import Bundle
+from arforge.runner.engine import Scalars, StepBuffers
+from arforge.runner.errors import EngineError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+MINIMUM = (1, 31)
+
+
+class OnnxRuntimeEngine:
+    """Runs a bundle's graphs on the CPU provider."""
+
+    def __init__(self, bundle: Bundle, precision: str, threads: int | None = None) -> None:
+        """`threads`: CPU threads (None: one a core). Raises EngineError where the engine is not built."""
+        identity = bundle.engine("onnxruntime", precision)
+        check_identity(bundle, identity)
+        widths = identity["widths"]
+        self.widths = None if widths is None else tuple(widths)
+        self._bundle, self._precision, self._threads = bundle, precision, threads
+        self._runtime = load_library()
+        self._session = self._open("step")
+        self._decoder: onnxruntime.InferenceSession | None = None
+        self._shape: tuple[int, int, int] | None = None  # images, rows, slots
+        self._memory: dict[str, NDArray[np.float32]] = {}  # flat, grown when needed, never shrunk
+        self._bound: dict[int, tuple[StepBuffers, Any]] = {}  # width -> buffers and their binding
+        self.scalars = Scalars(
+            guidance=np.ones(1, np.float32),
+            temperature=np.ones(1, np.float32),
+            top_k=np.zeros(1, np.int64),
+            top_p=np.ones(1, np.float32),
+        )
+
+    def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
+        if self._shape != (images, rows, slots):
+            self._bound.clear()
+            self._shape = (images, rows, slots)
+            size = rows * self._bundle.model.kv_heads * slots * self._bundle.model.head_size
+            for name in cache_names(self._bundle.model.layers):
+                if name not in self._memory or self._memory[name].size < size:
+                    self._memory[name] = np.zeros(size, dtype=np.float32)
+        for name in self._memory:
+            self.cache(name)[:, :, :zero_slots] = 0
+
+    def cache(self, name: str) -> NDArray[np.float32]:
+        """The memory of one cache, float32 (rows, kv_heads, slots, head_size)."""
+        assert self._shape is not None
+        _, rows, slots = self._shape
+        shape = (rows, self._bundle.model.kv_heads, slots, self._bundle.model.head_size)
+        return self._memory[name][: np.prod(shape)].reshape(shape)
+
+    def buffers(self, width: int) -> StepBuffers:
+        if width not in self._bound:
+            self._bound[width] = self._bind(width)
+        return self._bound[width][0]
+
+    def run(self, width: int) -> None:
+        self._session.run_with_iobinding(self._bound[width][1])
+
+    def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
+        if self._decoder is None:
+            self._decoder = self._open("decoder")
+        images: NDArray[np.uint8] = self._decoder.run(["images"], {"tokens": tokens})[0]
+        return images
+
+    def close(self) -> None:
+        self._bound.clear()
+        self._memory.clear()
+        self._decoder = None
+        del self._session
+
+    def _open(self, graph: str) -> onnxruntime.InferenceSession:
+        return open_session(self._bundle.graph(graph, self._precision), self._threads)
+
+    def _bind(self, width: int) -> tuple[StepBuffers, Any]:
+        assert self._shape is not None
+        images, rows, slots = self._shape
+        buffers = StepBuffers(
+            tokens=np.zeros((rows, width), np.int64),
+            positions=np.zeros((rows, width), np.int64),
+            write_index=np.zeros(rows, np.int64),
+            mask=np.zeros((rows, 1, width, slots), np.bool_),
+            uniforms=np.zeros((images, width), np.float32),
+            next_tokens=np.zeros((images, width), np.int64),
+        )
+        binding = self._session.io_binding()
+        inputs = {**vars(buffers), **vars(self.scalars)}
+        next_tokens = inputs.pop("next_tokens")
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        binding.bind_output("next_tokens", "cpu", 0, np.int64, next_tokens.shape, next_tokens.ctypes.data)
+        for name in cache_names(self._bundle.model.layers):
+            cache = self.cache(name)
+            place: tuple[str, int, DTypeLike, Any, int] = ("cpu", 0, np.float32, cache.shape, cache.ctypes.data)
+            binding.bind_input(name, *place)
+            binding.bind_output(f"new_{name}", *place)
+        return buffers, binding
+
+
+def cache_names(layers: int) -> list[str]:
+    return [f"{kind}_cache_{layer}" for layer in range(layers) for kind in ("key", "value")]
+
+
+def load_library() -> Any:
+    """Import onnxruntime. Raises EngineError where it is missing or too old for opset 24."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise EngineError("onnxruntime is not installed: pip install 'arforge[cpu]'") from None
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if version < MINIMUM:
+        wanted = ".".join(map(str, MINIMUM))
+        raise EngineError(
+            f"onnxruntime {onnxruntime.__version__} is too old: pip install 'onnxruntime>={wanted}'"
+        )
+    return onnxruntime
+
+
+def open_session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
+    """A session on the CPU provider. Raises EngineError where ONNX Runtime refuses the graph."""
+    runtime = load_library()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    try:
+        return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the binding's exception classes share no narrower public base
+        raise EngineError(f"ONNX Runtime cannot load {path}: {error}. Export the bundle again") from error
+
+
+def check_identity(bundle: Bundle, identity: dict[str, Any]) -> None:
+    """Raise EngineError unless the engine was built from the bundle's present graph."""
+    graph, built = identity.get("graph"), identity.get("graph_sha256")
+    present = bundle.manifest["files"].get(graph, {}).get("sha256") if isinstance(graph, str) else None
+    if present is None or present != built:
+        raise EngineError(
+            f"the engine of {bundle.root} was built from another graph: rebuild it with "
+            f"`arforge build {bundle.root} --target onnxruntime`"
+        )
+    widths = identity.get("widths")
+    if widths is not None and not (
+        isinstance(widths, list) and widths and all(type(w) is int and w > 0 for w in widths)
+    ):
+        raise EngineError(f"the engine of {bundle.root} lists widths {widths!r}: rebuild it")

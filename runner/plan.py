@@ -1,0 +1,94 @@
+"""Turns a schedule into the arrays of its steps, once, so that the step loop only copies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arforge.runner.bundle import Model
+from arforge.runner.errors import EngineError
+from arforge.runner.schedule import Input, Schedule, Source
+from arforge.runner.visibility import masks
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step at the width that the engine runs it with; padding repeats the last input and is never kept."""
+
+    columns: NDArray[np.int64]  # (width) columns of `known` that hold the inputs' tokens
+    positions: NDArray[np.int64]  # (width)
+    mask: NDArray[np.bool_]  # (width, slots)
+    write_index: int
+    target_rows: NDArray[np.int64]  # (targets)
+    target_cells: NDArray[np.int64]  # (targets)
+    guidance: float
+
+    @property
+    def width(self) -> int:
+        return len(self.columns)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`known` (rows, cells + conditions + literals) is where tokens are read from and written to."""
+
+    schedule: Schedule
+    steps: tuple[PlannedStep, ...]
+    slots: int
+    literals: tuple[int, ...]
+
+    def known(self, model: Model, classes: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
+        """The tokens known before the first step; the rows beyond the images are unconditional."""
+        cells, images = self.schedule.cells, len(classes)
+        known = np.zeros((rows, cells + self.schedule.conditions + len(self.literals)), dtype=np.int64)
+        known[:images, cells] = model.first_class + classes
+        known[images:, cells] = model.null_class
+        known[:, cells + self.schedule.conditions :] = self.literals
+        return known
+
+
+def make_plan(schedule: Schedule, widths: Sequence[int] | None) -> Plan:
+    """Plan `schedule` for an engine of these widths (None: any). Raises EngineError where one is too narrow."""
+    literals = sorted({i.value for step in schedule.steps for i in step.inputs if i.source is Source.TOKEN})
+    places = {token: schedule.cells + schedule.conditions + index for index, token in enumerate(literals)}
+
+    def column(given: Input) -> int:
+        if given.source is Source.CELL:
+            return given.value
+        if given.source is Source.CONDITION:
+            return schedule.cells + given.value
+        return places[given.value]
+
+    padded = {width: _engine_width(width, widths) for width in schedule.widths}
+    pairs = list(zip(schedule.write_indices, schedule.steps, strict=True))
+    slots = max(write_index + padded[step.width] for write_index, step in pairs)
+    steps = []
+    for (write_index, step), mask in zip(pairs, masks(schedule, slots), strict=True):
+        spread = np.minimum(np.arange(padded[step.width]), step.width - 1)
+        steps.append(
+            PlannedStep(
+                columns=np.array([column(given) for given in step.inputs], dtype=np.int64)[spread],
+                positions=np.array([given.position for given in step.inputs], dtype=np.int64)[spread],
+                mask=mask[spread],
+                write_index=write_index,
+                target_rows=np.array([target.row for target in step.targets], dtype=np.int64),
+                target_cells=np.array([target.cell for target in step.targets], dtype=np.int64),
+                guidance=step.guidance,
+            )
+        )
+    return Plan(schedule, tuple(steps), slots, tuple(literals))
+
+
+def _engine_width(width: int, widths: Sequence[int] | None) -> int:
+    if widths is None:
+        return width
+    fitting = [known for known in widths if known >= width]
+    if not fitting:
+        raise EngineError(
+            f"the schedule decodes {width} tokens in a step, the engine was built for widths "
+            f"{', '.join(map(str, widths))}: rebuild it with `arforge build --width {width}`"
+        )
+    return min(fitting)

@@ -1,0 +1,118 @@
+"""A decoding schedule: which tokens each step feeds, what they may see, and which cells they decide.
+
+A schedule is data. It is made by a pure function of the grid and its own parameters (`specification.py`), knows no
+model, and can be stored (`schedule_file.py`), plotted and interpreted by any runner. Cells are raster indices.
+
+The cache is filled in the order of generation: first `zero_slots` slots that stay zero, then each step's inputs,
+contiguously. A slot is visible to an input when its rank is at most the input's rank (`visibility.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Any, NamedTuple
+
+
+class Source(IntEnum):
+    """Where an input's token comes from; `Input.value` says which."""
+
+    CELL = 0  # a cell sampled in an earlier step
+    CONDITION = 1  # the request's condition token of that index: for class-conditional models, the class
+    TOKEN = 2  # that literal id
+
+
+class Input(NamedTuple):
+    """One input of a step."""
+
+    source: Source
+    value: int
+    position: int  # row of the rotary table: 0 is none, 1 + cell a grid cell
+    rank: int
+    holes: int = 0  # how many zero slots it sees
+
+
+class Target(NamedTuple):
+    """One sampled cell: output row `row` of the step decides `cell`."""
+
+    row: int
+    cell: int
+
+
+@dataclass(frozen=True)
+class Step:
+    inputs: tuple[Input, ...]
+    targets: tuple[Target, ...]
+    commit: int  # how many of this step's cache slots stay
+    retire: tuple[int, ...] = ()  # slots that neither this step's inputs nor later ones see
+    guidance: float = 1.0  # the step's scale is 1 + (request's scale - 1) * guidance
+
+    @property
+    def width(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    specification: str  # canonical, such as "zipar:16" or "zipar:16,holes=masked"
+    grid: tuple[int, int]
+    steps: tuple[Step, ...]
+    conditions: int = 1
+    zero_slots: int = 0
+
+    @property
+    def cells(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """The distinct widths of the steps, ascending."""
+        return tuple(sorted({step.width for step in self.steps}))
+
+    @cached_property
+    def write_indices(self) -> tuple[int, ...]:
+        """The first cache slot that each step writes."""
+        indices, slot = [], self.zero_slots
+        for step in self.steps:
+            indices.append(slot)
+            slot += step.commit
+        return tuple(indices)
+
+    @cached_property
+    def slots(self) -> int:
+        """Cache slots that the schedule touches; padding a step needs spare ones beyond."""
+        pairs = zip(self.write_indices, self.steps, strict=True)
+        return max(index + step.width for index, step in pairs)
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """The cells in the order in which they are decided."""
+        return tuple(target.cell for step in self.steps for target in step.targets)
+
+    def to_json(self) -> dict[str, Any]:
+        """The schedule as plain data, every input by its source."""
+        names = {Source.CELL: "cell", Source.CONDITION: "condition", Source.TOKEN: "token"}
+        steps = [
+            {
+                "inputs": [
+                    {names[i.source]: i.value, "position": i.position, "rank": i.rank, "holes": i.holes}
+                    for i in step.inputs
+                ],
+                "targets": [target.cell for target in step.targets],
+                "rows": [target.row for target in step.targets],
+                "commit": step.commit,
+                "retire": list(step.retire),
+                "guidance": step.guidance,
+            }
+            for step in self.steps
+        ]
+        return {
+            "schedule": self.specification,
+            "grid": list(self.grid),
+            "conditions": self.conditions,
+            "zero_slots": self.zero_slots,
+            "slots": self.slots,
+            "steps": steps,
+            "order": list(self.order),
+        }

@@ -1,0 +1,79 @@
+"""The one checker that every generator and reader of schedules goes through."""
+
+from __future__ import annotations
+
+import math
+from typing import NoReturn
+
+from arforge.runner.errors import ScheduleError
+from arforge.runner.schedule import Schedule, Source, Step
+
+MAX_CELLS = 1 << 20
+
+
+def checked(schedule: Schedule) -> Schedule:
+    """Return `schedule` if a runner can execute it, else raise ScheduleError.
+
+    Proves that every cell is decided once, that every input exists before it is read, that positions and ranks are
+    in range, and that the cache is used consistently.
+    """
+    height, width = schedule.grid
+    if not (height > 0 and width > 0 and height * width <= MAX_CELLS):
+        raise ScheduleError(f"schedule {schedule.specification}: grid {height}x{width} is out of range")
+    if not (schedule.steps and schedule.conditions >= 0 and 0 <= schedule.zero_slots <= 2 * MAX_CELLS):
+        raise ScheduleError(f"schedule {schedule.specification}: no steps, or negative sizes")
+    state = _State(schedule)
+    for index, step in enumerate(schedule.steps):
+        state.check(index, step)
+    missing = schedule.cells - len(state.decided)
+    if missing:
+        raise ScheduleError(f"schedule {schedule.specification}: {missing} cells are never decided")
+    return schedule
+
+
+class _State:
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.decided: set[int] = set()
+        self.live: set[int] = set()
+        self.slot = schedule.zero_slots
+
+    def check(self, index: int, step: Step) -> None:
+        def fail(what: str) -> NoReturn:
+            raise ScheduleError(f"schedule {self.schedule.specification}, step {index}: {what}")
+
+        if not step.inputs:
+            fail("has no inputs")
+        for given in step.inputs:
+            if given.source is Source.CELL and given.value not in self.decided:
+                fail(f"reads cell {given.value}, which no earlier step decides")
+            if given.source is Source.CONDITION and not 0 <= given.value < self.schedule.conditions:
+                fail(f"reads condition token {given.value} of {self.schedule.conditions}")
+            if given.value < 0:
+                fail(f"token {given.value} is negative")
+            if not 0 <= given.position <= self.schedule.cells:
+                fail(f"position {given.position} is outside 0..{self.schedule.cells}")
+            if not 0 <= given.rank <= MAX_CELLS:
+                fail(f"rank {given.rank} is outside 0..{MAX_CELLS}")
+            if not 0 <= given.holes <= self.schedule.zero_slots:
+                fail(f"sees {given.holes} zero slots of {self.schedule.zero_slots}")
+        if not 0 <= step.commit <= step.width:
+            fail(f"keeps {step.commit} of {step.width} slots")
+        if not (math.isfinite(step.guidance) and 0 <= step.guidance <= 1):
+            fail(f"guidance weight {step.guidance} is outside 0..1")
+        for slot in step.retire:
+            if slot not in self.live:
+                fail(f"retires slot {slot}, which is not live")
+            self.live.remove(slot)
+        if len({target.row for target in step.targets}) != len(step.targets):
+            fail("samples one output row twice")
+        for row, cell in step.targets:
+            if not 0 <= row < step.width:
+                fail(f"samples output row {row} of {step.width}")
+            if not 0 <= cell < self.schedule.cells:
+                fail(f"decides cell {cell} outside the grid")
+            if cell in self.decided:
+                fail(f"decides cell {cell} again")
+            self.decided.add(cell)
+        self.live.update(range(self.slot, self.slot + step.commit))
+        self.slot += step.commit

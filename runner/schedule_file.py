@@ -1,0 +1,151 @@
+"""The schedule file: a JSON header and little-endian columns, readable without any library.
+
+    8 bytes   magic "ARFSCHED"
+    4 bytes   uint32, format version (1)
+    4 bytes   uint32, length of the header
+    header    UTF-8 JSON: specification, grid, conditions, zero_slots, steps, inputs, targets, retired
+    columns   the arrays of COLUMNS, one after the other, 4 bytes an entry
+
+`*_end` columns hold, for each step, the end of its rows in the input, target or retire columns.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arforge.runner.errors import ScheduleError
+from arforge.runner.schedule import Input, Schedule, Source, Step, Target
+from arforge.runner.schedule_check import checked
+
+MAGIC = b"ARFSCHED"
+VERSION = 1
+MAX_HEADER = 1 << 16
+MAX_ROWS = 1 << 24
+PREFIX = struct.Struct("<8sII")
+# name, count in the header, type
+COLUMNS = (
+    ("input_end", "steps", "<i4"),
+    ("target_end", "steps", "<i4"),
+    ("retire_end", "steps", "<i4"),
+    ("commit", "steps", "<i4"),
+    ("guidance", "steps", "<f4"),
+    ("source", "inputs", "<i4"),
+    ("value", "inputs", "<i4"),
+    ("position", "inputs", "<i4"),
+    ("rank", "inputs", "<i4"),
+    ("holes", "inputs", "<i4"),
+    ("target_row", "targets", "<i4"),
+    ("target_cell", "targets", "<i4"),
+    ("retired_slot", "retired", "<i4"),
+)
+COUNTS = ("steps", "inputs", "targets", "retired")
+
+
+def dump(schedule: Schedule) -> bytes:
+    inputs = [given for step in schedule.steps for given in step.inputs]
+    targets = [target for step in schedule.steps for target in step.targets]
+    retired = [slot for step in schedule.steps for slot in step.retire]
+    columns = {
+        "input_end": np.cumsum([step.width for step in schedule.steps]),
+        "target_end": np.cumsum([len(step.targets) for step in schedule.steps]),
+        "retire_end": np.cumsum([len(step.retire) for step in schedule.steps]),
+        "commit": [step.commit for step in schedule.steps],
+        "guidance": [step.guidance for step in schedule.steps],
+        "source": [given.source for given in inputs],
+        "value": [given.value for given in inputs],
+        "position": [given.position for given in inputs],
+        "rank": [given.rank for given in inputs],
+        "holes": [given.holes for given in inputs],
+        "target_row": [target.row for target in targets],
+        "target_cell": [target.cell for target in targets],
+        "retired_slot": retired,
+    }
+    sizes = (len(schedule.steps), len(inputs), len(targets), len(retired))
+    header = {
+        "specification": schedule.specification,
+        "grid": list(schedule.grid),
+        "conditions": schedule.conditions,
+        "zero_slots": schedule.zero_slots,
+        **dict(zip(COUNTS, sizes, strict=True)),
+    }
+    text = json.dumps(header).encode()
+    body = b"".join(np.asarray(columns[name], dtype=kind).tobytes() for name, _, kind in COLUMNS)
+    return PREFIX.pack(MAGIC, VERSION, len(text)) + text + body
+
+
+def load(data: bytes, name: str) -> Schedule:
+    """Read and check a schedule. Raises ScheduleError, naming `name`, for anything that is not as written."""
+    if len(data) < PREFIX.size:
+        raise ScheduleError(f"{name} is not a schedule: {len(data)} bytes")
+    magic, version, length = PREFIX.unpack_from(data)
+    if magic != MAGIC:
+        raise ScheduleError(f"{name} is not a schedule: it does not start with {MAGIC!r}")
+    if version != VERSION:
+        raise ScheduleError(f"{name} has schedule format {version}; this arforge reads {VERSION}: update arforge")
+    if length > min(MAX_HEADER, len(data) - PREFIX.size):
+        raise ScheduleError(f"{name}: header of {length} bytes does not fit the file")
+    start = PREFIX.size + length
+    header = _header(data[PREFIX.size : start], name)
+    expected = start + sum(header[count] * 4 for _, count, _ in COLUMNS)
+    if expected != len(data):
+        raise ScheduleError(f"{name} has {len(data)} bytes, its header asks for {expected}")
+    columns: dict[str, NDArray[Any]] = {}
+    for column, count, kind in COLUMNS:
+        columns[column] = np.frombuffer(data, dtype=kind, count=header[count], offset=start)
+        start += header[count] * 4
+    return checked(_assemble(header, columns, name))
+
+
+def read(path: Path) -> Schedule:
+    return load(path.read_bytes(), path.name)
+
+
+def _header(text: bytes, name: str) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ScheduleError(f"{name}: header is not JSON ({error})") from None
+    if not isinstance(header, dict) or not isinstance(header.get("specification"), str):
+        raise ScheduleError(f"{name}: header lacks a specification")
+    grid = header.get("grid")
+    if not (isinstance(grid, list) and len(grid) == 2):
+        raise ScheduleError(f"{name}: grid must be [rows, columns]")
+    numbers = [*grid, *(header.get(key) for key in ("conditions", "zero_slots", *COUNTS))]
+    if any(type(number) is not int or not 0 <= number <= MAX_ROWS for number in numbers):
+        raise ScheduleError(f"{name}: header has a size that is missing or out of range")
+    return header
+
+
+def _assemble(header: dict[str, Any], columns: dict[str, NDArray[Any]], name: str) -> Schedule:
+    for column, total in (("input_end", "inputs"), ("target_end", "targets"), ("retire_end", "retired")):
+        ends = np.concatenate([[0], columns[column]])
+        if (np.diff(ends) < 0).any() or ends[-1] != header[total]:
+            raise ScheduleError(f"{name}: column {column} does not cover its rows in order")
+    if not np.isin(columns["source"], list(Source)).all():
+        raise ScheduleError(f"{name}: unknown kind of source")
+    rows = zip(*(columns[c].tolist() for c in ("source", "value", "position", "rank", "holes")), strict=True)
+    inputs = [Input(Source(source), *rest) for source, *rest in rows]
+    pairs = zip(columns["target_row"].tolist(), columns["target_cell"].tolist(), strict=True)
+    targets = [Target(row, cell) for row, cell in pairs]
+    retired = columns["retired_slot"].tolist()
+    steps = []
+    first = (0, 0, 0)
+    ends_of_steps = zip(*(columns[c].tolist() for c in ("input_end", "target_end", "retire_end")), strict=True)
+    commits, weights = columns["commit"].tolist(), columns["guidance"].tolist()
+    for ends, commit, weight in zip(ends_of_steps, commits, weights, strict=True):
+        (i, t, r), (i_end, t_end, r_end) = first, ends
+        steps.append(Step(tuple(inputs[i:i_end]), tuple(targets[t:t_end]), commit, tuple(retired[r:r_end]), weight))
+        first = ends
+    return Schedule(
+        specification=header["specification"],
+        grid=(header["grid"][0], header["grid"][1]),
+        steps=tuple(steps),
+        conditions=header["conditions"],
+        zero_slots=header["zero_slots"],
+    )
