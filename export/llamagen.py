@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arforge.export.checkpoint import Checkpoint
 from arforge.export.layers import Block, Cache, RMSNorm, Rotary, rotary_table
 
 # layers, heads, dim
@@ -100,3 +101,23 @@ class LlamaGen(nn.Module):
     def empty_caches(self, rows: int, slots: int) -> list[Cache]:
         shape = (rows, self.config.kv_heads, slots, self.config.head_size)
         return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(self.config.n_layer)]
+
+
+EMBEDDING = "tok_embeddings.weight"
+CLASS_EMBEDDING = "cls_embedding.embedding_table.weight"
+
+
+def checkpoint_shapes(config: LlamaGenConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of the authors' checkpoints."""
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in LlamaGen(config).state_dict().items()}
+    shapes[EMBEDDING] = (config.vocab_size, config.dim)
+    shapes[CLASS_EMBEDDING] = (config.num_classes + 1, config.dim)
+    return shapes
+
+
+def parameter(checkpoint: Checkpoint, name: str) -> Tensor:
+    """A parameter of `LlamaGen` from the authors' checkpoint: the two embedding tables become one."""
+    if name == EMBEDDING:
+        return torch.cat([checkpoint.tensor(EMBEDDING), checkpoint.tensor(CLASS_EMBEDDING)])
+    return checkpoint.tensor(name)

@@ -13,10 +13,9 @@ SCALARS = ("guidance", "temperature", "top_k", "top_p")
 
 
 class StepGraph(nn.Module):
-    def __init__(self, decoder: nn.Module, with_logits: bool) -> None:
+    def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
-        self.with_logits = with_logits
 
     def forward(
         self,
@@ -34,11 +33,17 @@ class StepGraph(nn.Module):
         pairs = list(zip(caches[0::2], caches[1::2], strict=True))
         logits, written = self.decoder(tokens, positions, mask, write_index, pairs)
         drawn, guided = sampler.sample(logits, uniforms, guidance, temperature, top_k, top_p)
-        outputs = [drawn, guided] if self.with_logits else [drawn]
-        return outputs + [tensor for pair in written for tensor in pair]
+        return [drawn, guided, *(tensor for pair in written for tensor in pair)]
 
 
-def trace_step(decoder: nn.Module, layers: int, kv_heads: int, head_size: int, with_logits: bool) -> ir.Model:
+def without_logits(model: ir.Model) -> ir.Model:
+    """A copy of a traced step that does not give its logits: what an engine runs."""
+    lean = model.clone()
+    lean.graph.outputs.remove(next(value for value in lean.graph.outputs if value.name == "logits"))
+    return lean
+
+
+def trace_step(decoder: nn.Module, layers: int, kv_heads: int, head_size: int) -> ir.Model:
     """Trace `decoder`, whose parameters are fake tensors, with all of rows, images, width and slots free.
 
     Inputs and outputs are those of the design's step graph, and `top_k` int64 [1], `top_p` float32 [1]. Cache
@@ -59,9 +64,9 @@ def trace_step(decoder: nn.Module, layers: int, kv_heads: int, head_size: int, w
         "top_p": (torch.zeros(1), None),
     }
     caches = [torch.zeros(r, kv_heads, s, head_size) for _ in cache_names]
-    outputs = ["next_tokens", *(["logits"] if with_logits else []), *(f"new_{name}" for name in cache_names)]
+    outputs = ["next_tokens", "logits", *(f"new_{name}" for name in cache_names)]
     return trace(
-        StepGraph(decoder, with_logits),
+        StepGraph(decoder),
         args=(*(tensor for tensor, _ in inputs.values()), caches),
         dynamic_shapes=(*(dims for _, dims in inputs.values()), [{0: rows, 2: slots} for _ in caches]),
         input_names=[*inputs, *cache_names],

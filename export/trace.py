@@ -6,6 +6,7 @@ streamed to the weights file later (`weights.py`).
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from arforge.version import VERSION
 
 OPSET = 24
 
@@ -56,10 +59,13 @@ def tidy(model: ir.Model) -> ir.Model:
     """Fold what is constant, with the weights held aside as inputs so that nothing looks at their values."""
     weights = [value for value in model.graph.initializers.values()]
     model.graph.initializers.clear()
+    for value in weights:
+        value.const_value = None
     model.graph.inputs.extend(weights)
     onnxscript.optimizer.optimize_ir(model)
     constant_reshapes(model)
     ir.passes.PassManager([CommonSubexpressionEliminationPass(), RemoveUnusedNodesPass()])(model)
+    strip_traces(model)
     del model.graph.inputs[-len(weights) :]
     for value in weights:
         value.const_value = weight_reference(value, location="", offset=0)
@@ -67,10 +73,22 @@ def tidy(model: ir.Model) -> ir.Model:
     return model
 
 
+def strip_traces(model: ir.Model) -> None:
+    """Drop the tracer's notes: stack traces with local paths, many times the size of the graph itself."""
+    model.producer_name, model.producer_version = "arforge", VERSION
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for node in model.graph.all_nodes():
+        node.doc_string = None
+        values.extend(node.outputs)
+    for noted in (model, model.graph, *model.graph.all_nodes(), *values):
+        noted.metadata_props.clear()
+
+
 def weight_reference(value: ir.Value, location: str, offset: int) -> ir.ExternalTensor:
     """A weight by its place in a file."""
     assert value.dtype is not None and value.shape is not None and value.name is not None
-    return ir.ExternalTensor(location, offset, None, value.dtype, shape=value.shape, name=value.name)
+    length = math.prod(int(dim) for dim in value.shape) * value.dtype.itemsize
+    return ir.ExternalTensor(location, offset, int(length), value.dtype, shape=value.shape, name=value.name)
 
 
 def is_weight(value: ir.Value) -> bool:

@@ -76,7 +76,7 @@ class VQModel(nn.Module):
 
     def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """int64 tokens [images, cells] to uint8 [images, height, width, 3], rounded as the authors' sampler does."""
-        x = self.decode_latent(self.quantize.vectors()[tokens].unflatten(1, grid))
+        x = self.decode_latent(F.embedding(tokens, self.quantize.vectors()).unflatten(1, grid))
         return torch.clamp(127.5 * x + 128.0, 0, 255).permute(0, 2, 3, 1).to(torch.uint8)
 
 

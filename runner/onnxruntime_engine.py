@@ -21,11 +21,20 @@ MINIMUM = (1, 31)
 class OnnxRuntimeEngine:
     """Runs a bundle's graphs on the CPU provider."""
 
-    def __init__(self, bundle: Bundle, precision: str, threads: int | None = None) -> None:
-        """`threads`: CPU threads (None: one a core). Raises EngineError where the engine is not built."""
-        identity = bundle.engine("onnxruntime", precision)
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str,
+        threads: int | None = None,
+        identity: dict[str, Any] | None = None,
+    ) -> None:
+        """`threads`: CPU threads (None: one a core). `identity`: of an engine that is being built.
+
+        Raises EngineError where the engine is not built or does not fit the bundle.
+        """
+        identity = identity or bundle.engine("onnxruntime", precision)
         check_identity(bundle, identity)
-        widths = identity["widths"]
+        widths = identity.get("widths")
         self.widths = None if widths is None else tuple(widths)
         self._bundle, self._precision, self._threads = bundle, precision, threads
         self._runtime = load_library()

@@ -50,7 +50,7 @@ def train(images: Tensor, labels: Tensor, steps: int) -> Classifier:
     return model.eval()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
     """Share of uint8 [n, 32, 32] images whose most likely class is their label."""
     predicted = torch.cat([model(prepare(batch)).argmax(1) for batch in images.split(500)])

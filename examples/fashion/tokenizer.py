@@ -89,7 +89,7 @@ def revive(model: VQModel, latent: Tensor, used: Tensor) -> None:
     model.quantize.embedding.weight.data[dead] = points[torch.randint(len(points), (len(dead),))]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode(model: VQModel, images: Tensor) -> Tensor:
     """Tokens int64 [n, cells]."""
     colour = images[..., None].expand(-1, -1, -1, 3)

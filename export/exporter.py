@@ -1,0 +1,215 @@
+"""From a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from arforge.export import llamagen, tokenizer, weights
+from arforge.export.checkpoint import Checkpoint, check_shapes, looks_like, open_checkpoint
+from arforge.export.config import variant_of
+from arforge.export.llamagen import LlamaGen, LlamaGenConfig
+from arforge.export.step_graph import trace_step, without_logits
+from arforge.export.trace import fake_module
+from arforge.export.vq import GROUPS, VQConfig, VQModel
+from arforge.runner import schedule_file
+from arforge.runner.bundle import FORMAT, VERSION, Sampler, sha256_of
+from arforge.runner.bundle_writer import file_facts, staged, write_manifest
+from arforge.runner.errors import CheckpointError
+from arforge.runner.schedule import Schedule
+from arforge.runner.specification import compile_schedule
+from arforge.version import VERSION as ARFORGE_VERSION
+
+PRECISION = "fp32"
+LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to export. `tokenizer` may be None: such a bundle gives tokens only."""
+
+    config: LlamaGenConfig
+    checkpoint: Path
+    tokenizer: Path | None
+    output: Path
+    schedules: Sequence[str] = ()
+    sampler: Sampler = Sampler(guidance=2.0, temperature=1.0, top_k=0, top_p=1.0)
+    overwrite: bool = False
+
+
+def export_llamagen(job: Job, report: Report = lambda line: None) -> None:
+    """Write the bundle `job.output`, whole or not at all.
+
+    Raises CheckpointError for a checkpoint that does not fit, ScheduleError for a schedule that does not, and
+    BundleError where the output cannot be written.
+    """
+    config = job.config
+    schedules = [compile_schedule(text, config.grid) for text in job.schedules or default_schedules(config.grid)]
+    decoder_weights = open_checkpoint(job.checkpoint)
+    check_shapes(decoder_weights, llamagen.checkpoint_shapes(config), "llamagen")
+    images = None if job.tokenizer is None else open_tokenizer(job.tokenizer, config)
+    with staged(job.output, job.overwrite) as stage:
+        report(f"tracing the step graph ({config.n_layer} layers)")
+        graphs = export_decoder(config, decoder_weights, stage, report)
+        if images is not None:
+            report("exporting the image tokenizer")
+            graphs += export_tokenizer(*images, config.grid, stage)
+        report("writing schedules and hashes")
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": model_facts(config),
+            "tokenizer": None if images is None else tokenizer_facts(images[0], config.grid),
+            "graphs": graphs,
+            "files": {},
+            "schedules": write_schedules(schedules, stage),
+            "sampler": asdict(job.sampler),
+            "engines": [],
+            "provenance": provenance(job),
+        }
+        manifest["files"] = file_facts(stage)
+        write_manifest(stage, manifest)
+
+
+def default_schedules(grid: tuple[int, int]) -> list[str]:
+    """Next-token, and ZipAR at the windows of its paper that fit."""
+    return ["ntp", *(f"zipar:{window}" for window in (16, 12, 8, 4, 2) if window < grid[1])]
+
+
+def open_tokenizer(path: Path, config: LlamaGenConfig) -> tuple[VQConfig, Checkpoint]:
+    """Open a tokenizer checkpoint and read its dimensions off it. Raises CheckpointError where it does not fit."""
+    checkpoint = open_checkpoint(path)
+    try:
+        found = VQConfig.infer(checkpoint.shapes)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{path} is not a VQ tokenizer checkpoint (missing {error}). {looks_like(checkpoint, 'VQ tokenizer')}"
+        ) from error
+    if found.channels % GROUPS:
+        raise CheckpointError(f"{path}: {found.channels} channels are not a multiple of {GROUPS}")
+    model, _ = fake_module(lambda: VQModel(found))
+    check_shapes(checkpoint, {k: tuple(v.shape) for k, v in model.state_dict().items()}, "VQ tokenizer")
+    if found.codebook_size != config.vocab_size:
+        raise CheckpointError(
+            f"{path} has {found.codebook_size} codes, the model {config.vocab_size} tokens: "
+            "use the tokenizer that the model was trained with"
+        )
+    return found, checkpoint
+
+
+def export_decoder(
+    config: LlamaGenConfig, checkpoint: Checkpoint, stage: Path, report: Report
+) -> list[dict[str, str]]:
+    decoder, mode = fake_module(lambda: LlamaGen(config))
+    with mode:
+        full = trace_step(decoder, config.n_layer, config.kv_heads, config.head_size)
+    models = {"step": without_logits(full), "step-logits": full}
+    real = dict(zip(("cosine", "sine"), llamagen.rotary_table(config.grid, config.head_size, config.rope_base), strict=True))
+
+    def source(name: str) -> Any:
+        return real[name] if name in real else llamagen.parameter(checkpoint, name)
+
+    report("writing the decoder's weights")
+    return write_graphs(models, "decoder.", "model.weights", source, stage)
+
+
+def export_tokenizer(
+    config: VQConfig, checkpoint: Checkpoint, grid: tuple[int, int], stage: Path
+) -> list[dict[str, str]]:
+    model, mode = fake_module(lambda: VQModel(config))
+    assert isinstance(model, VQModel)
+    with mode:
+        models = {"decoder": tokenizer.trace_decoder(model, grid), "encoder": tokenizer.trace_encoder(model, grid)}
+    return write_graphs(models, "model.", "tokenizer.weights", checkpoint.tensor, stage)
+
+
+def write_graphs(
+    models: dict[str, ir.Model], prefix: str, file: str, source: weights.Source, stage: Path
+) -> list[dict[str, str]]:
+    """Write graphs that share one weights file beside them; returns their manifest entries."""
+    folder = stage / "graphs" / PRECISION
+    (folder / "weights").mkdir(parents=True, exist_ok=True)
+    layout = weights.layout_of(list(models.values()), prefix)
+    weights.write(folder / "weights" / file, layout, source)
+    entries = []
+    for name, model in models.items():
+        weights.bind(model, layout, prefix, f"weights/{file}")
+        ir.save(model, folder / f"{name}.onnx")
+        path = f"graphs/{PRECISION}"
+        entries.append(
+            {"name": name, "precision": PRECISION, "path": f"{path}/{name}.onnx", "weights": f"{path}/weights/{file}"}
+        )
+    return entries
+
+
+def write_schedules(schedules: Sequence[Schedule], stage: Path) -> list[dict[str, Any]]:
+    (stage / "schedules").mkdir()
+    entries = []
+    for schedule in schedules:
+        name = schedule.specification.replace(":", "-").replace(",", "_").replace("=", "-")
+        path = f"schedules/{name}.schedule"
+        (stage / path).write_bytes(schedule_file.dump(schedule))
+        entries.append(
+            {
+                "specification": schedule.specification,
+                "path": path,
+                "steps": len(schedule.steps),
+                "slots": schedule.slots,
+                "widths": list(schedule.widths),
+            }
+        )
+    return entries
+
+
+def model_facts(config: LlamaGenConfig) -> dict[str, Any]:
+    parameters = sum(math.prod(shape) for shape in llamagen.checkpoint_shapes(config).values())
+    return {
+        "family": "llamagen",
+        "variant": variant_of(config),
+        "config": asdict(config),
+        "grid": list(config.grid),
+        "vocabulary": config.vocab_size,
+        "classes": config.num_classes,
+        "first_class": config.vocab_size,
+        "null_class": config.vocab_size + config.num_classes,
+        "positions": 1 + config.cells,
+        "layers": config.n_layer,
+        "kv_heads": config.kv_heads,
+        "head_size": config.head_size,
+        "parameters": parameters,
+    }
+
+
+def tokenizer_facts(config: VQConfig, grid: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "codebook_size": config.codebook_size,
+        "codebook_width": config.codebook_width,
+        "downsampling": config.downsampling,
+        "image_size": [side * config.downsampling for side in grid],
+    }
+
+
+def provenance(job: Job) -> dict[str, Any]:
+    """Where the bundle comes from: source files by name and sha256, versions, command line, time."""
+
+    def file(path: Path) -> dict[str, Any]:
+        return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+    return {
+        "arforge": ARFORGE_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "checkpoint": file(job.checkpoint),
+        "tokenizer": None if job.tokenizer is None else file(job.tokenizer),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "python": sys.version.split()[0],
+    }

@@ -1,0 +1,74 @@
+"""Streams weights into one external-data file that all graphs of a precision share.
+
+Only one tensor is in memory at a time, so an export's peak is the mapped checkpoint and little else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from arforge.export.trace import fold_transposes, is_weight, weight_reference
+from arforge.runner.errors import CheckpointError
+
+ALIGNMENT = 4096  # lets a runtime map a tensor straight from the file
+
+Source = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class Place:
+    offset: int
+    length: int
+    transposed: bool  # stored as the transpose of the module's parameter
+
+
+def layout_of(models: list[ir.Model], prefix: str) -> dict[str, Place]:
+    """Give each weight of `models` one place; the models name them alike, with `prefix` before.
+
+    Matrix weights that are only ever used transposed are stored that way, and the Transpose nodes go.
+    """
+    layout: dict[str, Place] = {}
+    offset = 0
+    for model in models:
+        folded = fold_transposes(model)
+        for value in filter(is_weight, model.graph.initializers.values()):
+            assert value.name is not None and value.dtype == ir.DataType.FLOAT and value.shape is not None
+            name = value.name.removeprefix(prefix)
+            transposed = value.name in folded
+            if name in layout:
+                assert layout[name].transposed == transposed, f"{name} is used in two layouts"
+                continue
+            length = 4 * math.prod(int(dim) for dim in value.shape)
+            layout[name] = Place(offset, length, transposed)
+            offset += -(-length // ALIGNMENT) * ALIGNMENT
+    return layout
+
+
+def bind(model: ir.Model, layout: Mapping[str, Place], prefix: str, location: str) -> None:
+    """Point the model's weights at their places in the file `location`, relative to the graph."""
+    for value in list(filter(is_weight, model.graph.initializers.values())):
+        assert value.name is not None
+        value.name = value.name.removeprefix(prefix)
+        value.const_value = weight_reference(value, location, layout[value.name].offset)
+
+
+def write(path: Path, layout: Mapping[str, Place], source: Source) -> None:
+    """Write the weights as float32. Raises CheckpointError for NaN or infinity."""
+    with path.open("wb") as file:
+        for name, place in layout.items():
+            tensor = source(name).detach().to(torch.float32)
+            if not torch.isfinite(tensor).all():
+                raise CheckpointError(f"tensor {name} holds NaN or infinity: the checkpoint is damaged")
+            if place.transposed:
+                tensor = tensor.t()
+            file.seek(place.offset)
+            file.write(memoryview(tensor.contiguous().numpy()).cast("B"))
+        end = max(place.offset + place.length for place in layout.values())
+        file.truncate(end)
