@@ -68,6 +68,11 @@ class Result:
     image_seconds: float  # tokens to pixels, wall clock
 
 
+def guided_rows(images: int, guided: bool) -> int:
+    """Rows of a step: with guidance, the conditional ones, then as many unconditional."""
+    return 2 * images if guided else images
+
+
 class Runner:
     """Generates images from one bundle. Use it as a context manager; calls from several threads take turns."""
 
@@ -173,7 +178,7 @@ class Runner:
     ) -> NDArray[np.int64]:
         engine = self._live_engine()
         images, cells = len(classes), plan.schedule.cells
-        rows = images if request.guidance == 1 else 2 * images
+        rows = guided_rows(images, guided=request.guidance != 1)
         known = plan.known(self.bundle.model, classes, rows)
         random = uniforms(seeds, cells)
         engine.prepare(images, rows, plan.slots, plan.schedule.zero_slots)

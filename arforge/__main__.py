@@ -1,0 +1,3 @@
+from arforge.cli import main
+
+main()

@@ -1,0 +1,56 @@
+"""The `arforge` command: one module a command, loaded when it is called."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from arforge.runner.errors import ArforgeError
+from arforge.version import VERSION
+
+COMMANDS = {
+    "export": "Turn a checkpoint into a bundle.",
+    "build": "Build an engine of a bundle.",
+    "run": "Generate images.",
+    "schedule": "Show, dump or plot a decoding schedule.",
+    "inspect": "Show what a bundle holds.",
+    "verify": "Check a bundle and its engines.",
+}
+
+
+class Commands(click.Group):
+    """Loads a command's module when it is named, and turns arforge's errors into one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"arforge.{name}_command").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ArforgeError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(VERSION, prog_name="arforge")
+def main() -> None:
+    """A deployment compiler for autoregressive image generators.
+
+    A checkpoint becomes a bundle (export), a bundle gets engines (build), an engine makes images (run).
+    """
+
+
+if __name__ == "__main__":
+    main()

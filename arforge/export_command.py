@@ -1,0 +1,80 @@
+"""`arforge export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from arforge.options import PATH, Grid
+from arforge.runner.errors import ArforgeError
+
+FAMILIES = ("llamagen",)
+VARIANTS = ("B", "L", "XL", "XXL", "3B")
+
+
+@click.command()
+@click.argument("family", type=click.Choice(FAMILIES))
+@click.option(
+    "--variant", type=click.Choice(VARIANTS, case_sensitive=False), help="A published size; or use --config."
+)
+@click.option("--grid", type=Grid(), help="Token grid of the variant: 16x16, 24x24 (default) or 32x32.")
+@click.option("--config", type=PATH, help="Dimensions as JSON (see the README), in place of --variant.")
+@click.option("--checkpoint", type=PATH, required=True, help="The authors' .pt, or .safetensors.")
+@click.option("--tokenizer", type=PATH, help="The VQ tokenizer's checkpoint; without it, a bundle gives tokens only.")
+@click.option("--output", type=PATH, required=True, help="The bundle to write: a directory, whole or not at all.")
+@click.option("--schedule", "schedules", multiple=True, help="Store this schedule; repeatable.  [default: ntp, zipar]")
+@click.option("--guidance", default=2.0, show_default=True, help="Default guidance scale of requests.")
+@click.option("--temperature", default=1.0, show_default=True, help="Default temperature of requests.")
+@click.option("--top-k", default=0, show_default=True, help="Default top-k of requests; 0 is off.")
+@click.option("--top-p", default=1.0, show_default=True, help="Default top-p of requests; 1 is off.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle, once the new one is whole.")
+def command(
+    family: str,
+    variant: str | None,
+    grid: tuple[int, int] | None,
+    config: Path | None,
+    checkpoint: Path,
+    tokenizer: Path | None,
+    output: Path,
+    schedules: tuple[str, ...],
+    guidance: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    overwrite: bool,
+) -> None:
+    """Turn a FAMILY checkpoint into a bundle.
+
+    \b
+    arforge export llamagen --variant L --grid 24x24 --checkpoint c2i_L_384.pt \\
+        --tokenizer vq_ds16_c2i.pt --output llamagen-l.bundle
+    """
+    if (variant is None) == (config is None):
+        raise click.UsageError("name the model's dimensions with one of --variant and --config")
+    if config is not None and grid is not None:
+        raise click.UsageError("--grid goes with --variant; a --config holds its own grid")
+    try:
+        from arforge.export.config import read_config, variant_config
+        from arforge.export.exporter import Job, export_llamagen
+    except ImportError as error:
+        raise ArforgeError(
+            f"exporting needs {error.name}: pip install 'arforge[export]' (an unpinned torch is the CUDA build; for "
+            "the CPU one install torch first)"
+        ) from error
+    from arforge.runner.bundle import Sampler
+    from arforge.runner.runner import Request
+
+    Request(guidance, temperature, top_k, top_p)  # refuses what no request could use
+    dimensions = read_config(config) if config else variant_config(str(variant), grid or (24, 24))
+    job = Job(
+        config=dimensions,
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        output=output,
+        schedules=schedules,
+        sampler=Sampler(guidance, temperature, top_k, top_p),
+        overwrite=overwrite,
+    )
+    export_llamagen(job, lambda line: click.echo(line, err=True))
+    click.echo(f"wrote {output}; next: arforge build {output} --target onnxruntime")

@@ -1,0 +1,81 @@
+"""`arforge inspect`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from arforge.options import PATH, human
+from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.runner import guided_rows
+
+FLOAT_BYTES = 4
+
+
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def command(bundle: Path, as_json: bool) -> None:
+    """Show what BUNDLE holds: model, graphs, weights, schedules, engines and where it comes from."""
+    opened = open_bundle(bundle)
+    facts = facts_of(opened)
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+        return
+    model, sampler = opened.model, opened.sampler
+    name = f"{model.family} {model.variant}" if model.variant else model.family
+    grid = f"{model.grid[0]}x{model.grid[1]}"
+    click.echo(f"{bundle}: {name}, {model.parameters / 1e6:.1f} M parameters, {grid} tokens of {model.vocabulary}")
+    click.echo(f"  {model.layers} layers, {model.kv_heads} cached heads of {model.head_size}, {model.classes} classes")
+    if opened.tokenizer:
+        height, width = opened.tokenizer.image_size
+        click.echo(f"  images of {height}x{width}, codebook of {opened.tokenizer.codebook_width} channels")
+    else:
+        click.echo("  no image tokenizer: gives tokens only")
+    click.echo(
+        f"  requests: guidance {sampler.guidance:g}, temperature {sampler.temperature:g}, "
+        f"top-k {sampler.top_k}, top-p {sampler.top_p:g}, unless they say otherwise"
+    )
+    click.echo("graphs")
+    for graph in opened.manifest["graphs"]:
+        size = human(opened.manifest["files"][graph["weights"]]["bytes"])
+        click.echo(f"  {graph['name']:12} {graph['precision']}  {graph['path']}  (weights {graph['weights']}, {size})")
+    click.echo("schedules                      steps  saved  tokens a step  slots  cache of a guided image")
+    for entry in facts["schedules"]:
+        widths = f"{entry['widths'][0]}-{entry['widths'][-1]}" if len(entry["widths"]) > 1 else str(entry["widths"][0])
+        click.echo(
+            f"  {entry['specification']:28} {entry['steps']:5}  {100 * entry['steps_saved']:4.1f}%  {widths:>13}  "
+            f"{entry['slots']:5}  {human(entry['cache_bytes'])}"
+        )
+    click.echo("engines")
+    for engine in facts["engines"]:
+        widths = ", ".join(map(str, engine["widths"])) if engine["widths"] else "any"
+        click.echo(
+            f"  {engine['target']} {engine['precision']} for {engine['device']}: {engine['library']}, widths {widths}"
+        )
+    if not facts["engines"]:
+        click.echo(f"  none; build one: arforge build {bundle} --target onnxruntime")
+    source = facts["provenance"]
+    click.echo(f"made {source.get('created')} by arforge {source.get('arforge')}")
+    for part in ("checkpoint", "tokenizer"):
+        if source.get(part):
+            click.echo(f"  {part} {source[part]['name']}, sha256 {source[part]['sha256']}")
+
+
+def facts_of(bundle: Bundle) -> dict[str, Any]:
+    """The manifest, with what follows from it: the caches of each schedule, the identity of each engine."""
+    model = bundle.model
+    slot_bytes = 2 * model.layers * model.kv_heads * model.head_size * FLOAT_BYTES
+    schedules = [
+        {
+            **entry,
+            "steps_saved": 1 - entry["steps"] / model.cells,
+            "cache_bytes": guided_rows(1, guided=True) * entry["slots"] * slot_bytes,
+        }
+        for entry in bundle.manifest["schedules"]
+    ]
+    engines = [bundle.engine(entry["target"], entry["precision"]) for entry in bundle.manifest["engines"]]
+    return {**bundle.manifest, "schedules": schedules, "engines": engines}

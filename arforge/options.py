@@ -1,0 +1,55 @@
+"""Option types that several commands share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=Path)
+MAX_RANGE = 1 << 20
+
+
+class Grid(click.ParamType):
+    """Rows x columns: `24x24`."""
+
+    name = "ROWSxCOLUMNS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,4})[x×](\d{1,4})", str(value).strip().lower())
+        if match is None or min(int(match[1]), int(match[2])) < 1:
+            self.fail(f"{value!r} is not a grid: write rows x columns, such as 24x24", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+class Numbers(click.ParamType):
+    """Whole numbers with commas and ranges: `3`, `1,5`, `0-9`."""
+
+    name = "N[,N-M]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        numbers: list[int] = []
+        for part in str(value).split(","):
+            match = re.fullmatch(r"(-?\d+)(?:-(\d+))?", part.strip())
+            if match is None:
+                self.fail(f"{part!r} is not a whole number or a range such as 0-9", param, ctx)
+            first, last = int(match[1]), int(match[2] or match[1])
+            if not 0 <= last - first < MAX_RANGE:
+                self.fail(f"{part!r} is not a rising range of fewer than {MAX_RANGE} numbers", param, ctx)
+            numbers.extend(range(first, last + 1))
+        return tuple(numbers)
+
+
+def human(count: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"

@@ -1,0 +1,120 @@
+"""`arforge run`."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import click
+
+from arforge.options import PATH, Numbers
+from arforge.runner.errors import RequestError
+
+
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.option("--schedule", default="ntp", show_default=True, help="Decoding schedule, such as ntp or zipar:16.")
+@click.option("--class", "classes", type=Numbers(), multiple=True, required=True, help="Classes: 3 or 1,5 or 0-9.")
+@click.option("--seed", "seeds", type=Numbers(), multiple=True, help="One seed an image, or the first.  [default: 0]")
+@click.option("--samples", type=click.IntRange(min=1), help="Images in all, going round the classes.")
+@click.option("--guidance", type=float, help="Guidance scale; 1 is off.  [default: the bundle's]")
+@click.option("--temperature", type=float, help="Temperature; 0 is greedy.  [default: the bundle's]")
+@click.option("--top-k", type=int, help="Sample from the K likeliest tokens; 0 is off.  [default: the bundle's]")
+@click.option("--top-p", type=float, help="Sample from the likeliest tokens of mass P.  [default: the bundle's]")
+@click.option("--greedy", is_flag=True, help="Take the likeliest token (temperature 0).")
+@click.option("--batch", default=32, show_default=True, help="Images decoded at a time.")
+@click.option("--target", default="onnxruntime", show_default=True, help="Engine to run on.")
+@click.option("--precision", default="fp32", show_default=True, help="Precision of that engine.")
+@click.option("--threads", type=int, help="CPU threads.  [default: one a core]")
+@click.option("--output", type=PATH, help="PNG grid of the images.")
+@click.option("--columns", type=click.IntRange(min=1), help="Images a row of the grid.  [default: nearly square]")
+@click.option("--zoom", type=click.IntRange(1, 64), default=1, show_default=True, help="Size of a pixel in the grid.")
+@click.option("--npz", type=PATH, help="Array file for FID evaluators: arr_0, uint8 [images, height, width, 3].")
+@click.option("--tokens", type=PATH, help="Tokens as .npy: int64 [images, cells], raster order.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
+def command(
+    bundle: Path,
+    schedule: str,
+    classes: tuple[tuple[int, ...], ...],
+    seeds: tuple[tuple[int, ...], ...],
+    samples: int | None,
+    guidance: float | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    greedy: bool,
+    batch: int,
+    target: str,
+    precision: str,
+    threads: int | None,
+    output: Path | None,
+    columns: int | None,
+    zoom: int,
+    npz: Path | None,
+    tokens: Path | None,
+    quiet: bool,
+) -> None:
+    """Generate images from BUNDLE: one a class, or --samples in all.
+
+    A seed decides its image alone: batch, order and machine load change nothing.
+
+    \b
+    arforge run llamagen-l.bundle --schedule zipar:16 --class 207,360 --seed 0 --guidance 2 --output out.png
+    """
+    from arforge.runner.images import save_npz, save_png, save_tokens
+    from arforge.runner.runner import Runner
+
+    if output is None and npz is None and tokens is None:
+        raise click.UsageError("nothing to write: name --output, --npz or --tokens")
+    if greedy and temperature:
+        raise click.UsageError("--greedy is temperature 0: leave out one of --greedy and --temperature")
+    labels = spread_classes([label for group in classes for label in group], samples)
+    numbers = spread_seeds([seed for group in seeds for seed in group], len(labels))
+    with Runner.open(bundle, target=target, precision=precision, threads=threads) as runner:
+        if runner.bundle.tokenizer is None and (output or npz):
+            raise RequestError(
+                f"{bundle} has no image tokenizer and gives tokens only: use --tokens, or export with --tokenizer"
+            )
+        with click.progressbar(length=1000, label=schedule, file=click.get_text_stream("stderr"), hidden=quiet) as bar:
+
+            def progress(done: int, steps: int) -> None:
+                bar.update(1000 * done // steps - bar.pos)
+
+            result = runner.generate(
+                labels,
+                numbers,
+                schedule=schedule,
+                guidance=guidance,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                greedy=greedy,
+                batch=batch,
+                progress=progress,
+            )
+    if tokens:
+        save_tokens(tokens, result.tokens)
+    if result.images is not None and output:
+        save_png(output, result.images, columns, zoom)
+    if result.images is not None and npz:
+        save_npz(npz, result.images)
+    each = 1000 * (result.seconds + result.image_seconds) / len(labels)
+    click.echo(
+        f"{len(labels)} images, {schedule}: {result.steps} steps, {each:.1f} ms an image "
+        f"({target} {precision}, batch {min(batch, len(labels))}, {platform.machine()} CPU)"
+    )
+
+
+def spread_classes(classes: list[int], samples: int | None) -> list[int]:
+    """The class of each image: as given, or `samples` of them going round."""
+    if samples is None:
+        return classes
+    return [classes[index % len(classes)] for index in range(samples)]
+
+
+def spread_seeds(seeds: list[int], images: int) -> list[int]:
+    """The seed of each image: as given, or counting up from the only one."""
+    if len(seeds) > 1:
+        return seeds
+    first = seeds[0] if seeds else 0
+    return list(range(first, first + images))

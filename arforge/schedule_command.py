@@ -1,0 +1,60 @@
+"""`arforge schedule`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from arforge.options import PATH, Grid
+from arforge.runner.images import write_whole
+from arforge.runner.specification import compile_schedule
+
+STEPS_SHOWN = 6
+
+
+@click.command()
+@click.argument("specification")
+@click.option("--grid", type=Grid(), required=True, help="Token grid, such as 24x24.")
+@click.option("--json", "json_file", type=PATH, help="Dump the whole schedule as JSON; - for standard output.")
+@click.option("--plot", type=PATH, help="PNG heat map of the step in which each cell is decided.")
+@click.option("--gif", type=PATH, help="Animated GIF of the cells as they are decided.")
+def command(
+    specification: str, grid: tuple[int, int], json_file: Path | None, plot: Path | None, gif: Path | None
+) -> None:
+    """Show the schedule SPECIFICATION on a grid: its steps, their widths, and the cache it needs.
+
+    \b
+    ntp                  next-token
+    zipar:W              ZipAR with window W; options after commas:
+        first-row=published|windowed   when row 1 starts
+        seed=published|nearest         which token stands in for a row's undecided last one
+        holes=published|masked         whether not yet written cells enlarge the softmax
+        cfg-interval=N                 conditional logits alone after that many tokens (also for ntp)
+    """
+    from arforge.runner import schedule_plot
+
+    schedule = compile_schedule(specification, grid)
+    if json_file:
+        text = json.dumps(schedule.to_json()) + "\n"
+        if str(json_file) == "-":
+            click.echo(text, nl=False)
+            return
+        write_whole(json_file, lambda file: file.write(text.encode()))
+    if plot:
+        schedule_plot.save_heat_map(plot, schedule)
+    if gif:
+        schedule_plot.save_animation(gif, schedule)
+    steps, cells = len(schedule.steps), schedule.cells
+    click.echo(f"{schedule.specification} on {grid[0]}x{grid[1]}: {steps} steps for {cells} cells")
+    click.echo(f"steps saved against next-token: {100 * (1 - steps / cells):.1f} %")
+    widths = Counter(step.width for step in schedule.steps)
+    click.echo("tokens a step: " + ", ".join(f"{width} ({widths[width]} steps)" for width in schedule.widths))
+    click.echo(f"cache: {schedule.slots} slots, {schedule.zero_slots} of them zero")
+    for index, step in enumerate(schedule.steps[:STEPS_SHOWN]):
+        fed = ", ".join(f"{given.source.name.lower()} {given.value}" for given in step.inputs)
+        click.echo(f"step {index}: feeds {fed}; decides {', '.join(str(target.cell) for target in step.targets)}")
+    if steps > STEPS_SHOWN:
+        click.echo(f"… and {steps - STEPS_SHOWN} more; --json FILE has them all")

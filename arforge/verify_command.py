@@ -1,0 +1,47 @@
+"""`arforge verify`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from arforge.options import PATH
+
+
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.option("--schedule", "schedules", multiple=True, help="Compare logits on it; repeatable.  [default: all stored]")
+@click.option("--max-steps", type=click.IntRange(min=1), default=64, show_default=True, help="Steps compared of each.")
+@click.option("--checkpoint", type=PATH, help="Also compare the stored weights with this checkpoint.")
+@click.option("--no-torch", is_flag=True, help="Leave out the comparison with the torch module.")
+def command(
+    bundle: Path, schedules: tuple[str, ...], max_steps: int, checkpoint: Path | None, no_torch: bool
+) -> None:
+    """Check BUNDLE: structure, hashes, schedules, graphs and engines.
+
+    Where the export extra is installed, also the graph's logits against the torch module, step by step.
+    """
+    from arforge.engines.verify import verify_bundle
+    from arforge.runner.errors import ArforgeError
+
+    opened = verify_bundle(bundle, lambda line: click.echo(f"ok  {line}"))
+    missing = [name for name in ("torch", "onnx") if find_spec(name) is None]
+    if missing and (checkpoint or schedules):
+        raise ArforgeError(f"comparing with torch needs {', '.join(missing)}: pip install 'arforge[export]'")
+    if no_torch or missing:
+        reason = "as asked" if no_torch else f"no {', '.join(missing)}; pip install 'arforge[export]'"
+        click.echo(f"--  torch module: not compared ({reason})")
+        return
+    from arforge.export.verify import check_weights, compare_logits
+
+    if checkpoint:
+        click.echo(f"ok  weights: {check_weights(opened, checkpoint)} tensors equal {checkpoint.name}")
+    stored = [entry["specification"] for entry in opened.manifest["schedules"]]
+    for schedule in schedules or stored:
+        found = compare_logits(opened, schedule, max_steps)
+        click.echo(
+            f"ok  torch module, {schedule}: {found.steps} steps, logits within {found.largest_error:.1e}, "
+            f"likeliest token the same for {100 * found.same_tokens:.2f} % of cells"
+        )
