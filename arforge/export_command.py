@@ -15,9 +15,7 @@ VARIANTS = ("B", "L", "XL", "XXL", "3B")
 
 @click.command()
 @click.argument("family", type=click.Choice(FAMILIES))
-@click.option(
-    "--variant", type=click.Choice(VARIANTS, case_sensitive=False), help="A published size; or use --config."
-)
+@click.option("--variant", type=click.Choice(VARIANTS, case_sensitive=False), help="A published size; or use --config.")
 @click.option("--grid", type=Grid(), help="Token grid of the variant: 16x16, 24x24 (default) or 32x32.")
 @click.option("--config", type=PATH, help="Dimensions as JSON (see the README), in place of --variant.")
 @click.option("--checkpoint", type=PATH, required=True, help="The authors' .pt, or .safetensors.")
@@ -67,6 +65,7 @@ def command(
 
     Request(guidance, temperature, top_k, top_p)  # refuses what no request could use
     dimensions = read_config(config) if config else variant_config(str(variant), grid or (24, 24))
+    assert family == "llamagen"
     job = Job(
         config=dimensions,
         checkpoint=checkpoint,

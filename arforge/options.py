@@ -12,7 +12,7 @@ PATH = click.Path(path_type=Path)
 MAX_RANGE = 1 << 20
 
 
-class Grid(click.ParamType):
+class Grid(click.ParamType[tuple[int, int]]):
     """Rows x columns: `24x24`."""
 
     name = "ROWSxCOLUMNS"
@@ -26,7 +26,7 @@ class Grid(click.ParamType):
         return int(match[1]), int(match[2])
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType[tuple[int, ...]]):
     """Whole numbers with commas and ranges: `3`, `1,5`, `0-9`."""
 
     name = "N[,N-M]"

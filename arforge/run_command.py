@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
+import sys
 from pathlib import Path
 
 import click
 
 from arforge.options import PATH, Numbers
 from arforge.runner.errors import RequestError
+
+PARTS = 1000  # of the progress bar
 
 
 @click.command()
@@ -75,10 +78,10 @@ def command(
             raise RequestError(
                 f"{bundle} has no image tokenizer and gives tokens only: use --tokens, or export with --tokenizer"
             )
-        with click.progressbar(length=1000, label=schedule, file=click.get_text_stream("stderr"), hidden=quiet) as bar:
+        with click.progressbar(length=PARTS, label=schedule, file=sys.stderr, hidden=quiet) as bar:
 
             def progress(done: int, steps: int) -> None:
-                bar.update(1000 * done // steps - bar.pos)
+                bar.update(PARTS * done // steps - bar.pos)
 
             result = runner.generate(
                 labels,

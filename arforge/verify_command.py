@@ -16,9 +16,7 @@ from arforge.options import PATH
 @click.option("--max-steps", type=click.IntRange(min=1), default=64, show_default=True, help="Steps compared of each.")
 @click.option("--checkpoint", type=PATH, help="Also compare the stored weights with this checkpoint.")
 @click.option("--no-torch", is_flag=True, help="Leave out the comparison with the torch module.")
-def command(
-    bundle: Path, schedules: tuple[str, ...], max_steps: int, checkpoint: Path | None, no_torch: bool
-) -> None:
+def command(bundle: Path, schedules: tuple[str, ...], max_steps: int, checkpoint: Path | None, no_torch: bool) -> None:
     """Check BUNDLE: structure, hashes, schedules, graphs and engines.
 
     Where the export extra is installed, also the graph's logits against the torch module, step by step.

@@ -55,7 +55,7 @@ def build(root: Path, precision: str = "fp32", widths: Sequence[int] = ()) -> Bu
         "widths": sorted(set(widths)) or None,
     }
     start = time.perf_counter()
-    engine = OnnxRuntimeEngine(bundle, precision, identity=identity)
+    engine = OnnxRuntimeEngine(bundle, precision, widths=tuple(sorted(set(widths))) or None)
     seconds = time.perf_counter() - start
     try:
         try_out(bundle, engine)

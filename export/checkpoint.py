@@ -27,8 +27,13 @@ IGNORED = ("freqs_cis", "codebook_used")  # tables that the authors recompute, a
 
 
 class Checkpoint(Protocol):
-    path: Path
-    shapes: Mapping[str, tuple[int, ...]]
+    """Named tensors of a file."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
     def tensor(self, name: str) -> Tensor: ...
 
@@ -51,9 +56,7 @@ class SafetensorsCheckpoint:
         try:
             self._file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path} is not a whole safetensors file ({error}): download it again"
-            ) from error
+            raise CheckpointError(f"{path} is not a whole safetensors file ({error}): download it again") from error
         names = self._file.keys()
         self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in names}
 
@@ -92,9 +95,7 @@ def load_weights(path: Path) -> Any:
             ) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(
-                f"{path} is not a whole torch checkpoint ({reason}): download it again"
-            ) from error
+            raise CheckpointError(f"{path} is not a whole torch checkpoint ({reason}): download it again") from error
 
 
 def unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:

@@ -29,7 +29,10 @@ def read_config(path: Path) -> LlamaGenConfig:
     missing = [name for name in REQUIRED if name not in values]
     unknown = [name for name in values if name not in known]
     if missing or unknown:
-        parts = [f"lacks {', '.join(missing)}" if missing else "", f"has unknown {', '.join(unknown)}" if unknown else ""]
+        parts = [
+            f"lacks {', '.join(missing)}" if missing else "",
+            f"has unknown {', '.join(unknown)}" if unknown else "",
+        ]
         raise CheckpointError(f"{path} {' and '.join(p for p in parts if p)}; known: {', '.join(known)}")
     given = {name: value for name, value in values.items() if value is not None}
     return check_config(LlamaGenConfig(**{**given, "grid": _grid(given["grid"], path)}), str(path))
@@ -64,9 +67,7 @@ def check_config(config: LlamaGenConfig, where: str) -> LlamaGenConfig:
             fine = type(value) in (int, float) and math.isfinite(value) and value > 0
             require(fine, f"{name} must be a positive number, not {value!r}")
     require(config.dim % config.n_head == 0, f"n_head {config.n_head} does not divide dim {config.dim}")
-    require(
-        config.n_head % config.kv_heads == 0, f"n_kv_head {config.kv_heads} does not divide n_head {config.n_head}"
-    )
+    require(config.n_head % config.kv_heads == 0, f"n_kv_head {config.kv_heads} does not divide n_head {config.n_head}")
     require(
         config.head_size % 4 == 0,
         f"head size {config.head_size} (dim / n_head) must be a multiple of 4 for 2-D rotary positions",

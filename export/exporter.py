@@ -16,6 +16,7 @@ import onnx_ir as ir
 from arforge.export import llamagen, tokenizer, weights
 from arforge.export.checkpoint import Checkpoint, check_shapes, looks_like, open_checkpoint
 from arforge.export.config import variant_of
+from arforge.export.layers import rotary_table
 from arforge.export.llamagen import LlamaGen, LlamaGenConfig
 from arforge.export.step_graph import trace_step, without_logits
 from arforge.export.trace import fake_module
@@ -30,6 +31,7 @@ from arforge.version import VERSION as ARFORGE_VERSION
 
 PRECISION = "fp32"
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")
+PUBLISHED = Sampler(guidance=2.0, temperature=1.0, top_k=0, top_p=1.0)  # of LlamaGen on ImageNet
 Report = Callable[[str], None]
 
 
@@ -42,7 +44,7 @@ class Job:
     tokenizer: Path | None
     output: Path
     schedules: Sequence[str] = ()
-    sampler: Sampler = Sampler(guidance=2.0, temperature=1.0, top_k=0, top_p=1.0)
+    sampler: Sampler = PUBLISHED
     overwrite: bool = False
 
 
@@ -106,14 +108,12 @@ def open_tokenizer(path: Path, config: LlamaGenConfig) -> tuple[VQConfig, Checkp
     return found, checkpoint
 
 
-def export_decoder(
-    config: LlamaGenConfig, checkpoint: Checkpoint, stage: Path, report: Report
-) -> list[dict[str, str]]:
+def export_decoder(config: LlamaGenConfig, checkpoint: Checkpoint, stage: Path, report: Report) -> list[dict[str, str]]:
     decoder, mode = fake_module(lambda: LlamaGen(config))
     with mode:
         full = trace_step(decoder, config.n_layer, config.kv_heads, config.head_size)
     models = {"step": without_logits(full), "step-logits": full}
-    real = dict(zip(("cosine", "sine"), llamagen.rotary_table(config.grid, config.head_size, config.rope_base), strict=True))
+    real = dict(zip(("cosine", "sine"), rotary_table(config.grid, config.head_size, config.rope_base), strict=True))
 
     def source(name: str) -> Any:
         return real[name] if name in real else llamagen.parameter(checkpoint, name)

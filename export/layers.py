@@ -60,9 +60,7 @@ class Attention(nn.Module):
         if cache is not None:
             assert write_index is not None
             key, value = write_cache(cache[0], key, write_index), write_cache(cache[1], value, write_index)
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, enable_gqa=self.heads != self.kv_heads
-        )
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
         return self.wo(out.transpose(1, 2).reshape(rows, width, dim)), (key, value)
 
 
@@ -91,9 +89,7 @@ class Rotary:
 
     def turn(self, x: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
-            return torch.onnx.ops.rotary_embedding(
-                x, self.cosine, self.sine, self.positions, interleaved=True
-            )
+            return torch.onnx.ops.rotary_embedding(x, self.cosine, self.sine, self.positions, interleaved=True)
         # The operator has no gradient, so eager mode spells it out.
         cosine, sine = self.cosine[self.positions][:, None], self.sine[self.positions][:, None]
         even, odd = x[..., 0::2], x[..., 1::2]

@@ -75,6 +75,8 @@ class LlamaGen(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         cosine, sine = rotary_table(config.grid, config.head_size, config.rope_base)
+        self.cosine: Tensor
+        self.sine: Tensor
         self.register_buffer("cosine", cosine, persistent=False)
         self.register_buffer("sine", sine, persistent=False)
 

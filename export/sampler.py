@@ -46,7 +46,7 @@ def keep_likely(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     return (filtered if bool(wanted) else unfiltered)(logits, top_k, top_p)
 
 
-def unfiltered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+def unfiltered(logits: Tensor, _top_k: Tensor, _top_p: Tensor) -> Tensor:
     return logits.clone()
 
 

@@ -57,7 +57,7 @@ def trace(
 
 def tidy(model: ir.Model) -> ir.Model:
     """Fold what is constant, with the weights held aside as inputs so that nothing looks at their values."""
-    weights = [value for value in model.graph.initializers.values()]
+    weights = list(model.graph.initializers.values())
     model.graph.initializers.clear()
     for value in weights:
         value.const_value = None
@@ -76,19 +76,25 @@ def tidy(model: ir.Model) -> ir.Model:
 def strip_traces(model: ir.Model) -> None:
     """Drop the tracer's notes: stack traces with local paths, many times the size of the graph itself."""
     model.producer_name, model.producer_version = "arforge", VERSION
-    values = [*model.graph.inputs, *model.graph.initializers.values()]
-    for node in model.graph.all_nodes():
+    nodes = list(model.graph.all_nodes())
+    for node in nodes:
         node.doc_string = None
-        values.extend(node.outputs)
-    for noted in (model, model.graph, *model.graph.all_nodes(), *values):
-        noted.metadata_props.clear()
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    values.extend(value for node in nodes for value in node.outputs)
+    notes = [model.metadata_props, model.graph.metadata_props]
+    notes.extend(node.metadata_props for node in nodes)
+    notes.extend(value.metadata_props for value in values)
+    for note in notes:
+        note.clear()
 
 
 def weight_reference(value: ir.Value, location: str, offset: int) -> ir.ExternalTensor:
     """A weight by its place in a file."""
-    assert value.dtype is not None and value.shape is not None and value.name is not None
-    length = math.prod(int(dim) for dim in value.shape) * value.dtype.itemsize
-    return ir.ExternalTensor(location, offset, int(length), value.dtype, shape=value.shape, name=value.name)
+    assert value.dtype is not None
+    assert value.shape is not None
+    assert value.name is not None
+    length = int(math.prod(value.shape.numpy()) * value.dtype.itemsize)
+    return ir.ExternalTensor(location, offset, length, value.dtype, shape=value.shape, name=value.name)
 
 
 def is_weight(value: ir.Value) -> bool:
@@ -103,9 +109,10 @@ def constant_reshapes(model: ir.Model) -> bool:
     """
     changed = False
     for node in model.graph:
-        if node.op_type != "Reshape" or node.outputs[0].shape is None or node.inputs[0].shape is None:
+        source = node.inputs[0] if node.op_type == "Reshape" else None
+        if source is None or source.shape is None or node.outputs[0].shape is None:
             continue
-        given = list(node.inputs[0].shape)
+        given = list(source.shape)
         target = [
             dim if isinstance(dim, int) else 0 if index < len(given) and dim == given[index] else -1
             for index, dim in enumerate(node.outputs[0].shape)
@@ -131,7 +138,8 @@ def fold_transposes(model: ir.Model) -> set[str]:
         uses = [use.node for use in weight.uses()]
         if not is_weight(weight) or not uses or any(node.op_type != "Transpose" for node in uses):
             continue
-        assert weight.shape is not None and len(weight.shape) == 2
+        assert weight.shape is not None
+        assert len(weight.shape) == 2
         for node in uses:
             node.outputs[0].replace_all_uses_with(weight)
             model.graph.remove(node, safe=True)

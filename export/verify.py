@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,8 +16,9 @@ from arforge.export.llamagen import LlamaGen, LlamaGenConfig
 from arforge.export.sampler import guide
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import VerificationError
-from arforge.runner.onnxruntime_engine import cache_names, open_session
+from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.plan import make_plan
+from arforge.runner.runner import guided_rows
 
 TOLERANCE = 1e-3  # of logits, relative to the largest
 
@@ -60,47 +60,33 @@ def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> 
 
 @torch.no_grad()
 def compare_logits(bundle: Bundle, schedule: str, max_steps: int, guidance: float = 2.0) -> Agreement:
-    """Run graph and module side by side, greedily, each on its own caches; raise VerificationError where they part."""
+    """Run graph and module side by side, each on its own caches, greedily; raise VerificationError where they part."""
     module = load_module(bundle)
-    session = open_session(bundle.graph("step-logits", "fp32"), threads=None)
+    engine = OnnxRuntimeEngine(bundle, "fp32", graph="step-logits")
     plan = make_plan(bundle.schedule(schedule), widths=None)
     classes = np.array([0, bundle.model.classes - 1], dtype=np.int64)
-    rows = 2 * len(classes)
+    images, rows = len(classes), guided_rows(len(classes), guided=True)
     known = plan.known(bundle.model, classes, rows)
-    names = cache_names(bundle.model.layers)
-    shape = (rows, bundle.model.kv_heads, plan.slots, bundle.model.head_size)
-    graph_caches: dict[str, Any] = {name: np.zeros(shape, np.float32) for name in names}
+    engine.prepare(images, rows, plan.slots, plan.schedule.zero_slots)
+    engine.scalars.temperature[:] = 0
     caches = module.empty_caches(rows, plan.slots)
     largest, same, cells = 0.0, 0, 0
     for step in plan.steps[:max_steps]:
-        tokens = known[:, step.columns]
-        positions = np.broadcast_to(step.positions, tokens.shape).copy()
-        write_index = np.full(rows, step.write_index, np.int64)
-        mask = np.broadcast_to(step.mask, (rows, 1, *step.mask.shape)).copy()
-        scale = np.array([1 + (guidance - 1) * step.guidance], np.float32)
-        inputs = {
-            "tokens": tokens,
-            "positions": positions,
-            "write_index": write_index,
-            "mask": mask,
-            "uniforms": np.zeros((len(classes), step.width), np.float32),
-            "guidance": scale,
-            "temperature": np.zeros(1, np.float32),
-            "top_k": np.zeros(1, np.int64),
-            "top_p": np.ones(1, np.float32),
-        }
-        drawn, found, *written = session.run(None, {**inputs, **graph_caches})
-        graph_caches = dict(zip(names, written, strict=True))
-        arrays = (tokens, positions, mask, write_index)
-        logits, caches = module(*(torch.from_numpy(array) for array in arrays), caches)
-        expected = guide(logits, len(classes), torch.from_numpy(scale)).numpy()
-        picked = (slice(None), step.target_rows)
+        buffers = engine.buffers(step.width)
+        step.fill(buffers, known)
+        engine.scalars.guidance[:] = step.scale(guidance)
+        engine.run(step.width)
+        given = (buffers.tokens, buffers.positions, buffers.mask, buffers.write_index)
+        logits, caches = module(*(torch.from_numpy(array) for array in given), caches)
         if len(step.target_rows):
-            error = np.abs(found[picked] - expected[picked]).max() / np.abs(expected[picked]).max()
-            largest = max(largest, float(error))
-            same += int((found[picked].argmax(-1) == expected[picked].argmax(-1)).sum())
-            cells += found[picked].shape[0] * len(step.target_rows)
-        known[:, step.target_cells] = np.tile(drawn[picked], (2, 1))
+            assert buffers.logits is not None
+            expected = guide(logits, images, torch.from_numpy(engine.scalars.guidance)).numpy()[:, step.target_rows]
+            found = buffers.logits[:, step.target_rows]
+            largest = max(largest, float(np.abs(found - expected).max() / np.abs(expected).max()))
+            same += int((found.argmax(-1) == expected.argmax(-1)).sum())
+            cells += images * len(step.target_rows)
+        step.store(buffers, known)
+    engine.close()
     agreement = Agreement(min(max_steps, len(plan.steps)), largest, same / max(1, cells))
     if not agreement.largest_error <= TOLERANCE:
         raise VerificationError(

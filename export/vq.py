@@ -37,9 +37,7 @@ class VQConfig:
         channels = shapes["encoder.conv_in.weight"][0]
         levels = 1 + max(int(k.split(".")[2]) for k in shapes if k.startswith("encoder.conv_blocks."))
         blocks = 1 + max(int(k.split(".")[4]) for k in shapes if k.startswith("encoder.conv_blocks.0.res."))
-        outputs = [
-            shapes[f"encoder.conv_blocks.{i}.res.{blocks - 1}.conv2.weight"][0] for i in range(levels)
-        ]
+        outputs = [shapes[f"encoder.conv_blocks.{i}.res.{blocks - 1}.conv2.weight"][0] for i in range(levels)]
         size, width = shapes["quantize.embedding.weight"]
         return cls(
             codebook_size=size,

@@ -5,7 +5,6 @@ Only one tensor is in memory at a time, so an export's peak is the mapped checkp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +38,15 @@ def layout_of(models: list[ir.Model], prefix: str) -> dict[str, Place]:
     for model in models:
         folded = fold_transposes(model)
         for value in filter(is_weight, model.graph.initializers.values()):
-            assert value.name is not None and value.dtype == ir.DataType.FLOAT and value.shape is not None
+            assert value.name is not None
+            assert value.dtype == ir.DataType.FLOAT
             name = value.name.removeprefix(prefix)
             transposed = value.name in folded
             if name in layout:
                 assert layout[name].transposed == transposed, f"{name} is used in two layouts"
                 continue
-            length = 4 * math.prod(int(dim) for dim in value.shape)
+            assert isinstance(value.const_value, ir.ExternalTensor)
+            length = int(value.const_value.length or 0)
             layout[name] = Place(offset, length, transposed)
             offset += -(-length // ALIGNMENT) * ALIGNMENT
     return layout
@@ -69,6 +70,6 @@ def write(path: Path, layout: Mapping[str, Place], source: Source) -> None:
             if place.transposed:
                 tensor = tensor.t()
             file.seek(place.offset)
-            file.write(memoryview(tensor.contiguous().numpy()).cast("B"))
+            file.write(tensor.contiguous().numpy().data)
         end = max(place.offset + place.length for place in layout.values())
         file.truncate(end)

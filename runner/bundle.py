@@ -162,8 +162,7 @@ def open_bundle(root: Path | str) -> Bundle:
         root=root,
         manifest=manifest,
         model=Model(**{**model, "grid": tuple(model["grid"])}),
-        tokenizer=tokenizer
-        and Tokenizer(**{**tokenizer, "image_size": tuple(tokenizer["image_size"])}),
+        tokenizer=tokenizer and Tokenizer(**{**tokenizer, "image_size": tuple(tokenizer["image_size"])}),
         sampler=Sampler(**manifest["sampler"]),
     )
     _check_model(bundle)

@@ -78,8 +78,7 @@ def file_facts(root: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file below `root` but the manifest, by its relative path."""
     paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {
-        path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in paths
+        path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
     }
 
 

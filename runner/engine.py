@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class StepBuffers:
-    """Host memory of one step width; the runner fills all but `next_tokens`, the engine fills that."""
+    """Host memory of one step width; the runner fills it, the engine fills the outputs."""
 
     tokens: NDArray[np.int64]  # (rows, width)
     positions: NDArray[np.int64]  # (rows, width)
     write_index: NDArray[np.int64]  # (rows)
     mask: NDArray[np.bool_]  # (rows, 1, width, slots)
     uniforms: NDArray[np.float32]  # (images, width)
-    next_tokens: NDArray[np.int64]  # (images, width)
+    next_tokens: NDArray[np.int64]  # (images, width), output
+    logits: NDArray[np.float32] | None = None  # (images, width, vocabulary), output of graphs for verification
 
 
 @dataclass(frozen=True)

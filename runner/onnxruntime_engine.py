@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from arforge.runner.bundle import Bundle
 from arforge.runner.engine import Scalars, StepBuffers
@@ -26,19 +26,17 @@ class OnnxRuntimeEngine:
         bundle: Bundle,
         precision: str,
         threads: int | None = None,
-        identity: dict[str, Any] | None = None,
+        widths: tuple[int, ...] | None = None,
+        graph: str = "step",
     ) -> None:
-        """`threads`: CPU threads (None: one a core). `identity`: of an engine that is being built.
+        """Load a step graph as it is. `threads`: CPU threads (None: one a core).
 
-        Raises EngineError where the engine is not built or does not fit the bundle.
+        `graph` "step-logits" also gives the guided logits, for verification.
         """
-        identity = identity or bundle.engine("onnxruntime", precision)
-        check_identity(bundle, identity)
-        widths = identity.get("widths")
-        self.widths = None if widths is None else tuple(widths)
+        self.widths = widths
         self._bundle, self._precision, self._threads = bundle, precision, threads
-        self._runtime = load_library()
-        self._session = self._open("step")
+        self._session = self._open(graph)
+        self._with_logits = graph == "step-logits"
         self._decoder: onnxruntime.InferenceSession | None = None
         self._shape: tuple[int, int, int] | None = None  # images, rows, slots
         self._memory: dict[str, NDArray[np.float32]] = {}  # flat, grown when needed, never shrunk
@@ -49,6 +47,14 @@ class OnnxRuntimeEngine:
             top_k=np.zeros(1, np.int64),
             top_p=np.ones(1, np.float32),
         )
+
+    @classmethod
+    def built(cls, bundle: Bundle, precision: str, threads: int | None = None) -> OnnxRuntimeEngine:
+        """The engine that `arforge build` made. Raises EngineError where it is not built or does not fit."""
+        identity = bundle.engine("onnxruntime", precision)
+        check_identity(bundle, identity)
+        widths = identity.get("widths")
+        return cls(bundle, precision, threads, None if widths is None else tuple(widths))
 
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
         if self._shape != (images, rows, slots):
@@ -101,19 +107,24 @@ class OnnxRuntimeEngine:
             mask=np.zeros((rows, 1, width, slots), np.bool_),
             uniforms=np.zeros((images, width), np.float32),
             next_tokens=np.zeros((images, width), np.int64),
+            logits=np.zeros((images, width, self._bundle.model.vocabulary), np.float32) if self._with_logits else None,
         )
         binding = self._session.io_binding()
-        inputs = {**vars(buffers), **vars(self.scalars)}
-        next_tokens = inputs.pop("next_tokens")
-        for name, array in inputs.items():
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        binding.bind_output("next_tokens", "cpu", 0, np.int64, next_tokens.shape, next_tokens.ctypes.data)
+        for name, array in {**vars(buffers), **vars(self.scalars)}.items():
+            if array is None:
+                continue
+            bind = binding.bind_output if name in ("next_tokens", "logits") else binding.bind_input
+            bind(name, *place_of(array))
         for name in cache_names(self._bundle.model.layers):
-            cache = self.cache(name)
-            place: tuple[str, int, DTypeLike, Any, int] = ("cpu", 0, np.float32, cache.shape, cache.ctypes.data)
+            place = place_of(self.cache(name))
             binding.bind_input(name, *place)
             binding.bind_output(f"new_{name}", *place)
         return buffers, binding
+
+
+def place_of(array: NDArray[Any]) -> tuple[str, int, type[np.generic], tuple[int, ...], int]:
+    """An array's memory as ONNX Runtime binds it."""
+    return "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
 
 
 def cache_names(layers: int) -> list[str]:
@@ -129,9 +140,7 @@ def load_library() -> Any:
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     if version < MINIMUM:
         wanted = ".".join(map(str, MINIMUM))
-        raise EngineError(
-            f"onnxruntime {onnxruntime.__version__} is too old: pip install 'onnxruntime>={wanted}'"
-        )
+        raise EngineError(f"onnxruntime {onnxruntime.__version__} is too old: pip install 'onnxruntime>={wanted}'")
     return onnxruntime
 
 

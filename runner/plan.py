@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.bundle import Model
+from arforge.runner.engine import StepBuffers
 from arforge.runner.errors import EngineError
 from arforge.runner.schedule import Input, Schedule, Source
 from arforge.runner.visibility import masks
@@ -29,6 +30,23 @@ class PlannedStep:
     @property
     def width(self) -> int:
         return len(self.columns)
+
+    def scale(self, guidance: float) -> float:
+        """This step's guidance scale in a request of scale `guidance`."""
+        return 1 + (guidance - 1) * self.guidance
+
+    def fill(self, buffers: StepBuffers, known: NDArray[np.int64]) -> None:
+        """Write this step's inputs; their tokens come from `known`."""
+        np.take(known, self.columns, axis=1, out=buffers.tokens)
+        buffers.positions[:] = self.positions
+        buffers.write_index[:] = self.write_index
+        buffers.mask[:] = self.mask
+
+    def store(self, buffers: StepBuffers, known: NDArray[np.int64]) -> None:
+        """Enter the sampled tokens into every row of `known`, conditional and not."""
+        drawn = buffers.next_tokens[:, self.target_rows]
+        for first in range(0, len(known), len(drawn)):
+            known[first : first + len(drawn), self.target_cells] = drawn
 
 
 @dataclass(frozen=True)

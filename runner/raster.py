@@ -46,9 +46,7 @@ def zipar(
     """
     height, width = grid
     if not 1 <= window <= width:
-        raise ScheduleError(
-            f"window {window} does not fit a grid of {height}x{width}: use zipar:1 to zipar:{width}"
-        )
+        raise ScheduleError(f"window {window} does not fit a grid of {height}x{width}: use zipar:1 to zipar:{width}")
     return _ZipAR(grid, window, first_row, seed, holes, cfg_interval).build(specification)
 
 

@@ -1,7 +1,7 @@
 """The runner: a loop that executes a schedule against an engine.
 
-    with Runner.open("llamagen-l.bundle") as runner:
-        result = runner.generate(classes=[207, 360], seeds=[0, 1], schedule="zipar:16", guidance=2.0)
+with Runner.open("llamagen-l.bundle") as runner:
+    result = runner.generate(classes=[207, 360], seeds=[0, 1], schedule="zipar:16", guidance=2.0)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.plan import Plan, make_plan
 from arforge.runner.randomness import uniforms
 
-ENGINES = {"onnxruntime": OnnxRuntimeEngine}
+ENGINES = {"onnxruntime": OnnxRuntimeEngine.built}
 DEFAULT_BATCH = 32
 MAX_SEED = 2**64
 
@@ -161,7 +161,7 @@ class Runner:
                 self._engine = None
                 self._plan.cache_clear()
 
-    def __enter__(self) -> Runner:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -189,16 +189,11 @@ class Runner:
             if cancel is not None and cancel.is_set():
                 raise Cancelled(f"cancelled after {index} of {len(plan.steps)} steps")
             buffers = engine.buffers(step.width)
-            np.take(known, step.columns, axis=1, out=buffers.tokens)
-            buffers.positions[:] = step.positions
-            buffers.write_index[:] = step.write_index
-            buffers.mask[:] = step.mask
+            step.fill(buffers, known)
             buffers.uniforms[:, step.target_rows] = random[:, step.target_cells]
-            engine.scalars.guidance[:] = 1 + (request.guidance - 1) * step.guidance
+            engine.scalars.guidance[:] = step.scale(request.guidance)
             engine.run(step.width)
-            drawn = buffers.next_tokens[:, step.target_rows]
-            known[:images, step.target_cells] = drawn
-            known[images:, step.target_cells] = drawn[: rows - images]
+            step.store(buffers, known)
             progress(index + 1)
         return known[:images, :cells]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NoReturn
 
 from arforge.runner.errors import ScheduleError
 from arforge.runner.schedule import Schedule, Source, Step
@@ -39,41 +38,48 @@ class _State:
         self.slot = schedule.zero_slots
 
     def check(self, index: int, step: Step) -> None:
-        def fail(what: str) -> NoReturn:
-            raise ScheduleError(f"schedule {self.schedule.specification}, step {index}: {what}")
+        problem = self._inputs(step) or self._cache(step) or self._targets(step)
+        if problem:
+            raise ScheduleError(f"schedule {self.schedule.specification}, step {index}: {problem}")
 
-        if not step.inputs:
-            fail("has no inputs")
+    def _inputs(self, step: Step) -> str | None:
         for given in step.inputs:
-            if given.source is Source.CELL and given.value not in self.decided:
-                fail(f"reads cell {given.value}, which no earlier step decides")
-            if given.source is Source.CONDITION and not 0 <= given.value < self.schedule.conditions:
-                fail(f"reads condition token {given.value} of {self.schedule.conditions}")
             if given.value < 0:
-                fail(f"token {given.value} is negative")
+                return f"token {given.value} is negative"
+            if given.source is Source.CELL and given.value not in self.decided:
+                return f"reads cell {given.value}, which no earlier step decides"
+            if given.source is Source.CONDITION and given.value >= self.schedule.conditions:
+                return f"reads condition token {given.value} of {self.schedule.conditions}"
             if not 0 <= given.position <= self.schedule.cells:
-                fail(f"position {given.position} is outside 0..{self.schedule.cells}")
+                return f"position {given.position} is outside 0..{self.schedule.cells}"
             if not 0 <= given.rank <= MAX_CELLS:
-                fail(f"rank {given.rank} is outside 0..{MAX_CELLS}")
+                return f"rank {given.rank} is outside 0..{MAX_CELLS}"
             if not 0 <= given.holes <= self.schedule.zero_slots:
-                fail(f"sees {given.holes} zero slots of {self.schedule.zero_slots}")
+                return f"sees {given.holes} zero slots of {self.schedule.zero_slots}"
+        return None if step.inputs else "has no inputs"
+
+    def _cache(self, step: Step) -> str | None:
         if not 0 <= step.commit <= step.width:
-            fail(f"keeps {step.commit} of {step.width} slots")
-        if not (math.isfinite(step.guidance) and 0 <= step.guidance <= 1):
-            fail(f"guidance weight {step.guidance} is outside 0..1")
+            return f"keeps {step.commit} of {step.width} slots"
         for slot in step.retire:
             if slot not in self.live:
-                fail(f"retires slot {slot}, which is not live")
+                return f"retires slot {slot}, which is not live"
             self.live.remove(slot)
-        if len({target.row for target in step.targets}) != len(step.targets):
-            fail("samples one output row twice")
-        for row, cell in step.targets:
-            if not 0 <= row < step.width:
-                fail(f"samples output row {row} of {step.width}")
-            if not 0 <= cell < self.schedule.cells:
-                fail(f"decides cell {cell} outside the grid")
-            if cell in self.decided:
-                fail(f"decides cell {cell} again")
-            self.decided.add(cell)
         self.live.update(range(self.slot, self.slot + step.commit))
         self.slot += step.commit
+        return None
+
+    def _targets(self, step: Step) -> str | None:
+        if not (math.isfinite(step.guidance) and 0 <= step.guidance <= 1):
+            return f"guidance weight {step.guidance} is outside 0..1"
+        if len({target.row for target in step.targets}) != len(step.targets):
+            return "samples one output row twice"
+        for row, cell in step.targets:
+            if not 0 <= row < step.width:
+                return f"samples output row {row} of {step.width}"
+            if not 0 <= cell < self.schedule.cells:
+                return f"decides cell {cell} outside the grid"
+            if cell in self.decided:
+                return f"decides cell {cell} again"
+            self.decided.add(cell)
+        return None

@@ -129,19 +129,25 @@ def _assemble(header: dict[str, Any], columns: dict[str, NDArray[Any]], name: st
             raise ScheduleError(f"{name}: column {column} does not cover its rows in order")
     if not np.isin(columns["source"], list(Source)).all():
         raise ScheduleError(f"{name}: unknown kind of source")
-    rows = zip(*(columns[c].tolist() for c in ("source", "value", "position", "rank", "holes")), strict=True)
-    inputs = [Input(Source(source), *rest) for source, *rest in rows]
-    pairs = zip(columns["target_row"].tolist(), columns["target_cell"].tolist(), strict=True)
-    targets = [Target(row, cell) for row, cell in pairs]
-    retired = columns["retired_slot"].tolist()
+    lists = {column: array.tolist() for column, array in columns.items()}
+    facts = zip(*(lists[column] for column in ("source", "value", "position", "rank", "holes")), strict=True)
+    inputs = [Input(Source(source), *rest) for source, *rest in facts]
+    targets = [Target(*pair) for pair in zip(lists["target_row"], lists["target_cell"], strict=True)]
     steps = []
-    first = (0, 0, 0)
-    ends_of_steps = zip(*(columns[c].tolist() for c in ("input_end", "target_end", "retire_end")), strict=True)
-    commits, weights = columns["commit"].tolist(), columns["guidance"].tolist()
-    for ends, commit, weight in zip(ends_of_steps, commits, weights, strict=True):
-        (i, t, r), (i_end, t_end, r_end) = first, ends
-        steps.append(Step(tuple(inputs[i:i_end]), tuple(targets[t:t_end]), commit, tuple(retired[r:r_end]), weight))
-        first = ends
+    first_input = first_target = first_retired = 0
+    for index, (input_end, target_end, retire_end) in enumerate(
+        zip(lists["input_end"], lists["target_end"], lists["retire_end"], strict=True)
+    ):
+        steps.append(
+            Step(
+                inputs=tuple(inputs[first_input:input_end]),
+                targets=tuple(targets[first_target:target_end]),
+                commit=lists["commit"][index],
+                retire=tuple(lists["retired_slot"][first_retired:retire_end]),
+                guidance=lists["guidance"][index],
+            )
+        )
+        first_input, first_target, first_retired = input_end, target_end, retire_end
     return Schedule(
         specification=header["specification"],
         grid=(header["grid"][0], header["grid"][1]),

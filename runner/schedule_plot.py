@@ -45,9 +45,7 @@ def save_animation(path: Path, schedule: Schedule) -> None:
     first, rest = frames[0], frames[1:]
     write_whole(
         path,
-        lambda file: first.save(
-            file, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0
-        ),
+        lambda file: first.save(file, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0),
     )
 
 

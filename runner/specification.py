@@ -67,9 +67,7 @@ def parse(text: str) -> Specification:
     for option in options:
         key, equals, value = option.partition("=")
         if key not in kind.options or not equals:
-            raise ScheduleError(
-                f"unknown option {option!r} of schedule {name}: {_suggest(key, kind.options)}"
-            )
+            raise ScheduleError(f"unknown option {option!r} of schedule {name}: {_suggest(key, kind.options)}")
         if key in given:
             raise ScheduleError(f"schedule {text!r} gives option {key} twice")
         words, _ = kind.options[key]

@@ -28,13 +28,13 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 @click.command(help=__doc__)
 @click.argument("stage", type=click.Choice(["all", "tokenizer", "llamagen", "classifier"]))
 @click.option("--data", "folder", type=click.Path(path_type=Path), default=data.FOLDER, help="Folder of the data set.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path("out/fashion"), help="Folder for resumable state.")
+@click.option(
+    "--work", type=click.Path(path_type=Path), default=Path("out/fashion"), help="Folder for resumable state."
+)
 @click.option("--tokenizer-steps", default=2000, show_default=True)
 @click.option("--model-steps", default=2800, show_default=True)
 @click.option("--classifier-steps", default=1400, show_default=True)
-def main(
-    stage: str, folder: Path, work: Path, tokenizer_steps: int, model_steps: int, classifier_steps: int
-) -> None:
+def main(stage: str, folder: Path, work: Path, tokenizer_steps: int, model_steps: int, classifier_steps: int) -> None:
     work.mkdir(parents=True, exist_ok=True)
     CHECKPOINTS.mkdir(exist_ok=True)
     torch.manual_seed(0)
