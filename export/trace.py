@@ -6,6 +6,7 @@ streamed to the weights file later (`weights.py`).
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ def trace(
     output_names: Sequence[str],
 ) -> ir.Model:
     """Trace `module` to opset 24. Initializers named as the module's parameters and buffers carry no value."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names every library that it does not find
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -38,14 +38,14 @@ def staged(target: Path, overwrite: bool) -> Iterator[Path]:
     stage.mkdir()
     try:
         yield stage
-        if target.exists():
+        if not target.exists():
+            stage.rename(target)
+        elif overwrite:
             exchange(stage, target)
         else:
-            stage.rename(target)
+            raise BundleError(f"{target} has appeared meanwhile: choose another output, or pass --overwrite")
     except OSError as error:
-        if isinstance(error.filename, str) or error.errno is not None:
-            raise BundleError(f"cannot write {target}: {error.strerror}. It is left as it was") from error
-        raise
+        raise BundleError(f"cannot write {target}: {error.strerror or error}. It is left as it was") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -55,11 +55,21 @@ def sweep(target: Path) -> None:
     pattern = re.compile(re.escape(f".{target.name}.") + r"(\d+)\.partial")
     for path in target.parent.iterdir():
         match = pattern.fullmatch(path.name)
-        if match and not Path("/proc", match[1]).exists():
+        if match and not running(int(match[1])):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 def exchange(new: Path, old: Path) -> None:

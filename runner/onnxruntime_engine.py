@@ -60,12 +60,20 @@ class OnnxRuntimeEngine:
         if self._shape != (images, rows, slots):
             self._bound.clear()
             self._shape = (images, rows, slots)
-            size = rows * self._bundle.model.kv_heads * slots * self._bundle.model.head_size
-            for name in cache_names(self._bundle.model.layers):
-                if name not in self._memory or self._memory[name].size < size:
-                    self._memory[name] = np.zeros(size, dtype=np.float32)
+            self._allocate(rows * self._bundle.model.kv_heads * slots * self._bundle.model.head_size)
         for name in self._memory:
             self.cache(name)[:, :, :zero_slots] = 0
+
+    def _allocate(self, size: int) -> None:
+        names = cache_names(self._bundle.model.layers)
+        try:
+            for name in names:
+                if name not in self._memory or self._memory[name].size < size:
+                    self._memory[name] = np.zeros(size, dtype=np.float32)
+        except MemoryError:
+            self._shape = None
+            needed = len(names) * size * 4 / 2**30
+            raise EngineError(f"no memory for caches of {needed:.1f} GiB: use a smaller batch") from None
 
     def cache(self, name: str) -> NDArray[np.float32]:
         """The memory of one cache, float32 (rows, kv_heads, slots, head_size)."""

@@ -31,38 +31,43 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 @click.option(
     "--work", type=click.Path(path_type=Path), default=Path("out/fashion"), help="Folder for resumable state."
 )
+@click.option("--checkpoints", type=click.Path(path_type=Path), default=CHECKPOINTS, help="Folder of the weights.")
 @click.option("--tokenizer-steps", default=2000, show_default=True)
 @click.option("--model-steps", default=2800, show_default=True)
 @click.option("--classifier-steps", default=1400, show_default=True)
-def main(stage: str, folder: Path, work: Path, tokenizer_steps: int, model_steps: int, classifier_steps: int) -> None:
+def main(
+    stage: str,
+    folder: Path,
+    work: Path,
+    checkpoints: Path,
+    tokenizer_steps: int,
+    model_steps: int,
+    classifier_steps: int,
+) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    CHECKPOINTS.mkdir(exist_ok=True)
+    checkpoints.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     images, labels = (torch.from_numpy(array.copy()) for array in data.load("train", folder))
     if stage in ("all", "classifier"):
-        train_classifier(images, labels, classifier_steps, folder)
+        model = judge.train(images, labels, classifier_steps)
+        real, real_labels = (torch.from_numpy(array.copy()) for array in data.load("t10k", folder))
+        click.echo(f"classifier: {judge.accuracy(model, real, real_labels):.4f} of the test images")
+        save(model.state_dict(), checkpoints / "classifier.safetensors")
     if stage in ("all", "tokenizer"):
-        save(vq.train(images, tokenizer_steps).state_dict(), CHECKPOINTS / "tokenizer.safetensors")
-        tokens = vq.encode(load_tokenizer(), images)
+        save(vq.train(images, tokenizer_steps).state_dict(), checkpoints / "tokenizer.safetensors")
+        tokens = vq.encode(load_tokenizer(checkpoints), images)
         save_file({"tokens": tokens.to(torch.int16)}, work / "tokens.safetensors")
     if stage in ("all", "llamagen"):
         tokens = load_file(work / "tokens.safetensors")["tokens"].long()
-        model = generator.train(tokens, labels, model_steps, work / "llamagen.pt")
-        save(authors_layout(model.state_dict()), CHECKPOINTS / "llamagen.safetensors")
+        generated = generator.train(tokens, labels, model_steps, work / "llamagen.pt")
+        save(authors_layout(generated.state_dict()), checkpoints / "llamagen.safetensors")
         config = {name: value for name, value in asdict(generator.CONFIG).items() if value is not None}
-        (CHECKPOINTS / "llamagen.json").write_text(json.dumps(config, indent=1) + "\n")
+        (checkpoints / "llamagen.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
-def train_classifier(images: Tensor, labels: Tensor, steps: int, folder: Path) -> None:
-    model = judge.train(images, labels, steps)
-    real, real_labels = (torch.from_numpy(array.copy()) for array in data.load("t10k", folder))
-    click.echo(f"classifier: {judge.accuracy(model, real, real_labels):.4f} of the test images")
-    save(model.state_dict(), CHECKPOINTS / "classifier.safetensors")
-
-
-def load_tokenizer() -> VQModel:
+def load_tokenizer(checkpoints: Path) -> VQModel:
     model = VQModel(vq.CONFIG)
-    model.load_state_dict({k: v.float() for k, v in load_file(CHECKPOINTS / "tokenizer.safetensors").items()})
+    model.load_state_dict({k: v.float() for k, v in load_file(checkpoints / "tokenizer.safetensors").items()})
     return model.eval()
 
 

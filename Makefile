@@ -1,0 +1,25 @@
+# Everything runs in .venv, which is made on first use.
+PYTHON ?= python3
+OUT ?= out
+BIN := .venv/bin
+
+.PHONY: demo test clean
+
+demo: .venv/.ready
+	$(BIN)/python examples/fashion/demo.py --output $(OUT)
+
+test: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build
+	$(BIN)/pip install --quiet --no-deps --target build/installed .
+	MYPYPATH=build/installed $(BIN)/mypy -p arforge
+	$(BIN)/python -m pytest
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv build out

@@ -1,0 +1,78 @@
+"""How often a generated image is of its class, judged by the classifier that `train.py` made on real images.
+
+    python examples/fashion/evaluate.py out/fashion.bundle --write
+
+Finds the best guidance for next-token decoding, then looks at the other schedules there.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import classifier as judge
+import click
+import data
+import onnxruntime
+import torch
+from safetensors.torch import load_file
+
+from arforge.runner import Runner
+from arforge.version import VERSION
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+SCHEDULES = ("zipar:6", "zipar:4", "zipar:3", "zipar:2")
+
+
+@click.command(help=__doc__)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--samples", default=1000, show_default=True)
+@click.option("--data", "folder", type=click.Path(path_type=Path), default=data.FOLDER, help="Folder of the data set.")
+@click.option("--write", is_flag=True, help="Keep the figures beside the checkpoints.")
+def main(bundle: Path, samples: int, folder: Path, write: bool) -> None:
+    classifier = load_classifier()
+    real, labels = (torch.from_numpy(array.copy()) for array in data.load("t10k", folder))
+    figures = {"real test images": judge.accuracy(classifier, real, labels)}
+    click.echo(f"real test images  {figures['real test images']:.3f}")
+    with Runner.open(bundle) as runner:
+
+        def measure(schedule: str, guidance: float) -> float:
+            share = class_accuracy(runner, classifier, samples, schedule, guidance)
+            figures[f"{schedule}, guidance {guidance:g}"] = share
+            click.echo(f"{schedule:10} guidance {guidance:3g}  {share:.3f}")
+            return share
+
+        best = max(GUIDANCE, key=lambda guidance: measure("ntp", guidance))
+        for schedule in SCHEDULES:
+            measure(schedule, best)
+    if write:
+        facts = {
+            "measure": "share of generated images that a classifier trained on real images assigns to their class",
+            "samples": samples,
+            "seeds": f"0 to {samples - 1}",
+            "temperature": 1.0,
+            "versions": {"arforge": VERSION, "onnxruntime": onnxruntime.__version__},
+            "best guidance": best,
+            "figures": {name: round(value, 4) for name, value in figures.items()},
+        }
+        (CHECKPOINTS / "figures.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def load_classifier() -> judge.Classifier:
+    model = judge.Classifier()
+    weights = load_file(CHECKPOINTS / "classifier.safetensors")
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    return model.eval()
+
+
+def class_accuracy(runner: Runner, classifier: judge.Classifier, samples: int, schedule: str, guidance: float) -> float:
+    """Share of `samples` images, going round the classes with seeds from 0 up, that get their class."""
+    classes = [index % 10 for index in range(samples)]
+    result = runner.generate(classes, schedule=schedule, guidance=guidance, temperature=1.0, batch=100)
+    assert result.images is not None
+    return judge.accuracy(classifier, torch.from_numpy(result.images[..., 0]), torch.tensor(classes))
+
+
+if __name__ == "__main__":
+    main()

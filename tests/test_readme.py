@@ -1,0 +1,84 @@
+"""The README's own commands, run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a checkout to the README's commands, whose outputs go elsewhere."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    (folder / "out").mkdir()
+    return folder
+
+
+def run(command: list[str], folder: Path) -> str:
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PATH": search}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_shell_block_runs_line_by_line(workplace: Path) -> None:
+    (block,) = blocks("sh")
+    lines = block.strip().splitlines()
+    assert {line.split()[1] for line in lines} == {"export", "build", "inspect", "run", "schedule", "verify"}
+    output = "".join(run(line.split(), workplace) for line in lines)
+    assert "zipar:4: 40 steps" in output
+    assert "400 steps for 576 cells" in output
+    tokens = np.load(workplace / "out/tokens.npy")
+    assert tokens.shape == (10, 64)
+    with Image.open(workplace / "out/images.png") as picture:
+        assert picture.size[0] > 100
+
+
+def test_python_block_runs_on_the_bundle_of_the_shell_block(workplace: Path) -> None:
+    assert (workplace / "out/fashion.bundle").is_dir(), "the shell block runs first"
+    (block,) = blocks("python")
+    check = "\nassert result.images.shape == (2, 32, 32, 3) and result.tokens.shape == (2, 64)"
+    run([sys.executable, "-c", block + check], workplace)
+
+
+def test_make_demo_leaves_a_table_and_a_picture_a_schedule(tmp_path: Path) -> None:
+    table = run(["make", "-C", str(ROOT), "demo", f"OUT={tmp_path}"], ROOT)
+    for schedule, steps in (("ntp", 64), ("zipar:4", 40), ("zipar:2", 28)):
+        row = re.search(rf"^{schedule} +(\d+) +([\d.]+) +([\d.]+) ", table, flags=re.MULTILINE)
+        assert row is not None, table
+        assert int(row[1]) == steps
+        with Image.open(tmp_path / f"fashion-{schedule.replace(':', '-')}.png") as picture:
+            pixels = np.asarray(picture)
+        assert pixels.std() > 20  # not a blank page
+
+
+def test_commands_of_the_introduction_are_targets_of_the_makefile() -> None:
+    commands = re.findall(r"^    make (\w+)", README, flags=re.MULTILINE)
+    assert commands == ["demo", "test"]
+    assert "pytest" in run(["make", "-C", str(ROOT), "--dry-run", "test"], ROOT)
+
+
+def test_format_section_names_every_field_of_the_schema() -> None:
+    schema = (ROOT / "runner/manifest.schema.json").read_text("utf-8")
+    section = README[README.index("## Format") :]
+    names = set(re.findall(r'^ {4,8}"(\w+)": \{', schema, flags=re.MULTILINE)) - {"properties", "definitions"}
+    assert len(names) > 25
+    missing = {name for name in names if f"`{name}`" not in section}
+    assert missing <= {"model", "count", "name", "path", "pair", "file", "graph", "schedule", "engine"}, missing
