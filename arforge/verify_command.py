@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def command(bundle: Path, schedules: tuple[str, ...], max_steps: int, checkpoint
     from arforge.runner.errors import ArforgeError
 
     opened = verify_bundle(bundle, lambda line: click.echo(f"ok  {line}"))
-    missing = [name for name in ("torch", "onnx") if find_spec(name) is None]
+    missing = [name for name in ("torch", "onnx") if not installed(name)]
     if missing and (checkpoint or schedules):
         raise ArforgeError(f"comparing with torch needs {', '.join(missing)}: pip install 'arforge[export]'")
     if no_torch or missing:
@@ -43,3 +44,9 @@ def command(bundle: Path, schedules: tuple[str, ...], max_steps: int, checkpoint
             f"ok  torch module, {schedule}: {found.steps} steps, logits within {found.largest_error:.1e}, "
             f"likeliest token the same for {100 * found.same_tokens:.2f} % of cells"
         )
+
+
+def installed(name: str) -> bool:
+    if name in sys.modules:
+        return sys.modules[name] is not None  # None: barred from being imported
+    return find_spec(name) is not None

@@ -32,11 +32,11 @@ def staged(target: Path, overwrite: bool) -> Iterator[Path]:
             raise BundleError(f"{target} exists and is not a bundle: choose another output")
         if not overwrite:
             raise BundleError(f"{target} exists: choose another output, or pass --overwrite")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sweep(target)
     stage = target.parent / f".{target.name}.{os.getpid()}.partial"
-    stage.mkdir()
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target)
+        stage.mkdir()
         yield stage
         if not target.exists():
             stage.rename(target)

@@ -2,7 +2,7 @@
 
     python examples/fashion/train.py all
 
-About an hour and a half on two CPU cores. Stages can be run one at a time; a model run that was cut off resumes.
+About an hour on two CPU cores. Stages can be run one at a time; a model run that was cut off resumes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 )
 @click.option("--checkpoints", type=click.Path(path_type=Path), default=CHECKPOINTS, help="Folder of the weights.")
 @click.option("--tokenizer-steps", default=2000, show_default=True)
-@click.option("--model-steps", default=2800, show_default=True)
+@click.option("--model-steps", default=1500, show_default=True)
 @click.option("--classifier-steps", default=1400, show_default=True)
 def main(
     stage: str,

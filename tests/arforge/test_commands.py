@@ -107,8 +107,8 @@ def test_run_says_what_is_wrong_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tokens_only_bundle_refuses_to_give_images(tokens_bundle: Path, tmp_path: Path) -> None:
-    assert "export with --tokenizer" in fail("run", tokens_bundle, "--class", 0, "--output", tmp_path / "x.png")
+def test_tokens_only_bundle_refuses_to_give_images(grouped_bundle: Path, tmp_path: Path) -> None:
+    assert "export with --tokenizer" in fail("run", grouped_bundle, "--class", 0, "--output", tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
 
 

@@ -35,8 +35,8 @@ def write_split(folder: Path, split: str, count: int) -> None:
 
 
 def test_training_script_makes_checkpoints_that_export(tmp_path: Path) -> None:
-    write_split(tmp_path, "train", 1200)
-    write_split(tmp_path, "t10k", 100)
+    write_split(tmp_path, "train", 130)
+    write_split(tmp_path, "t10k", 20)
     made = tmp_path / "checkpoints"
     steps = ("--tokenizer-steps", "5", "--model-steps", "2", "--classifier-steps", "3")
     places = ("--data", tmp_path, "--work", tmp_path / "work", "--checkpoints", made)

@@ -1,0 +1,107 @@
+"""Two tiny bundles, exported once a session, and the checkpoints that they come from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import Decoder
+from safetensors.torch import save_file
+from tiny import CONFIG, GROUPED_CONFIG, VQ_CONFIG, random_weights
+from torch import Tensor
+
+from arforge.engines import onnxruntime
+from arforge.export.exporter import Job, export_llamagen
+from arforge.export.vq import VQModel
+from arforge.runner import Runner
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def weights() -> dict[str, Tensor]:
+    return random_weights(CONFIG, seed=1)
+
+
+@pytest.fixture(scope="session")
+def grouped_weights() -> dict[str, Tensor]:
+    return random_weights(GROUPED_CONFIG, seed=2)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, Tensor]) -> Path:
+    """A LlamaGen checkpoint in the authors' layout."""
+    path = tmp_path_factory.mktemp("checkpoints") / "tiny.pt"
+    torch.save({"model": weights}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer_model() -> VQModel:
+    torch.manual_seed(3)
+    model = VQModel(VQ_CONFIG).eval()
+    torch.nn.init.normal_(model.quantize.embedding.weight)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: VQModel) -> Path:
+    path = tmp_path_factory.mktemp("tokenizers") / "tiny-vq.pt"
+    torch.save({"model": tokenizer_model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, tokenizer_checkpoint: Path) -> Path:
+    """An 8x8 bundle with its tokenizer, built for ONNX Runtime. Tests must leave it as it is."""
+    path = tmp_path_factory.mktemp("bundles") / "tiny.bundle"
+    schedules = ("ntp", "zipar:4", "zipar:2")
+    export_llamagen(Job(CONFIG, checkpoint, tokenizer_checkpoint, path, schedules))
+    onnxruntime.build(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def grouped_bundle(tmp_path_factory: pytest.TempPathFactory, grouped_weights: dict[str, Tensor]) -> Path:
+    """A 4x6 bundle with grouped heads and no tokenizer, from a .safetensors checkpoint."""
+    folder = tmp_path_factory.mktemp("grouped")
+    save_file(grouped_weights, folder / "grouped.safetensors")
+    path = folder / "grouped.bundle"
+    export_llamagen(Job(GROUPED_CONFIG, folder / "grouped.safetensors", None, path))
+    onnxruntime.build(path)
+    return path
+
+
+@pytest.fixture
+def bundle_copy(bundle: Path, tmp_path: Path) -> Path:
+    """The 8x8 bundle, to be changed."""
+    return Path(shutil.copytree(bundle, tmp_path / "copy.bundle"))
+
+
+@pytest.fixture(scope="session")
+def runner(bundle: Path) -> Iterator[Runner]:
+    with Runner.open(bundle, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def grouped_runner(grouped_bundle: Path) -> Iterator[Runner]:
+    with Runner.open(grouped_bundle, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def decoder(weights: dict[str, Tensor]) -> Decoder:
+    """The independent reference of the 8x8 bundle."""
+    return Decoder(weights, heads=CONFIG.n_head, grid=CONFIG.grid)
+
+
+@pytest.fixture(scope="session")
+def grouped_decoder(grouped_weights: dict[str, Tensor]) -> Decoder:
+    c = GROUPED_CONFIG
+    return Decoder(grouped_weights, c.n_head, c.grid, kv_heads=2, eps=c.norm_eps, base=c.rope_base)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as runtime
+import pytest
+
+from arforge.engines import onnxruntime
+from arforge.runner import EngineError, Runner, open_bundle
+
+WEIGHTS = "graphs/fp32/weights/model.weights"
+
+
+def test_building_records_what_the_engine_was_proven_with(bundle_copy: Path) -> None:
+    built = onnxruntime.build(bundle_copy, widths=[8, 2, 8])
+    opened = open_bundle(bundle_copy)
+    opened.check_hashes()
+    identity = opened.engine("onnxruntime", "fp32")
+    assert identity == built.identity
+    assert identity["widths"] == [2, 8]
+    assert identity["library"] == f"onnxruntime {runtime.__version__}"
+    assert identity["graph"] == "graphs/fp32/step.onnx"
+    assert identity["graph_sha256"] == opened.manifest["files"]["graphs/fp32/step.onnx"]["sha256"]
+    assert built.load_seconds > 0
+
+
+def test_building_again_replaces_the_engine(bundle_copy: Path, runner: Runner) -> None:
+    onnxruntime.build(bundle_copy, widths=[8])
+    onnxruntime.build(bundle_copy)
+    opened = open_bundle(bundle_copy)
+    assert opened.engine("onnxruntime", "fp32")["widths"] is None
+    assert len(opened.manifest["engines"]) == 1
+    with Runner.open(bundle_copy) as rebuilt:
+        np.testing.assert_array_equal(rebuilt.generate([3]).tokens, runner.generate([3]).tokens)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", ""])
+def test_a_precision_that_the_target_lacks_is_refused(bundle: Path, precision: str) -> None:
+    with pytest.raises(EngineError, match=f"target onnxruntime has no precision '{precision}': use fp32"):
+        onnxruntime.build(bundle, precision=precision)
+
+
+@pytest.mark.parametrize("widths", [[0], [4, -1]])
+def test_widths_below_one_are_refused(bundle: Path, widths: list[int]) -> None:
+    with pytest.raises(EngineError, match="must all be at least 1"):
+        onnxruntime.build(bundle, widths=widths)
+
+
+@pytest.mark.parametrize("width", [1, 5])
+def test_weights_that_give_no_numbers_are_refused_and_nothing_is_entered(bundle_copy: Path, width: int) -> None:
+    before = (bundle_copy / "manifest.json").read_bytes()
+    path = bundle_copy / WEIGHTS
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(EngineError, match="gives NaN or infinity in key_cache_0: check the weights"):
+        onnxruntime.build(bundle_copy, widths=[width])
+    assert (bundle_copy / "manifest.json").read_bytes() == before
+
+
+def test_weights_that_write_nothing_are_refused(bundle_copy: Path) -> None:
+    path = bundle_copy / WEIGHTS
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(EngineError, match="does not update key_cache_0 in place"):
+        onnxruntime.build(bundle_copy)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arforge.engines import onnxruntime
+from arforge.runner import EngineError, Runner, Schedule, compile_schedule, open_bundle
+from arforge.runner.plan import make_plan
+from arforge.runner.schedule import Input, Source, Step, Target
+
+ZIPAR = compile_schedule("zipar:2", (8, 8))
+
+
+def test_a_plan_without_widths_runs_every_step_as_it_is() -> None:
+    plan = make_plan(ZIPAR, None)
+    assert [step.width for step in plan.steps] == [step.width for step in ZIPAR.steps]
+    assert [step.write_index for step in plan.steps] == list(ZIPAR.write_indices)
+    assert plan.slots == ZIPAR.slots
+    for planned, step in zip(plan.steps, ZIPAR.steps, strict=True):
+        assert [(row, cell) for row, cell in step.targets] == list(
+            zip(planned.target_rows.tolist(), planned.target_cells.tolist(), strict=True)
+        )
+        assert planned.positions.tolist() == [read.position for read in step.inputs]
+
+
+def test_steps_are_padded_to_the_next_width_with_their_last_input() -> None:
+    plain, padded = make_plan(ZIPAR, None), make_plan(ZIPAR, [3, 8])
+    assert {step.width for step in padded.steps} == {3, 8}
+    for wide, step in zip(padded.steps, plain.steps, strict=True):
+        assert wide.width == (3 if step.width <= 3 else 8)
+        for name in ("columns", "positions", "mask"):
+            rows, expected = getattr(wide, name), getattr(step, name)
+            if name == "mask":
+                assert not rows[:, expected.shape[1] :].any()
+                rows = rows[:, : expected.shape[1]]
+            np.testing.assert_array_equal(rows[: step.width], expected)
+            np.testing.assert_array_equal(rows[step.width :], np.repeat(expected[-1:], wide.width - step.width, 0))
+        assert (wide.write_index, wide.target_rows.tolist()) == (step.write_index, step.target_rows.tolist())
+
+
+def test_padding_gets_spare_slots_at_the_end() -> None:
+    plan = make_plan(ZIPAR, [8])
+    assert plan.slots == max(step.write_index for step in plan.steps) + 8
+    assert all(step.mask.shape == (8, plan.slots) for step in plan.steps)
+
+
+def test_widths_that_are_too_narrow_say_which_one_is_needed() -> None:
+    with pytest.raises(EngineError, match=r"decodes 2 tokens in a step.*widths 1: rebuild.*--width 2"):
+        make_plan(compile_schedule("zipar:3", (4, 4)), [1])
+
+
+def test_tokens_are_read_from_cells_conditions_and_literals(bundle: Path) -> None:
+    schedule = Schedule(
+        "hand-made",
+        (1, 2),
+        (
+            Step((Input(Source.TOKEN, 30, 0, 0), Input(Source.CONDITION, 0, 0, 0)), (Target(1, 1),), 2),
+            Step((Input(Source.TOKEN, 11, 0, 0), Input(Source.CELL, 1, 2, 2)), (Target(1, 0),), 2),
+        ),
+    )
+    plan = make_plan(schedule, None)
+    model = open_bundle(bundle).model
+    known = plan.known(model, np.array([4, 7]), rows=4)
+    known[:, 1] = [20, 21, 20, 21]
+    first, second = (known[:, step.columns].tolist() for step in plan.steps)
+    null = model.null_class
+    assert first == [[30, model.first_class + 4], [30, model.first_class + 7], [30, null], [30, null]]
+    assert second == [[11, 20], [11, 21], [11, 20], [11, 21]]
+
+
+def test_guidance_weights_scale_the_requests_guidance() -> None:
+    plan = make_plan(compile_schedule("ntp,cfg-interval=0", (1, 4)), None)
+    assert [step.scale(4.0) for step in plan.steps] == [4.0, 4.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("widths", "schedule"),
+    [([1], "ntp"), ([3], "ntp"), ([4, 8], "ntp"), ([4, 8], "zipar:2"), ([2, 5, 64], "zipar:3"), ([16], "zipar:1")],
+)
+def test_an_engine_of_fixed_widths_gives_the_same_tokens(
+    bundle_copy: Path, runner: Runner, widths: list[int], schedule: str
+) -> None:
+    onnxruntime.build(bundle_copy, widths=widths)
+    request = {"classes": [2, 5], "seeds": [7, 8], "schedule": schedule, "guidance": 1.5}
+    with Runner.open(bundle_copy, threads=1) as padded:
+        np.testing.assert_array_equal(padded.generate(**request).tokens, runner.generate(**request).tokens)
+
+
+def test_an_engine_that_is_too_narrow_for_the_schedule_says_so(bundle_copy: Path) -> None:
+    onnxruntime.build(bundle_copy, widths=[1])
+    with (
+        Runner.open(bundle_copy, threads=1) as narrow,
+        pytest.raises(EngineError, match="built for widths 1: rebuild it"),
+    ):
+        narrow.generate([0], schedule="zipar:2")

@@ -1,0 +1,112 @@
+"""What `Runner.open` and `Runner.generate` refuse, and what they say."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from arforge.runner import ArforgeError, BundleError, EngineError, RequestError, Runner, ScheduleError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": []}, "no classes given: name at least one"),
+        ({"classes": [0, 10]}, "class 10 is out of range: this model knows 0 to 9"),
+        ({"classes": [-1]}, "class -1 is out of range"),
+        ({"classes": [1.5]}, "class 1.5 is out of range"),
+        ({"classes": [True]}, "class True is out of range"),
+        ({"classes": [10**30]}, "class 1000000000000000000000000000000 is out of range"),
+        ({"seeds": [1, 2]}, "2 seeds for 1 classes: give one seed an image"),
+        ({"seeds": []}, "0 seeds for 1 classes"),
+        ({"seeds": [-1]}, r"seed -1 is out of range: use 0 to 2\*\*64 - 1"),
+        ({"seeds": [2**64]}, "seed 18446744073709551616 is out of range"),
+        ({"seeds": [0.5]}, "seed 0.5 is out of range"),
+        ({"guidance": 0.99}, r"guidance 0.99 is out of range: use a number from 1 \(off\) upwards"),
+        ({"guidance": math.nan}, "guidance nan is out of range"),
+        ({"guidance": math.inf}, "guidance inf is out of range"),
+        ({"temperature": -0.1}, r"temperature -0.1 is out of range: use 0 \(greedy\) or more"),
+        ({"temperature": math.nan}, "temperature nan is out of range"),
+        ({"top_k": -1}, r"top-k -1 is out of range: use 0 \(off\) or more"),
+        ({"top_p": 0}, r"top-p 0 is out of range: use a number in \(0, 1\]; 1 is off"),
+        ({"top_p": 1.01}, "top-p 1.01 is out of range"),
+        ({"top_p": -0.5}, "top-p -0.5 is out of range"),
+        ({"top_p": math.nan}, "top-p nan is out of range"),
+        ({"batch": 0}, "batch 0 is out of range: use at least 1"),
+        ({"batch": -3}, "batch -3 is out of range"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(runner: Runner, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        runner.generate(**{"classes": [0], **arguments})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"classes": [math.nan]},
+        {"classes": [math.inf]},
+        {"classes": ["3"]},
+        {"seeds": [math.nan]},
+        {"seeds": ["1"]},
+        {"guidance": 1e39},
+        {"temperature": 1e39},
+        {"top_k": 2**63},
+        {"top_k": 2.5},
+        {"batch": 1.5},
+    ],
+    ids=str,
+)
+def test_arguments_that_are_no_such_numbers_are_refused_by_name(runner: Runner, arguments: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=next(iter(arguments)).rstrip("es").replace("_", "-")):
+        runner.generate(**{"classes": [0], **arguments})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("zipar:9", "window 9 does not fit a grid of 8x8"),
+        ("zipper:2", "unknown schedule 'zipper:2'"),
+        ("zipar:2,windw=1", "unknown option"),
+    ],
+)
+def test_schedules_that_do_not_fit_are_refused(runner: Runner, schedule: str, message: str) -> None:
+    with pytest.raises(ScheduleError, match=message):
+        runner.generate([0], schedule=schedule)
+
+
+def test_a_refused_request_leaves_the_runner_usable(runner: Runner) -> None:
+    expected = runner.generate([1], [5]).tokens
+    for arguments in ({"classes": [99]}, {"classes": [1], "schedule": "zipar:99"}):
+        with pytest.raises(ArforgeError):
+            runner.generate(**arguments)
+    np.testing.assert_array_equal(runner.generate([1], [5]).tokens, expected)
+
+
+def test_numpy_numbers_are_as_good_as_pythons(runner: Runner) -> None:
+    expected = runner.generate([1, 2], [5, 2**64 - 1]).tokens
+    seeds = np.array([5, 2**64 - 1], dtype=np.uint64)
+    np.testing.assert_array_equal(runner.generate(np.array([1, 2]), seeds).tokens, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target": "openvino"}, "unknown target 'openvino': this arforge runs onnxruntime"),
+        ({"precision": "int8"}, r"no onnxruntime int8 engine \(built: onnxruntime fp32\).*arforge build"),
+        ({"threads": 0}, "0 threads: use at least 1"),
+        ({"threads": -2}, "-2 threads: use at least 1"),
+    ],
+)
+def test_opening_with_what_is_not_there_is_refused(bundle: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        Runner.open(bundle, **arguments)
+
+
+def test_opening_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle at"):
+        Runner.open(tmp_path / "nothing.bundle")

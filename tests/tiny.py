@@ -1,0 +1,38 @@
+"""The dimensions and weights of the tiny models that the tests export."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from arforge.export.llamagen import LlamaGenConfig, checkpoint_shapes
+from arforge.export.vq import VQConfig
+
+CONFIG = LlamaGenConfig(dim=64, n_layer=2, n_head=4, grid=(8, 8), vocab_size=32, num_classes=10, multiple_of=32)
+GROUPED_CONFIG = LlamaGenConfig(
+    dim=48,
+    n_layer=3,
+    n_head=4,
+    n_kv_head=2,
+    grid=(4, 6),
+    vocab_size=29,
+    num_classes=7,
+    multiple_of=20,
+    ffn_dim_multiplier=1.1,
+    norm_eps=1e-6,
+    rope_base=500.0,
+)
+VQ_CONFIG = VQConfig(codebook_size=32, codebook_width=8, channels=32, multipliers=(1, 2), latent_channels=64)
+
+
+def random_weights(config: LlamaGenConfig, seed: int) -> dict[str, Tensor]:
+    """Weights whose greedy tokens vary from cell to cell."""
+    random = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in checkpoint_shapes(config).items():
+        values = torch.randn(shape, generator=random)
+        if "norm" in name:
+            weights[name] = 1 + 0.1 * values
+        else:
+            weights[name] = values * (1.0 if "embedding" in name else 0.15)
+    return weights
