@@ -29,7 +29,10 @@ def command(bundle: Path, as_json: bool) -> None:
     name = f"{model.family} {model.variant}" if model.variant else model.family
     grid = f"{model.grid[0]}x{model.grid[1]}"
     click.echo(f"{bundle}: {name}, {model.parameters / 1e6:.1f} M parameters, {grid} tokens of {model.vocabulary}")
-    click.echo(f"  {model.layers} layers, {model.kv_heads} cached heads of {model.head_size}, {model.classes} classes")
+    click.echo(
+        f"  {model.layers} layers, {model.caches} caches of {model.kv_heads} heads of {model.head_size}, "
+        f"{model.classes} classes"
+    )
     if opened.tokenizer:
         height, width = opened.tokenizer.image_size
         click.echo(f"  images of {height}x{width}, codebook of {opened.tokenizer.codebook_width} channels")
@@ -68,7 +71,7 @@ def command(bundle: Path, as_json: bool) -> None:
 def facts_of(bundle: Bundle) -> dict[str, Any]:
     """The manifest, with what follows from it: the caches of each schedule, the identity of each engine."""
     model = bundle.model
-    slot_bytes = 2 * model.layers * model.kv_heads * model.head_size * FLOAT_BYTES
+    slot_bytes = 2 * model.caches * model.kv_heads * model.head_size * FLOAT_BYTES
     schedules = [
         {
             **entry,

@@ -33,6 +33,11 @@ def command(
         seed=published|nearest         which token stands in for a row's undecided last one
         holes=published|masked         whether not yet written cells enlarge the softmax
         cfg-interval=N                 conditional logits alone after that many tokens (also for ntp)
+    par:REGIONS          PAR with 4 or 16 regions
+    arpg:STEPS           ARPG in that many steps; options:
+        ratio=arccos|cosine            how the groups grow
+        cfg=linear|constant            guidance along the steps
+        order=SEED                     the random order
     """
     from arforge.runner import schedule_plot
 

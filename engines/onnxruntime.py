@@ -70,16 +70,17 @@ def try_out(bundle: Bundle, engine: OnnxRuntimeEngine) -> None:
     """One guided step of the null class: slot 1 of every cache must be written, and nothing else."""
     width = min(engine.widths or (1,))
     engine.prepare(images=1, rows=2, slots=2 + width, zero_slots=1)
-    buffers = engine.buffers(width)
+    queries = width if bundle.model.queries else 0
+    buffers = engine.buffers(width, queries)
     buffers.tokens[:] = bundle.model.null_class
     buffers.positions[:] = 1
     buffers.write_index[:] = 1
     buffers.mask[:] = False
     buffers.mask[..., 1] = True
-    engine.run(width)
+    engine.run(width, queries)
     if not 0 <= buffers.next_tokens.min() <= buffers.next_tokens.max() < bundle.model.vocabulary:
         raise EngineError(f"the step graph of {bundle.root} gives tokens out of range: export it again")
-    for name in cache_names(bundle.model.layers):
+    for name in cache_names(bundle.model.caches):
         cache = engine.cache(name)
         if not np.isfinite(cache).all():
             raise EngineError(f"the step graph of {bundle.root} gives NaN or infinity in {name}: check the weights")

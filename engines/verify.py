@@ -57,28 +57,32 @@ def contract(bundle: Bundle, name: str) -> tuple[Contract, Contract]:
         pixels: Contract = {"images": (UINT8, ["images", *bundle.tokenizer.image_size, 3])}
         return (tokens, pixels) if name == "decoder" else (pixels, tokens)
     cache: tuple[str, list[str | int]] = (FLOAT, ["rows", model.kv_heads, "slots", model.head_size])
+    outputs = "queries" if model.queries else "width"
     inputs: Contract = {
         "tokens": (INT64, ["rows", "width"]),
         "positions": (INT64, ["rows", "width"]),
         "write_index": (INT64, ["rows"]),
         "mask": (BOOL, ["rows", 1, "width", "slots"]),
-        "uniforms": (FLOAT, ["images", "width"]),
+        "uniforms": (FLOAT, ["images", outputs]),
         "guidance": (FLOAT, [1]),
         "temperature": (FLOAT, [1]),
         "top_k": (INT64, [1]),
         "top_p": (FLOAT, [1]),
     }
-    outputs: Contract = {"next_tokens": (INT64, ["images", "width"])}
+    if model.queries:
+        inputs["query_positions"] = (INT64, ["rows", outputs])
+    given: Contract = {"next_tokens": (INT64, ["images", outputs])}
     if name == "step-logits":
-        outputs["logits"] = (FLOAT, ["images", "width", model.vocabulary])
-    for cache_name in cache_names(model.layers):
-        inputs[cache_name] = outputs[f"new_{cache_name}"] = cache
-    return inputs, outputs
+        given["logits"] = (FLOAT, ["images", outputs, model.vocabulary])
+    for cache_name in cache_names(model.caches):
+        inputs[cache_name] = given[f"new_{cache_name}"] = cache
+    return inputs, given
 
 
 def check_engine(bundle: Bundle, target: str, precision: str) -> None:
     """Generate two images alone and together; raise VerificationError where the tokens differ."""
-    request: dict[str, Any] = {"schedule": "ntp", "guidance": 2.0}
+    stored = [entry["specification"] for entry in bundle.manifest["schedules"]]
+    request: dict[str, Any] = {"schedule": stored[0], "guidance": 2.0}
     classes = [0, bundle.model.classes - 1]
     with Runner.open(bundle.root, target=target, precision=precision) as runner:
         together = runner.generate(classes, seeds=[0, 1], **request).tokens

@@ -13,11 +13,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from arforge.export import llamagen, tokenizer, weights
+from arforge.export import tokenizer, weights
 from arforge.export.checkpoint import Checkpoint, check_shapes, looks_like, open_checkpoint
 from arforge.export.config import variant_of
+from arforge.export.family import Family
 from arforge.export.layers import rotary_table
-from arforge.export.llamagen import LlamaGen, LlamaGenConfig
 from arforge.export.step_graph import trace_step, without_logits
 from arforge.export.trace import fake_module
 from arforge.export.vq import GROUPS, VQConfig, VQModel
@@ -26,7 +26,7 @@ from arforge.runner.bundle import FORMAT, VERSION, Sampler, sha256_of
 from arforge.runner.bundle_writer import file_facts, staged, write_manifest
 from arforge.runner.errors import CheckpointError
 from arforge.runner.schedule import Schedule
-from arforge.runner.specification import compile_schedule
+from arforge.runner.specification import compile_schedule, require_decoder
 from arforge.version import VERSION as ARFORGE_VERSION
 
 PRECISION = "fp32"
@@ -39,7 +39,8 @@ Report = Callable[[str], None]
 class Job:
     """What to export. `tokenizer` may be None: such a bundle gives tokens only."""
 
-    config: LlamaGenConfig
+    family: Family
+    config: Any  # of the family's class
     checkpoint: Path
     tokenizer: Path | None
     output: Path
@@ -48,20 +49,22 @@ class Job:
     overwrite: bool = False
 
 
-def export_llamagen(job: Job, report: Report = lambda line: None) -> None:
+def export_bundle(job: Job, report: Report = lambda line: None) -> None:
     """Write the bundle `job.output`, whole or not at all.
 
     Raises CheckpointError for a checkpoint that does not fit, ScheduleError for a schedule that does not, and
     BundleError where the output cannot be written.
     """
-    config = job.config
-    schedules = [compile_schedule(text, config.grid) for text in job.schedules or default_schedules(config.grid)]
+    family, config = job.family, job.config
+    schedules = [compile_schedule(text, config.grid) for text in job.schedules or family.schedules(config)]
+    for schedule in schedules:
+        require_decoder(schedule.specification, family.name)
     decoder_weights = open_checkpoint(job.checkpoint)
-    check_shapes(decoder_weights, llamagen.checkpoint_shapes(config), "llamagen")
+    check_shapes(decoder_weights, family.checkpoint_shapes(config), family.name)
     images = None if job.tokenizer is None else open_tokenizer(job.tokenizer, config)
     with staged(job.output, job.overwrite) as stage:
         report(f"tracing the step graph ({config.n_layer} layers)")
-        graphs = export_decoder(config, decoder_weights, stage, report)
+        graphs = export_decoder(job, decoder_weights, stage, report)
         if images is not None:
             report("exporting the image tokenizer")
             graphs += export_tokenizer(*images, config.grid, stage)
@@ -69,7 +72,7 @@ def export_llamagen(job: Job, report: Report = lambda line: None) -> None:
         manifest = {
             "format": FORMAT,
             "version": VERSION,
-            "model": model_facts(config),
+            "model": model_facts(family, config),
             "tokenizer": None if images is None else tokenizer_facts(images[0], config.grid),
             "graphs": graphs,
             "files": {},
@@ -82,12 +85,7 @@ def export_llamagen(job: Job, report: Report = lambda line: None) -> None:
         write_manifest(stage, manifest)
 
 
-def default_schedules(grid: tuple[int, int]) -> list[str]:
-    """Next-token, and ZipAR at the windows of its paper that fit."""
-    return ["ntp", *(f"zipar:{window}" for window in (16, 12, 8, 4, 2) if window < grid[1])]
-
-
-def open_tokenizer(path: Path, config: LlamaGenConfig) -> tuple[VQConfig, Checkpoint]:
+def open_tokenizer(path: Path, config: Any) -> tuple[VQConfig, Checkpoint]:
     """Open a tokenizer checkpoint and read its dimensions off it. Raises CheckpointError where it does not fit."""
     checkpoint = open_checkpoint(path)
     try:
@@ -108,15 +106,16 @@ def open_tokenizer(path: Path, config: LlamaGenConfig) -> tuple[VQConfig, Checkp
     return found, checkpoint
 
 
-def export_decoder(config: LlamaGenConfig, checkpoint: Checkpoint, stage: Path, report: Report) -> list[dict[str, str]]:
-    decoder, mode = fake_module(lambda: LlamaGen(config))
+def export_decoder(job: Job, checkpoint: Checkpoint, stage: Path, report: Report) -> list[dict[str, str]]:
+    config = job.config
+    decoder, mode = fake_module(lambda: job.family.module(config))
     with mode:
-        full = trace_step(decoder, config.n_layer, config.kv_heads, config.head_size)
+        full = trace_step(decoder, config.caches, config.kv_heads, config.head_size, job.family.queries)
     models = {"step": without_logits(full), "step-logits": full}
-    real = dict(zip(("cosine", "sine"), rotary_table(config.grid, config.head_size, config.rope_base), strict=True))
+    tables = dict(zip(("cosine", "sine"), rotary_table(config.grid, config.head_size, config.rope_base), strict=True))
 
     def source(name: str) -> Any:
-        return real[name] if name in real else llamagen.parameter(checkpoint, name)
+        return tables[name] if name in tables else job.family.parameter(checkpoint, name)
 
     report("writing the decoder's weights")
     return write_graphs(models, "decoder.", "model.weights", source, stage)
@@ -170,19 +169,23 @@ def write_schedules(schedules: Sequence[Schedule], stage: Path) -> list[dict[str
     return entries
 
 
-def model_facts(config: LlamaGenConfig) -> dict[str, Any]:
-    parameters = sum(math.prod(shape) for shape in llamagen.checkpoint_shapes(config).values())
+def model_facts(family: Family, config: Any) -> dict[str, Any]:
+    parameters = sum(math.prod(shape) for shape in family.checkpoint_shapes(config).values())
     return {
-        "family": "llamagen",
-        "variant": variant_of(config),
+        "family": family.name,
+        "variant": variant_of(family, config),
         "config": asdict(config),
         "grid": list(config.grid),
         "vocabulary": config.vocab_size,
         "classes": config.num_classes,
-        "first_class": config.vocab_size,
-        "null_class": config.vocab_size + config.num_classes,
+        "first_class": config.first_class,
+        "null_class": config.null_class,
+        "first_special": config.first_special,
+        "specials": config.transition_tokens,
+        "queries": family.queries,
         "positions": 1 + config.cells,
         "layers": config.n_layer,
+        "caches": config.caches,
         "kv_heads": config.kv_heads,
         "head_size": config.head_size,
         "parameters": parameters,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
+from arforge.export.family import Family
 from arforge.export.layers import Block, Cache, RMSNorm, Rotary, rotary_table
 
 # layers, heads, dim
@@ -35,11 +36,6 @@ class LlamaGenConfig:
     multiple_of: int = 256
     ffn_dim_multiplier: float | None = None
 
-    @classmethod
-    def variant(cls, name: str, grid: tuple[int, int]) -> LlamaGenConfig:
-        layers, heads, dim = VARIANTS[name]
-        return cls(dim=dim, n_layer=layers, n_head=heads, grid=grid)
-
     @property
     def kv_heads(self) -> int:
         return self.n_kv_head or self.n_head
@@ -47,6 +43,33 @@ class LlamaGenConfig:
     @property
     def head_size(self) -> int:
         return self.dim // self.n_head
+
+    @property
+    def transition_tokens(self) -> int:
+        """Learned tokens beyond image and class tokens; PAR has some."""
+        return 0
+
+    @property
+    def tokens(self) -> int:
+        """Rows of the embedding table: image tokens, classes, the null class, transition tokens."""
+        return self.first_special + self.transition_tokens
+
+    @property
+    def first_class(self) -> int:
+        return self.vocab_size
+
+    @property
+    def null_class(self) -> int:
+        return self.first_class + self.num_classes
+
+    @property
+    def first_special(self) -> int:
+        return self.null_class + 1
+
+    @property
+    def caches(self) -> int:
+        """Pairs of key and value caches."""
+        return self.n_layer
 
     @property
     def cells(self) -> int:
@@ -67,7 +90,7 @@ class LlamaGen(nn.Module):
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
         self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size + config.num_classes + 1, config.dim)
+        self.tok_embeddings = nn.Embedding(config.tokens, config.dim)
         self.layers = nn.ModuleList(
             Block(config.dim, config.n_head, config.kv_heads, config.hidden, config.norm_eps)
             for _ in range(config.n_layer)
@@ -123,3 +146,20 @@ def parameter(checkpoint: Checkpoint, name: str) -> Tensor:
     if name == EMBEDDING:
         return torch.cat([checkpoint.tensor(EMBEDDING), checkpoint.tensor(CLASS_EMBEDDING)])
     return checkpoint.tensor(name)
+
+
+def default_schedules(config: LlamaGenConfig) -> list[str]:
+    """Next-token, and ZipAR at the windows of its paper that fit."""
+    return ["ntp", *(f"zipar:{window}" for window in (16, 12, 8, 4, 2) if window < config.grid[1])]
+
+
+FAMILY = Family(
+    name="llamagen",
+    variants=VARIANTS,
+    default_grid=(24, 24),
+    config=LlamaGenConfig,
+    module=LlamaGen,
+    checkpoint_shapes=checkpoint_shapes,
+    parameter=parameter,
+    schedules=default_schedules,
+)

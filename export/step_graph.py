@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from arforge.export import sampler
 from arforge.export.trace import trace
-
-SCALARS = ("guidance", "temperature", "top_k", "top_p")
+from arforge.runner.onnxruntime_engine import cache_names
 
 
 class StepGraph(nn.Module):
+    """A decoder with the sampler behind it; caches come as key, value, key, value, …"""
+
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
@@ -29,9 +30,13 @@ class StepGraph(nn.Module):
         top_k: Tensor,
         top_p: Tensor,
         caches: list[Tensor],
+        query_positions: Tensor | None = None,
     ) -> list[Tensor]:
         pairs = list(zip(caches[0::2], caches[1::2], strict=True))
-        logits, written = self.decoder(tokens, positions, mask, write_index, pairs)
+        asked: tuple[Tensor, ...] = ()
+        if query_positions is not None:  # queries see what the last input sees: everything that is known
+            asked = (query_positions, mask[:, :, -1:].expand(-1, -1, query_positions.shape[1], -1))
+        logits, written = self.decoder(tokens, positions, mask, *asked, write_index, pairs)
         drawn, guided = sampler.sample(logits, uniforms, guidance, temperature, top_k, top_p)
         return [drawn, guided, *(tensor for pair in written for tensor in pair)]
 
@@ -43,32 +48,35 @@ def without_logits(model: ir.Model) -> ir.Model:
     return lean
 
 
-def trace_step(decoder: nn.Module, layers: int, kv_heads: int, head_size: int) -> ir.Model:
-    """Trace `decoder`, whose parameters are fake tensors, with all of rows, images, width and slots free.
+def trace_step(decoder: nn.Module, caches: int, kv_heads: int, head_size: int, queries: bool = False) -> ir.Model:
+    """Trace `decoder`, whose parameters are fake tensors, with all of rows, images, width, slots and queries free.
 
     Inputs and outputs are those of the design's step graph, and `top_k` int64 [1], `top_p` float32 [1]. Cache
     outputs are called `new_…`, since ONNX names a value once; bind them to the memory of the inputs.
     """
     rows, images, width, slots = (torch.export.Dim(n) for n in ("rows", "images", "width", "slots"))
+    outputs = torch.export.Dim("queries") if queries else width
     long, r, b, q, s = torch.int64, 4, 2, 3, 17
-    cache_names = [f"{kind}_cache_{i}" for i in range(layers) for kind in ("key", "value")]
+    k = 5 if queries else q
+    names = cache_names(caches)
     inputs = {
         "tokens": (torch.zeros(r, q, dtype=long), {0: rows, 1: width}),
         "positions": (torch.zeros(r, q, dtype=long), {0: rows, 1: width}),
         "write_index": (torch.zeros(r, dtype=long), {0: rows}),
         "mask": (torch.zeros(r, 1, q, s, dtype=torch.bool), {0: rows, 2: width, 3: slots}),
-        "uniforms": (torch.zeros(b, q), {0: images, 1: width}),
+        "uniforms": (torch.zeros(b, k), {0: images, 1: outputs}),
         "guidance": (torch.zeros(1), None),
         "temperature": (torch.zeros(1), None),
         "top_k": (torch.zeros(1, dtype=long), None),
         "top_p": (torch.zeros(1), None),
     }
-    caches = [torch.zeros(r, kv_heads, s, head_size) for _ in cache_names]
-    outputs = ["next_tokens", "logits", *(f"new_{name}" for name in cache_names)]
-    return trace(
-        StepGraph(decoder),
-        args=(*(tensor for tensor, _ in inputs.values()), caches),
-        dynamic_shapes=(*(dims for _, dims in inputs.values()), [{0: rows, 2: slots} for _ in caches]),
-        input_names=[*inputs, *cache_names],
-        output_names=outputs,
-    )
+    memory = [torch.zeros(r, kv_heads, s, head_size) for _ in names]
+    args = [*(tensor for tensor, _ in inputs.values()), memory]
+    dims = [*(dim for _, dim in inputs.values()), [{0: rows, 2: slots} for _ in memory]]
+    input_names = [*inputs, *names]
+    if queries:
+        args.append(torch.zeros(r, k, dtype=long))
+        dims.append({0: rows, 1: outputs})
+        input_names.append("query_positions")
+    output_names = ["next_tokens", "logits", *(f"new_{name}" for name in names)]
+    return trace(StepGraph(decoder), tuple(args), tuple(dims), input_names, output_names)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
 
-from arforge.export import llamagen
 from arforge.export.checkpoint import open_checkpoint
-from arforge.export.llamagen import LlamaGen, LlamaGenConfig
+from arforge.export.families import FAMILIES
 from arforge.export.sampler import guide
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import VerificationError
@@ -30,10 +30,10 @@ class Agreement:
     same_tokens: float  # share of sampled cells with the same likeliest token
 
 
-def load_module(bundle: Bundle, precision: str = "fp32") -> LlamaGen:
+def load_module(bundle: Bundle, precision: str = "fp32") -> Any:
     """The torch module with the weights that the bundle stores."""
-    config = bundle.model.config
-    module = LlamaGen(LlamaGenConfig(**{**config, "grid": tuple(config["grid"])})).eval()
+    family, config = FAMILIES[bundle.model.family], bundle.model.config
+    module = family.module(family.config(**{**config, "grid": tuple(config["grid"])})).eval()
     stored = stored_weights(bundle.graph("step-logits", precision))
     module.load_state_dict({name: stored[name] for name in module.state_dict()})
     return module
@@ -53,7 +53,7 @@ def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> 
     stored = stored_weights(bundle.graph("step-logits", precision))
     names = list(load_module(bundle, precision).state_dict())
     for name in names:
-        if not torch.equal(stored[name], llamagen.parameter(source, name).to(torch.float32)):
+        if not torch.equal(stored[name], FAMILIES[bundle.model.family].parameter(source, name).to(torch.float32)):
             raise VerificationError(f"weight {name} of {bundle.root} differs from {checkpoint}: export it again")
     return len(names)
 
@@ -72,11 +72,13 @@ def compare_logits(bundle: Bundle, schedule: str, max_steps: int, guidance: floa
     caches = module.empty_caches(rows, plan.slots)
     largest, same, cells = 0.0, 0, 0
     for step in plan.steps[:max_steps]:
-        buffers = engine.buffers(step.width)
+        buffers = engine.buffers(step.width, step.queries)
         step.fill(buffers, known)
         engine.scalars.guidance[:] = step.scale(guidance)
-        engine.run(step.width)
-        given = (buffers.tokens, buffers.positions, buffers.mask, buffers.write_index)
+        engine.run(step.width, step.queries)
+        given = [buffers.tokens, buffers.positions, buffers.mask, buffers.write_index]
+        if buffers.query_positions is not None:
+            given[3:3] = [buffers.query_positions, buffers.mask[:, :, -1:]]
         logits, caches = module(*(torch.from_numpy(array) for array in given), caches)
         if len(step.target_rows):
             assert buffers.logits is not None

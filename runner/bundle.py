@@ -40,7 +40,7 @@ MAX_MANIFEST = 1 << 24
 
 @dataclass(frozen=True)
 class Model:
-    """Facts of the decoder. Ids: image tokens [0, vocabulary), classes from `first_class` on, then `null_class`."""
+    """Facts of the decoder. Ids: image tokens [0, vocabulary); the others where the fields say."""
 
     family: str
     variant: str | None
@@ -50,8 +50,12 @@ class Model:
     classes: int
     first_class: int
     null_class: int
+    first_special: int
+    specials: int  # learned tokens that schedules feed by index
+    queries: bool  # the step graph takes the cells to decide as `query_positions`
     positions: int  # rows of the rotary table
     layers: int
+    caches: int  # pairs of key and value caches
     kv_heads: int
     head_size: int
     parameters: int
@@ -103,8 +107,8 @@ class Bundle:
         canonical = str(parse(specification))
         for entry in self.manifest["schedules"]:
             if entry["specification"] == canonical:
-                return self._stored_schedule(entry)
-        return compile_schedule(canonical, self.model.grid)
+                return self._fitting(self._stored_schedule(entry))
+        return self._fitting(compile_schedule(canonical, self.model.grid))
 
     def engine(self, target: str, precision: str) -> dict[str, Any]:
         """The identity of an engine. Raises EngineError where it is not built."""
@@ -130,6 +134,14 @@ class Bundle:
                     f"{self.path(path)} is damaged: sha256 {found}, the manifest says {facts['sha256']}. "
                     "Export the bundle again"
                 )
+
+    def _fitting(self, schedule: Schedule) -> Schedule:
+        if (schedule.specials, schedule.queries) != (self.model.specials, self.model.queries):
+            raise ScheduleError(
+                f"schedule {schedule.specification} needs {schedule.specials} special tokens, the model of {self.root} "
+                f"was trained with {self.model.specials}: use the schedule that it was trained for"
+            )
+        return schedule
 
     def _stored_schedule(self, entry: Mapping[str, Any]) -> Schedule:
         schedule = schedule_file.read(self.path(entry["path"]))
@@ -250,6 +262,8 @@ def _check_model(bundle: Bundle) -> None:
         raise ManifestError(f"{bundle.root}: {model.positions} positions for {model.cells} cells")
     if not model.vocabulary <= model.first_class <= model.first_class + model.classes - 1 < model.null_class:
         raise ManifestError(f"{bundle.root}: class ids overlap image tokens or the null class")
+    if model.specials and model.first_special <= model.null_class:
+        raise ManifestError(f"{bundle.root}: special tokens overlap the classes")
     if tokenizer is None:
         return
     if tokenizer.codebook_size != model.vocabulary:

@@ -11,15 +11,19 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class StepBuffers:
-    """Host memory of one step width; the runner fills it, the engine fills the outputs."""
+    """Host memory of one kind of step; the runner fills it, the engine fills the outputs.
+
+    `outputs` is the number of queries where the model has them, else the width.
+    """
 
     tokens: NDArray[np.int64]  # (rows, width)
     positions: NDArray[np.int64]  # (rows, width)
     write_index: NDArray[np.int64]  # (rows)
     mask: NDArray[np.bool_]  # (rows, 1, width, slots)
-    uniforms: NDArray[np.float32]  # (images, width)
-    next_tokens: NDArray[np.int64]  # (images, width), output
-    logits: NDArray[np.float32] | None = None  # (images, width, vocabulary), output of graphs for verification
+    uniforms: NDArray[np.float32]  # (images, outputs)
+    next_tokens: NDArray[np.int64]  # (images, outputs), output
+    query_positions: NDArray[np.int64] | None = None  # (rows, queries)
+    logits: NDArray[np.float32] | None = None  # (images, outputs, vocabulary), output of graphs for verification
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,11 @@ class Engine(Protocol):
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
         """Make caches of that shape ready, their first `zero_slots` slots zero."""
 
-    def buffers(self, width: int) -> StepBuffers: ...
+    def buffers(self, width: int, queries: int = 0) -> StepBuffers:
+        """The memory of steps of that width, and of that many queries where the model has them."""
 
-    def run(self, width: int) -> None:
-        """Execute one step from the buffers of that width."""
+    def run(self, width: int, queries: int = 0) -> None:
+        """Execute one step from those buffers."""
 
     def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Images (images, height, width, 3) of tokens (images, cells)."""

@@ -40,7 +40,7 @@ class OnnxRuntimeEngine:
         self._decoder: onnxruntime.InferenceSession | None = None
         self._shape: tuple[int, int, int] | None = None  # images, rows, slots
         self._memory: dict[str, NDArray[np.float32]] = {}  # flat, grown when needed, never shrunk
-        self._bound: dict[int, tuple[StepBuffers, Any]] = {}  # width -> buffers and their binding
+        self._bound: dict[tuple[int, int], tuple[StepBuffers, Any]] = {}  # width, queries -> buffers, their binding
         self.scalars = Scalars(
             guidance=np.ones(1, np.float32),
             temperature=np.ones(1, np.float32),
@@ -65,7 +65,7 @@ class OnnxRuntimeEngine:
             self.cache(name)[:, :, :zero_slots] = 0
 
     def _allocate(self, size: int) -> None:
-        names = cache_names(self._bundle.model.layers)
+        names = cache_names(self._bundle.model.caches)
         try:
             for name in names:
                 if name not in self._memory or self._memory[name].size < size:
@@ -82,13 +82,16 @@ class OnnxRuntimeEngine:
         shape = (rows, self._bundle.model.kv_heads, slots, self._bundle.model.head_size)
         return self._memory[name][: np.prod(shape)].reshape(shape)
 
-    def buffers(self, width: int) -> StepBuffers:
-        if width not in self._bound:
-            self._bound[width] = self._bind(width)
-        return self._bound[width][0]
+    def buffers(self, width: int, queries: int = 0) -> StepBuffers:
+        if (width, queries) not in self._bound:
+            self._bound[width, queries] = self._bind(width, queries)
+        return self._bound[width, queries][0]
 
-    def run(self, width: int) -> None:
-        self._session.run_with_iobinding(self._bound[width][1])
+    def run(self, width: int, queries: int = 0) -> None:
+        try:
+            self._session.run_with_iobinding(self._bound[width, queries][1])
+        except RuntimeError as error:
+            raise EngineError(f"ONNX Runtime failed in a step of width {width}: {error}") from error
 
     def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
         if self._decoder is None:
@@ -105,17 +108,19 @@ class OnnxRuntimeEngine:
     def _open(self, graph: str) -> onnxruntime.InferenceSession:
         return open_session(self._bundle.graph(graph, self._precision), self._threads)
 
-    def _bind(self, width: int) -> tuple[StepBuffers, Any]:
+    def _bind(self, width: int, queries: int) -> tuple[StepBuffers, Any]:
         assert self._shape is not None
         images, rows, slots = self._shape
+        outputs, vocabulary = queries or width, self._bundle.model.vocabulary
         buffers = StepBuffers(
             tokens=np.zeros((rows, width), np.int64),
             positions=np.zeros((rows, width), np.int64),
             write_index=np.zeros(rows, np.int64),
             mask=np.zeros((rows, 1, width, slots), np.bool_),
-            uniforms=np.zeros((images, width), np.float32),
-            next_tokens=np.zeros((images, width), np.int64),
-            logits=np.zeros((images, width, self._bundle.model.vocabulary), np.float32) if self._with_logits else None,
+            uniforms=np.zeros((images, outputs), np.float32),
+            next_tokens=np.zeros((images, outputs), np.int64),
+            query_positions=np.zeros((rows, queries), np.int64) if queries else None,
+            logits=np.zeros((images, outputs, vocabulary), np.float32) if self._with_logits else None,
         )
         binding = self._session.io_binding()
         for name, array in {**vars(buffers), **vars(self.scalars)}.items():
@@ -123,7 +128,7 @@ class OnnxRuntimeEngine:
                 continue
             bind = binding.bind_output if name in ("next_tokens", "logits") else binding.bind_input
             bind(name, *place_of(array))
-        for name in cache_names(self._bundle.model.layers):
+        for name in cache_names(self._bundle.model.caches):
             place = place_of(self.cache(name))
             binding.bind_input(name, *place)
             binding.bind_output(f"new_{name}", *place)
@@ -135,8 +140,8 @@ def place_of(array: NDArray[Any]) -> tuple[str, int, type[np.generic], tuple[int
     return "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
 
 
-def cache_names(layers: int) -> list[str]:
-    return [f"{kind}_cache_{layer}" for layer in range(layers) for kind in ("key", "value")]
+def cache_names(caches: int) -> list[str]:
+    return [f"{kind}_cache_{index}" for index in range(caches) for kind in ("key", "value")]
 
 
 def load_library() -> Any:

@@ -23,6 +23,7 @@ class PlannedStep:
     positions: NDArray[np.int64]  # (width)
     mask: NDArray[np.bool_]  # (width, slots)
     write_index: int
+    query_positions: NDArray[np.int64]  # (queries), empty where the model has none
     target_rows: NDArray[np.int64]  # (targets)
     target_cells: NDArray[np.int64]  # (targets)
     guidance: float
@@ -30,6 +31,10 @@ class PlannedStep:
     @property
     def width(self) -> int:
         return len(self.columns)
+
+    @property
+    def queries(self) -> int:
+        return len(self.query_positions)
 
     def scale(self, guidance: float) -> float:
         """This step's guidance scale in a request of scale `guidance`."""
@@ -41,6 +46,8 @@ class PlannedStep:
         buffers.positions[:] = self.positions
         buffers.write_index[:] = self.write_index
         buffers.mask[:] = self.mask
+        if buffers.query_positions is not None:
+            buffers.query_positions[:] = self.query_positions
 
     def store(self, buffers: StepBuffers, known: NDArray[np.int64]) -> None:
         """Enter the sampled tokens into every row of `known`, conditional and not."""
@@ -51,34 +58,33 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Plan:
-    """`known` (rows, cells + conditions + literals) is where tokens are read from and written to."""
+    """`known` (rows, cells + conditions + special tokens) is where tokens are read from and written to."""
 
     schedule: Schedule
     steps: tuple[PlannedStep, ...]
     slots: int
-    literals: tuple[int, ...]
 
     def known(self, model: Model, classes: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
         """The tokens known before the first step; the rows beyond the images are unconditional."""
         cells, images = self.schedule.cells, len(classes)
-        known = np.zeros((rows, cells + self.schedule.conditions + len(self.literals)), dtype=np.int64)
+        special = cells + self.schedule.conditions
+        known = np.zeros((rows, special + self.schedule.specials), dtype=np.int64)
         known[:images, cells] = model.first_class + classes
         known[images:, cells] = model.null_class
-        known[:, cells + self.schedule.conditions :] = self.literals
+        known[:, special:] = model.first_special + np.arange(self.schedule.specials)
         return known
 
 
 def make_plan(schedule: Schedule, widths: Sequence[int] | None) -> Plan:
     """Plan `schedule` for an engine of these widths (None: any). Raises EngineError where one is too narrow."""
-    literals = sorted({i.value for step in schedule.steps for i in step.inputs if i.source is Source.TOKEN})
-    places = {token: schedule.cells + schedule.conditions + index for index, token in enumerate(literals)}
+    first = {
+        Source.CELL: 0,
+        Source.CONDITION: schedule.cells,
+        Source.SPECIAL: schedule.cells + schedule.conditions,
+    }
 
     def column(given: Input) -> int:
-        if given.source is Source.CELL:
-            return given.value
-        if given.source is Source.CONDITION:
-            return schedule.cells + given.value
-        return places[given.value]
+        return first[given.source] + given.value
 
     padded = {width: _engine_width(width, widths) for width in schedule.widths}
     pairs = list(zip(schedule.write_indices, schedule.steps, strict=True))
@@ -86,6 +92,7 @@ def make_plan(schedule: Schedule, widths: Sequence[int] | None) -> Plan:
     steps = []
     for (write_index, step), mask in zip(pairs, masks(schedule, slots), strict=True):
         spread = np.minimum(np.arange(padded[step.width]), step.width - 1)
+        cells = np.array([target.cell for target in step.targets], dtype=np.int64)
         steps.append(
             PlannedStep(
                 columns=np.array([column(given) for given in step.inputs], dtype=np.int64)[spread],
@@ -93,11 +100,18 @@ def make_plan(schedule: Schedule, widths: Sequence[int] | None) -> Plan:
                 mask=mask[spread],
                 write_index=write_index,
                 target_rows=np.array([target.row for target in step.targets], dtype=np.int64),
-                target_cells=np.array([target.cell for target in step.targets], dtype=np.int64),
+                target_cells=cells,
+                query_positions=_pad(1 + cells, widths) if schedule.queries else cells[:0],
                 guidance=step.guidance,
             )
         )
-    return Plan(schedule, tuple(steps), slots, tuple(literals))
+    return Plan(schedule, tuple(steps), slots)
+
+
+def _pad(positions: NDArray[np.int64], widths: Sequence[int] | None) -> NDArray[np.int64]:
+    """Repeat the last position up to a width of the engine."""
+    padded = _engine_width(len(positions), widths)
+    return positions[np.minimum(np.arange(padded), len(positions) - 1)]
 
 
 def _engine_width(width: int, widths: Sequence[int] | None) -> int:

@@ -188,11 +188,11 @@ class Runner:
         for index, step in enumerate(plan.steps):
             if cancel is not None and cancel.is_set():
                 raise Cancelled(f"cancelled after {index} of {len(plan.steps)} steps")
-            buffers = engine.buffers(step.width)
+            buffers = engine.buffers(step.width, step.queries)
             step.fill(buffers, known)
             buffers.uniforms[:, step.target_rows] = random[:, step.target_cells]
             engine.scalars.guidance[:] = step.scale(request.guidance)
-            engine.run(step.width)
+            engine.run(step.width, step.queries)
             step.store(buffers, known)
             progress(index + 1)
         return known[:images, :cells]

@@ -20,7 +20,7 @@ class Source(IntEnum):
 
     CELL = 0  # a cell sampled in an earlier step
     CONDITION = 1  # the request's condition token of that index: for class-conditional models, the class
-    TOKEN = 2  # that literal id
+    SPECIAL = 2  # the model's special token of that index, such as PAR's transition tokens
 
 
 class Input(NamedTuple):
@@ -34,7 +34,7 @@ class Input(NamedTuple):
 
 
 class Target(NamedTuple):
-    """One sampled cell: output row `row` of the step decides `cell`."""
+    """One sampled cell: output `row` of the step decides `cell`; there is one output an input, or a query."""
 
     row: int
     cell: int
@@ -60,6 +60,7 @@ class Schedule:
     steps: tuple[Step, ...]
     conditions: int = 1
     zero_slots: int = 0
+    queries: bool = False  # the model is asked for the targets' cells, rather than for what follows each input
 
     @property
     def cells(self) -> int:
@@ -69,6 +70,16 @@ class Schedule:
     def widths(self) -> tuple[int, ...]:
         """The distinct widths of the steps, ascending."""
         return tuple(sorted({step.width for step in self.steps}))
+
+    def outputs(self, step: Step) -> int:
+        """How many tokens the step samples for an image, wanted or not."""
+        return len(step.targets) if self.queries else step.width
+
+    @cached_property
+    def specials(self) -> int:
+        """How many special tokens the model must have."""
+        used = (i.value for step in self.steps for i in step.inputs if i.source is Source.SPECIAL)
+        return 1 + max(used, default=-1)
 
     @cached_property
     def write_indices(self) -> tuple[int, ...]:
@@ -92,7 +103,7 @@ class Schedule:
 
     def to_json(self) -> dict[str, Any]:
         """The schedule as plain data, every input by its source."""
-        names = {Source.CELL: "cell", Source.CONDITION: "condition", Source.TOKEN: "token"}
+        names = {Source.CELL: "cell", Source.CONDITION: "condition", Source.SPECIAL: "special"}
         steps = [
             {
                 "inputs": [
@@ -112,6 +123,7 @@ class Schedule:
             "grid": list(self.grid),
             "conditions": self.conditions,
             "zero_slots": self.zero_slots,
+            "queries": self.queries,
             "slots": self.slots,
             "steps": steps,
             "order": list(self.order),

@@ -75,8 +75,8 @@ class _State:
         if len({target.row for target in step.targets}) != len(step.targets):
             return "samples one output row twice"
         for row, cell in step.targets:
-            if not 0 <= row < step.width:
-                return f"samples output row {row} of {step.width}"
+            if not 0 <= row < self.schedule.outputs(step):
+                return f"samples output {row} of {self.schedule.outputs(step)}"
             if not 0 <= cell < self.schedule.cells:
                 return f"decides cell {cell} outside the grid"
             if cell in self.decided:

@@ -3,7 +3,7 @@
     8 bytes   magic "ARFSCHED"
     4 bytes   uint32, format version (1)
     4 bytes   uint32, length of the header
-    header    UTF-8 JSON: specification, grid, conditions, zero_slots, steps, inputs, targets, retired
+    header    UTF-8 JSON: specification, grid, conditions, zero_slots, queries (0 or 1), steps, inputs, targets, retired
     columns   the arrays of COLUMNS, one after the other, 4 bytes an entry
 
 `*_end` columns hold, for each step, the end of its rows in the input, target or retire columns.
@@ -72,6 +72,7 @@ def dump(schedule: Schedule) -> bytes:
         "grid": list(schedule.grid),
         "conditions": schedule.conditions,
         "zero_slots": schedule.zero_slots,
+        "queries": int(schedule.queries),
         **dict(zip(COUNTS, sizes, strict=True)),
     }
     text = json.dumps(header).encode()
@@ -116,7 +117,7 @@ def _header(text: bytes, name: str) -> dict[str, Any]:
     grid = header.get("grid")
     if not (isinstance(grid, list) and len(grid) == 2):
         raise ScheduleError(f"{name}: grid must be [rows, columns]")
-    numbers = [*grid, *(header.get(key) for key in ("conditions", "zero_slots", *COUNTS))]
+    numbers = [*grid, *(header.get(key) for key in ("conditions", "zero_slots", "queries", *COUNTS))]
     if any(type(number) is not int or not 0 <= number <= MAX_ROWS for number in numbers):
         raise ScheduleError(f"{name}: header has a size that is missing or out of range")
     return header
@@ -154,4 +155,5 @@ def _assemble(header: dict[str, Any], columns: dict[str, NDArray[Any]], name: st
         steps=tuple(steps),
         conditions=header["conditions"],
         zero_slots=header["zero_slots"],
+        queries=bool(header["queries"]),
     )

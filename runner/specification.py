@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from arforge.runner import raster
+from arforge.runner import random_order, raster, regions
 from arforge.runner.errors import ScheduleError
 from arforge.runner.schedule import Schedule
 from arforge.runner.schedule_check import checked
@@ -38,6 +38,17 @@ KINDS = {
             **CFG_INTERVAL,
         },
         ("llamagen",),
+    ),
+    "par": Kind(regions.par, "regions", {}, ("par",)),
+    "arpg": Kind(
+        random_order.arpg,
+        "steps",
+        {
+            "ratio": (("arccos", "cosine"), "arccos"),
+            "cfg": (("linear", "constant"), "linear"),
+            "order": (INTEGER, "0"),
+        },
+        ("arpg",),
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,16 @@ from tiny import CONFIG, GROUPED_CONFIG, VQ_CONFIG, random_weights
 from torch import Tensor
 
 from arforge.engines import onnxruntime
-from arforge.export.exporter import Job, export_llamagen
+from arforge.export.exporter import Job, export_bundle
+from arforge.export.llamagen import FAMILY
 from arforge.export.vq import VQModel
 from arforge.runner import Runner
 
+
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _quiet_torch() -> None:
     torch.set_num_threads(1)
+    logging.getLogger("torch.__trace").propagate = False  # thousands of lines for each graph that is traced
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +65,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, tokenizer
     """An 8x8 bundle with its tokenizer, built for ONNX Runtime. Tests must leave it as it is."""
     path = tmp_path_factory.mktemp("bundles") / "tiny.bundle"
     schedules = ("ntp", "zipar:4", "zipar:2")
-    export_llamagen(Job(CONFIG, checkpoint, tokenizer_checkpoint, path, schedules))
+    export_bundle(Job(FAMILY, CONFIG, checkpoint, tokenizer_checkpoint, path, schedules))
     onnxruntime.build(path)
     return path
 
@@ -72,7 +76,7 @@ def grouped_bundle(tmp_path_factory: pytest.TempPathFactory, grouped_weights: di
     folder = tmp_path_factory.mktemp("grouped")
     save_file(grouped_weights, folder / "grouped.safetensors")
     path = folder / "grouped.bundle"
-    export_llamagen(Job(GROUPED_CONFIG, folder / "grouped.safetensors", None, path))
+    export_bundle(Job(FAMILY, GROUPED_CONFIG, folder / "grouped.safetensors", None, path))
     onnxruntime.build(path)
     return path
 

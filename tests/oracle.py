@@ -109,19 +109,17 @@ def next_token(decoder: Decoder, classes: Sequence[int], guidance: float, cfg_in
 
 
 @torch.no_grad()
-def zipar(
-    decoder: Decoder, classes: Sequence[int], window: int, guidance: float, cfg_interval: int = -1
-) -> Tokens:
+def zipar(decoder: Decoder, classes: Sequence[int], window: int, guidance: float, cfg_interval: int = -1) -> Tokens:
     """Greedy tokens [images, cells]: row 0 alone, row 1 after it, and each further row `window` steps later."""
     height, width = decoder.grid
     starts = [0] + [width + row * window for row in range(height - 1)]
     tokens = torch.zeros(len(classes), height, width, dtype=torch.int64)
     for now in range(starts[-1] + width):
         known = [min(max(now - start, 0), width) for start in starts]
-        fed: list[tuple[int, int, int]] = []  # the row and column of a token, and the slot that it goes to
-        for row in range(1, height - 1):
-            if now == starts[row] + width:  # its true last token, for a stand-in that was fed before
-                fed.append((row, width - 1, 1 + row * width + width - 1))
+        # What is fed: the row and column of a token, and the slot that it goes to. First the true last tokens of
+        # rows that are now complete, in place of the stand-ins that were fed before.
+        last = width - 1
+        fed = [(row, last, 1 + row * width + last) for row in range(1, height - 1) if now == starts[row] + width]
         extra = len(fed)
         active = [row for row in range(height) if starts[row] <= now < starts[row] + width]
         for row in active:
@@ -130,7 +128,7 @@ def zipar(
             if column > 0:
                 fed.append((row, column - 1, slot))
             elif row == 1:
-                fed.append((0, width - 1, slot))
+                fed.append((0, last, slot))
             elif row > 1:
                 fed.append((row - 2, known[row - 2] - 1, slot))
         if now == 0:

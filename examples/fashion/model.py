@@ -1,19 +1,24 @@
-"""Trains the demo's LlamaGen over the tokenizer's tokens, with class dropout for guidance."""
+"""Trains the demo's generators over the tokenizer's tokens, with class dropout for guidance."""
 
 from __future__ import annotations
 
 import copy
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from arforge.export.arpg import ARPG, ARPGConfig
 from arforge.export.llamagen import LlamaGen, LlamaGenConfig
+from arforge.export.par import PAR, PARConfig
+from arforge.runner.regions import region_order
 
-CONFIG = LlamaGenConfig(dim=256, n_layer=5, n_head=4, grid=(8, 8), vocab_size=512, num_classes=10)
+DIMENSIONS = {"dim": 256, "n_head": 4, "grid": (8, 8), "vocab_size": 512, "num_classes": 10}
 BATCH = 128
 PEAK_RATE = 1.5e-3
 CLASS_DROPOUT = 0.1
@@ -21,13 +26,20 @@ TOKEN_DROPOUT = 0.1
 AVERAGE = 0.999
 
 
-def train(tokens: Tensor, labels: Tensor, steps: int, resume: Path) -> LlamaGen:
+@dataclass(frozen=True)
+class Family:
+    config: LlamaGenConfig
+    build: Callable[[], nn.Module]
+    loss: Callable[[nn.Module, Tensor, Tensor], Tensor]  # of tokens [n, cells] and labels [n]
+
+
+def train(family: Family, tokens: Tensor, labels: Tensor, steps: int, resume: Path) -> nn.Module:
     """Train on int64 tokens [n, cells] and classes [n]; `resume` keeps the state of a run that was cut off.
 
     Returns the moving average of the weights.
     """
     torch.manual_seed(0)
-    model = LlamaGen(CONFIG)
+    model = family.build()
     for parameter in model.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -48,7 +60,7 @@ def train(tokens: Tensor, labels: Tensor, steps: int, resume: Path) -> LlamaGen:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps)
         chosen = torch.randint(len(tokens), (BATCH,))
-        loss = loss_of(model, tokens[chosen], labels[chosen])
+        loss = family.loss(model, tokens[chosen], labels[chosen])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -67,22 +79,76 @@ def train(tokens: Tensor, labels: Tensor, steps: int, resume: Path) -> LlamaGen:
     return average.eval()
 
 
-def loss_of(model: LlamaGen, tokens: Tensor, labels: Tensor) -> Tensor:
-    config = model.config
-    null = config.vocab_size + config.num_classes
-    condition = torch.where(torch.rand(labels.shape) < CLASS_DROPOUT, null, config.vocab_size + labels)
-    given = tokens[:, :-1]
-    noise = torch.randint(config.vocab_size, given.shape)
-    given = torch.where(torch.rand(given.shape) < TOKEN_DROPOUT, noise, given)
-    inputs = torch.cat([condition[:, None], given], dim=1)
-    positions = torch.arange(config.cells).expand_as(inputs)
-    mask = torch.ones(config.cells, config.cells, dtype=torch.bool).tril()
-    with torch.autocast("cpu", torch.bfloat16):
-        logits, _ = model(inputs, positions, mask)
+def llamagen_loss(model: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
+    cells = tokens.shape[1]
+    inputs = torch.cat([drop_classes(labels, first=DIMENSIONS["vocab_size"]), drop_tokens(tokens[:, :-1])], dim=1)
+    logits = run(model, inputs, torch.arange(cells).expand_as(inputs), causal(cells))
     return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+
+
+def par_loss(model: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
+    """As LlamaGen's, in region order: the transition tokens take the places from `regions` + 1 on."""
+    config = model.config
+    order, regions = torch.tensor(region_order(config.grid, config.regions)), config.regions
+    sequence, cells = tokens[:, order], tokens.shape[1]
+    given = drop_tokens(sequence[:, : cells - regions])
+    first = config.tokens - config.transition_tokens
+    transition = torch.arange(first, config.tokens).expand(len(tokens), -1)
+    condition = drop_classes(labels, first=DIMENSIONS["vocab_size"])
+    inputs = torch.cat([condition, given[:, :regions], transition, given[:, regions:]], dim=1)
+    nowhere = torch.zeros(config.transition_tokens, dtype=torch.int64)
+    cell = 1 + order[: cells - regions]
+    positions = torch.cat([torch.zeros(1, dtype=torch.int64), cell[:regions], nowhere, cell[regions:]])
+    places = torch.arange(cells)
+    rank = torch.where(places < regions, places, places // regions * regions)
+    logits = run(model, inputs, positions.expand_as(inputs), rank[None, :] <= rank[:, None])
+    return F.cross_entropy(logits.flatten(0, 1), sequence.flatten())
+
+
+def arpg_loss(model: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
+    """Every image in an order of its own; each query sees the tokens before its cell."""
+    order = torch.rand(tokens.shape).argsort(dim=1)
+    sequence, cells = tokens.gather(1, order), tokens.shape[1]
+    inputs = torch.cat([drop_classes(labels, first=DIMENSIONS["vocab_size"] + 1), drop_tokens(sequence[:, :-1])], dim=1)
+    asked = 1 + order
+    positions = torch.cat([torch.zeros_like(asked[:, :1]), asked[:, :-1]], dim=1)
+    logits = run(model, inputs, positions, causal(cells), asked, causal(cells))
+    return F.cross_entropy(logits.flatten(0, 1), sequence.flatten())
+
+
+def run(model: nn.Module, *arguments: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        logits: Tensor = model(*arguments)[0]
+    return logits
+
+
+def drop_classes(labels: Tensor, first: int) -> Tensor:
+    """Condition ids [n, 1]: classes from id `first` on, some replaced by the null class behind them."""
+    dropped = torch.rand(labels.shape) < CLASS_DROPOUT
+    return torch.where(dropped, first + DIMENSIONS["num_classes"], first + labels)[:, None]
+
+
+def drop_tokens(tokens: Tensor) -> Tensor:
+    """Some tokens replaced by any other."""
+    noise = torch.randint(DIMENSIONS["vocab_size"], tokens.shape)
+    return torch.where(torch.rand(tokens.shape) < TOKEN_DROPOUT, noise, tokens)
+
+
+def causal(cells: int) -> Tensor:
+    return torch.ones(cells, cells, dtype=torch.bool).tril()
 
 
 def learning_rate(step: int, steps: int, warm: int = 200) -> float:
     if step < warm:
         return PEAK_RATE * (step + 1) / warm
     return PEAK_RATE * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
+
+
+LLAMAGEN = LlamaGenConfig(n_layer=5, **DIMENSIONS)
+PAR4 = PARConfig(n_layer=5, regions=4, **DIMENSIONS)
+RANDOM_ORDER = ARPGConfig(n_layer=6, **DIMENSIONS)
+FAMILIES = {
+    "llamagen": Family(LLAMAGEN, lambda: LlamaGen(LLAMAGEN), llamagen_loss),
+    "par": Family(PAR4, lambda: PAR(PAR4), par_loss),
+    "arpg": Family(RANDOM_ORDER, lambda: ARPG(RANDOM_ORDER), arpg_loss),
+}

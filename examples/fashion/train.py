@@ -1,8 +1,8 @@
-"""Makes the demo checkpoints from Fashion-MNIST: tokenizer, LlamaGen, classifier, and their figures.
+"""Makes the demo checkpoints from Fashion-MNIST: tokenizer, generators, and classifier.
 
     python examples/fashion/train.py all
 
-About an hour on two CPU cores. Stages can be run one at a time; a model run that was cut off resumes.
+About two hours on two CPU cores. Stages can be run one at a time; a model run that was cut off resumes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from arforge.export import llamagen
+from arforge.export.llamagen import LlamaGenConfig
+from arforge.export.par import TRANSITION_EMBEDDING
 from arforge.export.vq import VQModel
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
 @click.command(help=__doc__)
-@click.argument("stage", type=click.Choice(["all", "tokenizer", "llamagen", "classifier"]))
+@click.argument("stage", type=click.Choice(["all", "tokenizer", *generator.FAMILIES, "classifier"]))
 @click.option("--data", "folder", type=click.Path(path_type=Path), default=data.FOLDER, help="Folder of the data set.")
 @click.option(
     "--work", type=click.Path(path_type=Path), default=Path("out/fashion"), help="Folder for resumable state."
@@ -57,12 +60,13 @@ def main(
         save(vq.train(images, tokenizer_steps).state_dict(), checkpoints / "tokenizer.safetensors")
         tokens = vq.encode(load_tokenizer(checkpoints), images)
         save_file({"tokens": tokens.to(torch.int16)}, work / "tokens.safetensors")
-    if stage in ("all", "llamagen"):
-        tokens = load_file(work / "tokens.safetensors")["tokens"].long()
-        generated = generator.train(tokens, labels, model_steps, work / "llamagen.pt")
-        save(authors_layout(generated.state_dict()), checkpoints / "llamagen.safetensors")
-        config = {name: value for name, value in asdict(generator.CONFIG).items() if value is not None}
-        (checkpoints / "llamagen.json").write_text(json.dumps(config, indent=1) + "\n")
+    for name, family in generator.FAMILIES.items():
+        if stage in ("all", name):
+            tokens = load_file(work / "tokens.safetensors")["tokens"].long()
+            model = generator.train(family, tokens, labels, model_steps, work / f"{name}.pt")
+            save(authors_layout(model.state_dict(), family.config), checkpoints / f"{name}.safetensors")
+            config = {key: value for key, value in asdict(family.config).items() if value is not None}
+            (checkpoints / f"{name}.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
 def load_tokenizer(checkpoints: Path) -> VQModel:
@@ -71,14 +75,15 @@ def load_tokenizer(checkpoints: Path) -> VQModel:
     return model.eval()
 
 
-def authors_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Split the one embedding table as the authors' checkpoints do."""
-    table = state["tok_embeddings.weight"]
-    vocab = generator.CONFIG.vocab_size
-    return state | {
-        "tok_embeddings.weight": table[:vocab],
-        "cls_embedding.embedding_table.weight": table[vocab:],
-    }
+def authors_layout(state: dict[str, Tensor], config: LlamaGenConfig) -> dict[str, Tensor]:
+    """Split the one embedding table as the authors' checkpoints do; ARPG's is one there too."""
+    if llamagen.EMBEDDING not in state:
+        return state
+    table, vocab, special = state[llamagen.EMBEDDING], config.vocab_size, config.tokens - config.transition_tokens
+    parts = {llamagen.EMBEDDING: table[:vocab], llamagen.CLASS_EMBEDDING: table[vocab:special]}
+    if config.transition_tokens:
+        parts[TRANSITION_EMBEDDING] = table[special:]
+    return state | parts
 
 
 def save(state: dict[str, Tensor], path: Path) -> None:

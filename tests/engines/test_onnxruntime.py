@@ -62,3 +62,9 @@ def test_weights_that_write_nothing_are_refused(bundle_copy: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(EngineError, match="does not update key_cache_0 in place"):
         onnxruntime.build(bundle_copy)
+
+
+def test_a_width_that_the_graph_cannot_run_is_refused_when_building(bundle_copy: Path) -> None:
+    """The runtime's rotary operator takes no more inputs than its table has rows: 1 + 64 here."""
+    with pytest.raises(EngineError, match="66"):
+        onnxruntime.build(bundle_copy, widths=[2, 66])

@@ -15,7 +15,8 @@ from safetensors import safe_open
 
 from arforge.engines import onnxruntime
 from arforge.export.config import read_config
-from arforge.export.exporter import Job, export_llamagen
+from arforge.export.exporter import Job, export_bundle
+from arforge.export.llamagen import FAMILY
 from arforge.runner import Runner
 
 FASHION = Path(__file__).parent.parent.parent / "examples/fashion"
@@ -43,13 +44,14 @@ def test_training_script_makes_checkpoints_that_export(tmp_path: Path) -> None:
     command = [sys.executable, FASHION / "train.py", "all", *places, *steps]
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
     job = Job(
-        config=read_config(made / "llamagen.json"),
+        family=FAMILY,
+        config=read_config(made / "llamagen.json", FAMILY),
         checkpoint=made / "llamagen.safetensors",
         tokenizer=made / "tokenizer.safetensors",
         output=tmp_path / "made.bundle",
         schedules=["zipar:2"],
     )
-    export_llamagen(job)
+    export_bundle(job)
     onnxruntime.build(job.output)
     with Runner.open(job.output) as runner:
         images = runner.generate([0, 9], schedule="zipar:2").images
@@ -106,8 +108,8 @@ def test_shipped_model_still_makes_its_classes(
 @pytest.fixture(scope="module")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("demo") / "fashion.bundle"
-    config = read_config(CHECKPOINTS / "llamagen.json")
+    config = read_config(CHECKPOINTS / "llamagen.json", FAMILY)
     weights = CHECKPOINTS / "llamagen.safetensors"
-    export_llamagen(Job(config, weights, CHECKPOINTS / "tokenizer.safetensors", output, ["ntp"]))
+    export_bundle(Job(FAMILY, config, weights, CHECKPOINTS / "tokenizer.safetensors", output, ["ntp"]))
     onnxruntime.build(output)
     return output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import onnx
@@ -102,7 +103,7 @@ def test_weights_are_stored_once_in_one_file_that_their_graphs_share(bundle: Pat
     for tensor in tables[0].keys() & tables[1].keys():
         assert tables[0][tensor] == tables[1][tensor]
     ordered = sorted(spans)
-    for (offset, length), (following, _) in zip(ordered, ordered[1:], strict=False):
+    for (offset, length), (following, _) in pairwise(ordered):
         assert 0 <= following - (offset + length) < 4096
     assert file.stat().st_size == sum(ordered[-1])
 
@@ -138,7 +139,7 @@ def test_graphs_carry_no_notes_of_the_tracer(bundle: Path, name: str) -> None:
         assert not noted.metadata_props
         assert not noted.doc_string
     data = path.read_bytes()
-    for trace in (b".py", b"stack_trace", b"site-packages", os.fsencode(Path.home()), os.fsencode(os.getcwd())):
+    for trace in (b".py", b"stack_trace", b"site-packages", os.fsencode(Path.home()), os.fsencode(Path.cwd())):
         assert trace not in data, trace
 
 

@@ -8,7 +8,8 @@ from oracle import Decoder
 from tiny import CONFIG, GROUPED_CONFIG, random_weights
 from torch import Tensor
 
-from arforge.export.llamagen import VARIANTS, LlamaGen, LlamaGenConfig, checkpoint_shapes
+from arforge.export.config import variant_config
+from arforge.export.llamagen import FAMILY, VARIANTS, LlamaGen, LlamaGenConfig, checkpoint_shapes
 
 
 def module_of(config: LlamaGenConfig, weights: dict[str, Tensor]) -> LlamaGen:
@@ -41,7 +42,7 @@ def test_the_module_equals_the_plain_reference(config: LlamaGenConfig) -> None:
     [("B", 110.9e6), ("L", 343.3e6), ("XL", 775.3e6), ("XXL", 1.411e9), ("3B", 3.096e9)],
 )
 def test_published_sizes_have_the_published_parameters(name: str, parameters: float) -> None:
-    shapes = checkpoint_shapes(LlamaGenConfig.variant(name, (24, 24)))
+    shapes = checkpoint_shapes(variant_config(FAMILY, name, (24, 24)))
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == pytest.approx(parameters, rel=0.01)
     assert shapes["cls_embedding.embedding_table.weight"][0] == 1001
     assert shapes["output.weight"][0] == 16384
@@ -55,7 +56,7 @@ def test_variants_are_those_of_the_paper() -> None:
         "XXL": (48, 24, 1536),
         "3B": (24, 32, 3200),
     }
-    assert LlamaGenConfig.variant("3B", (16, 16)).head_size == 100
+    assert variant_config(FAMILY, "3B", (16, 16)).head_size == 100
 
 
 @pytest.mark.parametrize(

@@ -229,8 +229,6 @@ def test_stored_and_compiled_schedules_are_alike(bundle: Path, text: str) -> Non
     assert open_bundle(bundle).schedule(text) == compile_schedule(text, (8, 8))
 
 
-
-
 @pytest.mark.parametrize(("target", "precision"), [("tensorrt", "fp32"), ("onnxruntime", "int8")])
 def test_an_engine_that_is_not_built_names_the_command(bundle: Path, target: str, precision: str) -> None:
     message = rf"built: onnxruntime fp32\). Build it: arforge build .* --target {target} --precision {precision}"

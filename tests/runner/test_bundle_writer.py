@@ -21,8 +21,18 @@ def contents(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def fill(stage: Path) -> None:
     (stage / "manifest.json").write_text("{}")
+
+
+def write_and_fail(target: Path, error: BaseException) -> None:
+    with staged(target, overwrite=True) as stage:
+        fill(stage)
+        raise error
 
 
 def full_disk() -> None:
@@ -44,14 +54,14 @@ def test_a_new_bundle_appears_when_the_block_ends(tmp_path: Path) -> None:
         assert not target.exists()
         assert stage.parent == target.parent
     assert contents(target) == {"manifest.json": b"{}"}
-    assert os.listdir(target.parent) == ["new.bundle"]
+    assert names(target.parent) == ["new.bundle"]
 
 
 def test_an_old_bundle_is_replaced_whole(bundle_copy: Path) -> None:
     with staged(bundle_copy, overwrite=True) as stage:
         fill(stage)
     assert contents(bundle_copy) == {"manifest.json": b"{}"}
-    assert os.listdir(bundle_copy.parent) == ["copy.bundle"]
+    assert names(bundle_copy.parent) == ["copy.bundle"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +69,11 @@ def test_an_old_bundle_is_replaced_whole(bundle_copy: Path) -> None:
     [
         (RuntimeError("stop"), RuntimeError, "^stop$"),
         (KeyboardInterrupt(), KeyboardInterrupt, "^$"),
-        (OSError(errno.ENOSPC, "No space left on device"), BundleError, "cannot write .*No space left on device.*as it"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            BundleError,
+            "cannot write .*No space left on device.*as it",
+        ),
         (OSError(errno.EIO, "I/O error", "weights"), BundleError, "cannot write .*I/O error.*left as it was"),
     ],
     ids=["error", "interrupt", "full disk", "named file"],
@@ -70,11 +84,10 @@ def test_an_error_leaves_the_target_as_it_was(
 ) -> None:
     target = bundle_copy if old else bundle_copy.with_name("new.bundle")
     before = contents(bundle_copy)
-    with pytest.raises(raised, match=message), staged(target, overwrite=True) as stage:
-        fill(stage)
-        raise error
+    with pytest.raises(raised, match=message):
+        write_and_fail(target, error)
     assert contents(bundle_copy) == before
-    assert os.listdir(bundle_copy.parent) == ["copy.bundle"]
+    assert names(bundle_copy.parent) == ["copy.bundle"]
 
 
 def test_a_disk_that_fills_while_the_manifest_is_written_leaves_nothing(
@@ -83,12 +96,15 @@ def test_a_disk_that_fills_while_the_manifest_is_written_leaves_nothing(
     monkeypatch.setattr(os, "fsync", lambda _: full_disk())
     with pytest.raises(BundleError, match="No space left"), staged(tmp_path / "new.bundle", overwrite=False) as stage:
         write_manifest(stage, {"format": "x"})
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_an_existing_bundle_needs_overwrite(bundle_copy: Path) -> None:
     before = contents(bundle_copy)
-    with pytest.raises(BundleError, match=r"copy.bundle exists: .*pass --overwrite"), staged(bundle_copy, False):
+    with (
+        pytest.raises(BundleError, match=r"copy.bundle exists: .*pass --overwrite"),
+        staged(bundle_copy, overwrite=False),
+    ):
         pass
     assert contents(bundle_copy) == before
 
@@ -103,10 +119,13 @@ def test_what_is_no_bundle_is_never_replaced(bundle_copy: Path, kind: str) -> No
         (target / "thesis").write_text("thesis")
     else:
         target.symlink_to(bundle_copy if kind == "link" else "nowhere", target_is_directory=True)
-    with pytest.raises(BundleError, match="precious exists and is not a bundle: choose another"), staged(target, True):
+    with (
+        pytest.raises(BundleError, match="precious exists and is not a bundle: choose another"),
+        staged(target, overwrite=True),
+    ):
         pass
     assert target.is_symlink() == ("link" in kind)
-    assert sorted(os.listdir(bundle_copy.parent)) == ["copy.bundle", "precious"]
+    assert names(bundle_copy.parent) == ["copy.bundle", "precious"]
 
 
 def test_leavings_of_dead_writers_are_swept_and_others_kept(tmp_path: Path, dead_process: int) -> None:
@@ -180,7 +199,7 @@ def test_a_killed_writer_leaves_the_target_as_it_was_and_the_next_one_works(bund
     assert process.returncode == -signal.SIGKILL
     assert target.exists() == old
     assert contents(bundle_copy) == before
-    assert len(os.listdir(target.parent)) == 2  # the old bundle, and what the killed writer left
+    assert len(names(target.parent)) == 2  # the old bundle, and what the killed writer left
     with staged(target, overwrite=True) as stage:
         fill(stage)
     assert contents(target) == {"manifest.json": b"{}"}
@@ -235,4 +254,4 @@ def test_a_manifest_is_never_written_with_numbers_that_json_lacks(tmp_path: Path
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_manifest(tmp_path, {"guidance": float("nan")})
     assert json.loads((tmp_path / "manifest.json").read_text()) == {}
-    assert os.listdir(tmp_path) == ["manifest.json"]
+    assert names(tmp_path) == ["manifest.json"]

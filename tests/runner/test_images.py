@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,6 +9,10 @@ from PIL import Image
 
 from arforge.runner import RequestError
 from arforge.runner.images import GAP, grid, save_npz, save_png, save_tokens, write_whole
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def pictures(count: int, height: int = 4, width: int = 3) -> np.ndarray:
@@ -45,7 +48,7 @@ def test_a_png_holds_the_grid_and_zooms_whole_pixels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(plain, grid(images, 3))
     np.testing.assert_array_equal(large[::4, ::4], plain)
     np.testing.assert_array_equal(large[3::4, 3::4], plain)
-    assert sorted(os.listdir(tmp_path)) == ["large.png", "plain.png"]
+    assert names(tmp_path) == ["large.png", "plain.png"]
 
 
 def test_an_npz_is_what_fid_evaluators_read(tmp_path: Path) -> None:
@@ -68,7 +71,7 @@ def test_tokens_are_int64_in_an_npy(tmp_path: Path) -> None:
 def test_names_are_kept_as_given(tmp_path: Path) -> None:
     save_npz(tmp_path / "samples", pictures(1))
     save_tokens(tmp_path / "tokens", np.zeros((1, 1), dtype=np.int64))
-    assert sorted(os.listdir(tmp_path)) == ["samples", "tokens"]
+    assert names(tmp_path) == ["samples", "tokens"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial_one(
     with pytest.raises(raised, match="No space left on device|bad"):
         write_whole(path, fail)
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["samples.npz"]
+    assert names(tmp_path) == ["samples.npz"]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -99,7 +102,7 @@ def test_a_target_that_is_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(RequestError, match="cannot write .*folder"):
         save_png(tmp_path / "folder", pictures(1))
-    assert os.listdir(tmp_path) == ["folder"]
+    assert names(tmp_path) == ["folder"]
 
 
 @pytest.mark.parametrize("path", [".", "/"])

@@ -62,7 +62,7 @@ def test_outputs_bound_elsewhere_leave_the_input_memory_alone(
     for name in cache_names(LAYERS):
         engine.cache(name)[:] = 0
     fill(engine, width=3, slot=4)
-    binding = engine._bound[3][1]
+    (_, binding), *_ = engine._bound.values()
     elsewhere = {name: np.full_like(engine.cache(name), 7) for name in cache_names(LAYERS)}
     for name, array in elsewhere.items():
         binding.bind_output(f"new_{name}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
@@ -171,9 +171,7 @@ def test_an_engine_that_is_not_built_names_the_command(bundle_copy: Path) -> Non
         ({"widths": [2.0]}, "lists widths"),
     ],
 )
-def test_an_identity_that_does_not_fit_asks_for_a_rebuild(
-    bundle: Path, change: dict[str, Any], message: str
-) -> None:
+def test_an_identity_that_does_not_fit_asks_for_a_rebuild(bundle: Path, change: dict[str, Any], message: str) -> None:
     opened = open_bundle(bundle)
     identity = opened.engine("onnxruntime", "fp32")
     check_identity(opened, identity)

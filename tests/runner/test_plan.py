@@ -51,23 +51,25 @@ def test_widths_that_are_too_narrow_say_which_one_is_needed() -> None:
         make_plan(compile_schedule("zipar:3", (4, 4)), [1])
 
 
-def test_tokens_are_read_from_cells_conditions_and_literals(bundle: Path) -> None:
+def test_tokens_are_read_from_cells_conditions_and_special_tokens(bundle: Path) -> None:
     schedule = Schedule(
         "hand-made",
         (1, 2),
         (
-            Step((Input(Source.TOKEN, 30, 0, 0), Input(Source.CONDITION, 0, 0, 0)), (Target(1, 1),), 2),
-            Step((Input(Source.TOKEN, 11, 0, 0), Input(Source.CELL, 1, 2, 2)), (Target(1, 0),), 2),
+            Step((Input(Source.SPECIAL, 3, 0, 0), Input(Source.CONDITION, 0, 0, 0)), (Target(1, 1),), 2),
+            Step((Input(Source.SPECIAL, 1, 0, 0), Input(Source.CELL, 1, 2, 2)), (Target(1, 0),), 2),
         ),
     )
     plan = make_plan(schedule, None)
     model = open_bundle(bundle).model
     known = plan.known(model, np.array([4, 7]), rows=4)
     known[:, 1] = [20, 21, 20, 21]
+    first_special = model.first_special
     first, second = (known[:, step.columns].tolist() for step in plan.steps)
     null = model.null_class
-    assert first == [[30, model.first_class + 4], [30, model.first_class + 7], [30, null], [30, null]]
-    assert second == [[11, 20], [11, 21], [11, 20], [11, 21]]
+    third = first_special + 3
+    assert first == [[third, model.first_class + 4], [third, model.first_class + 7], [third, null], [third, null]]
+    assert second == [[first_special + 1, cell] for cell in (20, 21, 20, 21)]
 
 
 def test_guidance_weights_scale_the_requests_guidance() -> None:

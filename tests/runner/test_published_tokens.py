@@ -66,8 +66,7 @@ def test_grouped_heads_on_a_wide_grid_equal_the_published_zipar(
 
 def test_the_full_window_decodes_in_next_token_order(runner: Runner) -> None:
     full, plain = (
-        runner.generate(CLASSES, schedule=schedule, guidance=2.0, greedy=True).tokens
-        for schedule in ("zipar:8", "ntp")
+        runner.generate(CLASSES, schedule=schedule, guidance=2.0, greedy=True).tokens for schedule in ("zipar:8", "ntp")
     )
     np.testing.assert_array_equal(full, plain)
 

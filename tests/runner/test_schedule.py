@@ -10,7 +10,7 @@ SCHEDULE = Schedule(
     "hand-made",
     grid=(1, 3),
     steps=(
-        Step((CONDITION, Input(Source.TOKEN, 7, 0, 0)), (), commit=1),
+        Step((CONDITION, Input(Source.SPECIAL, 7, 0, 0)), (), commit=1),
         Step((CONDITION,), (Target(0, 2),), commit=1),
         Step(
             (Input(Source.CELL, 2, 3, 3), Input(Source.CELL, 2, 3, 3, holes=1), Input(Source.CELL, 2, 3, 3)),
@@ -45,7 +45,7 @@ def test_json_holds_every_column() -> None:
     assert (found["zero_slots"], found["slots"], found["conditions"]) == (4, 9, 1)
     assert found["steps"][0]["inputs"] == [
         {"condition": 0, "position": 0, "rank": 0, "holes": 0},
-        {"token": 7, "position": 0, "rank": 0, "holes": 0},
+        {"special": 7, "position": 0, "rank": 0, "holes": 0},
     ]
     assert found["steps"][2] == {
         "inputs": [{"cell": 2, "position": 3, "rank": 3, "holes": holes} for holes in (0, 1, 0)],

@@ -42,8 +42,8 @@ BROKEN = {
     "never written": (replace(SOUND, steps=(FIRST, SECOND)), "1 cells are never decided"),
     "cell outside the grid": (with_second(replace(SECOND, targets=(Target(0, 3),))), "cell 3 outside the grid"),
     "negative cell": (with_second(replace(SECOND, targets=(Target(0, -1),))), "cell -1 outside the grid"),
-    "target row out of range": (with_second(replace(SECOND, targets=(Target(1, 1),))), "output row 1 of 1"),
-    "negative target row": (with_second(replace(SECOND, targets=(Target(-1, 1),))), "output row -1 of 1"),
+    "target row out of range": (with_second(replace(SECOND, targets=(Target(1, 1),))), "output 1 of 1"),
+    "negative target row": (with_second(replace(SECOND, targets=(Target(-1, 1),))), "output -1 of 1"),
     "one row sampled twice": (
         replace(SOUND, steps=(FIRST, replace(SECOND, targets=(Target(0, 1), Target(0, 2))))),
         "one output row twice",
@@ -71,9 +71,12 @@ BROKEN = {
         with_second(replace(SECOND, inputs=(CLASS._replace(value=1),))),
         "reads condition token 1 of 1",
     ),
-    "negative condition": (with_second(replace(SECOND, inputs=(CLASS._replace(value=-1),))), "condition token -1|token -1 is negative"),
+    "negative condition": (
+        with_second(replace(SECOND, inputs=(CLASS._replace(value=-1),))),
+        "condition token -1|token -1 is negative",
+    ),
     "negative literal": (
-        with_second(replace(SECOND, inputs=(Input(Source.TOKEN, -3, 0, 0),))),
+        with_second(replace(SECOND, inputs=(Input(Source.SPECIAL, -3, 0, 0),))),
         "token -3 is negative",
     ),
     "step without inputs": (with_second(Step((), (), 0)), "has no inputs"),
@@ -96,5 +99,3 @@ def test_a_broken_schedule_is_refused_by_what_is_wrong(case: str) -> None:
 def test_the_message_names_the_schedule_and_the_step() -> None:
     with pytest.raises(ScheduleError, match="^schedule sound, step 1: keeps 2 of 1 slots$"):
         checked(with_second(replace(SECOND, commit=2)))
-
-

@@ -20,7 +20,7 @@ LITERALS = Schedule(
     "hand-made",
     (1, 2),
     (
-        Step((Input(Source.TOKEN, 2**31 - 1, 0, 0), Input(Source.CONDITION, 1, 0, 0)), (Target(1, 1),), commit=1),
+        Step((Input(Source.SPECIAL, 2**31 - 1, 0, 0), Input(Source.CONDITION, 1, 0, 0)), (Target(1, 1),), commit=1),
         Step((Input(Source.CELL, 1, 2, 2, 3),), (Target(0, 0),), 0, retire=(3,), guidance=0.25),
     ),
     conditions=2,
@@ -166,7 +166,7 @@ def test_a_header_too_large_is_refused_before_it_is_parsed() -> None:
         ("position", 1, 17, "position 17"),
         ("rank", 1, -5, "rank -5"),
         ("holes", 1, 2**31 - 1, "zero slots"),
-        ("target_row", 0, 1, "output row 1 of 1"),
+        ("target_row", 0, 1, "output 1 of 1"),
         ("target_cell", 0, 16, "outside the grid"),
         ("retired_slot", 0, 0, "retires slot 0"),
     ],

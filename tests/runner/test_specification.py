@@ -95,11 +95,15 @@ def test_options_reach_the_schedule() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_llamagen_takes_every_raster_schedule_and_other_families_none(kind: str) -> None:
-    text = kind if KINDS[kind].number is None else f"{kind}:2"
-    require_decoder(text, "llamagen")
-    with pytest.raises(ScheduleError, match=f"'{text}' does not fit a painter model"):
-        require_decoder(text, "painter")
+@pytest.mark.parametrize("family", ["llamagen", "painter"])
+def test_a_family_takes_the_kinds_that_drive_it_and_no_others(kind: str, family: str) -> None:
+    text = kind if KINDS[kind].number is None else f"{kind}:4"
+    if family in KINDS[kind].decoders:
+        require_decoder(text, family)
+        assert kind in ("ntp", "zipar")
+    else:
+        with pytest.raises(ScheduleError, match=f"'{text}' does not fit a {family} model: use one of"):
+            require_decoder(text, family)
 
 
 @given(st.text(max_size=40))

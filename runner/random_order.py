@@ -1,0 +1,59 @@
+"""The schedule of ARPG (arXiv 2503.10568): cells in a random order, in groups that grow."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from arforge.runner.errors import ScheduleError
+from arforge.runner.randomness import uniforms
+from arforge.runner.schedule import Input, Schedule, Source, Step, Target
+
+CLASS_TOKEN = Input(Source.CONDITION, 0, position=0, rank=0)
+ORDER_STREAM = 1  # of the generator, apart from the one that samples
+
+
+def random_order(cells: int, seed: int) -> list[int]:
+    """The cells sorted by their uniform number of that seed."""
+    numbers = uniforms(np.array([seed], dtype=np.uint64), cells, ORDER_STREAM)[0]
+    order: list[int] = np.argsort(numbers, kind="stable").tolist()
+    return order
+
+
+def group_sizes(cells: int, steps: int, ratio: str) -> list[int]:
+    """How many cells each of `steps` steps decides: the published "arccos" or "cosine" mask ratio."""
+    sizes, done = [], 0
+    for step in range(steps):
+        share = (step + 1) / steps
+        left = np.arccos(share) / (math.pi * 0.5) if ratio == "arccos" else np.cos(math.pi / 2.0 * share)
+        masked = max(1, min(cells - done - 1, int(cells * left)))
+        sizes.append(cells - done if step == steps - 1 else cells - done - masked)
+        done += sizes[-1]
+    return sizes
+
+
+def arpg(
+    specification: str, grid: tuple[int, int], steps: int, ratio: str = "arccos", cfg: str = "linear", order: int = 0
+) -> Schedule:
+    """ARPG in `steps` steps. Each feeds the cells of the last one and queries the next, with nothing masked.
+
+    Guidance grows with the share of cells decided, this step's included (`cfg` "linear"), or is "constant".
+    Raises ScheduleError where there are more steps than cells.
+    """
+    cells = grid[0] * grid[1]
+    if not 1 <= steps <= cells:
+        raise ScheduleError(f"{steps} steps do not fit a grid of {grid[0]}x{grid[1]}: use arpg:1 to arpg:{cells}")
+    if not 0 <= order < 2**63:
+        raise ScheduleError(f"order seed {order} is out of range: use 0 to 2**63 - 1")
+    sequence = random_order(cells, order)
+    inputs: tuple[Input, ...] = (CLASS_TOKEN,)
+    compiled, done = [], 0
+    for size in group_sizes(cells, steps, ratio):
+        group = sequence[done : done + size]
+        done += size
+        targets = tuple(Target(row, cell) for row, cell in enumerate(group))
+        weight = done / cells if cfg == "linear" else 1.0
+        compiled.append(Step(inputs, targets, commit=len(inputs), guidance=weight))
+        inputs = tuple(Input(Source.CELL, cell, position=1 + cell, rank=0) for cell in group)
+    return Schedule(specification, grid, tuple(compiled), queries=True)

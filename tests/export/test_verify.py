@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+from arforge.export.verify import check_weights, compare_logits
+from arforge.runner import open_bundle
+from arforge.runner.errors import VerificationError
+
+
+@pytest.mark.parametrize("schedule", ["ntp", "zipar:3"])
+def test_a_whole_bundle_agrees_with_its_module(grouped_bundle: Path, schedule: str) -> None:
+    agreement = compare_logits(open_bundle(grouped_bundle), schedule, max_steps=15)
+    assert agreement.steps == 15
+    assert agreement.largest_error < 1e-4
+    assert agreement.same_tokens == 1
+
+
+def test_weights_are_compared_with_the_checkpoint(
+    bundle: Path, checkpoint: Path, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    opened = open_bundle(bundle)
+    assert check_weights(opened, checkpoint) == len(weights) - 1  # the two embedding tables are stored as one
+    changed = {**weights, "norm.weight": weights["norm.weight"] + 1e-3}
+    torch.save(changed, tmp_path / "other.pt")
+    with pytest.raises(VerificationError, match=r"weight norm.weight of .* differs from .*other.pt: export it again"):
+        check_weights(opened, tmp_path / "other.pt")
+
+
+def test_a_graph_that_computes_something_else_is_found(bundle_copy: Path) -> None:
+    """The epsilon of every norm in the graph is changed; structure and weights are whole."""
+    opened = open_bundle(bundle_copy)
+    path = opened.graph("step-logits", "fp32")
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "epsilon":
+                attribute.f = 0.5
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(VerificationError, match=r"schedule ntp: the graph's logits differ.*export the bundle again"):
+        compare_logits(opened, "ntp", max_steps=5)
