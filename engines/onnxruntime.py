@@ -42,8 +42,10 @@ def build(root: Path, precision: str = "fp32", widths: Sequence[int] = ()) -> Bu
     if any(width < 1 for width in widths):
         raise EngineError(f"widths {list(widths)} must all be at least 1")
     bundle = open_bundle(root)
+    if max(widths, default=1) > bundle.model.positions:
+        raise EngineError(f"width {max(widths)} is more than the model's {bundle.model.positions} positions")
     graph = bundle.graph("step", precision).relative_to(bundle.root).as_posix()
-    path = f"engines/{TARGET}-{precision}-{DEVICE}/engine.json"
+    folder = f"engines/{TARGET}-{precision}-{DEVICE}"
     identity = {
         "target": TARGET,
         "precision": precision,
@@ -61,7 +63,7 @@ def build(root: Path, precision: str = "fp32", widths: Sequence[int] = ()) -> Bu
         try_out(bundle, engine)
     finally:
         engine.close()
-    entry = {"target": TARGET, "precision": precision, "device": DEVICE, "path": path}
+    entry = {"target": TARGET, "precision": precision, "device": DEVICE, "path": folder}
     add_engine(bundle, entry, identity)
     return Built(identity, seconds)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,7 +80,8 @@ class TorchCheckpoint:
 
 def load_weights(path: Path) -> Any:
     # The authors' training checkpoints carry their command line as a Namespace, which is plain data.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's advice on pickles is not for the user of a checkpoint
         try:
             try:
                 return torch.load(path, map_location="cpu", mmap=True, weights_only=True)

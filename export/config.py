@@ -22,12 +22,12 @@ def read_config(path: Path, family: Family) -> Any:
     """Read and check dimensions. Raises CheckpointError that names the field, what it is and what was expected."""
     try:
         values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read the configuration {path}: {error}") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object with {', '.join(REQUIRED)}")
     known = [field.name for field in fields(family.config)]
-    missing = [name for name in REQUIRED if name not in values]
+    missing = [name for name in REQUIRED if values.get(name) is None]
     unknown = [name for name in values if name not in known]
     if missing or unknown:
         parts = [

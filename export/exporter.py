@@ -26,7 +26,7 @@ from arforge.runner.bundle import FORMAT, VERSION, Sampler, sha256_of
 from arforge.runner.bundle_writer import file_facts, staged, write_manifest
 from arforge.runner.errors import CheckpointError
 from arforge.runner.schedule import Schedule
-from arforge.runner.specification import compile_schedule, require_decoder
+from arforge.runner.specification import compile_schedule, parse, require_decoder
 from arforge.version import VERSION as ARFORGE_VERSION
 
 PRECISION = "fp32"
@@ -56,7 +56,8 @@ def export_bundle(job: Job, report: Report = lambda line: None) -> None:
     BundleError where the output cannot be written.
     """
     family, config = job.family, job.config
-    schedules = [compile_schedule(text, config.grid) for text in job.schedules or family.schedules(config)]
+    wanted = dict.fromkeys(str(parse(text)) for text in job.schedules or family.schedules(config))
+    schedules = [compile_schedule(text, config.grid) for text in wanted]
     for schedule in schedules:
         require_decoder(schedule.specification, family.name)
     decoder_weights = open_checkpoint(job.checkpoint)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -191,7 +191,7 @@ def check_relative(path: str) -> None:
     pure = PurePosixPath(path)
     if pure.is_absolute() or "\\" in path or ":" in path or "\0" in path:
         raise PathError(f"path {path!r} in the manifest is not a plain relative path")
-    if ".." in pure.parts or path != str(pure):
+    if not pure.parts or ".." in pure.parts or path != str(pure):
         raise PathError(f"path {path!r} in the manifest leaves the bundle, or is not in its shortest form")
 
 
@@ -221,7 +221,22 @@ def _read_manifest(root: Path) -> dict[str, Any]:
         validate(manifest)
     except invalid as error:
         raise ManifestError(f"{path} does not follow the format: {error}") from None
+    counts = [{**manifest["model"], "config": None}, manifest["tokenizer"], manifest["files"], manifest["schedules"]]
+    for place in _floats(counts, ""):
+        raise ManifestError(f"{path} does not follow the format: {place} must be a whole number, without a point")
     return manifest
+
+
+def _floats(value: Any, place: str) -> Iterator[str]:
+    """Where `value` holds a float: JSON Schema takes 2.0 for an integer, a runner must not."""
+    if isinstance(value, float):
+        yield place
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _floats(item, key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _floats(item, place)
 
 
 def _read_json(path: Path) -> Any:
@@ -244,7 +259,7 @@ def _check_file(root: Path, path: str, size: int) -> None:
         place = place / part
         try:
             facts = os.lstat(place)
-        except OSError:
+        except (OSError, ValueError):  # a name that the system cannot have
             raise MissingFileError(f"{root} lacks {path}: export the bundle again, or copy it whole") from None
         if stat.S_ISLNK(facts.st_mode):
             raise PathError(f"{place} is a link; a bundle holds plain files only")

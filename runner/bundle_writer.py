@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import re
@@ -55,7 +56,7 @@ def sweep(target: Path) -> None:
     pattern = re.compile(re.escape(f".{target.name}.") + r"(\d+)\.partial")
     for path in target.parent.iterdir():
         match = pattern.fullmatch(path.name)
-        if match and not running(int(match[1])):
+        if match and (int(match[1]) == os.getpid() or not running(int(match[1]))):  # process ids come round
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -94,37 +95,42 @@ def file_facts(root: Path) -> dict[str, dict[str, Any]]:
 
 def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
     """Replace the manifest in one step."""
-    partial = root / f".{MANIFEST}.{os.getpid()}.partial"
+    write_text(root / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file in one step. Raises BundleError where it cannot be written."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1, allow_nan=False)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(root / MANIFEST)
+        partial.replace(path)
     except OSError as error:
-        raise BundleError(f"cannot write {root / MANIFEST}: {error.strerror}") from error
+        raise BundleError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def add_engine(bundle: Bundle, entry: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Write an engine's identity to `entry["path"]` and enter it, in place of one of the same kind.
+    """Write an engine's identity into the folder `entry["path"]` and enter it, in place of one of the same kind.
 
-    The manifest changes last and in one step, so that a cut leaves the bundle as it was.
+    The identity's name holds its hash, and the manifest changes in one step between writing the new identity and
+    removing the old one, so that a cut leaves the bundle with either.
     """
-    path = bundle.path(entry["path"])
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(identity, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise BundleError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    text = json.dumps(identity, indent=1, allow_nan=False) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    path = f"{entry['path']}/engine-{digest[:12]}.json"
+    write_text(bundle.path(path), text)
     same = ("target", "precision", "device")
-    others = [old for old in bundle.manifest["engines"] if any(old[key] != entry[key] for key in same)]
-    files = dict(bundle.manifest["files"])
-    files[entry["path"]] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    write_manifest(bundle.root, {**bundle.manifest, "files": files, "engines": [*others, dict(entry)]})
+    replaced = [old for old in bundle.manifest["engines"] if all(old[key] == entry[key] for key in same)]
+    engines = [old for old in bundle.manifest["engines"] if old not in replaced]
+    stale = {old["path"] for old in replaced} - {path}
+    files = {name: facts for name, facts in bundle.manifest["files"].items() if name not in stale}
+    files[path] = {"bytes": len(text.encode()), "sha256": digest}
+    manifest = {**bundle.manifest, "files": files, "engines": [*engines, {**entry, "path": path}]}
+    write_manifest(bundle.root, manifest)
+    for old_path in stale:
+        bundle.path(old_path).unlink(missing_ok=True)

@@ -48,6 +48,8 @@ def save_tokens(path: Path, tokens: NDArray[np.int64]) -> None:
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file whole or not at all. Raises RequestError where it cannot be written."""
+    if not path.name:
+        raise RequestError(f"cannot write {path}: it is a folder")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:

@@ -10,6 +10,7 @@ CLASS_TOKEN = Input(Source.CONDITION, 0, position=0, rank=0)
 
 def next_token(specification: str, grid: tuple[int, int], cfg_interval: int = -1) -> Schedule:
     """One cell a step, in raster order. Cells after `cfg_interval` + 1 (if not -1) use conditional logits alone."""
+    _check_interval(cfg_interval)
     cells = grid[0] * grid[1]
     steps = [
         Step(
@@ -47,12 +48,18 @@ def zipar(
     height, width = grid
     if not 1 <= window <= width:
         raise ScheduleError(f"window {window} does not fit a grid of {height}x{width}: use zipar:1 to zipar:{width}")
+    _check_interval(cfg_interval)
     return _ZipAR(grid, window, first_row, seed, holes, cfg_interval).build(specification)
 
 
 def _input(cell: int, token_of: int | None = None) -> Input:
     """The token of `cell`, or of cell `token_of` standing in for it."""
     return Input(Source.CELL, cell if token_of is None else token_of, position=1 + cell, rank=1 + cell)
+
+
+def _check_interval(cfg_interval: int) -> None:
+    if cfg_interval < -1:
+        raise ScheduleError(f"cfg-interval {cfg_interval} is out of range: use -1 (guidance throughout) or more")
 
 
 def _weight(decoded: int, cfg_interval: int) -> float:
@@ -70,7 +77,7 @@ class _ZipAR:
         self.cfg_interval = cfg_interval
         self.decoded = [0] * self.height
         self.stand_ins: dict[int, int] = {}  # row whose last token is stood in for -> its cache slot
-        self.written: set[int] = set()  # ranks that the cache holds
+        self.written: list[set[int]] = [set() for _ in range(self.height)]  # columns of each row in the cache
         self.slot = 0
 
     def build(self, specification: str) -> Schedule:
@@ -103,7 +110,10 @@ class _ZipAR:
 
     def _step(self, inputs: list[Input], rows: list[int], retire: list[int]) -> Step:
         weight = self._guidance()
-        self.written.update(given.rank for given in inputs)
+        for given in inputs:
+            if given.source is Source.CELL:
+                row, column = divmod(given.rank - 1, self.width)
+                self.written[row].add(column)
         if self.holes == "published":
             inputs = [given._replace(holes=self._holes(given)) for given in inputs]
         first = len(inputs) - len(rows)  # a completed row's last token comes first and has no output
@@ -137,7 +147,12 @@ class _ZipAR:
 
     def _holes(self, given: Input) -> int:
         """Raster positions up to the input's own that nothing has been written to."""
-        return given.rank + 1 - sum(rank <= given.rank for rank in self.written)
+        if given.source is Source.CONDITION:
+            return 0
+        row, column = divmod(given.rank - 1, self.width)
+        above = sum(len(columns) for columns in self.written[:row])
+        beside = sum(other <= column for other in self.written[row])
+        return given.rank - above - beside
 
     def _guidance(self) -> float:
         # The authors count the cells of row 0, then start again for the cells of the other rows.

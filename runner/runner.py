@@ -7,13 +7,14 @@ with Runner.open("llamagen-l.bundle") as runner:
 from __future__ import annotations
 
 import math
+import operator
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,9 @@ from arforge.runner.randomness import uniforms
 
 ENGINES = {"onnxruntime": OnnxRuntimeEngine.built}
 DEFAULT_BATCH = 32
-MAX_SEED = 2**64
+MAX_SEED = 2**64 - 1
+MAX_SCALE = 1000  # of guidance and temperature
+MAX_TOP_K = 2**30
 
 Progress = Callable[[int, int], None]
 """Called after every step with the steps done and the steps of the whole request."""
@@ -49,14 +52,24 @@ class Request:
     top_p: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.guidance) and self.guidance >= 1):
-            raise RequestError(f"guidance {self.guidance} is out of range: use a number from 1 (off) upwards")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise RequestError(f"temperature {self.temperature} is out of range: use 0 (greedy) or more")
-        if self.top_k < 0:
-            raise RequestError(f"top-k {self.top_k} is out of range: use 0 (off) or more")
+        if not (math.isfinite(self.guidance) and 1 <= self.guidance <= MAX_SCALE):
+            raise RequestError(f"guidance {self.guidance} is out of range: use 1 (off) to {MAX_SCALE}")
+        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= MAX_SCALE):
+            raise RequestError(f"temperature {self.temperature} is out of range: use 0 (greedy) to {MAX_SCALE}")
+        whole("top-k", self.top_k, 0, MAX_TOP_K)
         if not 0 < self.top_p <= 1:
             raise RequestError(f"top-p {self.top_p} is out of range: use a number in (0, 1]; 1 is off")
+
+
+def whole(what: str, value: Any, least: int, most: int) -> int:
+    """`value` as an int. Raises RequestError unless it is a whole number in that range."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise RequestError(f"{what} {value!r} is not a whole number: use {least} to {most}") from None
+    if isinstance(value, bool) or not least <= number <= most:
+        raise RequestError(f"{what} {value} is out of range: use {least} to {most}")
+    return number
 
 
 @dataclass(frozen=True)
@@ -132,8 +145,7 @@ class Runner:
         )
         labels = self._check_classes(classes)
         numbers = self._check_seeds(seeds, len(labels))
-        if batch < 1:
-            raise RequestError(f"batch {batch} is out of range: use at least 1")
+        batch = whole("batch", batch, 1, MAX_TOP_K)
         with self._lock:
             plan = self._plan(schedule)
             parts = range(0, len(labels), batch)
@@ -216,10 +228,7 @@ class Runner:
         model = self.bundle.model
         if len(classes) == 0:
             raise RequestError("no classes given: name at least one")
-        wrong = [c for c in classes if isinstance(c, bool) or int(c) != c or not 0 <= c < model.classes]
-        if wrong:
-            raise RequestError(f"class {wrong[0]} is out of range: this model knows 0 to {model.classes - 1}")
-        return np.array(classes, dtype=np.int64)
+        return np.array([whole("class", label, 0, model.classes - 1) for label in classes], dtype=np.int64)
 
     @staticmethod
     def _check_seeds(seeds: Sequence[int] | None, images: int) -> NDArray[np.uint64]:
@@ -227,7 +236,4 @@ class Runner:
             return np.arange(images, dtype=np.uint64)
         if len(seeds) != images:
             raise RequestError(f"{len(seeds)} seeds for {images} classes: give one seed an image")
-        wrong = [s for s in seeds if int(s) != s or not 0 <= s < MAX_SEED]
-        if wrong:
-            raise RequestError(f"seed {wrong[0]} is out of range: use 0 to 2**64 - 1")
-        return np.array([int(s) for s in seeds], dtype=np.uint64)
+        return np.array([whole("seed", seed, 0, MAX_SEED) for seed in seeds], dtype=np.uint64)

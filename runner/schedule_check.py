@@ -7,7 +7,7 @@ import math
 from arforge.runner.errors import ScheduleError
 from arforge.runner.schedule import Schedule, Source, Step
 
-MAX_CELLS = 1 << 20
+MAX_CELLS = 1 << 16
 
 
 def checked(schedule: Schedule) -> Schedule:

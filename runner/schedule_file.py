@@ -120,6 +120,8 @@ def _header(text: bytes, name: str) -> dict[str, Any]:
     numbers = [*grid, *(header.get(key) for key in ("conditions", "zero_slots", "queries", *COUNTS))]
     if any(type(number) is not int or not 0 <= number <= MAX_ROWS for number in numbers):
         raise ScheduleError(f"{name}: header has a size that is missing or out of range")
+    if header["queries"] > 1:
+        raise ScheduleError(f"{name}: queries must be 0 or 1, not {header['queries']}")
     return header
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +11,7 @@ from functools import lru_cache
 from arforge.runner import random_order, raster, regions
 from arforge.runner.errors import ScheduleError
 from arforge.runner.schedule import Schedule
-from arforge.runner.schedule_check import checked
+from arforge.runner.schedule_check import MAX_CELLS, checked
 
 INTEGER = None  # an option that takes a whole number rather than one of a few words
 
@@ -93,8 +94,8 @@ def compile_schedule(text: str, grid: tuple[int, int]) -> Schedule:
 
     Raises ScheduleError for an unknown kind or option, or numbers that do not fit the grid.
     """
-    if min(grid) < 1:
-        raise ScheduleError(f"grid {grid[0]}x{grid[1]} is empty: both sides must be at least 1")
+    if min(grid) < 1 or grid[0] * grid[1] > MAX_CELLS:
+        raise ScheduleError(f"grid {grid[0]}x{grid[1]} is out of range: use 1 to {MAX_CELLS} cells")
     specification = parse(text)
     kind = KINDS[specification.kind]
     arguments: dict[str, int | str] = {}
@@ -116,10 +117,9 @@ def require_decoder(text: str, family: str) -> None:
 
 
 def _integer(text: str, what: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ScheduleError(f"{what} needs a whole number, not {text!r}") from None
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise ScheduleError(f"{what} needs a whole number, not {text!r}")
+    return int(text)
 
 
 def _word(key: str, value: str, words: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from oracle import Decoder
 from safetensors.torch import save_file
 from tiny import CONFIG, GROUPED_CONFIG, VQ_CONFIG, random_weights
@@ -19,6 +20,9 @@ from arforge.export.exporter import Job, export_bundle
 from arforge.export.llamagen import FAMILY
 from arforge.export.vq import VQModel
 from arforge.runner import Runner
+
+settings.register_profile("arforge", deadline=None, database=None)
+settings.load_profile("arforge")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -79,7 +79,7 @@ def test_greedy_ignores_the_seed(bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--class", 10, "--tokens", "t.npy"), "class 10 is out of range: this model knows 0 to 9"),
+        (("--class", 10, "--tokens", "t.npy"), "class 10 is out of range: use 0 to 9"),
         (("--class", "x", "--tokens", "t.npy"), "'x' is not a whole number or a range"),
         (("--class", "5-1", "--tokens", "t.npy"), "not a rising range"),
         (("--class", 1), "nothing to write: name --output, --npz or --tokens"),

@@ -14,7 +14,7 @@ from arforge.runner import BundleError, open_bundle
 from arforge.runner.bundle import sha256_of
 from arforge.runner.bundle_writer import add_engine, exchange, file_facts, staged, write_manifest
 
-ENGINE = {"target": "onnxruntime", "precision": "int8", "device": "cpu", "path": "engines/new/engine.json"}
+ENGINE = {"target": "onnxruntime", "precision": "int8", "device": "cpu", "path": "engines/new"}
 
 
 def contents(root: Path) -> dict[str, bytes]:

@@ -70,8 +70,8 @@ def test_a_cfg_interval_below_minus_one_is_refused() -> None:
 
 
 @pytest.mark.parametrize("grid", [(0, 4), (4, 0), (-1, 4)])
-def test_an_empty_grid_is_refused(grid: tuple[int, int]) -> None:
-    with pytest.raises(ScheduleError, match=f"grid {grid[0]}x{grid[1]} is empty"):
+def test_a_grid_without_cells_is_refused(grid: tuple[int, int]) -> None:
+    with pytest.raises(ScheduleError, match=f"grid {grid[0]}x{grid[1]} is out of range: use 1 to"):
         compile_schedule("ntp", grid)
 
 
