@@ -150,7 +150,12 @@ class CrossDecoder(nn.Module):
 
 
 class Projections(nn.Module):
-    """The square matrices of an attention, by the names that the checkpoints use."""
+    """The square matrices of an attention, by the names that the checkpoints use; cross-attention has two."""
+
+    to_q: nn.Linear
+    to_k: nn.Linear
+    to_v: nn.Linear
+    proj: nn.Linear
 
     def __init__(self, config: ARPGConfig, names: tuple[str, ...]) -> None:
         super().__init__()

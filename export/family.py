@@ -18,7 +18,7 @@ class Family:
     name: str
     variants: Mapping[str, tuple[int, int, int]]  # layers, heads, dim
     default_grid: tuple[int, int]  # of a variant
-    config: Callable[..., Any]  # the class of its dimensions
+    config: type[Any]  # the dataclass of its dimensions
     module: Callable[[Any], nn.Module]
     checkpoint_shapes: Callable[[Any], Shapes]
     parameter: Callable[[Checkpoint, str], Tensor]  # of the module, from the authors' checkpoint
