@@ -1,0 +1,1 @@
+"""arforge: a deployment compiler for autoregressive image generators."""

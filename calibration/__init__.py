@@ -1,0 +1,1 @@
+"""Reserved for INT8 calibration from real schedules; nothing is here yet."""

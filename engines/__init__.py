@@ -1,0 +1,1 @@
+"""Builds engines for bundles, and verifies them."""

@@ -1,0 +1,1 @@
+"""From checkpoints to bundles: models, tracing, weights. Needs torch and onnx."""

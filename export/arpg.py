@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from arforge.export import llamagen
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.family import Family
-from arforge.export.layers import Cache, FeedForward, RMSNorm, Rotary, rotary_table, write_cache
+from arforge.export.layers import Cache, FeedForward, RMSNorm, Rotary, RotaryDecoder, write_cache
 from arforge.export.llamagen import LlamaGenConfig
 
 VARIANTS = {name: llamagen.VARIANTS[name] for name in ("L", "XL", "XXL")}
@@ -44,19 +44,13 @@ class ARPGConfig(LlamaGenConfig):
         return self.n_layer // 2 + 1
 
 
-class ARPG(nn.Module):
+class ARPG(RotaryDecoder):
     def __init__(self, config: ARPGConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embeddings = nn.Embedding(config.tokens, config.dim)
         self.layers = TwoPass(config)
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
-        cosine, sine = rotary_table(config.grid, config.head_size, config.rope_base)
-        self.cosine: Tensor
-        self.sine: Tensor
-        self.register_buffer("cosine", cosine, persistent=False)
-        self.register_buffer("sine", sine, persistent=False)
 
     def forward(
         self,
@@ -72,15 +66,11 @@ class ARPG(nn.Module):
 
         `query_mask` [.., queries or 1, slots]: which known tokens each query sees; queries do not see each other.
         """
-        known = Rotary(self.cosine, self.sine, positions)
-        asked = Rotary(self.cosine, self.sine, query_positions)
+        known = self.rotary(positions)
+        asked = self.rotary(query_positions)
         queries = self.embeddings(torch.full_like(query_positions, self.config.mask_token))
         x, written = self.layers(self.embeddings(tokens), queries, known, asked, mask, query_mask, write_index, caches)
         return self.head(self.norm(x)).float(), written
-
-    def empty_caches(self, rows: int, slots: int) -> list[Cache]:
-        shape = (rows, self.config.n_head, slots, self.config.head_size)
-        return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(self.config.caches)]
 
 
 class TwoPass(nn.Module):

@@ -7,6 +7,8 @@ which only training needs (`examples/`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -94,6 +96,28 @@ class Rotary:
         cosine, sine = self.cosine[self.positions][:, None], self.sine[self.positions][:, None]
         even, odd = x[..., 0::2], x[..., 1::2]
         return torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1).flatten(-2)
+
+
+class RotaryDecoder(nn.Module):
+    """What every decoder has: its rotary table, as buffers that no checkpoint holds, and the shape of its caches."""
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        cosine, sine = rotary_table(config.grid, config.head_size, config.rope_base)
+        self.register_buffer("cosine", cosine, persistent=False)
+        self.register_buffer("sine", sine, persistent=False)
+
+    def rotary(self, positions: Tensor) -> Rotary:
+        """The rotary rows of these positions, int64 [rows, width]."""
+        return Rotary(self.cosine, self.sine, positions)
+
+    def empty_caches(self, rows: int, slots: int) -> list[Cache]:
+        shape = (rows, self.config.kv_heads, slots, self.config.head_size)
+        return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(self.config.caches)]
 
 
 def rotary_table(grid: tuple[int, int], head_size: int, base: float) -> tuple[Tensor, Tensor]:

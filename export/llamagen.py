@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.family import Family
-from arforge.export.layers import Block, Cache, RMSNorm, Rotary, rotary_table
+from arforge.export.layers import Block, Cache, RMSNorm, RotaryDecoder
 
 # layers, heads, dim
 VARIANTS = {
@@ -84,12 +84,11 @@ class LlamaGenConfig:
         return -(-hidden // self.multiple_of) * self.multiple_of
 
 
-class LlamaGen(nn.Module):
+class LlamaGen(RotaryDecoder):
     """The decoder. One id space: image tokens [0, vocab), classes [vocab, vocab + classes), then the null class."""
 
     def __init__(self, config: LlamaGenConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.tok_embeddings = nn.Embedding(config.tokens, config.dim)
         self.layers = nn.ModuleList(
             Block(config.dim, config.n_head, config.kv_heads, config.hidden, config.norm_eps)
@@ -97,11 +96,6 @@ class LlamaGen(nn.Module):
         )
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
-        cosine, sine = rotary_table(config.grid, config.head_size, config.rope_base)
-        self.cosine: Tensor
-        self.sine: Tensor
-        self.register_buffer("cosine", cosine, persistent=False)
-        self.register_buffer("sine", sine, persistent=False)
 
     def forward(
         self,
@@ -116,16 +110,12 @@ class LlamaGen(nn.Module):
         Without caches (training) `mask` is [.., width, width] over the inputs themselves.
         """
         x = self.tok_embeddings(tokens)
-        rotary = Rotary(self.cosine, self.sine, positions)
+        rotary = self.rotary(positions)
         new_caches: list[Any] = []
         for index, layer in enumerate(self.layers):
             x, cache = layer(x, rotary, mask, write_index, caches[index] if caches else None)
             new_caches.append(cache)
         return self.output(self.norm(x)).float(), new_caches
-
-    def empty_caches(self, rows: int, slots: int) -> list[Cache]:
-        shape = (rows, self.config.kv_heads, slots, self.config.head_size)
-        return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(self.config.n_layer)]
 
 
 EMBEDDING = "tok_embeddings.weight"

@@ -8,9 +8,8 @@ import numpy as np
 
 from arforge.runner.errors import ScheduleError
 from arforge.runner.randomness import uniforms
-from arforge.runner.schedule import Input, Schedule, Source, Step, Target
+from arforge.runner.schedule import CLASS_TOKEN, Input, Schedule, Source, Step, Target
 
-CLASS_TOKEN = Input(Source.CONDITION, 0, position=0, rank=0)
 ORDER_STREAM = 1  # of the generator, apart from the one that samples
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from arforge.runner.errors import ScheduleError
-from arforge.runner.schedule import Input, Schedule, Source, Step, Target
-
-CLASS_TOKEN = Input(Source.CONDITION, 0, position=0, rank=0)
+from arforge.runner.schedule import CLASS_TOKEN, Input, Schedule, Source, Step, Target
 
 
 def next_token(specification: str, grid: tuple[int, int], cfg_interval: int = -1) -> Schedule:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 
 from arforge.runner.errors import ScheduleError
-from arforge.runner.schedule import Input, Schedule, Source, Step, Target
-
-CLASS_TOKEN = Input(Source.CONDITION, 0, position=0, rank=0)
+from arforge.runner.schedule import CLASS_TOKEN, Input, Schedule, Source, Step, Target
 
 
 def region_order(grid: tuple[int, int], regions: int) -> list[int]:

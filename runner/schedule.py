@@ -33,6 +33,9 @@ class Input(NamedTuple):
     holes: int = 0  # how many zero slots it sees
 
 
+CLASS_TOKEN = Input(Source.CONDITION, 0, position=0, rank=0)
+
+
 class Target(NamedTuple):
     """One sampled cell: output `row` of the step decides `cell`; there is one output an input, or a query."""
 

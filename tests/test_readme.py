@@ -61,7 +61,7 @@ def test_python_block_runs_on_the_bundle_of_the_shell_block(workplace: Path) -> 
 def test_make_demo_leaves_a_table_and_a_picture_a_schedule(tmp_path: Path) -> None:
     table = run(["make", "-C", str(ROOT), "demo", f"OUT={tmp_path}"], ROOT)
     for schedule, steps in (("ntp", 64), ("zipar:4", 40), ("zipar:2", 28)):
-        row = re.search(rf"^{schedule} +(\d+) +([\d.]+) +([\d.]+) ", table, flags=re.MULTILINE)
+        row = re.search(rf"^llamagen +{schedule} +(\d+) +([\d.]+) +([\d.]+) ", table, flags=re.MULTILINE)
         assert row is not None, table
         assert int(row[1]) == steps
         with Image.open(tmp_path / f"fashion-{schedule.replace(':', '-')}.png") as picture:

@@ -19,7 +19,7 @@ from arforge.runner.images import save_png
 
 HERE = Path(__file__).parent
 CHECKPOINTS = HERE / "checkpoints"
-SCHEDULES = ("ntp", "zipar:4", "zipar:2")
+SCHEDULES = {"llamagen": ("ntp", "zipar:4", "zipar:2"), "par": ("par:4",), "arpg": ("arpg:16",)}
 IMAGES_A_CLASS = 4
 GUIDANCE = 2.0
 
@@ -28,32 +28,46 @@ GUIDANCE = 2.0
 @click.option("--output", type=click.Path(path_type=Path), default=Path("out"), show_default=True)
 def main(output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    bundle = output / "fashion.bundle"
+    shipped = [family for family in SCHEDULES if (CHECKPOINTS / f"{family}.safetensors").exists()]
+    bundles = {family: compile_bundle(family, output) for family in shipped}
+    images = 10 * IMAGES_A_CLASS
+    click.echo(
+        f"\n{images} images a schedule, guidance {GUIDANCE:g}, fp32, batch {images}, onnxruntime "
+        f"{onnxruntime.__version__}, {platform.machine()} CPU, {os.cpu_count()} cores"
+    )
+    click.echo(f"{'model':9} {'schedule':9} {'steps':>5} {'ms/image':>9} {'images/s':>9}  images")
+    for family, bundle in bundles.items():
+        with Runner.open(bundle) as runner:
+            for schedule in SCHEDULES[family]:
+                picture = output / f"fashion-{schedule.replace(':', '-')}.png"
+                steps, seconds = generate(runner, schedule, picture)
+                click.echo(f"{family:9} {schedule:9} {steps:5} {1000 * seconds:9.1f} {1 / seconds:9.1f}  {picture}")
+
+
+def compile_bundle(family: str, output: Path) -> Path:
+    """Export a demo checkpoint and build its engine; returns the bundle."""
+    bundle = output / ("fashion.bundle" if family == "llamagen" else f"fashion-{family}.bundle")
     arforge(
         "export",
-        "llamagen",
-        *("--config", CHECKPOINTS / "llamagen.json"),
-        *("--checkpoint", CHECKPOINTS / "llamagen.safetensors"),
+        family,
+        *("--config", CHECKPOINTS / f"{family}.json"),
+        *("--checkpoint", CHECKPOINTS / f"{family}.safetensors"),
         *("--tokenizer", CHECKPOINTS / "tokenizer.safetensors"),
         *("--output", bundle),
         "--overwrite",
     )
     arforge("build", bundle, "--target", "onnxruntime")
+    return bundle
+
+
+def generate(runner: Runner, schedule: str, picture: Path) -> tuple[int, float]:
+    """Save a grid of images; returns the steps and the seconds an image took."""
     classes = list(range(10)) * IMAGES_A_CLASS
-    click.echo(
-        f"\n{len(classes)} images a schedule, guidance {GUIDANCE:g}, fp32, batch {len(classes)}, onnxruntime "
-        f"{onnxruntime.__version__}, {platform.machine()} CPU, {os.cpu_count()} cores"
-    )
-    click.echo(f"{'schedule':10} {'steps':>5} {'ms/image':>9} {'images/s':>9}  images")
-    with Runner.open(bundle) as runner:
-        for schedule in SCHEDULES:
-            runner.generate(classes[:1], schedule=schedule)  # warm-up
-            result = runner.generate(classes, schedule=schedule, guidance=GUIDANCE, batch=len(classes))
-            assert result.images is not None
-            picture = output / f"fashion-{schedule.replace(':', '-')}.png"
-            save_png(picture, result.images, columns=10, zoom=2)
-            each = (result.seconds + result.image_seconds) / len(classes)
-            click.echo(f"{schedule:10} {result.steps:5} {1000 * each:9.1f} {1 / each:9.1f}  {picture}")
+    runner.generate(classes[:1], schedule=schedule)  # warm-up
+    result = runner.generate(classes, schedule=schedule, guidance=GUIDANCE, batch=len(classes))
+    assert result.images is not None
+    save_png(picture, result.images, columns=10, zoom=2)
+    return result.steps, (result.seconds + result.image_seconds) / len(classes)
 
 
 def arforge(*arguments: str | Path) -> None:
