@@ -2,7 +2,7 @@
 
     python examples/fashion/evaluate.py out/fashion.bundle --write
 
-Finds the best guidance for next-token decoding, then looks at the other schedules there.
+Finds the best guidance for the family's first schedule, then looks at the others there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from arforge.version import VERSION
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-SCHEDULES = ("zipar:6", "zipar:4", "zipar:3", "zipar:2")
+SCHEDULES = {
+    "llamagen": ("ntp", "zipar:6", "zipar:4", "zipar:3", "zipar:2"),
+    "par": ("par:4",),
+    "arpg": ("arpg:32", "arpg:16", "arpg:8"),
+}
 
 
 @click.command(help=__doc__)
@@ -43,8 +47,10 @@ def main(bundle: Path, samples: int, folder: Path, write: bool) -> None:
             click.echo(f"{schedule:10} guidance {guidance:3g}  {share:.3f}")
             return share
 
-        best = max(GUIDANCE, key=lambda guidance: measure("ntp", guidance))
-        for schedule in SCHEDULES:
+        family = runner.bundle.model.family
+        first, *others = SCHEDULES[family]
+        best = max(GUIDANCE, key=lambda guidance: measure(first, guidance))
+        for schedule in others:
             measure(schedule, best)
     if write:
         facts = {
@@ -56,7 +62,7 @@ def main(bundle: Path, samples: int, folder: Path, write: bool) -> None:
             "best guidance": best,
             "figures": {name: round(value, 4) for name, value in figures.items()},
         }
-        (CHECKPOINTS / "figures.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (CHECKPOINTS / f"{family}.figures.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def load_classifier() -> judge.Classifier:

@@ -16,12 +16,14 @@ from safetensors import safe_open
 from arforge.engines import onnxruntime
 from arforge.export.config import read_config
 from arforge.export.exporter import Job, export_bundle
-from arforge.export.llamagen import FAMILY
+from arforge.export.families import FAMILIES
+from arforge.export.family import Family
 from arforge.runner import Runner
 
 FASHION = Path(__file__).parent.parent.parent / "examples/fashion"
 CHECKPOINTS = FASHION / "checkpoints"
-NAMES = ("tokenizer.safetensors", "llamagen.safetensors", "classifier.safetensors")
+SHIPPED = {"llamagen": ("ntp", "zipar:4")}  # family -> schedules tried, the one with the best guidance first
+NAMES = ("tokenizer.safetensors", "classifier.safetensors", *(f"{family}.safetensors" for family in SHIPPED))
 SAMPLES = 200
 
 
@@ -43,20 +45,15 @@ def test_training_script_makes_checkpoints_that_export(tmp_path: Path) -> None:
     places = ("--data", tmp_path, "--work", tmp_path / "work", "--checkpoints", made)
     command = [sys.executable, FASHION / "train.py", "all", *places, *steps]
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
-    job = Job(
-        family=FAMILY,
-        config=read_config(made / "llamagen.json", FAMILY),
-        checkpoint=made / "llamagen.safetensors",
-        tokenizer=made / "tokenizer.safetensors",
-        output=tmp_path / "made.bundle",
-        schedules=["zipar:2"],
-    )
-    export_bundle(job)
-    onnxruntime.build(job.output)
-    with Runner.open(job.output) as runner:
-        images = runner.generate([0, 9], schedule="zipar:2").images
-    assert images is not None
-    assert images.shape == (2, 32, 32, 3)
+    for name, family in FAMILIES.items():
+        config = read_config(made / f"{name}.json", family)
+        output = tmp_path / f"{name}.bundle"
+        export_bundle(Job(family, config, made / f"{name}.safetensors", made / "tokenizer.safetensors", output))
+        onnxruntime.build(output)
+        with Runner.open(output) as runner:
+            images = runner.generate([0, 9], schedule=family.schedules(config)[-1]).images
+        assert images is not None
+        assert images.shape == (2, 32, 32, 3)
 
 
 def test_training_script_says_where_the_data_comes_from(tmp_path: Path) -> None:
@@ -75,41 +72,44 @@ def test_training_script_says_where_the_data_comes_from(tmp_path: Path) -> None:
 
 
 def test_shipped_weights_are_small_and_whole() -> None:
-    assert sum((CHECKPOINTS / name).stat().st_size for name in NAMES) < 15e6
+    shared = sum((CHECKPOINTS / name).stat().st_size for name in NAMES[:2])
+    for family in SHIPPED:
+        assert shared + (CHECKPOINTS / f"{family}.safetensors").stat().st_size < 15e6
     for name in NAMES:
         with safe_open(CHECKPOINTS / name, framework="pt") as file:
             assert all(torch.isfinite(file.get_tensor(key).float()).all() for key in file.keys())  # noqa: SIM118
 
 
-def test_kept_figures_hold_the_bar() -> None:
-    facts = json.loads((CHECKPOINTS / "figures.json").read_text())
+@pytest.mark.parametrize("family", SHIPPED)
+def test_kept_figures_hold_the_bar(family: str) -> None:
+    facts = json.loads((CHECKPOINTS / f"{family}.figures.json").read_text())
     assert facts["samples"] == 1000
-    best = facts["figures"][f"ntp, guidance {facts['best guidance']:g}"]
+    first = SHIPPED[family][0]
+    best = facts["figures"][f"{first}, guidance {facts['best guidance']:g}"]
     assert best >= 0.85
-    assert best == max(share for name, share in facts["figures"].items() if name.startswith("ntp"))
+    assert best == max(share for name, share in facts["figures"].items() if name.startswith(f"{first}, "))
 
 
-@pytest.mark.parametrize("schedule", ["ntp", "zipar:4"])
-def test_shipped_model_still_makes_its_classes(
-    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
-) -> None:
+@pytest.mark.parametrize("family", SHIPPED)
+def test_shipped_model_still_makes_its_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     monkeypatch.syspath_prepend(str(FASHION))
     import evaluate
 
-    facts = json.loads((CHECKPOINTS / "figures.json").read_text())
+    facts = json.loads((CHECKPOINTS / f"{family}.figures.json").read_text())
     guidance = facts["best guidance"]
-    with Runner.open(demo_bundle) as runner:
-        share = evaluate.class_accuracy(runner, evaluate.load_classifier(), SAMPLES, schedule, guidance)
-    kept = facts["figures"][f"{schedule}, guidance {guidance:g}"]
-    # the kept figure is of 1,000 samples: three standard errors of this smaller sample apart at most
-    assert abs(share - kept) < 3 * (kept * (1 - kept) / SAMPLES) ** 0.5 + 1e-9
+    bundle = demo_bundle(FAMILIES[family], tmp_path)
+    with Runner.open(bundle) as runner:
+        for schedule in SHIPPED[family]:
+            share = evaluate.class_accuracy(runner, evaluate.load_classifier(), SAMPLES, schedule, guidance)
+            kept = facts["figures"][f"{schedule}, guidance {guidance:g}"]
+            # the kept figure is of 1,000 samples: three standard errors of this smaller sample apart at most
+            assert abs(share - kept) < 3 * (kept * (1 - kept) / SAMPLES) ** 0.5 + 1e-9
 
 
-@pytest.fixture(scope="module")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("demo") / "fashion.bundle"
-    config = read_config(CHECKPOINTS / "llamagen.json", FAMILY)
-    weights = CHECKPOINTS / "llamagen.safetensors"
-    export_bundle(Job(FAMILY, config, weights, CHECKPOINTS / "tokenizer.safetensors", output, ["ntp"]))
+def demo_bundle(family: Family, folder: Path) -> Path:
+    output = folder / "fashion.bundle"
+    config = read_config(CHECKPOINTS / f"{family.name}.json", family)
+    weights = CHECKPOINTS / f"{family.name}.safetensors"
+    export_bundle(Job(family, config, weights, CHECKPOINTS / "tokenizer.safetensors", output))
     onnxruntime.build(output)
     return output
