@@ -22,7 +22,7 @@ from arforge.runner import Runner
 
 FASHION = Path(__file__).parent.parent.parent / "examples/fashion"
 CHECKPOINTS = FASHION / "checkpoints"
-SHIPPED = {"llamagen": ("ntp", "zipar:4")}  # family -> schedules tried, the one with the best guidance first
+SHIPPED = {"llamagen": ("ntp", "zipar:4"), "par": ("par:4",)}  # family -> schedules tried, the one with the best guidance first
 NAMES = ("tokenizer.safetensors", "classifier.safetensors", *(f"{family}.safetensors" for family in SHIPPED))
 SAMPLES = 200
 
