@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PLACEHOLDER_DOMAIN, PLACEHOLDER = "arforge", "KeepLikely"
 BISECTIONS = 32  # halves the range of logits to below float32's own resolution
 
 
@@ -39,15 +40,13 @@ def guide(logits: Tensor, images: int, guidance: Tensor) -> Tensor:
 
 
 def keep_likely(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Set to -inf what top-k, then top-p, leave out; one branch of the graph, run only where asked for."""
+    """Set to -inf what top-k, then top-p, leave out; in a graph one branch, run only where asked for."""
     wanted = ((top_k > 0) | (top_p < 1)).squeeze()
     if torch.compiler.is_exporting():
-        return torch.cond(wanted, filtered, unfiltered, (logits, top_k, top_p))
-    return (filtered if bool(wanted) else unfiltered)(logits, top_k, top_p)
-
-
-def unfiltered(logits: Tensor, _top_k: Tensor, _top_p: Tensor) -> Tensor:
-    return logits.clone()
+        # Traced apart and spliced in (`step_graph.py`): as a torch.cond it takes most of the tracing time.
+        given, like = (wanted, logits, top_k, top_p), {"dtype": logits.dtype, "shape": logits.shape}
+        return torch.onnx.ops.symbolic(f"{PLACEHOLDER_DOMAIN}::{PLACEHOLDER}", given, **like, version=1)
+    return filtered(logits, top_k, top_p) if bool(wanted) else logits
 
 
 def filtered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

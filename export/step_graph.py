@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from arforge.export import sampler
 from arforge.export.trace import trace
@@ -79,4 +82,50 @@ def trace_step(decoder: nn.Module, caches: int, kv_heads: int, head_size: int, q
         dims.append({0: rows, 1: outputs})
         input_names.append("query_positions")
     output_names = ["next_tokens", "logits", *(f"new_{name}" for name in names)]
-    return trace(StepGraph(decoder), tuple(args), tuple(dims), input_names, output_names)
+    model = trace(StepGraph(decoder), tuple(args), tuple(dims), input_names, output_names)
+    splice_filter(model)
+    return model
+
+
+class FilterGraph(nn.Module):
+    """Top-k and top-p alone."""
+
+    def forward(self, logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+        return sampler.filtered(logits, top_k, top_p)
+
+
+@lru_cache(maxsize=4)
+def trace_filter(vocabulary: int) -> ir.Model:
+    """Traced for one image and output, which is quicker; the operations broadcast over any number."""
+    args = (torch.zeros(1, 1, vocabulary), torch.zeros(1, dtype=torch.int64), torch.zeros(1))
+    model = trace(FilterGraph(), args, (None, None, None), ["logits", "top_k", "top_p"], ["kept"])
+    for value in (value for node in model.graph for value in node.outputs):
+        value.shape = None
+    return model
+
+
+def splice_filter(model: ir.Model) -> None:
+    """Replace the sampler's placeholder by an If: the filter's graph, or nothing."""
+    placeholder = next(node for node in model.graph if node.op_type == sampler.PLACEHOLDER)
+    wanted, logits, *limits = placeholder.inputs
+    assert logits is not None
+    assert logits.shape is not None
+    with unset_fake_temporarily():
+        then = trace_filter(int(logits.shape[-1])).clone().graph
+    for inner, outer in zip(list(then.inputs), (logits, *limits), strict=True):
+        assert outer is not None
+        inner.replace_all_uses_with(outer)
+    then.inputs.clear()
+    then.name = "filtered"
+    for value in [*then.initializers.values(), *(value for node in then for value in node.outputs)]:
+        value.name = f"filter.{value.name}"
+    same = ir.Node(
+        "", "Identity", [logits], outputs=[ir.Value(name="filter.off", shape=logits.shape, type=logits.type)]
+    )
+    otherwise = ir.Graph([], same.outputs, nodes=[same], name="unfiltered")
+    branches = [ir.AttrGraph("then_branch", then), ir.AttrGraph("else_branch", otherwise)]
+    kept = ir.Value(name="kept_logits", shape=logits.shape, type=logits.type)
+    model.graph.insert_before(placeholder, ir.Node("", "If", [wanted], branches, outputs=[kept]))
+    placeholder.outputs[0].replace_all_uses_with(kept)
+    model.graph.remove(placeholder, safe=True)
+    del model.opset_imports[sampler.PLACEHOLDER_DOMAIN]

@@ -68,7 +68,7 @@ def tidy(model: ir.Model) -> ir.Model:
     constant_reshapes(model)
     ir.passes.PassManager([CommonSubexpressionEliminationPass(), RemoveUnusedNodesPass()])(model)
     strip_traces(model)
-    del model.graph.inputs[-len(weights) :]
+    del model.graph.inputs[len(model.graph.inputs) - len(weights) :]
     for value in weights:
         value.const_value = weight_reference(value, location="", offset=0)
         model.graph.register_initializer(value)
