@@ -22,7 +22,8 @@ from arforge.runner import Runner
 
 FASHION = Path(__file__).parent.parent.parent / "examples/fashion"
 CHECKPOINTS = FASHION / "checkpoints"
-SHIPPED = {"llamagen": ("ntp", "zipar:4"), "par": ("par:4",)}  # family -> schedules tried, the one with the best guidance first
+# Family -> schedules tried; the best guidance is the first one's.
+SHIPPED = {"llamagen": ("ntp", "zipar:4"), "par": ("par:4",)}
 NAMES = ("tokenizer.safetensors", "classifier.safetensors", *(f"{family}.safetensors" for family in SHIPPED))
 SAMPLES = 200
 
