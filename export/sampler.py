@@ -44,8 +44,8 @@ def keep_likely(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     wanted = ((top_k > 0) | (top_p < 1)).squeeze()
     if torch.compiler.is_exporting():
         # Traced apart and spliced in (`step_graph.py`): as a torch.cond it takes most of the tracing time.
-        given, like = (wanted, logits, top_k, top_p), {"dtype": logits.dtype, "shape": logits.shape}
-        return torch.onnx.ops.symbolic(f"{PLACEHOLDER_DOMAIN}::{PLACEHOLDER}", given, **like, version=1)
+        name, given = f"{PLACEHOLDER_DOMAIN}::{PLACEHOLDER}", (wanted, logits, top_k, top_p)
+        return torch.onnx.ops.symbolic(name, given, dtype=logits.dtype, shape=logits.shape, version=1)
     return filtered(logits, top_k, top_p) if bool(wanted) else logits
 
 

@@ -110,8 +110,10 @@ def splice_filter(model: ir.Model) -> None:
     wanted, logits, *limits = placeholder.inputs
     assert logits is not None
     assert logits.shape is not None
+    vocabulary = logits.shape[-1]
+    assert isinstance(vocabulary, int)
     with unset_fake_temporarily():
-        then = trace_filter(int(logits.shape[-1])).clone().graph
+        then = trace_filter(vocabulary).clone().graph
     for inner, outer in zip(list(then.inputs), (logits, *limits), strict=True):
         assert outer is not None
         inner.replace_all_uses_with(outer)
