@@ -26,7 +26,7 @@ from arforge.runner.bundle import FORMAT, VERSION, Sampler, sha256_of
 from arforge.runner.bundle_writer import file_facts, staged, write_manifest
 from arforge.runner.errors import CheckpointError
 from arforge.runner.schedule import Schedule
-from arforge.runner.specification import compile_schedule, parse, require_decoder
+from arforge.runner.specification import compile_schedule, parse, require_decoder, require_specials
 from arforge.version import VERSION as ARFORGE_VERSION
 
 PRECISION = "fp32"
@@ -60,6 +60,7 @@ def export_bundle(job: Job, report: Report = lambda line: None) -> None:
     schedules = [compile_schedule(text, config.grid) for text in wanted]
     for schedule in schedules:
         require_decoder(schedule.specification, family.name)
+        require_specials(schedule, config.transition_tokens)
     decoder_weights = open_checkpoint(job.checkpoint)
     check_shapes(decoder_weights, family.checkpoint_shapes(config), family.name)
     images = None if job.tokenizer is None else open_tokenizer(job.tokenizer, config)

@@ -49,13 +49,12 @@ def stored_weights(graph: Path) -> dict[str, torch.Tensor]:
 
 def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> int:
     """Raise VerificationError unless the stored weights are the checkpoint's; returns how many there are."""
-    source = open_checkpoint(checkpoint)
-    stored = stored_weights(bundle.graph("step-logits", precision))
-    names = list(load_module(bundle, precision).state_dict())
-    for name in names:
-        if not torch.equal(stored[name], FAMILIES[bundle.model.family].parameter(source, name).to(torch.float32)):
+    source, parameter = open_checkpoint(checkpoint), FAMILIES[bundle.model.family].parameter
+    stored = load_module(bundle, precision).state_dict()
+    for name, tensor in stored.items():
+        if not torch.equal(tensor, parameter(source, name).to(torch.float32)):
             raise VerificationError(f"weight {name} of {bundle.root} differs from {checkpoint}: export it again")
-    return len(names)
+    return len(stored)
 
 
 @torch.no_grad()

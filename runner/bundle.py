@@ -30,7 +30,7 @@ from arforge.runner.errors import (
     ScheduleError,
 )
 from arforge.runner.schedule import Schedule
-from arforge.runner.specification import compile_schedule, parse, require_decoder
+from arforge.runner.specification import compile_schedule, parse, require_decoder, require_specials
 
 FORMAT = "arforge-bundle"
 VERSION = 1
@@ -105,10 +105,11 @@ class Bundle:
         """The stored schedule of that specification, else one compiled for the model's grid."""
         require_decoder(specification, self.model.family)
         canonical = str(parse(specification))
-        for entry in self.manifest["schedules"]:
-            if entry["specification"] == canonical:
-                return self._fitting(self._stored_schedule(entry))
-        return self._fitting(compile_schedule(canonical, self.model.grid))
+        stored = (entry for entry in self.manifest["schedules"] if entry["specification"] == canonical)
+        entry = next(stored, None)
+        schedule = self._stored_schedule(entry) if entry else compile_schedule(canonical, self.model.grid)
+        require_specials(schedule, self.model.specials)
+        return schedule
 
     def engine(self, target: str, precision: str) -> dict[str, Any]:
         """The identity of an engine. Raises EngineError where it is not built."""
@@ -135,18 +136,10 @@ class Bundle:
                     "Export the bundle again"
                 )
 
-    def _fitting(self, schedule: Schedule) -> Schedule:
-        if (schedule.specials, schedule.queries) != (self.model.specials, self.model.queries):
-            raise ScheduleError(
-                f"schedule {schedule.specification} needs {schedule.specials} special tokens, the model of {self.root} "
-                f"was trained with {self.model.specials}: use the schedule that it was trained for"
-            )
-        return schedule
-
     def _stored_schedule(self, entry: Mapping[str, Any]) -> Schedule:
         schedule = schedule_file.read(self.path(entry["path"]))
-        found = (schedule.specification, schedule.grid, len(schedule.steps), schedule.slots)
-        expected = (entry["specification"], self.model.grid, entry["steps"], entry["slots"])
+        found = (schedule.specification, schedule.grid, len(schedule.steps), schedule.slots, schedule.queries)
+        expected = (entry["specification"], self.model.grid, entry["steps"], entry["slots"], self.model.queries)
         if found != expected:
             raise ScheduleError(f"{entry['path']} holds {found}, the manifest says {expected}: export again")
         return schedule

@@ -86,12 +86,11 @@ def make_plan(schedule: Schedule, widths: Sequence[int] | None) -> Plan:
     def column(given: Input) -> int:
         return first[given.source] + given.value
 
-    padded = {width: _engine_width(width, widths) for width in schedule.widths}
     pairs = list(zip(schedule.write_indices, schedule.steps, strict=True))
-    slots = max(write_index + padded[step.width] for write_index, step in pairs)
+    slots = max(write_index + _engine_width(step.width, widths) for write_index, step in pairs)
     steps = []
     for (write_index, step), mask in zip(pairs, masks(schedule, slots), strict=True):
-        spread = np.minimum(np.arange(padded[step.width]), step.width - 1)
+        spread = _spread(step.width, widths)
         cells = np.array([target.cell for target in step.targets], dtype=np.int64)
         steps.append(
             PlannedStep(
@@ -101,17 +100,16 @@ def make_plan(schedule: Schedule, widths: Sequence[int] | None) -> Plan:
                 write_index=write_index,
                 target_rows=np.array([target.row for target in step.targets], dtype=np.int64),
                 target_cells=cells,
-                query_positions=_pad(1 + cells, widths) if schedule.queries else cells[:0],
+                query_positions=(1 + cells)[_spread(len(cells), widths)] if schedule.queries else cells[:0],
                 guidance=step.guidance,
             )
         )
     return Plan(schedule, tuple(steps), slots)
 
 
-def _pad(positions: NDArray[np.int64], widths: Sequence[int] | None) -> NDArray[np.int64]:
-    """Repeat the last position up to a width of the engine."""
-    padded = _engine_width(len(positions), widths)
-    return positions[np.minimum(np.arange(padded), len(positions) - 1)]
+def _spread(count: int, widths: Sequence[int] | None) -> NDArray[np.int64]:
+    """Indices of `count` entries, the last repeated up to a width of the engine."""
+    return np.minimum(np.arange(_engine_width(count, widths)), count - 1)
 
 
 def _engine_width(width: int, widths: Sequence[int] | None) -> int:

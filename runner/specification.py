@@ -116,6 +116,15 @@ def require_decoder(text: str, family: str) -> None:
         raise ScheduleError(f"schedule {text!r} does not fit a {family} model: use one of {fitting}")
 
 
+def require_specials(schedule: Schedule, specials: int) -> None:
+    """Raise ScheduleError unless the schedule feeds just the special tokens that the model was trained with."""
+    if schedule.specials != specials:
+        raise ScheduleError(
+            f"schedule {schedule.specification} needs {schedule.specials} special tokens, the model was trained with "
+            f"{specials}: use the schedule that it was trained for"
+        )
+
+
 def _integer(text: str, what: str) -> int:
     if not re.fullmatch(r"-?[0-9]{1,18}", text):
         raise ScheduleError(f"{what} needs a whole number, not {text!r}")

@@ -165,6 +165,14 @@ def test_schedules_of_another_family_or_size_are_refused(par_bundle: Path, arpg_
         open_bundle(par_bundle).schedule("par:16")
 
 
+def test_a_schedule_for_other_regions_is_not_stored(par_bundle: Path) -> None:
+    folder = par_bundle.parent
+    job = Job(par.FAMILY, PAR_CONFIG, folder / "tiny.pt", None, folder / "other.bundle", ["par:16"])
+    with pytest.raises(ScheduleError, match="par:16 needs 15 special tokens.*trained with 3"):
+        export_bundle(job)
+    assert not job.output.exists()
+
+
 def test_arpg_keeps_one_cache_a_self_attention_layer_and_one_shared(arpg_bundle: Path, par_bundle: Path) -> None:
     assert open_bundle(arpg_bundle).model.caches == ARPG_CONFIG.n_layer // 2 + 1
     assert open_bundle(par_bundle).model.caches == PAR_CONFIG.n_layer
