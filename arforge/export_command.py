@@ -66,7 +66,7 @@ def command(
             "the CPU one install torch first)"
         ) from error
     from arforge.runner.bundle import Sampler
-    from arforge.runner.runner import Request
+    from arforge.runner.request import Request
 
     Request(guidance, temperature, top_k, top_p)  # refuses what no request could use
     kind = KNOWN[family]

@@ -53,6 +53,12 @@ def command(bundle: Path, as_json: bool) -> None:
             f"  {entry['specification']:28} {entry['steps']:5}  {100 * entry['steps_saved']:4.1f}%  {widths:>13}  "
             f"{entry['slots']:5}  {human(entry['cache_bytes'])}"
         )
+    if model.caches != model.layers and facts["schedules"]:
+        alone, most = facts["decoder_only_cache_bytes"], max(entry["cache_bytes"] for entry in facts["schedules"])
+        click.echo(
+            f"  a decoder-only model of this size: {model.layers} caches of {model.cells} slots, {human(alone)}; here "
+            f"{human(most)}, {100 * (1 - most / alone):.1f}% less"
+        )
     click.echo("engines")
     for engine in facts["engines"]:
         widths = ", ".join(map(str, engine["widths"])) if engine["widths"] else "any"
@@ -71,14 +77,20 @@ def command(bundle: Path, as_json: bool) -> None:
 def facts_of(bundle: Bundle) -> dict[str, Any]:
     """The manifest, with what follows from it: the caches of each schedule, the identity of each engine."""
     model = bundle.model
-    slot_bytes = 2 * model.caches * model.kv_heads * model.head_size * FLOAT_BYTES
+    cache_slot_bytes = guided_rows(1, guided=True) * 2 * model.kv_heads * model.head_size * FLOAT_BYTES
     schedules = [
         {
             **entry,
             "steps_saved": 1 - entry["steps"] / model.cells,
-            "cache_bytes": guided_rows(1, guided=True) * entry["slots"] * slot_bytes,
+            "cache_bytes": model.caches * entry["slots"] * cache_slot_bytes,
         }
         for entry in bundle.manifest["schedules"]
     ]
     engines = [bundle.engine(entry["target"], entry["precision"]) for entry in bundle.manifest["engines"]]
-    return {**bundle.manifest, "schedules": schedules, "engines": engines}
+    decoder_only = model.layers * model.cells * cache_slot_bytes
+    return {
+        **bundle.manifest,
+        "schedules": schedules,
+        "decoder_only_cache_bytes": decoder_only,  # next-token, a cache a layer
+        "engines": engines,
+    }

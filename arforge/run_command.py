@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from arforge.options import PATH, Numbers
+from arforge.options import PATH, Grid, Numbers
 from arforge.runner.errors import RequestError
 
 PARTS = 1000  # of the progress bar
@@ -16,7 +16,7 @@ PARTS = 1000  # of the progress bar
 
 @click.command()
 @click.argument("bundle", type=PATH)
-@click.option("--schedule", default="ntp", show_default=True, help="Decoding schedule, such as ntp or zipar:16.")
+@click.option("--schedule", help="Decoding schedule, such as ntp or zipar:16.  [default: the bundle's first]")
 @click.option("--class", "classes", type=Numbers(), multiple=True, required=True, help="Classes: 3 or 1,5 or 0-9.")
 @click.option("--seed", "seeds", type=Numbers(), multiple=True, help="One seed an image, or the first.  [default: 0]")
 @click.option("--samples", type=click.IntRange(min=1), help="Images in all, going round the classes.")
@@ -34,10 +34,13 @@ PARTS = 1000  # of the progress bar
 @click.option("--zoom", type=click.IntRange(1, 64), default=1, show_default=True, help="Size of a pixel in the grid.")
 @click.option("--npz", type=PATH, help="Array file for FID evaluators: arr_0, uint8 [images, height, width, 3].")
 @click.option("--tokens", type=PATH, help="Tokens as .npy: int64 [images, cells], raster order.")
+@click.option("--keep", type=PATH, help="Image to keep parts of: in- and outpainting, editing (ARPG models).")
+@click.option("--mask", type=PATH, help="Of the size of --keep, white where to paint.  [default: its transparency]")
+@click.option("--grid", type=Grid(), help="Tokens of a larger image, decoded window by window (ARPG models).")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def command(
     bundle: Path,
-    schedule: str,
+    schedule: str | None,
     classes: tuple[tuple[int, ...], ...],
     seeds: tuple[tuple[int, ...], ...],
     samples: int | None,
@@ -55,6 +58,9 @@ def command(
     zoom: int,
     npz: Path | None,
     tokens: Path | None,
+    keep: Path | None,
+    mask: Path | None,
+    grid: tuple[int, int] | None,
     quiet: bool,
 ) -> None:
     """Generate images from BUNDLE: one a class, or --samples in all.
@@ -64,13 +70,18 @@ def command(
     \b
     arforge run llamagen-l.bundle --schedule zipar:16 --class 207,360 --seed 0 --guidance 2 --output out.png
     """
+    from arforge.runner.canvas import nothing_known
     from arforge.runner.images import save_npz, save_png, save_tokens
+    from arforge.runner.inpainting import known_tokens
     from arforge.runner.runner import Runner
+    from arforge.runner.specification import require_decoder, require_keeping
 
     if output is None and npz is None and tokens is None:
         raise click.UsageError("nothing to write: name --output, --npz or --tokens")
     if greedy and temperature:
         raise click.UsageError("--greedy is temperature 0: leave out one of --greedy and --temperature")
+    if mask and not keep:
+        raise click.UsageError("--mask says what of an image to paint: name the image with --keep")
     labels = spread_classes([label for group in classes for label in group], samples)
     numbers = spread_seeds([seed for group in seeds for seed in group], len(labels))
     with Runner.open(bundle, target=target, precision=precision, threads=threads) as runner:
@@ -78,6 +89,12 @@ def command(
             raise RequestError(
                 f"{bundle} has no image tokenizer and gives tokens only: use --tokens, or export with --tokenizer"
             )
+        schedule = schedule or runner.bundle.default_schedule
+        known = None if grid is None else nothing_known(grid)
+        if keep:
+            require_decoder(schedule, runner.bundle.model.family)
+            require_keeping(schedule)
+            known = known_tokens(runner, keep, mask, grid)
         with click.progressbar(length=PARTS, label=schedule, file=sys.stderr, hidden=quiet) as bar:
 
             def progress(done: int, steps: int) -> None:
@@ -93,6 +110,7 @@ def command(
                 top_p=top_p,
                 greedy=greedy,
                 batch=batch,
+                known=known,
                 progress=progress,
             )
     if tokens:

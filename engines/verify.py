@@ -52,9 +52,8 @@ def contract(bundle: Bundle, name: str) -> tuple[Contract, Contract]:
     """The inputs and outputs of a graph kind, as type and shape."""
     model = bundle.model
     if name in ("decoder", "encoder"):
-        assert bundle.tokenizer is not None
-        tokens: Contract = {"tokens": (INT64, ["images", model.cells])}
-        pixels: Contract = {"images": (UINT8, ["images", *bundle.tokenizer.image_size, 3])}
+        tokens: Contract = {"tokens": (INT64, ["images", "rows", "columns"])}
+        pixels: Contract = {"images": (UINT8, ["images", "height", "width", 3])}
         return (tokens, pixels) if name == "decoder" else (pixels, tokens)
     cache: tuple[str, list[str | int]] = (FLOAT, ["rows", model.kv_heads, "slots", model.head_size])
     outputs = "queries" if model.queries else "width"

@@ -69,7 +69,7 @@ def export_bundle(job: Job, report: Report = lambda line: None) -> None:
         graphs = export_decoder(job, decoder_weights, stage, report)
         if images is not None:
             report("exporting the image tokenizer")
-            graphs += export_tokenizer(*images, config.grid, stage)
+            graphs += export_tokenizer(*images, stage)
         report("writing schedules and hashes")
         manifest = {
             "format": FORMAT,
@@ -123,13 +123,11 @@ def export_decoder(job: Job, checkpoint: Checkpoint, stage: Path, report: Report
     return write_graphs(models, "decoder.", "model.weights", source, stage)
 
 
-def export_tokenizer(
-    config: VQConfig, checkpoint: Checkpoint, grid: tuple[int, int], stage: Path
-) -> list[dict[str, str]]:
+def export_tokenizer(config: VQConfig, checkpoint: Checkpoint, stage: Path) -> list[dict[str, str]]:
     model, mode = fake_module(lambda: VQModel(config))
     assert isinstance(model, VQModel)
     with mode:
-        models = {"decoder": tokenizer.trace_decoder(model, grid), "encoder": tokenizer.trace_encoder(model, grid)}
+        models = {"decoder": tokenizer.trace_decoder(model), "encoder": tokenizer.trace_encoder(model)}
     return write_graphs(models, "model.", "tokenizer.weights", checkpoint.tensor, stage)
 
 

@@ -11,12 +11,12 @@ from arforge.export.vq import VQModel
 
 
 class DecoderGraph(nn.Module):
-    def __init__(self, model: VQModel, grid: tuple[int, int]) -> None:
+    def __init__(self, model: VQModel) -> None:
         super().__init__()
-        self.model, self.grid = model, grid
+        self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.model.decode(tokens, self.grid)
+        return self.model.decode(tokens)
 
 
 class EncoderGraph(nn.Module):
@@ -28,16 +28,26 @@ class EncoderGraph(nn.Module):
         return self.model.encode(images)
 
 
-def trace_decoder(model: VQModel, grid: tuple[int, int]) -> ir.Model:
-    """int64 `tokens` [images, cells] to uint8 `images` [images, height, width, 3]."""
-    images = torch.export.Dim("images")
-    tokens = torch.zeros(2, grid[0] * grid[1], dtype=torch.int64)
-    return trace(DecoderGraph(model, grid), (tokens,), ({0: images},), ["tokens"], ["images"])
+def trace_decoder(model: VQModel) -> ir.Model:
+    """int64 `tokens` [images, rows, columns] to uint8 `images` [images, height, width, 3]; any grid."""
+    shape = {0: torch.export.Dim("images"), 1: torch.export.Dim("rows"), 2: torch.export.Dim("columns")}
+    tokens = torch.zeros(2, 3, 5, dtype=torch.int64)
+    return named(trace(DecoderGraph(model), (tokens,), (shape,), ["tokens"], ["images"]))
 
 
-def trace_encoder(model: VQModel, grid: tuple[int, int]) -> ir.Model:
+def trace_encoder(model: VQModel) -> ir.Model:
     """The reverse of `trace_decoder`."""
-    images = torch.export.Dim("images")
     side = model.config.downsampling
-    pixels = torch.zeros(2, grid[0] * side, grid[1] * side, 3, dtype=torch.uint8)
-    return trace(EncoderGraph(model), (pixels,), ({0: images},), ["images"], ["tokens"])
+    rows, columns = torch.export.Dim("rows"), torch.export.Dim("columns")
+    shape = {0: torch.export.Dim("images"), 1: side * rows, 2: side * columns}
+    pixels = torch.zeros(2, 3 * side, 5 * side, 3, dtype=torch.uint8)
+    return named(trace(EncoderGraph(model), (pixels,), (shape,), ["images"], ["tokens"]))
+
+
+def named(model: ir.Model) -> ir.Model:
+    """Call the dimensions of inputs and outputs what they are, rather than what the tracer derived."""
+    shapes = {"tokens": ("images", "rows", "columns"), "images": ("images", "height", "width", 3)}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        assert value.name is not None
+        value.shape = ir.Shape(shapes[value.name])
+    return model

@@ -68,13 +68,13 @@ class VQModel(nn.Module):
         return self.decoder(self.post_quant_conv(z.permute(0, 3, 1, 2)))
 
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 [images, height, width, 3] to int64 tokens [images, cells]."""
+        """uint8 [images, height, width, 3] to int64 tokens [images, rows, columns]."""
         x = images.to(torch.float32).permute(0, 3, 1, 2) / 127.5 - 1.0
-        return self.quantize.nearest(self.encode_latent(x)).flatten(1)
+        return self.quantize.nearest(self.encode_latent(x))
 
-    def decode(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """int64 tokens [images, cells] to uint8 [images, height, width, 3], rounded as the authors' sampler does."""
-        x = self.decode_latent(F.embedding(tokens, self.quantize.vectors()).unflatten(1, grid))
+    def decode(self, tokens: Tensor) -> Tensor:
+        """The reverse of `encode`, rounded as the authors' sampler does."""
+        x = self.decode_latent(F.embedding(tokens, self.quantize.vectors()))
         return torch.clamp(127.5 * x + 128.0, 0, 255).permute(0, 2, 3, 1).to(torch.uint8)
 
 

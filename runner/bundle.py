@@ -101,15 +101,23 @@ class Bundle:
                 return self.path(entry["path"])
         raise BundleError(f"{self.root} has no {precision} graph {name!r}: {self._hint(name)}")
 
-    def schedule(self, specification: str) -> Schedule:
-        """The stored schedule of that specification, else one compiled for the model's grid."""
+    def schedule(self, specification: str, kept: tuple[int, ...] = ()) -> Schedule:
+        """The stored schedule of that specification, else one compiled for the model's grid and the kept cells."""
         require_decoder(specification, self.model.family)
         canonical = str(parse(specification))
         stored = (entry for entry in self.manifest["schedules"] if entry["specification"] == canonical)
-        entry = next(stored, None)
-        schedule = self._stored_schedule(entry) if entry else compile_schedule(canonical, self.model.grid)
+        entry = None if kept else next(stored, None)
+        schedule = self._stored_schedule(entry) if entry else compile_schedule(canonical, self.model.grid, kept)
         require_specials(schedule, self.model.specials)
         return schedule
+
+    @property
+    def default_schedule(self) -> str:
+        """The first stored one. Raises ScheduleError where the bundle stores none."""
+        for entry in self.manifest["schedules"]:
+            specification: str = entry["specification"]
+            return specification
+        raise ScheduleError(f"{self.root} stores no schedule: name one")
 
     def engine(self, target: str, precision: str) -> dict[str, Any]:
         """The identity of an engine. Raises EngineError where it is not built."""
@@ -138,8 +146,9 @@ class Bundle:
 
     def _stored_schedule(self, entry: Mapping[str, Any]) -> Schedule:
         schedule = schedule_file.read(self.path(entry["path"]))
-        found = (schedule.specification, schedule.grid, len(schedule.steps), schedule.slots, schedule.queries)
-        expected = (entry["specification"], self.model.grid, entry["steps"], entry["slots"], self.model.queries)
+        facts = (schedule.specification, schedule.grid, len(schedule.steps), schedule.slots, schedule.queries)
+        found = (*facts, schedule.kept)
+        expected = (entry["specification"], self.model.grid, entry["steps"], entry["slots"], self.model.queries, ())
         if found != expected:
             raise ScheduleError(f"{entry['path']} holds {found}, the manifest says {expected}: export again")
         return schedule

@@ -53,6 +53,9 @@ class Engine(Protocol):
         """Execute one step from those buffers."""
 
     def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images (images, height, width, 3) of tokens (images, cells)."""
+        """Images (images, height, width, 3) of tokens (images, rows, columns)."""
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """The reverse of `decode`."""
 
     def close(self) -> None: ...

@@ -55,3 +55,11 @@ class CheckpointError(ArforgeError):
 
 class VerificationError(ArforgeError):
     """A bundle or engine whose results differ from the reference."""
+
+
+class CalibrationError(ArforgeError):
+    """A calibration that has nothing to measure or to quantise, or whose measurements are not finite."""
+
+
+class EvaluationError(ArforgeError):
+    """Images, a classifier or a feature network that an evaluation cannot use."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 MINIMUM = (1, 31)
+# It makes layers of one input share a quantizer, after which none of them becomes an integer product.
+UNWANTED = ["CommonSubexpressionElimination"]
 
 
 class OnnxRuntimeEngine:
@@ -37,7 +39,7 @@ class OnnxRuntimeEngine:
         self._bundle, self._precision, self._threads = bundle, precision, threads
         self._session = self._open(graph)
         self._with_logits = graph == "step-logits"
-        self._decoder: onnxruntime.InferenceSession | None = None
+        self._tokenizer: dict[str, onnxruntime.InferenceSession] = {}  # "decoder" and "encoder", when first used
         self._shape: tuple[int, int, int] | None = None  # images, rows, slots
         self._memory: dict[str, NDArray[np.float32]] = {}  # flat, grown when needed, never shrunk
         self._bound: dict[tuple[int, int], tuple[StepBuffers, Any]] = {}  # width, queries -> buffers, their binding
@@ -94,16 +96,23 @@ class OnnxRuntimeEngine:
             raise EngineError(f"ONNX Runtime failed in a step of width {width}: {error}") from error
 
     def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
-        if self._decoder is None:
-            self._decoder = self._open("decoder")
-        images: NDArray[np.uint8] = self._decoder.run(["images"], {"tokens": tokens})[0]
+        images: NDArray[np.uint8] = self._tokenizer_session("decoder").run(["images"], {"tokens": tokens})[0]
         return images
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        tokens: NDArray[np.int64] = self._tokenizer_session("encoder").run(["tokens"], {"images": images})[0]
+        return tokens
 
     def close(self) -> None:
         self._bound.clear()
         self._memory.clear()
-        self._decoder = None
+        self._tokenizer.clear()
         del self._session
+
+    def _tokenizer_session(self, graph: str) -> onnxruntime.InferenceSession:
+        if graph not in self._tokenizer:
+            self._tokenizer[graph] = open_session(self._bundle.graph(graph, "fp32"), self._threads)  # its only one
+        return self._tokenizer[graph]
 
     def _open(self, graph: str) -> onnxruntime.InferenceSession:
         return open_session(self._bundle.graph(graph, self._precision), self._threads)
@@ -157,14 +166,20 @@ def load_library() -> Any:
     return onnxruntime
 
 
-def open_session(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
-    """A session on the CPU provider. Raises EngineError where ONNX Runtime refuses the graph."""
+def open_session(path: Path, threads: int | None, content: bytes | None = None) -> onnxruntime.InferenceSession:
+    """A session on the CPU provider. Raises EngineError where ONNX Runtime refuses the graph.
+
+    `content`: a graph to run in place of the file's, with the weights beside the file.
+    """
     runtime = load_library()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
-        return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(
+            content or path, options, providers=["CPUExecutionProvider"], disabled_optimizers=UNWANTED
+        )
     except Exception as error:  # the binding's exception classes share no narrower public base
         raise EngineError(f"ONNX Runtime cannot load {path}: {error}. Export the bundle again") from error
 

@@ -64,11 +64,19 @@ class Plan:
     steps: tuple[PlannedStep, ...]
     slots: int
 
-    def known(self, model: Model, classes: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
-        """The tokens known before the first step; the rows beyond the images are unconditional."""
+    def known(
+        self, model: Model, classes: NDArray[np.int64], rows: int, tokens: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """The tokens known before the first step; the rows beyond the images are unconditional.
+
+        `tokens` (images, cells): those of kept cells count; None where the schedule keeps none.
+        """
         cells, images = self.schedule.cells, len(classes)
         special = cells + self.schedule.conditions
         known = np.zeros((rows, special + self.schedule.specials), dtype=np.int64)
+        if kept := list(self.schedule.kept):
+            assert tokens is not None
+            known[:, kept] = np.tile(tokens[:, kept], (rows // images, 1))
         known[:images, cells] = model.first_class + classes
         known[images:, cells] = model.null_class
         known[:, special:] = model.first_special + np.arange(self.schedule.specials)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -33,26 +34,39 @@ def group_sizes(cells: int, steps: int, ratio: str) -> list[int]:
 
 
 def arpg(
-    specification: str, grid: tuple[int, int], steps: int, ratio: str = "arccos", cfg: str = "linear", order: int = 0
+    specification: str,
+    grid: tuple[int, int],
+    steps: int,
+    ratio: str = "arccos",
+    cfg: str = "linear",
+    order: int = 0,
+    kept: Sequence[int] = (),
 ) -> Schedule:
     """ARPG in `steps` steps. Each feeds the cells of the last one and queries the next, with nothing masked.
 
-    Guidance grows with the share of cells decided, this step's included (`cfg` "linear"), or is "constant".
-    Raises ScheduleError where there are more steps than cells.
+    Guidance grows with the share of cells known, this step's included (`cfg` "linear"), or is "constant".
+    The tokens of `kept` cells are fed with the class, and the others decided in as many of the steps as is their
+    share of the grid. Raises ScheduleError where there are more steps than cells, or nothing is left to decide.
     """
     cells = grid[0] * grid[1]
     if not 1 <= steps <= cells:
         raise ScheduleError(f"{steps} steps do not fit a grid of {grid[0]}x{grid[1]}: use arpg:1 to arpg:{cells}")
     if not 0 <= order < 2**63:
         raise ScheduleError(f"order seed {order} is out of range: use 0 to 2**63 - 1")
-    sequence = random_order(cells, order)
-    inputs: tuple[Input, ...] = (CLASS_TOKEN,)
+    sequence = [cell for cell in random_order(cells, order) if cell not in set(kept)]
+    if not sequence:
+        raise ScheduleError(f"all {cells} cells are kept: leave at least one to decide")
+    inputs = (CLASS_TOKEN, *map(_known, kept))
     compiled, done = [], 0
-    for size in group_sizes(cells, steps, ratio):
+    for size in group_sizes(len(sequence), -(-steps * len(sequence) // cells), ratio):
         group = sequence[done : done + size]
         done += size
         targets = tuple(Target(row, cell) for row, cell in enumerate(group))
-        weight = done / cells if cfg == "linear" else 1.0
+        weight = (len(kept) + done) / cells if cfg == "linear" else 1.0
         compiled.append(Step(inputs, targets, commit=len(inputs), guidance=weight))
-        inputs = tuple(Input(Source.CELL, cell, position=1 + cell, rank=0) for cell in group)
-    return Schedule(specification, grid, tuple(compiled), queries=True)
+        inputs = tuple(map(_known, group))
+    return Schedule(specification, grid, tuple(compiled), queries=True, kept=tuple(kept))
+
+
+def _known(cell: int) -> Input:
+    return Input(Source.CELL, cell, position=1 + cell, rank=0)

@@ -6,75 +6,45 @@ with Runner.open("llamagen-l.bundle") as runner:
 
 from __future__ import annotations
 
-import math
-import operator
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.canvas import make_canvas
 from arforge.runner.engine import Engine
-from arforge.runner.errors import Cancelled, EngineError, RequestError
+from arforge.runner.errors import EngineError
 from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.plan import Plan, make_plan
 from arforge.runner.randomness import uniforms
+from arforge.runner.request import (
+    MAX_BATCH,
+    CancelFlag,
+    Progress,
+    Request,
+    Watch,
+    check_classes,
+    check_images,
+    check_seeds,
+    whole,
+)
+from arforge.runner.specification import require_keeping
 
 ENGINES = {"onnxruntime": OnnxRuntimeEngine.built}
 DEFAULT_BATCH = 32
-MAX_SEED = 2**64 - 1
-MAX_SCALE = 1000  # of guidance and temperature
-MAX_TOP_K = 2**30
-
-Progress = Callable[[int, int], None]
-"""Called after every step with the steps done and the steps of the whole request."""
-
-
-class CancelFlag(Protocol):
-    """Anything like threading.Event."""
-
-    def is_set(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Request:
-    """The sampling side of a generation. Raises RequestError for a value out of range."""
-
-    guidance: float
-    temperature: float
-    top_k: int
-    top_p: float
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.guidance) and 1 <= self.guidance <= MAX_SCALE):
-            raise RequestError(f"guidance {self.guidance} is out of range: use 1 (off) to {MAX_SCALE}")
-        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= MAX_SCALE):
-            raise RequestError(f"temperature {self.temperature} is out of range: use 0 (greedy) to {MAX_SCALE}")
-        whole("top-k", self.top_k, 0, MAX_TOP_K)
-        if not 0 < self.top_p <= 1:
-            raise RequestError(f"top-p {self.top_p} is out of range: use a number in (0, 1]; 1 is off")
-
-
-def whole(what: str, value: Any, least: int, most: int) -> int:
-    """`value` as an int. Raises RequestError unless it is a whole number in that range."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise RequestError(f"{what} {value!r} is not a whole number: use {least} to {most}") from None
-    if isinstance(value, bool) or not least <= number <= most:
-        raise RequestError(f"{what} {value} is out of range: use {least} to {most}")
-    return number
 
 
 @dataclass(frozen=True)
 class Result:
-    tokens: NDArray[np.int64]  # (images, cells), raster order
+    tokens: NDArray[np.int64]  # (images, cells), raster order of the grid
+    grid: tuple[int, int]  # rows, columns: the model's, or that of the known tokens
     images: NDArray[np.uint8] | None  # (images, height, width, 3); None where the bundle has no tokenizer
     steps: int  # engine calls an image took
     seconds: float  # decoding of tokens, wall clock
@@ -119,7 +89,7 @@ class Runner:
         self,
         classes: Sequence[int],
         seeds: Sequence[int] | None = None,
-        schedule: str = "ntp",
+        schedule: str | None = None,
         guidance: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -128,13 +98,18 @@ class Runner:
         batch: int = DEFAULT_BATCH,
         progress: Progress | None = None,
         cancel: CancelFlag | None = None,
+        known: NDArray[np.int64] | None = None,
     ) -> Result:
         """Generate one image for each class.
 
-        `seeds` (default 0, 1, …) decide each image alone: neither the batch nor the order matters. Sampling settings
-        left out are the bundle's defaults; `greedy` is temperature 0. `batch`: images decoded at a time. `cancel` is
-        looked at between steps and raises Cancelled. Raises RequestError, ScheduleError or EngineError for
-        arguments that do not fit.
+        `seeds` (default 0, 1, …) decide each image alone: neither the batch nor the order matters. Schedule and
+        sampling settings left out are the bundle's defaults; `greedy` is temperature 0. `batch`: images decoded at a
+        time. `cancel` is looked at between steps and raises Cancelled. Raises RequestError, ScheduleError or
+        EngineError for arguments that do not fit.
+
+        `known`, for models of random order: tokens that stay, int64 [rows, columns] for all images or
+        [images, rows, columns], -1 in the cells to decide (`encode` gives those of an image). A grid larger than the
+        model's is decoded window by window.
         """
         sampler = self.bundle.sampler
         request = Request(
@@ -143,27 +118,43 @@ class Runner:
             top_k=sampler.top_k if top_k is None else top_k,
             top_p=sampler.top_p if top_p is None else top_p,
         )
-        labels = self._check_classes(classes)
-        numbers = self._check_seeds(seeds, len(labels))
-        batch = whole("batch", batch, 1, MAX_TOP_K)
+        schedule = schedule or self.bundle.default_schedule
+        labels = check_classes(classes, self.bundle.model.classes)
+        numbers = check_seeds(seeds, len(labels))
+        batch = whole("batch", batch, 1, MAX_BATCH)
+        canvas = make_canvas(known, len(labels), self.bundle.model.grid, self.bundle.model.vocabulary)
+        if not canvas.plain:
+            require_keeping(schedule)
+        random = uniforms(numbers, canvas.tokens.shape[1])
         with self._lock:
-            plan = self._plan(schedule)
-            parts = range(0, len(labels), batch)
-            steps = len(plan.steps)
-            tokens = np.empty((len(labels), self.bundle.model.cells), dtype=np.int64)
+            plans = [self._plan(schedule, window.kept) for window in canvas.windows]
+            parts = [slice(first, first + batch) for first in range(0, len(labels), batch)]
+            steps = sum(len(plan.steps) for plan in plans)
+            watch = Watch(steps * len(parts), progress, cancel)
             start = time.perf_counter()
-            for index, first in enumerate(parts):
-                part = slice(first, first + batch)
-
-                def advance(done: int, before: int = index * steps) -> None:
-                    if progress is not None:
-                        progress(before + done, len(parts) * steps)
-
-                tokens[part] = self._decode(plan, labels[part], numbers[part], request, advance, cancel)
+            for part in parts:
+                for plan, window in zip(plans, canvas.windows, strict=True):
+                    place = (part, window.cells)
+                    given, numbers_of = canvas.tokens[place], random[place]
+                    canvas.tokens[place] = self._decode(plan, request, labels[part], given, numbers_of, watch)
             decoded = time.perf_counter()
-            images = self._images(tokens, batch)
+            images = None
+            if self.bundle.tokenizer is not None:
+                engine, tokens = self._live_engine(), canvas.tokens.reshape(-1, *canvas.grid)
+                images = np.concatenate([engine.decode(tokens[part]) for part in parts])
             finished = time.perf_counter()
-        return Result(tokens, images, steps, decoded - start, finished - decoded)
+        return Result(canvas.tokens, canvas.grid, images, steps, decoded - start, finished - decoded)
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """The tokens of images, uint8 [images, height, width, 3] to int64 [images, rows, columns].
+
+        Raises RequestError where the bundle has no tokenizer, or for images that are not a whole number of tokens.
+        """
+        check_images(images, self.bundle.tokenizer)
+        with self._lock:
+            engine = self._live_engine()
+            parts = [images[first : first + DEFAULT_BATCH] for first in range(0, len(images), DEFAULT_BATCH)]
+            return np.concatenate([engine.encode(part) for part in parts])
 
     def close(self) -> None:
         """Free the engine. Calling it again does nothing; generating afterwards raises EngineError."""
@@ -182,58 +173,35 @@ class Runner:
     def _decode(
         self,
         plan: Plan,
-        classes: NDArray[np.int64],
-        seeds: NDArray[np.uint64],
         request: Request,
-        progress: Callable[[int], None],
-        cancel: CancelFlag | None,
+        classes: NDArray[np.int64],
+        tokens: NDArray[np.int64],
+        random: NDArray[np.float32],
+        watch: Watch,
     ) -> NDArray[np.int64]:
-        engine = self._live_engine()
-        images, cells = len(classes), plan.schedule.cells
+        """The tokens (images, cells) of one window, from those of its kept cells and a number a cell."""
+        engine, images = self._live_engine(), len(classes)
         rows = guided_rows(images, guided=request.guidance != 1)
-        known = plan.known(self.bundle.model, classes, rows)
-        random = uniforms(seeds, cells)
+        known = plan.known(self.bundle.model, classes, rows, tokens)
         engine.prepare(images, rows, plan.slots, plan.schedule.zero_slots)
         engine.scalars.temperature[:] = request.temperature
         engine.scalars.top_k[:] = request.top_k
         engine.scalars.top_p[:] = request.top_p
-        for index, step in enumerate(plan.steps):
-            if cancel is not None and cancel.is_set():
-                raise Cancelled(f"cancelled after {index} of {len(plan.steps)} steps")
+        for step in plan.steps:
+            watch.before_step()
             buffers = engine.buffers(step.width, step.queries)
             step.fill(buffers, known)
             buffers.uniforms[:, step.target_rows] = random[:, step.target_cells]
             engine.scalars.guidance[:] = step.scale(request.guidance)
             engine.run(step.width, step.queries)
             step.store(buffers, known)
-            progress(index + 1)
-        return known[:images, :cells]
+            watch.after_step()
+        return known[:images, : plan.schedule.cells]
 
-    def _images(self, tokens: NDArray[np.int64], batch: int) -> NDArray[np.uint8] | None:
-        if self.bundle.tokenizer is None:
-            return None
-        engine = self._live_engine()
-        parts = [engine.decode(tokens[first : first + batch]) for first in range(0, len(tokens), batch)]
-        return np.concatenate(parts)
-
-    def _make_plan(self, schedule: str) -> Plan:
-        return make_plan(self.bundle.schedule(schedule), self._live_engine().widths)
+    def _make_plan(self, schedule: str, kept: tuple[int, ...]) -> Plan:
+        return make_plan(self.bundle.schedule(schedule, kept), self._live_engine().widths)
 
     def _live_engine(self) -> Engine:
         if self._engine is None:
             raise EngineError("the runner is closed: open it again")
         return self._engine
-
-    def _check_classes(self, classes: Sequence[int]) -> NDArray[np.int64]:
-        model = self.bundle.model
-        if len(classes) == 0:
-            raise RequestError("no classes given: name at least one")
-        return np.array([whole("class", label, 0, model.classes - 1) for label in classes], dtype=np.int64)
-
-    @staticmethod
-    def _check_seeds(seeds: Sequence[int] | None, images: int) -> NDArray[np.uint64]:
-        if seeds is None:
-            return np.arange(images, dtype=np.uint64)
-        if len(seeds) != images:
-            raise RequestError(f"{len(seeds)} seeds for {images} classes: give one seed an image")
-        return np.array([whole("seed", seed, 0, MAX_SEED) for seed in seeds], dtype=np.uint64)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 class Source(IntEnum):
     """Where an input's token comes from; `Input.value` says which."""
 
-    CELL = 0  # a cell sampled in an earlier step
+    CELL = 0  # a cell that is kept, or was sampled in an earlier step
     CONDITION = 1  # the request's condition token of that index: for class-conditional models, the class
     SPECIAL = 2  # the model's special token of that index, such as PAR's transition tokens
 
@@ -64,6 +64,7 @@ class Schedule:
     conditions: int = 1
     zero_slots: int = 0
     queries: bool = False  # the model is asked for the targets' cells, rather than for what follows each input
+    kept: tuple[int, ...] = ()  # cells whose tokens the request brings; the steps decide the others
 
     @property
     def cells(self) -> int:
@@ -127,6 +128,7 @@ class Schedule:
             "conditions": self.conditions,
             "zero_slots": self.zero_slots,
             "queries": self.queries,
+            "kept": list(self.kept),
             "slots": self.slots,
             "steps": steps,
             "order": list(self.order),

@@ -13,14 +13,16 @@ MAX_CELLS = 1 << 16
 def checked(schedule: Schedule) -> Schedule:
     """Return `schedule` if a runner can execute it, else raise ScheduleError.
 
-    Proves that every cell is decided once, that every input exists before it is read, that positions and ranks are
-    in range, and that the cache is used consistently.
+    Proves that every cell is kept or decided once, that every input exists before it is read, that positions and
+    ranks are in range, and that the cache is used consistently.
     """
     height, width = schedule.grid
     if not (height > 0 and width > 0 and height * width <= MAX_CELLS):
         raise ScheduleError(f"schedule {schedule.specification}: grid {height}x{width} is out of range")
     if not (schedule.steps and schedule.conditions >= 0 and 0 <= schedule.zero_slots <= 2 * MAX_CELLS):
         raise ScheduleError(f"schedule {schedule.specification}: no steps, or negative sizes")
+    if len(set(schedule.kept)) != len(schedule.kept) or not set(schedule.kept) <= set(range(schedule.cells)):
+        raise ScheduleError(f"schedule {schedule.specification}: keeps a cell twice, or one outside the grid")
     state = _State(schedule)
     for index, step in enumerate(schedule.steps):
         state.check(index, step)
@@ -33,7 +35,7 @@ def checked(schedule: Schedule) -> Schedule:
 class _State:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
-        self.decided: set[int] = set()
+        self.decided = set(schedule.kept)
         self.live: set[int] = set()
         self.slot = schedule.zero_slots
 

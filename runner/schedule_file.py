@@ -3,7 +3,8 @@
     8 bytes   magic "ARFSCHED"
     4 bytes   uint32, format version (1)
     4 bytes   uint32, length of the header
-    header    UTF-8 JSON: specification, grid, conditions, zero_slots, queries (0 or 1), steps, inputs, targets, retired
+    header    UTF-8 JSON: specification, grid, conditions, zero_slots, queries (0 or 1), and the numbers of
+              steps, inputs, targets, retired, kept
     columns   the arrays of COLUMNS, one after the other, 4 bytes an entry
 
 `*_end` columns hold, for each step, the end of its rows in the input, target or retire columns.
@@ -43,8 +44,9 @@ COLUMNS = (
     ("target_row", "targets", "<i4"),
     ("target_cell", "targets", "<i4"),
     ("retired_slot", "retired", "<i4"),
+    ("kept_cell", "kept", "<i4"),
 )
-COUNTS = ("steps", "inputs", "targets", "retired")
+COUNTS = ("steps", "inputs", "targets", "retired", "kept")
 
 
 def dump(schedule: Schedule) -> bytes:
@@ -65,8 +67,9 @@ def dump(schedule: Schedule) -> bytes:
         "target_row": [target.row for target in targets],
         "target_cell": [target.cell for target in targets],
         "retired_slot": retired,
+        "kept_cell": schedule.kept,
     }
-    sizes = (len(schedule.steps), len(inputs), len(targets), len(retired))
+    sizes = (len(schedule.steps), len(inputs), len(targets), len(retired), len(schedule.kept))
     header = {
         "specification": schedule.specification,
         "grid": list(schedule.grid),
@@ -158,4 +161,5 @@ def _assemble(header: dict[str, Any], columns: dict[str, NDArray[Any]], name: st
         conditions=header["conditions"],
         zero_slots=header["zero_slots"],
         queries=bool(header["queries"]),
+        kept=tuple(lists["kept_cell"]),
     )

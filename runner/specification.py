@@ -24,6 +24,7 @@ class Kind:
     number: str | None  # the builder's name for it; None where the kind takes none
     options: Mapping[str, tuple[tuple[str, ...] | None, str]]
     decoders: tuple[str, ...]  # model families that it can drive
+    keeps: bool = False  # whether it can start from cells that are known
 
 
 CFG_INTERVAL = {"cfg-interval": (INTEGER, "-1")}
@@ -50,6 +51,7 @@ KINDS = {
             "order": (INTEGER, "0"),
         },
         ("arpg",),
+        keeps=True,
     ),
 }
 
@@ -89,22 +91,26 @@ def parse(text: str) -> Specification:
 
 
 @lru_cache(maxsize=64)
-def compile_schedule(text: str, grid: tuple[int, int]) -> Schedule:
+def compile_schedule(text: str, grid: tuple[int, int], kept: tuple[int, ...] = ()) -> Schedule:
     """Compile and check the schedule of a specification for a grid of (rows, columns).
 
-    Raises ScheduleError for an unknown kind or option, or numbers that do not fit the grid.
+    `kept`: cells that are known and stay as they are. Raises ScheduleError for an unknown kind or option, numbers
+    that do not fit the grid, or kept cells where the kind decodes in an order of its own.
     """
     if min(grid) < 1 or grid[0] * grid[1] > MAX_CELLS:
         raise ScheduleError(f"grid {grid[0]}x{grid[1]} is out of range: use 1 to {MAX_CELLS} cells")
     specification = parse(text)
     kind = KINDS[specification.kind]
-    arguments: dict[str, int | str] = {}
+    arguments: dict[str, int | str | tuple[int, ...]] = {}
     if kind.number is not None:
         assert specification.number is not None
         arguments[kind.number] = specification.number
     for key, value in specification.options:
         words, _ = kind.options[key]
         arguments[key.replace("-", "_")] = int(value) if words is INTEGER else value
+    if kept:
+        require_keeping(text)
+        arguments["kept"] = kept
     return checked(kind.build(str(specification), grid, **arguments))
 
 
@@ -114,6 +120,16 @@ def require_decoder(text: str, family: str) -> None:
     if family not in KINDS[kind].decoders:
         fitting = ", ".join(name for name, known in KINDS.items() if family in known.decoders)
         raise ScheduleError(f"schedule {text!r} does not fit a {family} model: use one of {fitting}")
+
+
+def require_keeping(text: str) -> None:
+    """Raise ScheduleError unless this kind of schedule can start from known cells."""
+    if not KINDS[parse(text).kind].keeps:
+        able = ", ".join(name for name, kind in KINDS.items() if kind.keeps)
+        raise ScheduleError(
+            f"schedule {text!r} decodes in an order of its own and cannot keep cells or go beyond the grid: that takes "
+            f"a model and a schedule of random order ({able})"
+        )
 
 
 def require_specials(schedule: Schedule, specials: int) -> None:

@@ -12,10 +12,11 @@ import torch
 from hypothesis import settings
 from oracle import Decoder
 from safetensors.torch import save_file
-from tiny import CONFIG, GROUPED_CONFIG, VQ_CONFIG, random_weights
+from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, VQ_CONFIG, random_weights
 from torch import Tensor
 
 from arforge.engines import onnxruntime
+from arforge.export import arpg
 from arforge.export.exporter import Job, export_bundle
 from arforge.export.llamagen import FAMILY
 from arforge.export.vq import VQModel
@@ -85,6 +86,17 @@ def grouped_bundle(tmp_path_factory: pytest.TempPathFactory, grouped_weights: di
     return path
 
 
+@pytest.fixture(scope="session")
+def arpg_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_checkpoint: Path) -> Path:
+    """A 4x6 bundle of random order with its tokenizer: images of 8x12."""
+    folder = tmp_path_factory.mktemp("arpg")
+    torch.save(random_weights(ARPG_CONFIG, seed=5, family=arpg.FAMILY), folder / "tiny.pt")
+    path = folder / "arpg.bundle"
+    export_bundle(Job(arpg.FAMILY, ARPG_CONFIG, folder / "tiny.pt", tokenizer_checkpoint, path))
+    onnxruntime.build(path)
+    return path
+
+
 @pytest.fixture
 def bundle_copy(bundle: Path, tmp_path: Path) -> Path:
     """The 8x8 bundle, to be changed."""
@@ -100,6 +112,12 @@ def runner(bundle: Path) -> Iterator[Runner]:
 @pytest.fixture(scope="session")
 def grouped_runner(grouped_bundle: Path) -> Iterator[Runner]:
     with Runner.open(grouped_bundle, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def arpg_runner(arpg_bundle: Path) -> Iterator[Runner]:
+    with Runner.open(arpg_bundle, threads=1) as opened:
         yield opened
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from arforge.export.llamagen import LlamaGenConfig, checkpoint_shapes
+from arforge.export import llamagen
+from arforge.export.arpg import ARPGConfig
+from arforge.export.family import Family
+from arforge.export.llamagen import LlamaGenConfig
 from arforge.export.vq import VQConfig
 
 CONFIG = LlamaGenConfig(dim=64, n_layer=2, n_head=4, grid=(8, 8), vocab_size=32, num_classes=10, multiple_of=32)
@@ -22,17 +25,18 @@ GROUPED_CONFIG = LlamaGenConfig(
     norm_eps=1e-6,
     rope_base=500.0,
 )
+ARPG_CONFIG = ARPGConfig(dim=64, n_layer=4, n_head=4, grid=(4, 6), vocab_size=32, num_classes=10, multiple_of=32)
 VQ_CONFIG = VQConfig(codebook_size=32, codebook_width=8, channels=32, multipliers=(1, 2), latent_channels=64)
 
 
-def random_weights(config: LlamaGenConfig, seed: int) -> dict[str, Tensor]:
+def random_weights(config: LlamaGenConfig, seed: int, family: Family = llamagen.FAMILY) -> dict[str, Tensor]:
     """Weights whose greedy tokens vary from cell to cell."""
     random = torch.Generator().manual_seed(seed)
     weights = {}
-    for name, shape in checkpoint_shapes(config).items():
+    for name, shape in family.checkpoint_shapes(config).items():
         values = torch.randn(shape, generator=random)
         if "norm" in name:
             weights[name] = 1 + 0.1 * values
         else:
-            weights[name] = values * (1.0 if "embedding" in name else 0.15)
+            weights[name] = values * (1.0 if "embedding" in name else 0.15 if family is llamagen.FAMILY else 0.2)
     return weights

@@ -93,4 +93,4 @@ def revive(model: VQModel, latent: Tensor, used: Tensor) -> None:
 def encode(model: VQModel, images: Tensor) -> Tensor:
     """Tokens int64 [n, cells]."""
     colour = images[..., None].expand(-1, -1, -1, 3)
-    return torch.cat([model.encode(batch) for batch in colour.split(500)])
+    return torch.cat([model.encode(batch).flatten(1) for batch in colour.split(500)])

@@ -2,58 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny import ARPG_CONFIG, random_weights
 from torch import Tensor, nn
 
 from arforge.engines import onnxruntime
 from arforge.engines.verify import verify_bundle
-from arforge.export import arpg, par
-from arforge.export.arpg import ARPGConfig
+from arforge.export import par
 from arforge.export.exporter import Job, export_bundle
-from arforge.export.family import Family
 from arforge.export.par import PARConfig
 from arforge.export.verify import compare_logits, load_module
 from arforge.runner import Runner, ScheduleError, compile_schedule, open_bundle
 from arforge.runner.regions import region_order
 
 PAR_CONFIG = PARConfig(dim=40, n_layer=2, n_head=2, grid=(8, 8), vocab_size=32, num_classes=10, multiple_of=32)
-ARPG_CONFIG = ARPGConfig(dim=64, n_layer=4, n_head=4, grid=(4, 6), vocab_size=32, num_classes=10, multiple_of=32)
 GUIDANCE = 2.0
 CLASSES = [0, 3, 9]
 
 
-def export(family: Family, config: object, folder: Path, seed: int) -> Path:
-    random = torch.Generator().manual_seed(seed)
-    weights = {}
-    for name, shape in family.checkpoint_shapes(config).items():
-        values = torch.randn(shape, generator=random)
-        weights[name] = 1 + 0.1 * values if "norm" in name else values * (1.0 if "embeddings" in name else 0.2)
-    torch.save(weights, folder / "tiny.pt")
-    path = folder / f"{family.name}.bundle"
-    export_bundle(Job(family, config, folder / "tiny.pt", None, path))
-    onnxruntime.build(path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def par_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(par.FAMILY, PAR_CONFIG, tmp_path_factory.mktemp("par"), seed=4)
-
-
-@pytest.fixture(scope="module")
-def arpg_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(arpg.FAMILY, ARPG_CONFIG, tmp_path_factory.mktemp("arpg"), seed=5)
-
-
-@pytest.fixture(scope="module")
-def arpg_runner(arpg_bundle: Path) -> Iterator[Runner]:
-    with Runner.open(arpg_bundle, threads=1) as runner:
-        yield runner
+    folder = tmp_path_factory.mktemp("par")
+    torch.save(random_weights(PAR_CONFIG, seed=4, family=par.FAMILY), folder / "tiny.pt")
+    path = folder / "par.bundle"
+    export_bundle(Job(par.FAMILY, PAR_CONFIG, folder / "tiny.pt", None, path))
+    onnxruntime.build(path)
+    return path
 
 
 def guided(logits: Tensor, scale: float) -> Tensor:
@@ -151,7 +129,7 @@ def test_steps_padded_to_fixed_widths_give_the_same_tokens(arpg_bundle: Path, ar
 def test_bundles_verify_with_and_without_torch(name: str, request: pytest.FixtureRequest) -> None:
     lines: list[str] = []
     bundle = verify_bundle(request.getfixturevalue(name), lines.append)
-    assert len(lines) == 2 + len(bundle.manifest["schedules"]) + 2 + 1
+    assert len(lines) == 2 + len(bundle.manifest["schedules"]) + len(bundle.manifest["graphs"]) + 1
     for entry in bundle.manifest["schedules"]:
         assert compare_logits(bundle, entry["specification"], max_steps=64).same_tokens == 1.0
 

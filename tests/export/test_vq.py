@@ -73,8 +73,8 @@ def test_encoding_a_codes_own_vector_gives_the_code() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("grid", [(1, 1), (3, 5)])
 def test_shapes_of_encoding_and_decoding(tokenizer_model: VQModel, grid: tuple[int, int]) -> None:
-    tokens = torch.randint(0, 32, (2, grid[0] * grid[1]))
-    images = tokenizer_model.decode(tokens, grid)
+    tokens = torch.randint(0, 32, (2, *grid))
+    images = tokenizer_model.decode(tokens)
     assert (images.shape, images.dtype) == ((2, 2 * grid[0], 2 * grid[1], 3), torch.uint8)
     again = tokenizer_model.encode(images)
     assert (again.shape, again.dtype) == (tokens.shape, torch.int64)
@@ -83,15 +83,15 @@ def test_shapes_of_encoding_and_decoding(tokenizer_model: VQModel, grid: tuple[i
 
 @torch.no_grad()
 def test_pixels_are_the_decoders_output_scaled_and_clamped(tokenizer_model: VQModel) -> None:
-    tokens = torch.arange(32)[None]
-    latent = tokenizer_model.quantize.vectors()[tokens].unflatten(1, (4, 8))
+    tokens = torch.arange(32).view(1, 4, 8)
+    latent = tokenizer_model.quantize.vectors()[tokens]
     raw = 40 * tokenizer_model.decode_latent(latent)
     model = VQModel(VQ_CONFIG)
     model.load_state_dict(tokenizer_model.state_dict())
     for name in ("weight", "bias"):
         getattr(model.decoder.conv_out, name).mul_(40)
     expected = np.clip(127.5 * raw.numpy() + 128, 0, 255).transpose(0, 2, 3, 1)
-    found = model.decode(tokens, (4, 8)).numpy()
+    found = model.decode(tokens).numpy()
     assert np.abs(found - np.floor(expected)).max() <= 1
     assert (found == 0).any()
     assert (found == 255).any()

@@ -84,6 +84,10 @@ BROKEN = {
     "negative conditions": (replace(SOUND, conditions=-1), "negative sizes"),
     "negative zero slots": (replace(SOUND, zero_slots=-1), "negative sizes"),
     "too many zero slots": (replace(SOUND, zero_slots=1 << 30), "negative sizes|out of range"),
+    "keeps a cell outside the grid": (replace(SOUND, kept=(6,)), "outside the grid"),
+    "keeps a negative cell": (replace(SOUND, kept=(-1,)), "outside the grid"),
+    "keeps a cell twice": (replace(SOUND, kept=(1, 1)), "keeps a cell twice"),
+    "decides a kept cell": (replace(SOUND, kept=(0,)), "decides cell 0 again"),
     "empty grid": (replace(SOUND, grid=(0, 3)), "grid 0x3 is out of range"),
     "grid too large": (replace(SOUND, grid=(1 << 11, 1 << 11)), "grid 2048x2048 is out of range"),
 }

@@ -59,7 +59,13 @@ def with_column(column: str, row: int, value: float) -> bytes:
 
 @pytest.mark.parametrize(
     "schedule",
-    [SMALL, LITERALS, compile_schedule("ntp", (3, 5)), compile_schedule("zipar:3,holes=masked", (5, 7))],
+    [
+        SMALL,
+        LITERALS,
+        compile_schedule("ntp", (3, 5)),
+        compile_schedule("zipar:3,holes=masked", (5, 7)),
+        compile_schedule("arpg:4", (3, 5), (2, 9, 14)),
+    ],
     ids=lambda schedule: schedule.specification,
 )
 def test_a_schedule_comes_back_equal(schedule: Schedule, tmp_path: Path) -> None:
