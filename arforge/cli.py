@@ -12,6 +12,7 @@ from arforge.version import VERSION
 
 COMMANDS = {
     "export": "Turn a checkpoint into a bundle.",
+    "calibrate": "Give a bundle int8 graphs.",
     "build": "Build an engine of a bundle.",
     "run": "Generate images.",
     "schedule": "Show, dump or plot a decoding schedule.",

@@ -23,7 +23,7 @@ from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, cache_names, lo
 
 TARGET = "onnxruntime"
 DEVICE = "cpu"
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "int8")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,51 @@
+"""Replaces the int8 part of a bundle in one step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from arforge.calibration.quantize import FOLDER, PRECISION
+from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.bundle_writer import file_facts, write_manifest
+from arforge.runner.errors import BundleError
+
+
+def enter(bundle: Bundle, int8: Bundle) -> tuple[str, ...]:
+    """Complete the stage that holds `int8`: the bundle's other files, and a manifest.
+
+    Returns the engines that were built from other int8 graphs; they are left out. Raises BundleError where the bundle
+    is no longer what was calibrated.
+    """
+    if open_bundle(bundle.root).manifest != bundle.manifest:
+        raise BundleError(f"{bundle.root} has changed meanwhile: calibrate it again")
+    stage, manifest = int8.root, bundle.manifest
+    files = {path: facts for path, facts in manifest["files"].items() if not path.startswith(f"{FOLDER}/")}
+    new = file_facts(stage)
+    changed = any(manifest["files"].get(entry["path"]) != new[entry["path"]] for entry in int8.manifest["graphs"])
+    stale = [entry for entry in manifest["engines"] if changed and entry["precision"] == PRECISION]
+    for entry in stale:
+        files = {path: facts for path, facts in files.items() if Path(path).parent != Path(entry["path"]).parent}
+    for path in files:
+        link(bundle.path(path), stage / path)
+    graphs = [entry for entry in manifest["graphs"] if entry["precision"] != PRECISION]
+    write_manifest(
+        stage,
+        {
+            **manifest,
+            "graphs": [*graphs, *int8.manifest["graphs"]],
+            "files": {**files, **new},
+            "engines": [entry for entry in manifest["engines"] if entry not in stale],
+        },
+    )
+    return tuple(f"{entry['target']} {entry['precision']} for {entry['device']}" for entry in stale)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file, which nobody changes in place, a second name; a copy where the file system has no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,103 @@
+"""Engines that also show what passes through them, for the runner to drive like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from arforge.runner.bundle import Bundle
+from arforge.runner.engine import Scalars, StepBuffers
+from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, open_session
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Arrays = Mapping[str, NDArray[np.float32]]
+Observer = Callable[[Arrays], None]
+"""Called after every step with the tapped tensors, [rows, inputs or queries, channels]; they last until the next."""
+
+
+class TappedEngine(OnnxRuntimeEngine):
+    """Runs an instrumented copy of the float32 step graph; the copy is never on disk."""
+
+    def __init__(self, bundle: Bundle, tensors: Sequence[str], observe: Observer, threads: int | None = None) -> None:
+        self._tensors, self._observe = tuple(tensors), observe
+        super().__init__(bundle, "fp32", threads)
+
+    def run(self, width: int, queries: int = 0) -> None:
+        super().run(width, queries)
+        _, binding = self._bound[width, queries]
+        given = binding.get_outputs()[-len(self._tensors) :]  # in the order in which they were bound
+        self._observe({name: value.numpy() for name, value in zip(self._tensors, given, strict=True)})
+
+    def _open(self, graph: str) -> onnxruntime.InferenceSession:
+        path = self._bundle.graph(graph, self._precision)
+        model = onnx.load(path, load_external_data=False)
+        model.graph.output.extend(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in self._tensors
+        )
+        return open_session(path, self._threads, model.SerializeToString())
+
+    def _bind(self, width: int, queries: int) -> tuple[StepBuffers, Any]:
+        buffers, binding = super()._bind(width, queries)
+        for name in self._tensors:
+            binding.bind_output(name, "cpu")
+        return buffers, binding
+
+
+class Lockstep:
+    """Two engines of step-logits graphs on the same inputs: the first decides the tokens, the second follows.
+
+    `compare` is called after every step with the guided logits of both, float32 [images, outputs, vocabulary].
+    """
+
+    widths: tuple[int, ...] | None = None
+
+    def __init__(
+        self,
+        leader: OnnxRuntimeEngine,
+        follower: OnnxRuntimeEngine,
+        compare: Callable[[NDArray[np.float32], NDArray[np.float32]], None],
+    ) -> None:
+        self._leader, self._follower, self._compare = leader, follower, compare
+
+    @property
+    def scalars(self) -> Scalars:
+        return self._leader.scalars
+
+    def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
+        for engine in (self._leader, self._follower):
+            engine.prepare(images, rows, slots, zero_slots)
+
+    def buffers(self, width: int, queries: int = 0) -> StepBuffers:
+        return self._leader.buffers(width, queries)
+
+    def run(self, width: int, queries: int = 0) -> None:
+        mine, theirs = self._leader.buffers(width, queries), self._follower.buffers(width, queries)
+        copy(mine, theirs)
+        copy(self._leader.scalars, self._follower.scalars)
+        self._leader.run(width, queries)
+        self._follower.run(width, queries)
+        assert mine.logits is not None
+        assert theirs.logits is not None
+        self._compare(mine.logits, theirs.logits)
+
+    def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self._leader.decode(tokens)
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return self._leader.encode(images)
+
+    def close(self) -> None:
+        self._leader.close()
+        self._follower.close()
+
+
+def copy(source: StepBuffers | Scalars, target: StepBuffers | Scalars) -> None:
+    for name, array in vars(source).items():
+        if array is not None:
+            np.copyto(getattr(target, name), array)
