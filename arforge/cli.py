@@ -15,6 +15,7 @@ COMMANDS = {
     "calibrate": "Give a bundle int8 graphs.",
     "build": "Build an engine of a bundle.",
     "run": "Generate images.",
+    "evaluate": "Judge schedules against real images.",
     "schedule": "Show, dump or plot a decoding schedule.",
     "inspect": "Show what a bundle holds.",
     "verify": "Check a bundle and its engines.",

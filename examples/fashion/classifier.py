@@ -1,10 +1,21 @@
-"""A small classifier of Fashion-MNIST, trained on real images: the judge of the generated ones."""
+"""A small classifier of Fashion-MNIST, trained on real images: the judge of the generated ones.
+
+python examples/fashion/classifier.py    # writes the ONNX file of the shipped weights again
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import onnx_ir
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from arforge.export.trace import OPSET, strip_traces
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
 class Classifier(nn.Sequential):
@@ -50,8 +61,41 @@ def train(images: Tensor, labels: Tensor, steps: int) -> Classifier:
     return model.eval()
 
 
-@torch.no_grad()
-def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
-    """Share of uint8 [n, 32, 32] images whose most likely class is their label."""
-    predicted = torch.cat([model(prepare(batch)).argmax(1) for batch in images.split(500)])
-    return (predicted == labels).float().mean().item()
+class Judge(nn.Module):
+    """The classifier as `arforge evaluate --classifier` takes it: uint8 [n, 32, 32, 3] to float [n, 10]."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(prepare(images.float().mean(dim=3)))  # grey: the channels are alike
+
+
+def load(path: Path) -> Classifier:
+    """The classifier of a `.safetensors` file."""
+    model = Classifier()
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    return model.eval()
+
+
+def export(weights: Path, path: Path) -> None:
+    """Write the ONNX file of a `.safetensors` file."""
+    example = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
+    program = torch.onnx.export(
+        Judge(load(weights)).eval(),
+        (example,),
+        input_names=["images"],
+        output_names=["scores"],
+        dynamic_shapes={"images": {0: "images"}},
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    strip_traces(program.model)
+    onnx_ir.save(program.model, path)
+
+
+if __name__ == "__main__":
+    export(CHECKPOINTS / "classifier.safetensors", CHECKPOINTS / "classifier.onnx")

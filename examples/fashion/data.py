@@ -32,3 +32,8 @@ def load(split: str, folder: Path = FOLDER) -> tuple[np.ndarray, np.ndarray]:
     images, labels = (np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8) for path in paths)
     images = images[16:].reshape(-1, 28, 28)
     return np.pad(images, ((0, 0), (2, 2), (2, 2))), labels[8:].astype(np.int64)
+
+
+def rgb(images: np.ndarray) -> np.ndarray:
+    """Grey uint8 [n, height, width] as the generators give it: three equal channels."""
+    return np.repeat(images[..., None], 3, axis=-1)

@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import classifier as judge
 import click
 import data
 import onnxruntime
-import torch
-from safetensors.torch import load_file
 
+from arforge.calibration.classifier import Classifier
 from arforge.runner import Runner
 from arforge.version import VERSION
 
@@ -36,8 +34,8 @@ SCHEDULES = {
 @click.option("--write", is_flag=True, help="Keep the figures beside the checkpoints.")
 def main(bundle: Path, samples: int, folder: Path, write: bool) -> None:
     classifier = load_classifier()
-    real, labels = (torch.from_numpy(array.copy()) for array in data.load("t10k", folder))
-    figures = {"real test images": judge.accuracy(classifier, real, labels)}
+    real, labels = data.load("t10k", folder)
+    figures = {"real test images": classifier.hits(data.rgb(real), labels) / len(real)}
     click.echo(f"real test images  {figures['real test images']:.3f}")
     with Runner.open(bundle) as runner:
 
@@ -65,19 +63,16 @@ def main(bundle: Path, samples: int, folder: Path, write: bool) -> None:
         (CHECKPOINTS / f"{family}.figures.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def load_classifier() -> judge.Classifier:
-    model = judge.Classifier()
-    weights = load_file(CHECKPOINTS / "classifier.safetensors")
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-    return model.eval()
+def load_classifier() -> Classifier:
+    return Classifier(CHECKPOINTS / "classifier.onnx", (32, 32), len(data.CLASSES))
 
 
-def class_accuracy(runner: Runner, classifier: judge.Classifier, samples: int, schedule: str, guidance: float) -> float:
+def class_accuracy(runner: Runner, classifier: Classifier, samples: int, schedule: str, guidance: float) -> float:
     """Share of `samples` images, going round the classes with seeds from 0 up, that get their class."""
     classes = [index % 10 for index in range(samples)]
     result = runner.generate(classes, schedule=schedule, guidance=guidance, temperature=1.0, batch=100)
     assert result.images is not None
-    return judge.accuracy(classifier, torch.from_numpy(result.images[..., 0]), torch.tensor(classes))
+    return classifier.hits(result.images, classes) / samples
 
 
 if __name__ == "__main__":

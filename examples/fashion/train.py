@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from arforge.calibration.classifier import Classifier
 from arforge.export import llamagen
 from arforge.export.llamagen import LlamaGenConfig
 from arforge.export.par import TRANSITION_EMBEDDING
@@ -52,10 +53,12 @@ def main(
     torch.manual_seed(0)
     images, labels = (torch.from_numpy(array.copy()) for array in data.load("train", folder))
     if stage in ("all", "classifier"):
-        model = judge.train(images, labels, classifier_steps)
-        real, real_labels = (torch.from_numpy(array.copy()) for array in data.load("t10k", folder))
-        click.echo(f"classifier: {judge.accuracy(model, real, real_labels):.4f} of the test images")
-        save(model.state_dict(), checkpoints / "classifier.safetensors")
+        save(judge.train(images, labels, classifier_steps).state_dict(), checkpoints / "classifier.safetensors")
+        judge.export(checkpoints / "classifier.safetensors", checkpoints / "classifier.onnx")
+        real, real_labels = data.load("t10k", folder)
+        made = Classifier(checkpoints / "classifier.onnx", real.shape[1:], len(data.CLASSES))
+        share = made.hits(data.rgb(real), real_labels) / len(real)
+        click.echo(f"classifier: {share:.4f} of the test images")
     if stage in ("all", "tokenizer"):
         save(vq.train(images, tokenizer_steps).state_dict(), checkpoints / "tokenizer.safetensors")
         tokens = vq.encode(load_tokenizer(checkpoints), images)

@@ -1,0 +1,114 @@
+"""docs/quality.md's tables and pictures, from the figures that quality.py measured."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from arforge.calibration.quality import DISTANCE
+from arforge.calibration.quality_plot import Point, save_plot
+from arforge.runner.errors import EvaluationError
+from arforge.runner.images import write_whole
+
+Row = dict[str, Any]
+
+
+def write_page(file: Path, order: Sequence[tuple[str, str]]) -> None:
+    """Fill in the tables of the page beside `file`; `order`: of the rows, by family and schedule.
+
+    Raises EvaluationError where the page lacks a mark.
+    """
+    figures = json.loads(file.read_text())
+    page = file.with_suffix(".md")
+    text = page.read_text("utf-8")
+    rows = sorted(first_seeds(figures), key=lambda row: order.index((row["family"], row["schedule"])))
+    tables = {
+        "real": real_table(figures),
+        "guidance": guidance_table(figures["guidance"]),
+        "schedules": schedule_table(rows),
+        "seeds": seed_table(figures["schedules"]),
+    }
+    for mark, content in tables.items():
+        opening, closing = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
+        if opening not in text or closing not in text:
+            raise EvaluationError(f"{page} has no {opening.strip()} and {closing} to write the table between")
+        text = text[: text.index(opening)] + opening + content + text[text.index(closing) :]
+    write_whole(page, lambda out: out.write(text.encode()))
+
+
+def write_pictures(file: Path) -> None:
+    """Quality against steps and time, of the plain schedules and of ZipAR's and ARPG's options."""
+    figures = json.loads(file.read_text())
+    timed = [row for row in first_seeds(figures) if "ms_per_image" in row]
+    if not timed:
+        raise EvaluationError(f"{file} holds no times: run `quality.py time` first")
+    timing = figures["timing"]
+    caption = (
+        f"{figures['samples']} images a schedule; {timing['device']}, onnxruntime "
+        f"{timing['versions']['onnxruntime']}, {timing['precision']}, batch {timing['batch']}"
+    )
+    floor = statistics.mean(entry[DISTANCE] for entry in figures["floor"] if "tokenizer" not in entry["set"])
+    pictures = {
+        "quality.png": [row for row in timed if "," not in row["schedule"]],
+        "quality-options.png": [row for row in timed if row["schedule"].startswith(("zipar", "arpg:16"))],
+    }
+    for name, rows in pictures.items():
+        save_plot(file.with_name(name), [point(row) for row in rows], floor, caption)
+
+
+def first_seeds(figures: dict[str, Any]) -> list[Row]:
+    return [row for row in figures["schedules"] if row["first_seed"] == 0]
+
+
+def taken(rows: Sequence[Row], family: str) -> float:
+    """The guidance of the least distance for the family's first schedule."""
+    return float(min((row for row in rows if row["family"] == family), key=lambda row: row[DISTANCE])["guidance"])
+
+
+def point(row: Row) -> Point:
+    label = row["schedule"].replace("first-row=", "").replace("seed=", "").replace("holes=", "")
+    return Point(label, row["family"], row["steps"], row["ms_per_image"], row[DISTANCE])
+
+
+def real_table(figures: dict[str, Any]) -> str:
+    lines = [f"| {entry['set']} | {entry[DISTANCE]:.2f} |" for entry in figures["floor"]]
+    return "\n".join(["| real images | distance |", "|---|---:|", *lines]) + "\n"
+
+
+def guidance_table(rows: Sequence[Row]) -> str:
+    lines = ["| model | schedule | guidance | distance | class accuracy |", "|---|---|---:|---:|---:|"]
+    for row in rows:
+        mark = " (taken)" if row["guidance"] == taken(rows, row["family"]) else ""
+        name = f"{row['family']} | `{row['schedule']}`"
+        lines.append(f"| {name} | {row['guidance']:g}{mark} | {row[DISTANCE]:.2f} | {percent(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def schedule_table(rows: Sequence[Row]) -> str:
+    lines = [
+        "| model | schedule | guidance | steps | ms an image | distance | class accuracy |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        time = f"{row['ms_per_image']:.1f}" if "ms_per_image" in row else ""
+        name = f"{row['family']} | `{row['schedule']}` | {row['guidance']:g}"
+        lines.append(f"| {name} | {row['steps']} | {time} | {row[DISTANCE]:.2f} | {percent(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def seed_table(rows: Sequence[Row]) -> str:
+    repeated = {(row["family"], row["schedule"]) for row in rows if row["first_seed"] != 0}
+    lines = ["| schedule | seeds from | distance | class accuracy |", "|---|---:|---:|---:|"]
+    lines.extend(
+        f"| `{row['schedule']}` | {row['first_seed']} | {row[DISTANCE]:.2f} | {percent(row)} |"
+        for row in rows
+        if (row["family"], row["schedule"]) in repeated
+    )
+    return "\n".join(lines) + "\n"
+
+
+def percent(row: Row) -> str:
+    return f"{100 * row['class_accuracy']:.2f} %"
