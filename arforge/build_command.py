@@ -2,37 +2,139 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from arforge.options import PATH, Numbers
+from arforge.options import PATH, Numbers, human
+from arforge.runner.errors import EngineError
 
-TARGETS = ("onnxruntime",)
-PRECISIONS = ("fp32",)
+TENSORRT = ("tensorrt-rtx", "tensorrt")
+TARGETS = ("onnxruntime", *TENSORRT)
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+DEFAULT_PRECISION = {"onnxruntime": "fp32", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
 
 
 @click.command()
 @click.argument("bundle", type=PATH)
 @click.option("--target", type=click.Choice(TARGETS), default="onnxruntime", show_default=True)
-@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="ONNX Runtime has fp32 and int8, TensorRT all of them.  [default: fp32, of TensorRT fp16]",
+)
 @click.option(
     "--width",
     "widths",
     type=Numbers(),
     multiple=True,
-    help="Pad steps to these numbers of tokens only; repeatable.  [default: every width as it is]",
+    help="Pad steps to these numbers of tokens only; repeatable.  "
+    "[default: every width as it is; for TensorRT rounded up to 1, 2, 3, 4, 6, 8, 12, 16, …]",
 )
-def command(bundle: Path, target: str, precision: str, widths: tuple[tuple[int, ...], ...]) -> None:
-    """Build an engine of BUNDLE for this machine, and enter it in the bundle.
+@click.option("--images", type=Numbers(), multiple=True, help="TensorRT: batches to build for.  [default: 1]")
+@click.option(
+    "--schedule", "schedules", multiple=True, help="TensorRT: build for it; repeatable.  [default: all stored]"
+)
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    multiple=True,
+    metavar="N.N",
+    help="TensorRT-RTX: GPUs to build for, such as 8.6; repeatable.  [default: 8.6 and later]",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(["auto", "fused", "decomposed"]),
+    default="auto",
+    show_default=True,
+    help="TensorRT: as one operator, or as products and a softmax.",
+)
+@click.option(
+    "--filters/--no-filters",
+    default=None,
+    help="TensorRT: with top-k and top-p, which then run in every step.  [default: if the bundle's requests use them]",
+)
+@click.option("--strip-weights", is_flag=True, help="TensorRT: leave the weights out, to be refitted on the device.")
+@click.option(
+    "--dry-run", is_flag=True, help="TensorRT: print the commands that build without Python, and build nothing."
+)
+def command(
+    bundle: Path,
+    target: str,
+    precision: str | None,
+    widths: tuple[tuple[int, ...], ...],
+    images: tuple[tuple[int, ...], ...],
+    schedules: tuple[str, ...],
+    compute_capabilities: tuple[str, ...],
+    attention: str,
+    filters: bool | None,
+    strip_weights: bool,
+    dry_run: bool,
+) -> None:
+    """Build an engine of BUNDLE, and enter it in the bundle.
 
-    The build loads the graph, runs a trial step, and proves that the caches are updated in place.
+    For ONNX Runtime this loads the graph, runs a trial step, and proves that the caches are updated in place. For
+    TensorRT it builds an engine with a profile for each step shape and looks at its layers; TensorRT-RTX needs no GPU
+    for that. fp16 and bf16 graphs are made where they are missing.
     """
+    precision = precision or DEFAULT_PRECISION[target]
+    flat = [width for group in widths for width in group]
+    if target == "onnxruntime":
+        given = {
+            "--images": images,
+            "--schedule": schedules,
+            "--compute-capability": compute_capabilities,
+            "--attention": attention != "auto",
+            "--filters": filters is not None,
+            "--strip-weights": strip_weights,
+            "--dry-run": dry_run,
+        }
+        refuse([name for name, value in given.items() if value])
+        build_onnxruntime(bundle, precision, flat)
+        return
+    from arforge.engines.tensorrt import Job, build
+
+    batches = [count for group in images for count in group] or [1]
+    job = Job(
+        bundle,
+        target,
+        precision,
+        compute_capabilities,
+        schedules,
+        flat,
+        batches,
+        attention,
+        filters,
+        strip_weights,
+    )
+    if dry_run:
+        from arforge.engines.trtexec import dry_run as commands
+
+        for line in commands(job):
+            click.echo(line)
+        return
+    built = build(job, lambda line: click.echo(line, err=True))
+    identity = built.identity
+    widest = identity["profiles"][-1]
+    click.echo(
+        f"built {target} {precision} for {identity['device']}: {identity['library']}, {len(identity['profiles'])} "
+        f"profiles up to {widest['images']} images of width {widest['width']}, {identity['slots']} slots, "
+        f"attention {identity['attention']['lowering']}, {human(built.engine_bytes)}, in {built.seconds:.1f} s"
+    )
+
+
+def refuse(options: Sequence[str]) -> None:
+    if options:
+        raise EngineError(f"{', '.join(options)} is for TensorRT: leave it out for --target onnxruntime")
+
+
+def build_onnxruntime(bundle: Path, precision: str, widths: Sequence[int]) -> None:
     from arforge.engines import onnxruntime
 
-    built = onnxruntime.build(bundle, precision, [width for group in widths for width in group])
+    built = onnxruntime.build(bundle, precision, widths)
     identity = built.identity
     click.echo(
-        f"built {target} {precision} for {identity['device']}: {identity['library']}, {identity['machine']}, "
-        f"loaded in {built.load_seconds:.2f} s"
+        f"built {identity['target']} {precision} for {identity['device']}: {identity['library']}, "
+        f"{identity['machine']}, loaded in {built.load_seconds:.2f} s"
     )

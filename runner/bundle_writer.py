@@ -9,12 +9,12 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from arforge.runner.bundle import MANIFEST, Bundle, sha256_of
+from arforge.runner.bundle import MANIFEST, Bundle, open_bundle, sha256_of
 from arforge.runner.errors import BundleError
 
 RENAME_EXCHANGE = 2
@@ -49,6 +49,58 @@ def staged(target: Path, overwrite: bool) -> Iterator[Path]:
         raise BundleError(f"cannot write {target}: {error.strerror or error}. It is left as it was") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def changing(root: Path) -> Iterator[Bundle]:
+    """The bundle, opened, for this process alone to add files to and to enter them (`write_revision`).
+
+    Files below `graphs` and `engines` that the manifest does not list are removed at both ends: what was cut off,
+    and what has been replaced. Raises BundleError where another process is at it.
+    """
+    with locked(root):
+        bundle = open_bundle(root)
+        remove_unlisted(bundle)
+        try:
+            yield bundle
+        finally:
+            remove_unlisted(open_bundle(root))
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keep other writers off; systems without advisory locks go without."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise BundleError(f"another process is changing {root}: wait until it is done") from None
+    finally:
+        os.close(handle)
+
+
+def remove_unlisted(bundle: Bundle) -> None:
+    for part in ("graphs", "engines"):
+        for path in sorted((bundle.root / part).rglob("*"), reverse=True):
+            if path.is_dir() and not path.is_symlink():
+                with suppress(OSError):  # it has files
+                    path.rmdir()
+            elif path.relative_to(bundle.root).as_posix() not in bundle.manifest["files"]:
+                path.unlink(missing_ok=True)
+
+
+def write_revision(bundle: Bundle, manifest: Mapping[str, Any], new: Iterable[Path], gone: Container[str] = ()) -> None:
+    """Replace the manifest in one step, with the facts of `new` files and without `gone` ones."""
+    files = {path: facts for path, facts in bundle.manifest["files"].items() if path not in gone}
+    for path in new:
+        files[path.relative_to(bundle.root).as_posix()] = facts_of(path)
+    write_manifest(bundle.root, {**manifest, "files": files})
 
 
 def sweep(target: Path) -> None:
@@ -88,9 +140,11 @@ def exchange(new: Path, old: Path) -> None:
 def file_facts(root: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file below `root` but the manifest, by its relative path."""
     paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {
-        path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths
-    }
+    return {path.relative_to(root).as_posix(): facts_of(path) for path in paths}
+
+
+def facts_of(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
@@ -114,23 +168,40 @@ def write_text(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def add_engine(bundle: Bundle, entry: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def write_hashed(folder: Path, name: str, suffix: str, content: bytes) -> Path:
+    """Write `folder`/`name`-HASH`suffix`: a name of its own for each content, so that no listed file changes."""
+    path = folder / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}{suffix}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise BundleError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def add_engine(
+    bundle: Bundle,
+    entry: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    new: Iterable[Path] = (),
+    gone: Iterable[str] = (),
+) -> None:
     """Write an engine's identity into the folder `entry["path"]` and enter it, in place of one of the same kind.
 
-    The identity's name holds its hash, and the manifest changes in one step between writing the new identity and
-    removing the old one, so that a cut leaves the bundle with either.
+    `new`: further files, written already; `gone`: listed ones outside that folder that go. Names hold hashes, and
+    the manifest changes in one step between writing the new files and removing the old ones, so that a cut leaves
+    the bundle with either engine.
     """
     text = json.dumps(identity, indent=1, allow_nan=False) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
     path = f"{entry['path']}/engine-{digest[:12]}.json"
     write_text(bundle.path(path), text)
     same = ("target", "precision", "device")
-    replaced = [old for old in bundle.manifest["engines"] if all(old[key] == entry[key] for key in same)]
-    engines = [old for old in bundle.manifest["engines"] if old not in replaced]
-    stale = {old["path"] for old in replaced} - {path}
-    files = {name: facts for name, facts in bundle.manifest["files"].items() if name not in stale}
-    files[path] = {"bytes": len(text.encode()), "sha256": digest}
-    manifest = {**bundle.manifest, "files": files, "engines": [*engines, {**entry, "path": path}]}
-    write_manifest(bundle.root, manifest)
-    for old_path in stale:
-        bundle.path(old_path).unlink(missing_ok=True)
+    engines = [old for old in bundle.manifest["engines"] if any(old[key] != entry[key] for key in same)]
+    added = [bundle.path(path), *new]
+    names = {file.relative_to(bundle.root).as_posix() for file in added}
+    inside = (name for name in bundle.manifest["files"] if name.startswith(f"{entry['path']}/"))
+    stale = {*gone, *inside} - names
+    write_revision(bundle, {**bundle.manifest, "engines": [*engines, {**entry, "path": path}]}, added, stale)
+    for name in stale:
+        bundle.path(name).unlink(missing_ok=True)

@@ -1,0 +1,44 @@
+"""Makes the float16 or bfloat16 graphs of a bundle from its float32 ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from arforge.engines.precision import TYPES, lower_precision
+from arforge.engines.tensorrt_graph import place_weights
+from arforge.runner.bundle import Bundle
+
+NAMES = ("step", "step-logits")
+WEIGHTS = "weights/model.weights"
+
+
+def has_graphs(bundle: Bundle, precision: str) -> bool:
+    return any(graph["precision"] == precision for graph in bundle.manifest["graphs"])
+
+
+def add_graphs(bundle: Bundle, precision: str) -> list[Path]:
+    """Enter the step graphs of that precision, which share one weights file; returns the new files.
+
+    The manifest is left to the caller, who enters them by `entries`. Raises EngineError for a weight that the
+    precision cannot hold.
+    """
+    models = {name: ir.load(bundle.graph(name, "fp32")) for name in NAMES}
+    for model in models.values():
+        lower_precision(model, TYPES[precision])
+    folder = bundle.path(f"graphs/{precision}")
+    folder.mkdir(parents=True, exist_ok=True)
+    place_weights(models, folder, WEIGHTS)
+    for name, model in models.items():
+        ir.save(model, folder / f"{name}.onnx")
+    return [folder / WEIGHTS, *(folder / f"{name}.onnx" for name in models)]
+
+
+def entries(precision: str) -> list[dict[str, str]]:
+    """The manifest's entries of those graphs."""
+    folder = f"graphs/{precision}"
+    return [
+        {"name": name, "precision": precision, "path": f"{folder}/{name}.onnx", "weights": f"{folder}/{WEIGHTS}"}
+        for name in NAMES
+    ]

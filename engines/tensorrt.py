@@ -1,0 +1,298 @@
+"""Builds TensorRT and TensorRT-RTX engines of a bundle: one engine, a profile for each step shape, caches in place."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from arforge.engines.low_precision import add_graphs, entries, has_graphs
+from arforge.engines.precision import TYPES
+from arforge.engines.profiles import Profiles, Shapes, plan_profiles, shapes
+from arforge.engines.tensorrt_graph import Lowered, lower_step, write_model
+from arforge.engines.tensorrt_layers import check_layers, dump_layers, expected, parse_layers
+from arforge.engines.tensorrt_library import RTX, Library, gpu_compute_capability, load_library, quiet
+from arforge.runner.bundle import Bundle
+from arforge.runner.bundle_writer import add_engine, changing, facts_of, write_hashed
+from arforge.runner.errors import EngineError
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+TYPED = {"fp32": "float", "fp16": "half", "bf16": "bfloat16", "int8": "half"}  # of caches and activations
+BF16_SINCE = "8.0"
+GRAPH = "step-tensorrt"
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to build. Empty sequences take the defaults: the stored schedules, widths by rule, one image.
+
+    `filters`: whether the engine can filter by top-k and top-p (None: if the bundle's defaults do). They would run
+    in every step, wanted or not, since a branch keeps TensorRT from capturing CUDA graphs.
+    """
+
+    bundle: Path
+    target: str
+    precision: str
+    compute_capabilities: Sequence[str] = ()
+    schedules: Sequence[str] = ()
+    widths: Sequence[int] = ()
+    images: Sequence[int] = (1,)
+    attention: str = "auto"
+    filters: bool | None = None
+    strip_weights: bool = False
+
+
+@dataclass(frozen=True)
+class Built:
+    identity: dict[str, Any]
+    seconds: float  # of the builder
+    engine_bytes: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a builder gives."""
+
+    engine: bytes
+    listing: str  # of the engine's layers
+    cache: bytes  # timings
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is settled before a builder runs; paths in the bundle."""
+
+    job: Job
+    bundle: Bundle
+    profiles: Profiles
+    filters: bool
+    lowered: Lowered
+    graph: Path  # that TensorRT is given
+    files: tuple[Path, ...]  # new in the bundle, this graph among them
+
+    @property
+    def shapes(self) -> list[Shapes]:
+        """For each profile, the shapes of the inputs that have free dimensions."""
+        free = {
+            value.name
+            for value in self.lowered.model.graph.inputs
+            if value.shape is None or not value.shape.is_static()
+        }
+        given = [shapes(self.bundle, profile, self.profiles.slots) for profile in self.profiles.profiles]
+        return [{name: shape for name, shape in one.items() if name in free} for one in given]
+
+
+def prepare(job: Job, bundle: Bundle) -> Prepared:
+    """Settle shapes and write the lowered graph, and where they are missing those of the precision, into the bundle.
+
+    They are not entered in its manifest. Raises EngineError or ScheduleError for wishes that do not fit the bundle.
+    """
+    profiles = plan_profiles(bundle, job.schedules, job.images, job.widths)
+    filters = bundle.sampler.top_k > 0 or bundle.sampler.top_p < 1 if job.filters is None else job.filters
+    new: list[Path] = []
+    if job.precision in TYPES and not has_graphs(bundle, job.precision):
+        new = add_graphs(bundle, job.precision)
+        graphs = [*bundle.manifest["graphs"], *entries(job.precision)]
+        bundle = replace(bundle, manifest={**bundle.manifest, "graphs": graphs})
+    batches = sorted(set(job.images))
+    one = batches[0] if len(batches) == 1 else None
+    lowered = lower_step(bundle, job.precision, profiles.slots, one, filters, job.attention)
+    graph = write_model(lowered.model, bundle.graph("step", job.precision).parent, GRAPH)
+    return Prepared(job, bundle, profiles, filters, lowered, graph[0], (*new, *graph))
+
+
+def build(job: Job, report: Report = lambda line: None) -> Built:
+    """Build the engine and enter it in the bundle, which is as before or whole at every moment.
+
+    Raises EngineError where the library, the precision, the device or a shape does not fit, or the builder fails.
+    """
+    check_precision(job)
+    library = load_library(job.target)
+    devices = check_devices(job, library)
+    with changing(job.bundle) as bundle:
+        ready = prepare(job, bundle)
+        chosen = ready.lowered.attention
+        report(f"attention {chosen.lowering}: {chosen.reason}; {len(ready.profiles.profiles)} profiles")
+        kind = {"target": job.target, "precision": job.precision, "device": device_name(devices)}
+        folder = bundle.path(f"engines/{'-'.join(kind.values())}")
+        start = time.perf_counter()
+        step = run_builder(library, ready.graph, ready.shapes, job, devices, next(folder.glob("timing-*.cache"), None))
+        seconds = time.perf_counter() - start
+        layers = parse_layers(step.listing)
+        wanted = expected(ready.lowered.model, bundle.model.caches)
+        problems = check_layers(layers, wanted, len(ready.profiles.profiles))
+        if layers and problems:
+            raise EngineError(f"{library.target} {library.version} built another engine than was asked: {problems[0]}")
+        decoder, reason = build_decoder(library, ready, devices, report)
+        files = {
+            "engine": write_hashed(folder, "step", ".engine", step.engine),
+            "decoder": write_hashed(folder, "decoder", ".engine", decoder) if decoder else None,
+            "layers": write_hashed(folder, "layers", ".json", dump_layers(layers)) if layers else None,
+            "timing_cache": write_hashed(folder, "timing", ".cache", step.cache),
+        }
+        identity = describe(ready, library, devices, files, reason)
+        new = [*ready.files, *(path for path in files.values() if path)]
+        entry = {**kind, "path": folder.relative_to(bundle.root).as_posix()}
+        add_engine(ready.bundle, entry, identity, new, unused_graphs(bundle, kind, ready.graph))
+    return Built(identity, seconds, len(step.engine))
+
+
+def check_precision(job: Job) -> None:
+    if job.precision not in PRECISIONS:
+        raise EngineError(f"target {job.target} has no precision {job.precision!r}: use {', '.join(PRECISIONS)}")
+
+
+def check_devices(job: Job, library: Library) -> list[str]:
+    """The compute capabilities to build for; none for those that TensorRT-RTX builds for by itself.
+
+    Raises EngineError for one that the library cannot build for.
+    """
+    known, asked = library.compute_capabilities, list(dict.fromkeys(job.compute_capabilities))
+    if job.target != RTX:
+        present = gpu_compute_capability()
+        if present is None:
+            raise EngineError(f"{job.target} builds on the GPU that will run the engine, and there is none here")
+        if asked not in ([], [present]):
+            raise EngineError(f"{job.target} builds for the GPU here, {present}: leave --compute-capability out")
+        return [present]
+    for one in asked:
+        if one not in known:
+            name = f"{library.target} {library.version}"
+            raise EngineError(f"{name} does not build for compute capability {one}: use {', '.join(known)}")
+        if job.precision == "bf16" and float(one) < float(BF16_SINCE):
+            raise EngineError(f"compute capability {one} has no bf16: use fp16, or {BF16_SINCE} and later")
+    if job.strip_weights and gpu_compute_capability() is None:
+        raise EngineError(f"{library.target} strips weights on a machine with a GPU only, and there is none here")
+    if job.strip_weights and len(asked) > 1:
+        raise EngineError(f"{library.target} strips weights for one compute capability at a time: give one")
+    return asked
+
+
+def device_name(devices: Sequence[str]) -> str:
+    return "+".join(f"sm{device.replace('.', '')}" for device in devices) or "rtx"
+
+
+def run_builder(
+    library: Library, graph: Path, given: Sequence[Shapes], job: Job, devices: Sequence[str], cache: Path | None
+) -> Result:
+    """Raises EngineError where the builder fails. `cache`: timings of an earlier build."""
+    what = f"{library.target} {library.version} cannot build {graph.name}"
+    with quiet(what, library.recorder), TemporaryDirectory() as scratch:
+        from polygraphy.backend.trt import Profile, engine_bytes_from_network, network_from_onnx_path
+
+        profiles = []
+        for one in given:
+            profile = Profile()
+            for name, shape in one.items():
+                profile.add(name, shape, shape, shape)
+            profiles.append(profile)
+        config = make_config(library, profiles, job, devices, cache)
+        timings = Path(scratch) / "timing.cache"
+        network = network_from_onnx_path(str(graph))
+        engine = bytes(engine_bytes_from_network(network, config, save_timing_cache=str(timings)))
+        return Result(engine, library.recorder.layers, timings.read_bytes())
+
+
+def make_config(
+    library: Library, profiles: list[Any], job: Job, devices: Sequence[str], cache: Path | None
+) -> Callable[[Any, Any], Any]:
+    from polygraphy.backend.trt import CreateConfig
+
+    common: dict[str, Any] = {
+        "profiles": profiles,
+        "strip_plan": job.strip_weights,
+        "refittable": job.strip_weights,
+        "load_timing_cache": str(cache) if cache and cache.exists() else None,
+        "profiling_verbosity": library.trt.ProfilingVerbosity.DETAILED,
+    }
+    tf32 = job.precision != "fp32"  # then only the image decoder has float32 products
+    if library.target != RTX:
+        plain: Callable[[Any, Any], Any] = CreateConfig(tf32=tf32, **common)
+        return plain
+    from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+    pairs = [tuple(int(part) for part in device.split(".")) for device in devices]
+    config: Callable[[Any, Any], Any] = CreateConfigRTX(compute_capabilities=pairs or None, **common)
+
+    def with_tf32(builder: Any, network: Any) -> Any:
+        made = config(builder, network)
+        (made.set_flag if tf32 else made.clear_flag)(library.trt.BuilderFlag.TF32)
+        return made
+
+    return with_tf32
+
+
+def build_decoder(
+    library: Library, ready: Prepared, devices: Sequence[str], report: Report
+) -> tuple[bytes | None, str | None]:
+    """The image decoder as an engine in float32, a profile for each batch; or why it stays on ONNX Runtime."""
+    bundle = ready.bundle
+    if bundle.tokenizer is None:
+        return None, "the bundle has no image tokenizer"
+    report("building the image decoder")
+    try:
+        given = decoder_shapes(ready.job, bundle)
+        return run_builder(library, bundle.graph("decoder", "fp32"), given, ready.job, devices, None).engine, None
+    except EngineError as error:
+        return None, f"stays on ONNX Runtime: {error}"
+
+
+def decoder_shapes(job: Job, bundle: Bundle) -> list[Shapes]:
+    return [{"tokens": (count, *bundle.model.grid)} for count in sorted(set(job.images))]
+
+
+def unused_graphs(bundle: Bundle, kind: dict[str, str], graph: Path) -> list[str]:
+    """The lowered graph, and its weights, of the engine of that kind, unless another engine has it too."""
+    used: set[str | None] = {graph.relative_to(bundle.root).as_posix()}
+    old: set[str | None] = set()
+    for entry in bundle.manifest["engines"]:
+        same = all(entry[key] == value for key, value in kind.items())
+        (old if same else used).add(json.loads(bundle.path(entry["path"]).read_text("utf-8")).get("lowered"))
+    stems = {PurePosixPath(path).stem for path in old - used if path}
+    return [name for name in bundle.manifest["files"] if PurePosixPath(name).stem in stems]
+
+
+def describe(
+    ready: Prepared, library: Library, devices: Sequence[str], files: dict[str, Path | None], reason: str | None
+) -> dict[str, Any]:
+    """The identity of an engine: what it was made from, by what, for what, and how."""
+    job, bundle = ready.job, ready.bundle
+    source = next(g for g in bundle.manifest["graphs"] if (g["name"], g["precision"]) == ("step", job.precision))
+    facts = bundle.manifest["files"]
+    sources = {"graph": source["path"], "weights": source["weights"]}
+    hashes = {part: facts.get(path) or facts_of(bundle.path(path)) for part, path in sources.items()}
+    profiles = ready.profiles
+    places = {part: path and path.relative_to(bundle.root).as_posix() for part, path in files.items()}
+
+    return {
+        "target": job.target,
+        "precision": job.precision,
+        "device": device_name(devices),
+        "library": f"{library.target} {library.version}",
+        "compute_capabilities": list(devices),
+        **sources,
+        **{f"{part}_sha256": hashed["sha256"] for part, hashed in hashes.items()},
+        "lowered": ready.graph.relative_to(bundle.root).as_posix(),
+        **places,
+        "decoder_reason": reason,
+        "types": TYPED[job.precision],
+        "tf32": job.precision != "fp32",
+        "attention": asdict(ready.lowered.attention),
+        "filters": ready.filters,
+        "strip_weights": job.strip_weights,
+        "slots": profiles.slots,
+        "widths": list(profiles.widths),
+        "profiles": [asdict(profile) for profile in profiles.profiles],
+        "options": {
+            "compute-capability": list(job.compute_capabilities),
+            "schedule": list(job.schedules),
+            "width": list(job.widths),
+            "images": list(job.images),
+            "attention": job.attention,
+        },
+    }

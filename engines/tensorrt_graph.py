@@ -1,0 +1,153 @@
+"""From a bundle's step graph to the ONNX graph that TensorRT is given.
+
+TensorRT updates a cache in place only where its number of slots is fixed, and captures a CUDA graph only where
+nothing branches. So the slots become the engine's capacity (and rows and images their
+number, where there is one), and the sampler's If goes: its filters always run, or
+are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.external_data import convert_tensors_to_external
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from arforge.engines.attention import Choice, choose_attention, decompose_attention, prepare_fused
+from arforge.engines.precision import TYPES, lower_precision
+from arforge.runner.bundle import Bundle
+from arforge.runner.errors import BundleError, EngineError
+from arforge.runner.onnxruntime_engine import cache_names
+from arforge.runner.runner import guided_rows
+
+ALIGNMENT = 4096  # lets a runtime map a tensor straight from the file
+LIMITS = ("top_k", "top_p")
+OUTSIDE = 1024  # bytes from which a tensor is stored outside the graph
+
+
+@dataclass(frozen=True)
+class Lowered:
+    model: ir.Model
+    attention: Choice
+    attentions: int  # Attention nodes of the source
+
+
+def lower_step(
+    bundle: Bundle, precision: str, slots: int, images: int | None, filters: bool, attention: str
+) -> Lowered:
+    """The step graph of that precision for TensorRT. Raises EngineError where it cannot be made.
+
+    `images`: the one batch that it is for, None for several. An int8 graph keeps its quantised products; all else in
+    it becomes float16.
+    """
+    try:
+        model = ir.load(bundle.graph("step", precision))
+    except BundleError:
+        if precision == "int8":
+            raise EngineError(f"{bundle.root} has no int8 graphs: make them with `arforge calibrate`") from None
+        raise
+    if precision == "int8":
+        lower_precision(model, TYPES["fp16"])
+    attentions = sum(node.op_type == "Attention" for node in model.graph)
+    choice = choose_attention(model, attention)
+    if choice.lowering == "fused":
+        prepare_fused(model)
+    else:
+        decompose_attention(model)
+    fix_dimensions(model, bundle.model.caches, slots, images)
+    settle_filters(model, filters)
+    return Lowered(model, choice, attentions)
+
+
+def fix_dimensions(model: ir.Model, caches: int, slots: int, images: int | None) -> None:
+    """Give the slots of the caches their number wherever it stands, and rows and images theirs if it is just one."""
+    inputs = {value.name: value.shape for value in model.graph.inputs}
+    cache, uniforms = inputs[cache_names(caches)[0]], inputs["uniforms"]
+    assert cache is not None
+    assert uniforms is not None
+    sizes = {cache[2]: slots}
+    if images is not None:
+        sizes |= {cache[0]: guided_rows(images, guided=True), uniforms[0]: images}
+    for value in [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]:
+        if value.shape is not None and any(dim in sizes for dim in value.shape):
+            value.shape = ir.Shape([sizes.get(dim, dim) for dim in value.shape])
+
+
+def settle_filters(model: ir.Model, filters: bool) -> None:
+    """Take the sampler's one If out: `filters` puts its branch in line, else what it leaves off goes for good."""
+    branch = next((node for node in model.graph if node.op_type == "If"), None)
+    if branch is None:
+        raise EngineError("the graph has no If around its filters: export the bundle again")
+    wanted, unwanted = ("then_branch", "else_branch") if filters else ("else_branch", "then_branch")
+    body, dropped = branch.attributes[wanted].as_graph(), branch.attributes[unwanted].as_graph()
+    result, nodes = body.outputs[0], list(body)
+    for value in list(body.initializers.values()):
+        del body.initializers[str(value.name)]
+        model.graph.register_initializer(value)
+    for graph in (body, dropped):
+        graph.outputs.clear()
+    body.remove(nodes)
+    dropped.remove(list(dropped), safe=True)  # they would go on reading values of the outer graph
+    for node in nodes:
+        node.name = f"kept.{node.name}"  # the branch had names of its own
+    model.graph.insert_before(branch, nodes)
+    branch.outputs[0].replace_all_uses_with(result)
+    model.graph.remove(branch, safe=True)
+    RemoveUnusedNodesPass()(model)
+    if not filters:
+        for value in [value for value in model.graph.inputs if value.name in LIMITS]:
+            assert not value.uses()
+            model.graph.inputs.remove(value)
+
+
+def write_model(model: ir.Model, folder: Path, name: str) -> tuple[Path, ...]:
+    """Write `name`-HASH.onnx into `folder`; weights that were lowered go to weights/`name`-HASH.weights below it.
+
+    Returns the new files, the graph first. Weights that lie in the bundle already are named where they are. The hash
+    is that of the graph before its new weights have a place: the same lowering of the same graph has the same name.
+    """
+    digest = hashlib.sha256(ir.to_proto(without_values(model)).SerializeToString(deterministic=True)).hexdigest()[:12]
+    weights = f"weights/{name}-{digest}.weights"
+    placed = place_weights({name: model}, folder, weights)
+    path = folder / f"{name}-{digest}.onnx"
+    ir.save(model, path)
+    return (path, folder / weights) if placed else (path,)
+
+
+def without_values(model: ir.Model) -> ir.Model:
+    """A copy in which lowered weights are names with a type and shape."""
+    bare = model.clone()
+    for value in bare.graph.initializers.values():
+        if isinstance(value.const_value, ir.LazyTensor):
+            shape, dtype = value.const_value.shape, value.const_value.dtype
+            assert isinstance(shape, ir.Shape)
+            value.const_value = ir.ExternalTensor("", 0, 0, dtype, shape=shape, name=str(value.name))
+    return bare
+
+
+def place_weights(models: Mapping[str, ir.Model], folder: Path, file: str) -> bool:
+    """Write the lowered weights of graphs that share them, by name, to `file` below `folder`; False if there are none.
+
+    One tensor at a time is in memory.
+    """
+    lazy: dict[str, ir.LazyTensor] = {}
+    for model in models.values():
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.LazyTensor):
+                lazy.setdefault(str(value.name), value.const_value)
+    if not lazy:
+        return False
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    stored = convert_tensors_to_external(
+        list(lazy.values()), folder, file, alignment=ALIGNMENT, align_threshold=OUTSIDE
+    )
+    places = dict(zip(lazy, stored, strict=True))
+    for model in models.values():
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.LazyTensor):
+                value.const_value = places[str(value.name)]
+    return True

@@ -1,0 +1,65 @@
+"""Whether a TensorRT engine is the one to load: for this graph, library and device; and how to build the right one."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from arforge.runner.bundle import Bundle
+from arforge.runner.errors import EngineError
+
+RTX_DEFAULT = "8.6"  # the least that TensorRT-RTX builds for where nothing else is asked
+
+
+def check_identity(
+    bundle: Bundle, identity: Mapping[str, Any], library: str | None, compute_capability: str | None
+) -> None:
+    """Raise EngineError unless the engine was built from the bundle's present graph, by this library, for this GPU.
+
+    `library` such as "tensorrt-rtx 1.7.1.116" and `compute_capability` such as "8.6" are what is to run it; None
+    leaves that part out, for a machine that only looks.
+    """
+
+    def refuse(problem: str) -> None:
+        raise EngineError(f"{problem}: rebuild it with `{build_command(bundle.root, identity)}`")
+
+    what = f"the {identity['target']} {identity['precision']} engine of {bundle.root}"
+    for part in ("graph", "weights"):
+        present = bundle.manifest["files"].get(identity[part], {}).get("sha256")
+        if present != identity[f"{part}_sha256"]:
+            refuse(f"{what} was built from another {identity[part]}")
+    if library is not None and library != identity["library"]:
+        refuse(f"{what} was built by {identity['library']}, here is {library}")
+    if compute_capability is not None and not runs_on(identity, compute_capability):
+        refuse(f"{what} was built for {devices(identity)}, here is a GPU of compute capability {compute_capability}")
+
+
+def runs_on(identity: Mapping[str, Any], compute_capability: str) -> bool:
+    listed = identity["compute_capabilities"]
+    return compute_capability in listed if listed else number(compute_capability) >= number(RTX_DEFAULT)
+
+
+def number(compute_capability: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in compute_capability.split("."))
+
+
+def devices(identity: Mapping[str, Any]) -> str:
+    listed = identity["compute_capabilities"]
+    return f"compute capability {', '.join(listed)}" if listed else f"compute capability {RTX_DEFAULT} and later"
+
+
+def build_command(root: Path, identity: Mapping[str, Any]) -> str:
+    """The command that builds an engine like this one."""
+    words = ["arforge", "build", str(root), "--target", identity["target"], "--precision", identity["precision"]]
+    options = identity["options"]
+    for name in ("compute-capability", "schedule", "width", "images"):
+        for value in options[name]:
+            words += [f"--{name}", str(value)]
+    if options["attention"] != "auto":
+        words += ["--attention", options["attention"]]
+    words.append("--filters" if identity["filters"] else "--no-filters")
+    if identity["strip_weights"]:
+        words.append("--strip-weights")
+    return shlex.join(words)
