@@ -60,7 +60,7 @@ def kept_cells(painted: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     """Bool [rows, columns]: cells of `side` pixels a side without a painted pixel."""
     height, width = painted.shape
     blocks = painted.reshape(height // side, side, width // side, side)
-    touched: NDArray[np.bool_] = blocks.any(axis=(1, 3))
+    touched = np.asarray(blocks.any(axis=(1, 3)))
     return ~touched
 
 

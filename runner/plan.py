@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from arforge.runner.bundle import Model
 from arforge.runner.engine import StepBuffers
 from arforge.runner.errors import EngineError
+from arforge.runner.narrow import narrowed
 from arforge.runner.schedule import Input, Schedule, Source
 from arforge.runner.visibility import masks
 
@@ -84,7 +85,9 @@ class Plan:
 
 
 def make_plan(schedule: Schedule, widths: Sequence[int] | None) -> Plan:
-    """Plan `schedule` for an engine of these widths (None: any). Raises EngineError where one is too narrow."""
+    """Plan `schedule` for an engine of these widths (None: any). Raises EngineError where all are too narrow."""
+    if widths is not None:
+        schedule = narrowed(schedule, max(widths))
     first = {
         Source.CELL: 0,
         Source.CONDITION: schedule.cells,
@@ -108,11 +111,17 @@ def make_plan(schedule: Schedule, widths: Sequence[int] | None) -> Plan:
                 write_index=write_index,
                 target_rows=np.array([target.row for target in step.targets], dtype=np.int64),
                 target_cells=cells,
-                query_positions=(1 + cells)[_spread(len(cells), widths)] if schedule.queries else cells[:0],
+                query_positions=_asked(cells, widths) if schedule.queries else cells[:0],
                 guidance=step.guidance,
             )
         )
     return Plan(schedule, tuple(steps), slots)
+
+
+def _asked(cells: NDArray[np.int64], widths: Sequence[int] | None) -> NDArray[np.int64]:
+    """The positions of the cells to decide; a step that decides none asks for one all the same, and drops it."""
+    positions = 1 + cells if len(cells) else np.zeros(1, dtype=np.int64)
+    return positions[_spread(len(positions), widths)]
 
 
 def _spread(count: int, widths: Sequence[int] | None) -> NDArray[np.int64]:

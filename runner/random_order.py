@@ -40,33 +40,39 @@ def arpg(
     ratio: str = "arccos",
     cfg: str = "linear",
     order: int = 0,
+    groups: str = "published",
     kept: Sequence[int] = (),
 ) -> Schedule:
-    """ARPG in `steps` steps. Each feeds the cells of the last one and queries the next, with nothing masked.
+    """ARPG in `steps` steps. Each feeds the cells of the last one and queries the next.
 
     Guidance grows with the share of cells known, this step's included (`cfg` "linear"), or is "constant".
-    The tokens of `kept` cells are fed with the class, and the others decided in as many of the steps as is their
-    share of the grid. Raises ScheduleError where there are more steps than cells, or nothing is left to decide.
+    The cells of a group see each other ("published"), or those before them only, as in training ("causal").
+    The tokens of `kept` cells are fed with the class, in the same order and as in training, and the others decided
+    in as many of the steps as is their share of the grid.
+    Raises ScheduleError where there are more steps than cells, or nothing is left to decide.
     """
     cells = grid[0] * grid[1]
     if not 1 <= steps <= cells:
         raise ScheduleError(f"{steps} steps do not fit a grid of {grid[0]}x{grid[1]}: use arpg:1 to arpg:{cells}")
     if not 0 <= order < 2**63:
         raise ScheduleError(f"order seed {order} is out of range: use 0 to 2**63 - 1")
-    sequence = [cell for cell in random_order(cells, order) if cell not in set(kept)]
-    if not sequence:
+    given = set(kept)
+    sequence = sorted(random_order(cells, order), key=lambda cell: cell not in given)
+    done = len(given)
+    if done == cells:
         raise ScheduleError(f"all {cells} cells are kept: leave at least one to decide")
-    inputs = (CLASS_TOKEN, *map(_known, kept))
-    compiled, done = [], 0
-    for size in group_sizes(len(sequence), -(-steps * len(sequence) // cells), ratio):
-        group = sequence[done : done + size]
+
+    def known(place: int) -> Input:
+        cell, rank = sequence[place], 1 + place
+        return Input(Source.CELL, cell, position=1 + cell, rank=rank if groups == "causal" else min(rank, len(given)))
+
+    inputs = (CLASS_TOKEN, *map(known, range(done)))
+    compiled = []
+    for size in group_sizes(cells - done, -(-steps * (cells - done) // cells), ratio):
+        places = range(done, done + size)
         done += size
-        targets = tuple(Target(row, cell) for row, cell in enumerate(group))
-        weight = (len(kept) + done) / cells if cfg == "linear" else 1.0
+        targets = tuple(Target(row, sequence[place]) for row, place in enumerate(places))
+        weight = done / cells if cfg == "linear" else 1.0
         compiled.append(Step(inputs, targets, commit=len(inputs), guidance=weight))
-        inputs = tuple(map(_known, group))
+        inputs = tuple(map(known, places))
     return Schedule(specification, grid, tuple(compiled), queries=True, kept=tuple(kept))
-
-
-def _known(cell: int) -> Input:
-    return Input(Source.CELL, cell, position=1 + cell, rank=0)

@@ -49,6 +49,7 @@ KINDS = {
             "ratio": (("arccos", "cosine"), "arccos"),
             "cfg": (("linear", "constant"), "linear"),
             "order": (INTEGER, "0"),
+            "groups": (("published", "causal"), "published"),
         },
         ("arpg",),
         keeps=True,

@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import onnxruntime
 
 from arforge.runner import Runner
+from arforge.runner.canvas import UNKNOWN
 from arforge.runner.images import save_png
 
 HERE = Path(__file__).parent
@@ -42,6 +44,9 @@ def main(output: Path) -> None:
                 picture = output / f"fashion-{schedule.replace(':', '-')}.png"
                 steps, seconds = generate(runner, schedule, picture)
                 click.echo(f"{family:9} {schedule:9} {steps:5} {1000 * seconds:9.1f} {1 / seconds:9.1f}  {picture}")
+    if "arpg" in bundles:
+        with Runner.open(bundles["arpg"]) as runner:
+            inpaint(runner, output / "fashion-inpainting.png")
 
 
 def compile_bundle(family: str, output: Path) -> Path:
@@ -68,6 +73,22 @@ def generate(runner: Runner, schedule: str, picture: Path) -> tuple[int, float]:
     assert result.images is not None
     save_png(picture, result.images, columns=10, zoom=2)
     return result.steps, (result.seconds + result.image_seconds) / len(classes)
+
+
+def inpaint(runner: Runner, picture: Path) -> None:
+    """Save three rows: an image of each class, its lower half anew, and the same as the class before it."""
+    classes = list(range(10))
+    original = runner.generate(classes, schedule="arpg:16", guidance=GUIDANCE).images
+    assert original is not None
+    known = runner.encode(original)
+    known[:, known.shape[1] // 2 :] = UNKNOWN
+    rows = [original]
+    for labels in (classes, np.roll(classes, 1).tolist()):
+        painted = runner.generate(labels, range(50, 60), schedule="arpg:16", guidance=GUIDANCE, known=known).images
+        assert painted is not None
+        rows.append(painted)
+    save_png(picture, np.concatenate(rows), columns=10, zoom=2)
+    click.echo(f"lower halves decoded anew, as their own class and as another: {picture}")
 
 
 def arforge(*arguments: str | Path) -> None:

@@ -14,6 +14,7 @@ from arforge.export.verify import load_module
 from arforge.runner import RequestError, Runner, ScheduleError, compile_schedule, open_bundle
 from arforge.runner.canvas import UNKNOWN, nothing_known
 from arforge.runner.inpainting import kept_cells, known_tokens
+from arforge.runner.random_order import random_order
 
 GRID = ARPG_CONFIG.grid
 SIZE = (2 * GRID[0], 2 * GRID[1])
@@ -82,17 +83,20 @@ def test_kept_cells_come_back_and_the_others_are_decided(arpg_runner: Runner, sc
 
 @torch.no_grad()
 def test_decided_tokens_are_those_of_a_model_that_recomputes_everything(arpg_bundle: Path, arpg_runner: Runner) -> None:
-    """One step: the class and the kept tokens see each other, the queries see them all."""
-    kept = (3, 4, 9, 20)
+    """One step: the class and the kept tokens see those before them in the random order, the queries see them all."""
+    tokens_of = {3: 30, 4: 2, 9: 17, 20: 5}
     known = nothing_known(GRID)
-    known.flat[list(kept)] = [30, 2, 17, 5]
+    known.flat[list(tokens_of)] = list(tokens_of.values())
+    kept = [cell for cell in random_order(24, 0) if cell in tokens_of]
+    assert kept != sorted(kept)
     found = arpg_runner.generate([4], schedule="arpg:1,cfg=constant", guidance=2.0, greedy=True, known=known).tokens[0]
     cells = torch.tensor([cell for cell in range(ARPG_CONFIG.cells) if cell not in kept])
-    tokens = torch.tensor([[first, 30, 2, 17, 5] for first in (ARPG_CONFIG.first_class + 4, ARPG_CONFIG.null_class)])
+    conditions = (ARPG_CONFIG.first_class + 4, ARPG_CONFIG.null_class)
+    tokens = torch.tensor([[condition, *(tokens_of[cell] for cell in kept)] for condition in conditions])
     positions = torch.tensor([0, *(1 + cell for cell in kept)]).expand(2, -1)
-    everything = torch.ones(5, 5, dtype=torch.bool)
+    causal, everything = torch.ones(5, 5, dtype=torch.bool).tril(), torch.ones(len(cells), 5, dtype=torch.bool)
     module = load_module(open_bundle(arpg_bundle))
-    logits, _ = module(tokens, positions, everything, (1 + cells).expand(2, -1), everything[:1].expand(len(cells), -1))
+    logits, _ = module(tokens, positions, causal, (1 + cells).expand(2, -1), everything)
     conditional, unconditional = logits
     expected = (unconditional + 2.0 * (conditional - unconditional)).argmax(-1)
     assert found[cells].tolist() == expected.tolist()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,11 @@ import pytest
 
 from arforge.engines import onnxruntime
 from arforge.runner import EngineError, Runner, Schedule, compile_schedule, open_bundle
+from arforge.runner.narrow import narrowed
 from arforge.runner.plan import make_plan
 from arforge.runner.schedule import Input, Source, Step, Target
+from arforge.runner.schedule_check import checked
+from arforge.runner.visibility import masks
 
 ZIPAR = compile_schedule("zipar:2", (8, 8))
 
@@ -88,6 +93,50 @@ def test_an_engine_of_fixed_widths_gives_the_same_tokens(
     request = {"classes": [2, 5], "seeds": [7, 8], "schedule": schedule, "guidance": 1.5}
     with Runner.open(bundle_copy, threads=1) as padded:
         np.testing.assert_array_equal(padded.generate(**request).tokens, runner.generate(**request).tokens)
+
+
+@pytest.mark.parametrize("widths", [[24], [7], [5, 6], [4]])
+def test_known_cells_are_fed_in_as_many_steps_as_the_engine_needs(
+    tmp_path: Path, arpg_bundle: Path, arpg_runner: Runner, widths: list[int]
+) -> None:
+    known = np.where(np.arange(24).reshape(4, 6) % 4 == 1, -1, np.arange(24).reshape(4, 6))
+    request = {"classes": [2, 5], "seeds": [7, 8], "schedule": "arpg:8", "guidance": 1.5, "known": known}
+    expected = arpg_runner.generate(**request)
+    narrow = Path(shutil.copytree(arpg_bundle, tmp_path / "narrow.bundle"))
+    onnxruntime.build(narrow, widths=widths)
+    with Runner.open(narrow, threads=1) as padded:
+        found = padded.generate(**request)
+    assert (found.tokens == expected.tokens).all()
+    assert found.steps == expected.steps + math.ceil(19 / max(widths)) - 1
+
+
+def test_what_is_fed_in_parts_keeps_its_ranks_slots_and_targets() -> None:
+    schedule = compile_schedule("arpg:2", (3, 3), tuple(range(7)))
+    narrow = narrowed(schedule, 3)
+    assert [step.width for step in schedule.steps] == [8]
+    assert [step.width for step in narrow.steps] == [3, 3, 2]
+    assert [len(step.targets) for step in narrow.steps] == [0, 0, 2]
+    assert sum((step.inputs for step in narrow.steps), ()) == schedule.steps[0].inputs
+    assert checked(narrow).slots == schedule.slots
+    last = next(iter(masks(schedule, 8)))
+    parts = np.concatenate(list(masks(narrow, 8)))
+    assert (parts == last).all()
+
+
+@pytest.mark.parametrize("text", ["arpg:2", "arpg:1"])
+def test_groups_that_see_each_other_are_not_cut(text: str) -> None:
+    schedule = compile_schedule(text, (3, 3))
+    assert narrowed(schedule, 2) == schedule or max(step.width for step in narrowed(schedule, 2).steps) > 2
+    assert max(step.width for step in narrowed(compile_schedule(f"{text},groups=causal", (3, 3)), 2).steps) <= 2
+
+
+def test_inputs_whose_outputs_are_wanted_are_not_cut_off() -> None:
+    inputs = (Input(Source.CONDITION, 0, 0, 0), Input(Source.CONDITION, 1, 0, 1), Input(Source.CONDITION, 2, 0, 2))
+    for rows, widths in (((2,), [2, 1]), ((1,), [1, 2]), ((0,), [3])):
+        step = Step(inputs, tuple(Target(row, 0) for row in rows), commit=3)
+        narrow = checked(narrowed(Schedule("prompt", (1, 1), (step,), conditions=3), 2))
+        assert [part.width for part in narrow.steps] == widths
+        assert narrow.steps[-1].targets == (Target(rows[0] - 3 + widths[-1], 0),)
 
 
 def test_an_engine_that_is_too_narrow_for_the_schedule_says_so(bundle_copy: Path) -> None:

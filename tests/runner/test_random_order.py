@@ -73,6 +73,33 @@ def test_guidance_grows_with_the_cells_decided_or_is_constant() -> None:
     assert {step.guidance for step in compile_schedule("arpg:4,cfg=constant", (4, 4)).steps} == {1.0}
 
 
+def test_groups_of_causal_order_see_what_came_before_them() -> None:
+    schedule = compile_schedule("arpg:3,groups=causal", (4, 4))
+    seen = np.concatenate(list(masks(schedule, schedule.slots)))
+    assert (seen == np.tril(np.ones_like(seen))).all()
+    assert schedule.order == compile_schedule("arpg:3", (4, 4)).order
+
+
+def test_kept_cells_are_fed_first_and_see_what_came_before_them() -> None:
+    kept = (2, 3, 7, 11, 12)
+    schedule = compile_schedule("arpg:4,order=3", (4, 4), kept)
+    first = schedule.steps[0]
+    assert [given.value for given in first.inputs[1:]] == [cell for cell in random_order(16, 3) if cell in kept]
+    assert list(schedule.order) == [cell for cell in random_order(16, 3) if cell not in kept]
+    mask = next(masks(schedule, schedule.slots))
+    assert (mask[:, :6] == np.tril(np.ones((6, 6)))).all()
+    for step, mask in list(zip(schedule.steps, masks(schedule, schedule.slots), strict=True))[1:]:
+        assert (mask == mask[0]).all()
+        assert step.inputs[0].rank == 5
+
+
+def test_nothing_is_left_to_decide_where_all_is_kept() -> None:
+    with pytest.raises(ScheduleError, match="all 4 cells are kept"):
+        compile_schedule("arpg:2", (2, 2), (0, 1, 2, 3))
+    with pytest.raises(ScheduleError, match="outside the grid"):
+        compile_schedule("arpg:2", (2, 2), (4,))
+
+
 @pytest.mark.parametrize("text", ["arpg:0", "arpg:17", "arpg:4,order=-1"])
 def test_numbers_out_of_range_are_refused(text: str) -> None:
     with pytest.raises(ScheduleError, match="do not fit a grid of 4x4: use arpg:1 to arpg:16|order seed -1"):
