@@ -121,7 +121,8 @@ class SelfDecoder(nn.Module):
         attn, heads, normed = self.attn, self.attn.heads, self.attn_norm(x)
         query, key = (rotary.turn(split_heads(project(normed), heads)) for project in (attn.to_q, attn.to_k))
         cache = append(key, split_heads(attn.to_v(normed), heads), write_index, cache)
-        x = x + attn.proj(merge_heads(F.scaled_dot_product_attention(query, *cache, attn_mask=mask)))
+        attended = F.scaled_dot_product_attention(query, *cache, attn_mask=mask, scale=attn.scale)
+        x = x + attn.proj(merge_heads(attended))
         return x + self.ffn(self.ffn_norm(x)), cache
 
 
@@ -134,8 +135,10 @@ class CrossDecoder(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(self, x: Tensor, rotary: Rotary, mask: Tensor, shared: Cache) -> Tensor:
-        query = rotary.turn(split_heads(self.attn.to_q(self.attn_norm(x)), self.attn.heads))
-        x = x + self.attn.proj(merge_heads(F.scaled_dot_product_attention(query, *shared, attn_mask=mask)))
+        attn = self.attn
+        query = rotary.turn(split_heads(attn.to_q(self.attn_norm(x)), attn.heads))
+        attended = F.scaled_dot_product_attention(query, *shared, attn_mask=mask, scale=attn.scale)
+        x = x + attn.proj(merge_heads(attended))
         return x + self.ffn(self.ffn_norm(x))
 
 
@@ -149,7 +152,8 @@ class Projections(nn.Module):
 
     def __init__(self, config: ARPGConfig, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.heads = config.n_head
+        self.heads, self.head_size = config.n_head, config.head_size
+        self.scale: float | None = None  # of scores; None is that of the head size
         for name in names:
             self.add_module(name, nn.Linear(config.dim, config.dim, bias=False))
 

@@ -17,7 +17,7 @@ from arforge.export import tokenizer, weights
 from arforge.export.checkpoint import Checkpoint, check_shapes, looks_like, open_checkpoint
 from arforge.export.config import variant_of
 from arforge.export.family import Family
-from arforge.export.layers import rotary_table
+from arforge.export.layers import pad_heads, pad_weight, padded_head, rotary_table
 from arforge.export.step_graph import trace_step, without_logits
 from arforge.export.trace import fake_module
 from arforge.export.vq import GROUPS, VQConfig, VQModel
@@ -110,14 +110,16 @@ def open_tokenizer(path: Path, config: Any) -> tuple[VQConfig, Checkpoint]:
 
 def export_decoder(job: Job, checkpoint: Checkpoint, stage: Path, report: Report) -> list[dict[str, str]]:
     config = job.config
-    decoder, mode = fake_module(lambda: job.family.module(config))
+    head_size = config.head_size
+    decoder, mode = fake_module(lambda: pad_heads(job.family.module(config), head_size))
     with mode:
-        full = trace_step(decoder, config.caches, config.kv_heads, config.head_size, job.family.queries)
+        full = trace_step(decoder, config.caches, config.kv_heads, padded_head(head_size), job.family.queries)
     models = {"step": without_logits(full), "step-logits": full}
     tables = dict(zip(("cosine", "sine"), rotary_table(config.grid, config.head_size, config.rope_base), strict=True))
 
     def source(name: str) -> Any:
-        return tables[name] if name in tables else job.family.parameter(checkpoint, name)
+        tensor = tables[name] if name in tables else job.family.parameter(checkpoint, name)
+        return pad_weight(name, tensor, head_size)
 
     report("writing the decoder's weights")
     return write_graphs(models, "decoder.", "model.weights", source, stage)
@@ -187,7 +189,7 @@ def model_facts(family: Family, config: Any) -> dict[str, Any]:
         "layers": config.n_layer,
         "caches": config.caches,
         "kv_heads": config.kv_heads,
-        "head_size": config.head_size,
+        "head_size": padded_head(config.head_size),
         "parameters": parameters,
     }
 

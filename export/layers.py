@@ -49,21 +49,24 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, kv_heads: int) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_size = heads, kv_heads, dim // heads
+        self.scale: float | None = None  # of scores; None is that of the head size
         self.wqkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.head_size, bias=False)
         self.wo = nn.Linear(dim, dim, bias=False)
 
     def forward(
         self, x: Tensor, rotary: Rotary, mask: Tensor, write_index: Tensor | None, cache: Cache | None
     ) -> tuple[Tensor, Cache]:
-        rows, width, dim = x.shape
+        rows, width, _ = x.shape
         heads = self.wqkv(x).view(rows, width, self.heads + 2 * self.kv_heads, self.head_size)
         query, key, value = heads.transpose(1, 2).split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         query, key = rotary.turn(query), rotary.turn(key)
         if cache is not None:
             assert write_index is not None
             key, value = write_cache(cache[0], key, write_index), write_cache(cache[1], value, write_index)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
-        return self.wo(out.transpose(1, 2).reshape(rows, width, dim)), (key, value)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=self.scale, enable_gqa=self.heads != self.kv_heads
+        )
+        return self.wo(out.transpose(1, 2).flatten(2)), (key, value)
 
 
 class Block(nn.Module):
@@ -116,8 +119,51 @@ class RotaryDecoder(nn.Module):
         return Rotary(self.cosine, self.sine, positions)
 
     def empty_caches(self, rows: int, slots: int) -> list[Cache]:
-        shape = (rows, self.config.kv_heads, slots, self.config.head_size)
+        shape = (rows, self.config.kv_heads, slots, 2 * self.cosine.shape[-1])
         return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(self.config.caches)]
+
+
+HEAD_AXES = {"wqkv": 0, "to_q": 0, "to_k": 0, "to_v": 0, "wo": 1, "proj": 1}
+"""The axis of a projection's weight, by the projection's name, that runs over heads."""
+
+HEAD_MULTIPLE = 8  # of head sizes that TensorRT's fused attention takes
+
+
+def padded_head(head_size: int) -> int:
+    """The head size of exported graphs and their caches."""
+    return -(-head_size // HEAD_MULTIPLE) * HEAD_MULTIPLE
+
+
+def pad_weight(name: str, weight: Tensor, head_size: int) -> Tensor:
+    """The parameter, or rotary table, `name` with zeros behind each head up to the padded size; others as they are."""
+    more = padded_head(head_size) - head_size
+    axis = HEAD_AXES.get(name.rsplit(".", 2)[-2]) if name.endswith(".weight") else None
+    if more and name in ("cosine", "sine"):
+        return F.pad(weight, (0, more // 2))
+    if not more or axis is None:
+        return weight
+    heads = weight.unflatten(axis, (-1, head_size))
+    after = heads.dim() - axis - 2  # dimensions behind the head's own, which `pad` counts from the last
+    return F.pad(heads, (0, 0) * after + (0, more)).flatten(axis, axis + 1)
+
+
+def pad_heads(module: nn.Module, head_size: int) -> nn.Module:
+    """Give a decoder heads of the padded size, in place; scores keep the true size's scale, so results stay.
+
+    Zeros behind the queries and keys add nothing to a score, nor do those behind the values to the output, whose
+    projection has zeros there too.
+    """
+    if padded_head(head_size) == head_size:
+        return module
+    for path, part in module.named_modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            padded = pad_weight(f"{path}.{name}", parameter.detach(), head_size)
+            setattr(part, name, nn.Parameter(padded))
+        for name, table in list(part.named_buffers(recurse=False)):
+            setattr(part, name, pad_weight(name, table, head_size))
+        if hasattr(part, "scale"):
+            part.scale, part.head_size = head_size**-0.5, padded_head(head_size)
+    return module
 
 
 def rotary_table(grid: tuple[int, int], head_size: int, base: float) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from arforge.export.checkpoint import open_checkpoint
 from arforge.export.families import FAMILIES
+from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.sampler import guide
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import VerificationError
@@ -33,7 +34,8 @@ class Agreement:
 def load_module(bundle: Bundle, precision: str = "fp32") -> Any:
     """The torch module with the weights that the bundle stores."""
     family, config = FAMILIES[bundle.model.family], bundle.model.config
-    module = family.module(family.config(**{**config, "grid": tuple(config["grid"])})).eval()
+    dimensions = family.config(**{**config, "grid": tuple(config["grid"])})
+    module = pad_heads(family.module(dimensions), dimensions.head_size).eval()
     stored = stored_weights(bundle.graph("step-logits", precision))
     module.load_state_dict({name: stored[name] for name in module.state_dict()})
     return module
@@ -50,9 +52,11 @@ def stored_weights(graph: Path) -> dict[str, torch.Tensor]:
 def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> int:
     """Raise VerificationError unless the stored weights are the checkpoint's; returns how many there are."""
     source, parameter = open_checkpoint(checkpoint), FAMILIES[bundle.model.family].parameter
-    stored = load_module(bundle, precision).state_dict()
+    module = load_module(bundle, precision)
+    stored = module.state_dict()
     for name, tensor in stored.items():
-        if not torch.equal(tensor, parameter(source, name).to(torch.float32)):
+        wanted = pad_weight(name, parameter(source, name).to(torch.float32), module.config.head_size)
+        if not torch.equal(tensor, wanted):
             raise VerificationError(f"weight {name} of {bundle.root} differs from {checkpoint}: export it again")
     return len(stored)
 
