@@ -117,7 +117,10 @@ def show(done: Calibrated, bundle: Path) -> None:
         show_tokens(done)
     for engine in done.stale:
         click.echo(f"removed the engine {engine}: it was built from the int8 graph that this one replaces")
-    click.echo(f"next: arforge build {bundle} --precision int8, then arforge run or evaluate it with --precision int8")
+    click.echo(
+        f"next: arforge build {bundle} --precision int8; what it does to images: arforge evaluate {bundle} "
+        "--reference … with --precision fp32 and int8"
+    )
 
 
 def show_layers(errors: list[LayerError]) -> None:
@@ -143,13 +146,11 @@ def show_tokens(done: Calibrated) -> None:
             f"{100 * report.same_tokens[found.schedule]:26.1f} %"
         )
     if report.trials:
-        click.echo(f"{'with --exclude':28}  same likeliest token  logit error  more bytes  (on {found_on(done)})")
+        schedule = report.trials[0].agreement.schedule
+        click.echo(f"{'with --exclude':28}  same likeliest token  logit error  more bytes, on {schedule}")
     for trial in report.trials:
+        name = trial.excluded[0] if len(trial.excluded) == 1 else f"these {len(trial.excluded)}"
         click.echo(
-            f"{', '.join(trial.excluded):28}  {100 * trial.agreement.top1:18.1f} %  "
-            f"{100 * trial.agreement.logit_error:9.2f} %  {human(trial.bytes_added):>10}"
+            f"{name:28}  {100 * trial.agreement.top1:18.1f} %  {100 * trial.agreement.logit_error:9.2f} %  "
+            f"{human(trial.bytes_added):>10}"
         )
-
-
-def found_on(done: Calibrated) -> str:
-    return done.report.trials[0].agreement.schedule

@@ -24,7 +24,7 @@ from arforge.calibration.requests import Progress, Requests, generate, held_out,
 from arforge.calibration.smooth import Fold, Scales, find_folds, smooth, smoothing
 from arforge.calibration.taps import Observer, TappedEngine
 from arforge.runner.bundle import Bundle, open_bundle
-from arforge.runner.bundle_writer import staged, write_text
+from arforge.runner.bundle_writer import changing, staged, write_text
 from arforge.version import VERSION
 
 RECORD = f"{FOLDER}/calibration.json"
@@ -113,18 +113,19 @@ def calibrate(job: Job, progress: Progress = lambda what, done, total: None) -> 
     Raises CalibrationError for requests or layers that leave nothing to do, ScheduleError for a schedule that does
     not fit the model, and BundleError where the bundle has no float32 graph or cannot be written.
     """
-    bundle = open_bundle(job.bundle)
-    graph = onnx.load(bundle.graph("step-logits", "fp32"), load_external_data=False).graph
-    layers = find_layers(graph)
-    excluded = select(layers, job.exclude)
-    requests = spread(bundle, job.schedules, job.samples, job.seed, job.guidance, job.batch)
-    study = measure(job, bundle, graph, layers, excluded, requests, progress)
-    with staged(job.bundle, overwrite=True) as stage:
-        int8 = study.write(stage, excluded)
-        report = check(study, int8, excluded, requests, progress) if job.check else Report()
-        record = {**provenance(study, excluded, requests), "report": asdict(report)}
-        write_text(stage / RECORD, json.dumps(record, indent=1) + "\n")
-        stale = enter(bundle, int8)
+    open_bundle(job.bundle)  # what is no bundle says so, before anything looks for a lock
+    with changing(job.bundle) as bundle:
+        graph = onnx.load(bundle.graph("step-logits", "fp32"), load_external_data=False).graph
+        layers = find_layers(graph)
+        excluded = select(layers, job.exclude)
+        requests = spread(bundle, job.schedules, job.samples, job.seed, job.guidance, job.batch)
+        study = measure(job, bundle, graph, layers, excluded, requests, progress)
+        with staged(job.bundle, overwrite=True) as stage:
+            int8 = study.write(stage, excluded)
+            report = check(study, int8, excluded, requests, progress) if job.check else Report()
+            record = {**provenance(study, excluded, requests), "report": asdict(report)}
+            write_text(stage / RECORD, json.dumps(record, indent=1) + "\n")
+            stale = enter(bundle, int8)
     names = tuple(sorted(excluded))
     return Calibrated(requests, len(layers) - len(names), names, len(study.scales), report, stale, record)
 

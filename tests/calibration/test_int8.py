@@ -17,6 +17,7 @@ from arforge.calibration.ranges import Rule
 from arforge.engines import onnxruntime
 from arforge.engines.verify import verify_bundle
 from arforge.runner import BundleError, Runner, open_bundle
+from arforge.runner.bundle_writer import changing
 from arforge.runner.errors import CalibrationError, EngineError
 
 MAX = Rule("max", 100)
@@ -172,6 +173,11 @@ def test_a_bundle_that_changes_meanwhile_is_left_alone(bundle_copy: Path) -> Non
     opened = open_bundle(bundle_copy)
     assert opened.engine("onnxruntime", "fp32")["widths"] == [8]
     assert not any(entry["precision"] == "int8" for entry in opened.manifest["graphs"])
+
+
+def test_two_at_once_are_one_too_many(bundle_copy: Path) -> None:
+    with changing(bundle_copy), pytest.raises(BundleError, match="another process is changing .*: wait until it is"):
+        calibrate(Job(bundle_copy, MAX, **QUICK))
 
 
 def test_a_bundle_without_float32_graphs_is_refused(bundle_copy: Path) -> None:
