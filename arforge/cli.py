@@ -16,6 +16,7 @@ COMMANDS = {
     "build": "Build an engine of a bundle.",
     "run": "Generate images.",
     "evaluate": "Judge schedules against real images.",
+    "profile": "Show where the time of a schedule goes.",
     "schedule": "Show, dump or plot a decoding schedule.",
     "inspect": "Show what a bundle holds.",
     "verify": "Check a bundle and its engines.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,10 @@ class Scalars:
 class Engine(Protocol):
     widths: tuple[int, ...] | None
     """Step widths that it was built for; None where it takes any."""
+
+    @property
+    def cache_type(self) -> np.dtype[Any]:
+        """The type of keys and values in the caches."""
 
     @property
     def scalars(self) -> Scalars: ...

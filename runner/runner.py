@@ -56,6 +56,15 @@ def guided_rows(images: int, guided: bool) -> int:
     return 2 * images if guided else images
 
 
+def open_engine(bundle: Bundle, target: str, precision: str, threads: int | None = None) -> Engine:
+    """Load the engine that `arforge build` made. Raises EngineError where it is not built or not known."""
+    if target not in ENGINES:
+        raise EngineError(f"unknown target {target!r}: this arforge runs {', '.join(ENGINES)}")
+    if threads is not None and threads < 1:
+        raise EngineError(f"{threads} threads: use at least 1, or leave it out for one a core")
+    return ENGINES[target](bundle, precision, threads)
+
+
 class Runner:
     """Generates images from one bundle. Use it as a context manager; calls from several threads take turns."""
 
@@ -63,7 +72,7 @@ class Runner:
         self.bundle = bundle
         self._engine: Engine | None = engine
         self._lock = threading.Lock()
-        self._plan = lru_cache(maxsize=8)(self._make_plan)
+        self._plans = lru_cache(maxsize=8)(self._make_plan)
 
     @classmethod
     def open(
@@ -78,12 +87,8 @@ class Runner:
         Raises BundleError for a bundle that cannot be used and EngineError for an engine that is not built or not
         known. `threads`: CPU threads of the engine, None for one a core.
         """
-        if target not in ENGINES:
-            raise EngineError(f"unknown target {target!r}: this arforge runs {', '.join(ENGINES)}")
-        if threads is not None and threads < 1:
-            raise EngineError(f"{threads} threads: use at least 1, or leave it out for one a core")
         bundle = open_bundle(path)
-        return cls(bundle, ENGINES[target](bundle, precision, threads))
+        return cls(bundle, open_engine(bundle, target, precision, threads))
 
     def generate(
         self,
@@ -127,7 +132,7 @@ class Runner:
             require_keeping(schedule)
         random = uniforms(numbers, canvas.tokens.shape[1])
         with self._lock:
-            plans = [self._plan(schedule, window.kept) for window in canvas.windows]
+            plans = [self._plans(schedule, window.kept) for window in canvas.windows]
             parts = [slice(first, first + batch) for first in range(0, len(labels), batch)]
             steps = sum(len(plan.steps) for plan in plans)
             watch = Watch(steps * len(parts), progress, cancel)
@@ -156,13 +161,18 @@ class Runner:
             parts = [images[first : first + DEFAULT_BATCH] for first in range(0, len(images), DEFAULT_BATCH)]
             return np.concatenate([engine.encode(part) for part in parts])
 
+    def plan(self, schedule: str, kept: tuple[int, ...] = ()) -> Plan:
+        """The steps that the engine is given for a schedule. Raises ScheduleError or EngineError as `generate`."""
+        with self._lock:
+            return self._plans(schedule, kept)
+
     def close(self) -> None:
         """Free the engine. Calling it again does nothing; generating afterwards raises EngineError."""
         with self._lock:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
-                self._plan.cache_clear()
+                self._plans.cache_clear()
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,210 @@
+"""`arforge profile`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from arforge.options import PATH, human
+from arforge.version import VERSION
+
+if TYPE_CHECKING:
+    from arforge.runner.profile import Settings
+
+HEADS = ("schedule", "steps", "ms/step", "p95", "p99", "ms/image", "images/s", "runner", "GB/step", "memory", "GFLOP/s")
+LINE = "{:28} {:>5} {:>8} {:>8} {:>8} {:>9} {:>8} {:>7} {:>8} {:>7} {:>8}"
+
+
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.option("--schedule", "schedules", multiple=True, help="Schedule to measure; repeatable.  [default: all stored]")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images decoded together.")
+@click.option("--guidance", type=float, help="Guidance scale; 1 is off.  [default: the bundle's]")
+@click.option("--warm-ups", type=click.IntRange(min=0), default=1, show_default=True, help="Generations not counted.")
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Generations measured.")
+@click.option("--max-steps", type=click.IntRange(min=1), help="Measure the first N steps of a generation only.")
+@click.option("--layers", is_flag=True, help="Also time by operator, in the first schedule.")
+@click.option("--target", default="onnxruntime", show_default=True, help="Engine to run on.")
+@click.option("--precision", default="fp32", show_default=True, help="Precision of that engine.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one a core]")
+@click.option("--json", "json_file", type=PATH, help="All figures, with device and versions.")
+@click.option("--html", "html_file", type=PATH, help="One page with tables and plots.")
+@click.option("--quality", type=PATH, help="JSON of `arforge evaluate`: the page shows quality against latency.")
+def command(
+    bundle: Path,
+    schedules: tuple[str, ...],
+    batch: int,
+    guidance: float | None,
+    warm_ups: int,
+    repeats: int,
+    max_steps: int | None,
+    layers: bool,
+    target: str,
+    precision: str,
+    threads: int | None,
+    json_file: Path | None,
+    html_file: Path | None,
+    quality: Path | None,
+) -> None:
+    """Show where the time of BUNDLE's schedules goes, step by step.
+
+    ms/step is the median. memory is the share of the measured streaming bandwidth that weights and live caches take.
+
+    \b
+    arforge profile llamagen-l.bundle --schedule ntp --schedule zipar:16 --json profile.json --html profile.html
+    """
+    from arforge.runner.errors import EngineError
+    from arforge.runner.images import write_whole
+    from arforge.runner.profile import Settings
+    from arforge.runner.profile_page import require_matplotlib, save_page, settings_line
+
+    if html_file:
+        require_matplotlib()
+    if quality and not html_file:
+        raise click.UsageError("--quality is drawn on the page: name it with --html")
+    if layers and target != "onnxruntime":
+        raise EngineError(f"--layers reads ONNX Runtime's profiler: {target} has none here")
+    settings = Settings(batch, guidance, warm_ups, repeats, max_steps)
+    judged = read_quality(quality) if quality else None
+    figures = measure(bundle, schedules, settings, target, precision, threads)
+    click.echo(f"{bundle}: {target} {precision}, {settings_line(figures)}")
+    click.echo(
+        f"loaded in {figures['load_seconds']:.2f} s, first step after {figures['first_step_seconds']:.2f} s; "
+        f"peak memory {human(figures['peak_memory_bytes'] or 0)}"
+    )
+    click.echo(LINE.format(*HEADS))
+    for row in figures["schedules"]:
+        click.echo(line_of(row))
+    if layers:
+        figures["operators"] = operators(bundle, figures["schedules"][0]["schedule"], settings, precision, threads)
+        steps, total = figures["operators"]["steps"], sum(row["ms"] for row in figures["operators"]["times"])
+        click.echo(f"operators of {figures['operators']['schedule']}   calls  ms/step   share")
+        for row in figures["operators"]["times"]:
+            click.echo(
+                f"  {row['operator']:26} {row['calls']:7} {row['ms'] / steps:8.3f} {100 * row['ms'] / total:6.1f}%"
+            )
+    if json_file:
+        text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
+        write_whole(json_file, lambda file: file.write(text.encode()))
+    if html_file:
+        save_page(html_file, figures, judged)
+
+
+def measure(
+    bundle: Path,
+    schedules: tuple[str, ...],
+    settings: Settings,
+    target: str,
+    precision: str,
+    threads: int | None,
+) -> dict[str, Any]:
+    """Every figure but those by operator."""
+    from arforge.runner.bundle import open_bundle
+    from arforge.runner.device import device_name, peak_memory, streaming_bandwidth
+    from arforge.runner.errors import RequestError
+    from arforge.runner.profile import TimedEngine, Traffic, against_first, profile_schedule, summary
+    from arforge.runner.runner import Runner, open_engine
+
+    start = time.perf_counter()
+    opened = open_bundle(bundle)
+    chosen = list(dict.fromkeys(schedules)) or [entry["specification"] for entry in opened.manifest["schedules"]]
+    if not chosen:
+        raise RequestError(f"{bundle} stores no schedule: name one with --schedule")
+    for schedule in chosen:
+        opened.schedule(schedule)  # refused before the long work
+    engine = TimedEngine(open_engine(opened, target, precision, threads))
+    loaded = time.perf_counter() - start
+    traffic = Traffic.of(opened, precision, engine.cache_type)
+    with Runner(opened, engine) as runner:
+        profiles = [profile_schedule(runner, engine, schedule, settings) for schedule in chosen]
+    assert engine.first_step is not None
+    peak = peak_memory()  # before the bandwidth is measured, which takes memory of its own
+    bandwidth = streaming_bandwidth(threads or os.cpu_count() or 1) if target == "onnxruntime" else None
+    rows = [summary(profile, traffic, bandwidth) for profile in profiles]
+    if rows and all(row["ms_per_image"] is not None for row in rows):
+        rows = [{**row, **saved} for row, saved in zip(rows, against_first(rows), strict=True)]
+    return {
+        "bundle": bundle.name,
+        "family": opened.model.family,
+        "variant": opened.model.variant,
+        "device": device_name(),
+        "versions": versions(target),
+        "target": target,
+        "precision": precision,
+        "threads": threads,
+        "batch": settings.images,
+        "guidance": opened.sampler.guidance if settings.guidance is None else settings.guidance,
+        "warm_ups": settings.warm_ups,
+        "repeats": settings.repeats,
+        "max_steps": settings.max_steps,
+        "streaming_bytes_per_second": bandwidth,
+        "load_seconds": loaded,
+        "first_step_seconds": engine.first_step - start,
+        "peak_memory_bytes": peak,
+        "schedules": rows,
+    }
+
+
+def operators(bundle: Path, schedule: str, settings: Settings, precision: str, threads: int | None) -> dict[str, Any]:
+    """Time by operator over one generation."""
+    from arforge.runner.bundle import open_bundle
+    from arforge.runner.operator_times import TracedEngine
+    from arforge.runner.profile import generate_once
+    from arforge.runner.runner import Runner
+
+    opened = open_bundle(bundle)
+    engine = TracedEngine.built(opened, precision, threads)
+    with Runner(replace(opened, tokenizer=None), engine) as runner:
+        steps = len(generate_once(runner, schedule, settings)[0].ends)
+        times = engine.times()
+    return {
+        "schedule": schedule,
+        "steps": steps,
+        "times": [{"operator": row.operator, "calls": row.calls, "ms": 1000 * row.seconds} for row in times],
+    }
+
+
+def read_quality(path: Path) -> dict[str, Any]:
+    """What `arforge evaluate --json` wrote. Raises RequestError for other files."""
+    from arforge.runner.errors import RequestError
+    from arforge.runner.profile_page import quality_key
+
+    try:
+        quality: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"cannot read {path}: {error}. Give what `arforge evaluate --json` wrote") from None
+    quality_key(quality)
+    return quality
+
+
+def versions(target: str) -> dict[str, str]:
+    """Of what the figures depend on."""
+    library = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx-cu13-bindings"}
+    names = ("numpy", library[target])
+    return {"arforge": VERSION, "python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def line_of(row: dict[str, Any]) -> str:
+    step, share, watts = row["ms_per_step"], row["bandwidth_share"], row["watts"]
+    image, rate = row["ms_per_image"], row["images_per_second"]
+    moved = (row["weight_bytes_per_step"] + row["cache_bytes_per_step"]) / 1e9
+    line = LINE.format(
+        row["schedule"],
+        row["steps"],
+        *(f"{step[name]:.2f}" for name in ("median", "p95", "p99")),
+        "" if image is None else f"{image:.1f}",
+        "" if rate is None else f"{rate:.2f}",
+        f"{100 * (1 - row['engine_share']):.1f}%",
+        f"{moved:.3f}",
+        "" if share is None else f"{100 * share:.0f}%",
+        f"{row['operations_per_second'] / 1e9:.1f}",
+    )
+    return line if watts is None else f"{line}  {watts:.1f} W"
