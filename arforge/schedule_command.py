@@ -38,6 +38,7 @@ def command(
         ratio=arccos|cosine            how the groups grow
         cfg=linear|constant            guidance along the steps
         order=SEED                     the random order
+        groups=published|causal        whether the cells of a group see each other
     """
     from arforge.runner import schedule_plot
 

@@ -41,7 +41,8 @@ def run(command: list[str], folder: Path) -> str:
 def test_shell_block_runs_line_by_line(workplace: Path) -> None:
     (block,) = blocks("sh")
     lines = block.strip().splitlines()
-    assert {line.split()[1] for line in lines} == {"export", "build", "inspect", "run", "schedule", "verify"}
+    shown = {"export", "build", "inspect", "run", "schedule", "profile", "calibrate", "verify"}
+    assert {line.split()[1] for line in lines} == shown
     output = "".join(run(line.split(), workplace) for line in lines)
     assert "zipar:4: 40 steps" in output
     assert "400 steps for 576 cells" in output
@@ -49,6 +50,11 @@ def test_shell_block_runs_line_by_line(workplace: Path) -> None:
     assert tokens.shape == (10, 64)
     with Image.open(workplace / "out/images.png") as picture:
         assert picture.size[0] > 100
+    with Image.open(workplace / "out/boot.png") as boot, Image.open(workplace / "out/inpainted.png") as inpainted:
+        kept, painted = np.asarray(boot)[:8], np.asarray(inpainted)
+        # the upper rows are decoded from the same tokens, but for what the decoder sees of the lower ones
+        assert np.abs(painted[:8, :32].astype(int) - kept).mean() < 12
+        assert painted[16:32, :32].std() > 10
 
 
 def test_python_block_runs_on_the_bundle_of_the_shell_block(workplace: Path) -> None:
@@ -60,13 +66,15 @@ def test_python_block_runs_on_the_bundle_of_the_shell_block(workplace: Path) -> 
 
 def test_make_demo_leaves_a_table_and_a_picture_a_schedule(tmp_path: Path) -> None:
     table = run(["make", "-C", str(ROOT), "demo", f"OUT={tmp_path}"], ROOT)
-    for schedule, steps in (("ntp", 64), ("zipar:4", 40), ("zipar:2", 28)):
-        row = re.search(rf"^llamagen +{schedule} +(\d+) +([\d.]+) +([\d.]+) ", table, flags=re.MULTILINE)
+    expected = (("ntp", 64), ("zipar:4", 40), ("zipar:2", 28), ("par:4", 19), ("arpg:16", 16))
+    for schedule, steps in expected:
+        row = re.search(rf"^\w+ +{schedule} +(\d+) +([\d.]+) +([\d.]+) ", table, flags=re.MULTILINE)
         assert row is not None, table
         assert int(row[1]) == steps
         with Image.open(tmp_path / f"fashion-{schedule.replace(':', '-')}.png") as picture:
             pixels = np.asarray(picture)
         assert pixels.std() > 20  # not a blank page
+    assert (tmp_path / "fashion-inpainting.png").exists()
 
 
 def test_commands_of_the_introduction_are_targets_of_the_makefile() -> None:
