@@ -51,11 +51,9 @@ def teacher_forced(
 
     def compare(schedule: str) -> Agreement:
         comparison = Comparison(float32, schedule)
-        pair = (
-            OnnxRuntimeEngine(float32, "fp32", threads, graph="step-logits"),
-            OnnxRuntimeEngine(int8, "int8", threads, graph="step-logits"),
-        )
-        dict(generate(float32, Lockstep(*pair, comparison), replace(requests, schedules=(schedule,)), what, progress))
+        follower = OnnxRuntimeEngine(int8, "int8", threads, graph="step-logits")
+        engine = Lockstep(float32, follower, comparison, threads)
+        dict(generate(float32, engine, replace(requests, schedules=(schedule,)), what, progress))
         return comparison.result()
 
     return [compare(schedule) for schedule in requests.schedules]

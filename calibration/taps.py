@@ -49,51 +49,38 @@ class TappedEngine(OnnxRuntimeEngine):
         return buffers, binding
 
 
-class Lockstep:
-    """Two engines of step-logits graphs on the same inputs: the first decides the tokens, the second follows.
+class Lockstep(OnnxRuntimeEngine):
+    """Runs the float32 step-logits graph, and `follower`, an engine of another one, on the same inputs.
 
     `compare` is called after every step with the guided logits of both, float32 [images, outputs, vocabulary].
     """
 
-    widths: tuple[int, ...] | None = None
-
     def __init__(
         self,
-        leader: OnnxRuntimeEngine,
+        bundle: Bundle,
         follower: OnnxRuntimeEngine,
         compare: Callable[[NDArray[np.float32], NDArray[np.float32]], None],
+        threads: int | None = None,
     ) -> None:
-        self._leader, self._follower, self._compare = leader, follower, compare
-
-    @property
-    def scalars(self) -> Scalars:
-        return self._leader.scalars
+        super().__init__(bundle, "fp32", threads, graph="step-logits")
+        self._follower, self._compare = follower, compare
 
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
-        for engine in (self._leader, self._follower):
-            engine.prepare(images, rows, slots, zero_slots)
-
-    def buffers(self, width: int, queries: int = 0) -> StepBuffers:
-        return self._leader.buffers(width, queries)
+        super().prepare(images, rows, slots, zero_slots)
+        self._follower.prepare(images, rows, slots, zero_slots)
 
     def run(self, width: int, queries: int = 0) -> None:
-        mine, theirs = self._leader.buffers(width, queries), self._follower.buffers(width, queries)
+        mine, theirs = self.buffers(width, queries), self._follower.buffers(width, queries)
         copy(mine, theirs)
-        copy(self._leader.scalars, self._follower.scalars)
-        self._leader.run(width, queries)
+        copy(self.scalars, self._follower.scalars)
+        super().run(width, queries)
         self._follower.run(width, queries)
         assert mine.logits is not None
         assert theirs.logits is not None
         self._compare(mine.logits, theirs.logits)
 
-    def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return self._leader.decode(tokens)
-
-    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        return self._leader.encode(images)
-
     def close(self) -> None:
-        self._leader.close()
+        super().close()
         self._follower.close()
 
 

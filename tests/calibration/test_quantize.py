@@ -59,7 +59,8 @@ def test_every_layer_is_quantised_and_nothing_else(case: tuple[Path, list[Layer]
             assert not zeros.any()
             assert [attribute.i for attribute in weight.attribute if attribute.name == "axis"] == [1]
             original = weights[layer.weight]
-            np.testing.assert_allclose(scales, np.abs(original).max(0) / 127, rtol=1e-6)
+            largest = np.abs(original).max(0)  # zero in the outputs that a padded head adds
+            np.testing.assert_allclose(scales, np.where(largest > 0, largest / 127, 1), rtol=1e-6)
             assert (np.abs(values * scales - original) <= scales * 0.501).all()
             assert layer.weight not in stored
         counts = Counter(node.op_type for node in graph.node)
