@@ -34,7 +34,7 @@ from arforge.runner.onnxruntime_engine import open_session
 from arforge.runner.request import Request
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0)
 GUIDANCE_SAMPLES = 1000
 SAMPLES = 10_000
 BATCH = 100
@@ -55,7 +55,7 @@ SCHEDULES = {
     "par": ("par:4",),
     "arpg": (
         *("arpg:64", "arpg:32", "arpg:16", "arpg:8", "arpg:4"),
-        *(f"arpg:16,{option}" for option in ("ratio=cosine", "cfg=constant", "order=1")),
+        *(f"arpg:16,{option}" for option in ("ratio=cosine", "cfg=constant", "order=1", "groups=causal")),
     ),
 }
 OTHER_SEEDS = (10_000, 20_000)  # the first schedule again, for the spread of the measure
@@ -104,6 +104,7 @@ def measure(
     folder: Path,
 ) -> None:
     """Distances and class accuracies."""
+    wanted = families or shipped()
     sets = real_sets(output, folder, samples)
     extractor = FeatureExtractor(feature_side(sets["test"].size), threads)
     reference = quality.gaussian_of(sets["test"], extractor)
@@ -112,9 +113,9 @@ def measure(
     if not figures["floor"]:
         test, labels = data.load("t10k", folder)
         figures["class_accuracy_of_test_images"] = classifier.hits(data.rgb(test[:samples]), labels[:samples]) / samples
-        figures["floor"] = floors(sets, current_bundle("llamagen", output), extractor, reference)
+        figures["floor"] = floors(sets, current_bundle(wanted[0], output), extractor, reference)
         quality.save_json(file, figures)
-    for family in families or shipped():
+    for family in wanted:
         bundle = current_bundle(family, output)
         checkpoint = open_bundle(bundle).manifest["provenance"]["checkpoint"]["sha256"]
         with Runner.open(bundle, threads=threads) as runner:

@@ -192,7 +192,10 @@ def test_classes_seeds_and_stored_schedules(bundle: Path, files: Path, tmp_path:
         (("--reference", "floats.npz"), "is float64"),
         (("--reference", "real.npz", "--floor", "large.npz"), "images of large.npz are 32x32"),
         (("--reference", "real.npz", "--class", 10), "class 10 is out of range: use 0 to 9"),
-        (("--reference", "real.npz", "--seed", 2**64 - 5), "seed 18446744073709551620 is out of range"),
+        (
+            ("--reference", "real.npz", "--samples", 10, "--seed", 2**64 - 5),
+            "seed 18446744073709551620 is out of range",
+        ),
         (("--reference", "real.npz", "--samples", 1), "1 is not in the range x>=2"),
         (("--reference", "real.npz", "--guidance", 0.5), "guidance 0.5 is out of range"),
         (("--reference", "real.npz", "--schedule", "zipar:9"), "window 9 does not fit a grid of 8x8"),

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file
 
+from arforge.calibration.classifier import Classifier
+from arforge.calibration.quality import DISTANCE
 from arforge.engines import onnxruntime
 from arforge.export.config import read_config
 from arforge.export.exporter import Job, export_bundle
 from arforge.export.families import FAMILIES
-from arforge.export.family import Family
 from arforge.runner import Runner
+from arforge.runner.onnxruntime_engine import open_session
 
 FASHION = Path(__file__).parent.parent.parent / "examples/fashion"
 CHECKPOINTS = FASHION / "checkpoints"
@@ -92,15 +99,32 @@ def test_kept_figures_hold_the_bar(family: str) -> None:
     assert best == max(share for name, share in facts["figures"].items() if name.startswith(f"{first}, "))
 
 
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The bundle of a shipped checkpoint, exported once."""
+
+    @cache
+    def export(family: str) -> Path:
+        output = tmp_path_factory.mktemp(family) / "fashion.bundle"
+        config = read_config(CHECKPOINTS / f"{family}.json", FAMILIES[family])
+        weights = CHECKPOINTS / f"{family}.safetensors"
+        export_bundle(Job(FAMILIES[family], config, weights, CHECKPOINTS / "tokenizer.safetensors", output))
+        onnxruntime.build(output)
+        return output
+
+    return export
+
+
 @pytest.mark.parametrize("family", SHIPPED)
-def test_shipped_model_still_makes_its_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+def test_shipped_model_still_makes_its_classes(
+    bundles: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
     monkeypatch.syspath_prepend(str(FASHION))
     import evaluate
 
     facts = json.loads((CHECKPOINTS / f"{family}.figures.json").read_text())
     guidance = facts["best guidance"]
-    bundle = demo_bundle(FAMILIES[family], tmp_path)
-    with Runner.open(bundle) as runner:
+    with Runner.open(bundles(family)) as runner:
         for schedule in SHIPPED[family]:
             share = evaluate.class_accuracy(runner, evaluate.load_classifier(), SAMPLES, schedule, guidance)
             kept = facts["figures"][f"{schedule}, guidance {guidance:g}"]
@@ -108,10 +132,57 @@ def test_shipped_model_still_makes_its_classes(tmp_path: Path, monkeypatch: pyte
             assert abs(share - kept) < 3 * (kept * (1 - kept) / SAMPLES) ** 0.5 + 1e-9
 
 
-def demo_bundle(family: Family, folder: Path) -> Path:
-    output = folder / "fashion.bundle"
-    config = read_config(CHECKPOINTS / f"{family.name}.json", family)
-    weights = CHECKPOINTS / f"{family.name}.safetensors"
-    export_bundle(Job(family, config, weights, CHECKPOINTS / "tokenizer.safetensors", output))
-    onnxruntime.build(output)
-    return output
+def test_shipped_judge_is_the_trained_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FASHION))
+    import classifier as judge
+    import data
+
+    images = np.random.default_rng(0).integers(0, 256, (50, 32, 32), dtype=np.uint8)
+    with torch.no_grad():
+        expected = judge.load(CHECKPOINTS / "classifier.safetensors")(judge.prepare(torch.from_numpy(images))).numpy()
+    session = open_session(CHECKPOINTS / "classifier.onnx", threads=1)
+    (scores,) = session.run(None, {session.get_inputs()[0].name: data.rgb(images)})
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    assert expected.std() > 0.1
+    made = Classifier(CHECKPOINTS / "classifier.onnx", (32, 32), 10, threads=1)
+    assert (made.predict(data.rgb(images)) == expected.argmax(axis=1)).all()
+
+
+def test_quality_script_measures_resumes_times_and_renders(
+    bundles: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FASHION))
+    import quality
+
+    def run(*arguments: object) -> str:
+        result = CliRunner().invoke(quality.main, [str(argument) for argument in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    monkeypatch.setattr(quality, "GUIDANCE", (1.0, 3.0))
+    monkeypatch.setattr(quality, "TIMED_IMAGES", 4)
+    write_split(tmp_path, "train", 20)
+    write_split(tmp_path, "t10k", 20)
+    file, output = tmp_path / "quality.json", bundles("par").parent
+    command = ("measure", "--family", "par", "--samples", 12, "--guidance-samples", 5, "--threads", 1)
+    places = ("--json", file, "--output", output)
+    assert len(run(*command, *places, "--data", tmp_path).splitlines()) == 5  # two floors, two guidances, par:4
+    figures = json.loads(file.read_text())
+    assert [entry["set"] for entry in figures["floor"]] == ["train-0", "train-0, through the tokenizer"]
+    (row,) = figures["schedules"]
+    distances = {found["guidance"]: found[DISTANCE] for found in figures["guidance"]}
+    assert set(distances) == {1.0, 3.0}
+    assert row["guidance"] == min(distances, key=lambda guidance: distances[guidance])
+    assert (row["steps"], row["samples"]) == (19, 12)
+    assert run(*command, *places, "--data", tmp_path) == ""  # nothing is measured twice
+    assert json.loads(file.read_text()) == figures
+
+    run("time", *places)
+    page = tmp_path / "quality.md"
+    page.write_text((FASHION.parent.parent / "docs/quality.md").read_text())
+    run("render", "--json", file)
+    text = page.read_text()
+    assert re.search(rf"\| par \| `par:4` \| {row['guidance']:g} \| 19 \| [\d.]+ \| {row[DISTANCE]:.2f} \|", text)
+    assert "`zipar:4`" not in text[text.index("<!-- schedules -->") : text.index("<!-- end of schedules -->")]
+    with Image.open(tmp_path / "quality.png") as picture:
+        assert picture.format == "PNG"
