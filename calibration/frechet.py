@@ -35,7 +35,8 @@ class Gaussian:
         """(rank, dimensions): `root.T @ root` is the covariance. Directions without variance are left out."""
         values, vectors = np.linalg.eigh(self.covariance)
         kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
-        return np.sqrt(values[kept])[:, None] * vectors.T[kept]
+        root: NDArray[np.float64] = np.sqrt(values[kept])[:, None] * vectors.T[kept]
+        return root
 
 
 class Moments:
