@@ -19,11 +19,11 @@ from arforge.runner import Runner
 from arforge.version import VERSION
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 SCHEDULES = {
     "llamagen": ("ntp", "zipar:6", "zipar:4", "zipar:3", "zipar:2"),
     "par": ("par:4",),
-    "arpg": ("arpg:32", "arpg:16", "arpg:8"),
+    "arpg": ("arpg:8", "arpg:16", "arpg:32"),
 }
 
 

@@ -30,7 +30,7 @@ from arforge.runner.onnxruntime_engine import open_session
 FASHION = Path(__file__).parent.parent.parent / "examples/fashion"
 CHECKPOINTS = FASHION / "checkpoints"
 # Family -> schedules tried; the best guidance is the first one's.
-SHIPPED = {"llamagen": ("ntp", "zipar:4"), "par": ("par:4",)}
+SHIPPED = {"llamagen": ("ntp", "zipar:4"), "par": ("par:4",), "arpg": ("arpg:8", "arpg:16")}
 NAMES = ("tokenizer.safetensors", "classifier.safetensors", *(f"{family}.safetensors" for family in SHIPPED))
 SAMPLES = 200
 
