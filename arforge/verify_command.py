@@ -16,8 +16,20 @@ from arforge.options import PATH
 @click.option("--schedule", "schedules", multiple=True, help="Compare logits on it; repeatable.  [default: all stored]")
 @click.option("--max-steps", type=click.IntRange(min=1), default=64, show_default=True, help="Steps compared of each.")
 @click.option("--checkpoint", type=PATH, help="Also compare the stored weights with this checkpoint.")
+@click.option(
+    "--target",
+    type=click.Choice(["onnxruntime", "tensorrt-rtx", "tensorrt"]),
+    help="Look into its engines alone, which must be there.  [default: all, as far as their library is installed]",
+)
 @click.option("--no-torch", is_flag=True, help="Leave out the comparison with the torch module.")
-def command(bundle: Path, schedules: tuple[str, ...], max_steps: int, checkpoint: Path | None, no_torch: bool) -> None:
+def command(
+    bundle: Path,
+    schedules: tuple[str, ...],
+    max_steps: int,
+    checkpoint: Path | None,
+    target: str | None,
+    no_torch: bool,
+) -> None:
     """Check BUNDLE: structure, hashes, schedules, graphs and engines.
 
     Where the export extra is installed, also the graph's logits against the torch module, step by step.
@@ -25,7 +37,7 @@ def command(bundle: Path, schedules: tuple[str, ...], max_steps: int, checkpoint
     from arforge.engines.verify import verify_bundle
     from arforge.runner.errors import ArforgeError
 
-    opened = verify_bundle(bundle, lambda line: click.echo(f"ok  {line}"))
+    opened = verify_bundle(bundle, lambda line: click.echo(f"ok  {line}"), target)
     missing = [name for name in ("torch", "onnx") if not installed(name)]
     if missing and (checkpoint or schedules):
         raise ArforgeError(f"comparing with torch needs {', '.join(missing)}: pip install 'arforge[export]'")

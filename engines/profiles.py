@@ -1,8 +1,8 @@
 """Which step shapes a TensorRT engine is built for: an optimisation profile for each, with min = opt = max.
 
-Rule of the default widths: the numbers of tokens (and, for models with queries, of cells) that the schedules use in
-a step are rounded up to 1, 2, 3, 4, 6, 8, 12, 16, 24, …, at most to the largest one used. A step is at most half as
-wide again as it need be, and profiles grow with the logarithm of the widest step: 64 growing groups need a dozen.
+Rule of the default widths: the numbers of tokens that the schedules use in a step are rounded up to 1, 2, 3, 4, 6, 8,
+12, 16, 24, …, at most to the largest one used. For models with queries, whose steps pair a number of tokens with one of
+cells, the numbers of both are rounded up to powers of two. So profiles grow with the logarithm of the widest step.
 The cache gets the slots that the most demanding schedule needs with its steps padded so, rounded up to a multiple
 of 8, which is what matrix units want.
 """
@@ -52,7 +52,7 @@ def plan_profiles(bundle: Bundle, names: Sequence[str], images: Sequence[int], w
             raise EngineError(f"{what} {list(numbers)} must all be at least 1")
     stored = [entry["specification"] for entry in bundle.manifest["schedules"]]
     schedules = [bundle.schedule(name) for name in names or stored]
-    chosen = tuple(sorted(set(widths))) or default_widths(used(schedules))
+    chosen = tuple(sorted(set(widths))) or default_widths(used(schedules), halves=not bundle.model.queries)
     for schedule in schedules:
         if max(used([schedule])) > chosen[-1]:
             raise EngineError(
@@ -74,16 +74,16 @@ def used(schedules: Iterable[Schedule]) -> set[int]:
     return counts | {len(step.targets) for schedule in schedules if schedule.queries for step in schedule.steps}
 
 
-def default_widths(counts: Iterable[int]) -> tuple[int, ...]:
-    """Numbers of tokens, each rounded up by the module's rule."""
+def default_widths(counts: Iterable[int], halves: bool) -> tuple[int, ...]:
+    """Numbers of tokens, each rounded up by the module's rule; `halves`: also to what lies halfway between powers."""
     exact = set(counts)
-    return tuple(sorted({min(rounded(count), max(exact)) for count in exact}))
+    return tuple(sorted({min(rounded(count, halves), max(exact)) for count in exact}))
 
 
-def rounded(count: int) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, 16, …: powers of two and what lies halfway."""
+def rounded(count: int, halves: bool) -> int:
+    """The next power of two, or with `halves` of 1, 2, 3, 4, 6, 8, 12, 16, …"""
     power = 1 << (count - 1).bit_length()
-    return 3 * power // 4 if power >= 4 and count <= 3 * power // 4 else power
+    return 3 * power // 4 if halves and power >= 4 and count <= 3 * power // 4 else power
 
 
 def shapes(bundle: Bundle, profile: Profile, slots: int) -> Shapes:

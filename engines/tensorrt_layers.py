@@ -57,25 +57,28 @@ class Expected:
 
 
 def parse_layers(text: str) -> list[Layer]:
-    """The layers of a builder's listing; none where it is in another form."""
-    layers = []
-    for line in text.splitlines():
-        match = LINE.match(line)
-        if match is None:
-            continue
-        place = PLACE.search(match["name"])
-        layers.append(
-            Layer(
-                match["name"],
-                match["kind"],
-                int(place[1]) if place else 0,
-                tensors(match["inputs"]),
-                tensors(match["constants"]),
-                tensors(match["outputs"]),
-                tuple(PROFILE.sub("", name) for name in ORIGIN.findall(match["origin"] or "")),
-            )
+    """The layers of a builder's listing; none where it is in another form.
+
+    The compiler numbers what it makes of each profile, with gaps; the marks on tensors tell which number is whose.
+    """
+    matches = [match for line in text.splitlines() if (match := LINE.match(line))]
+    numbers = [place[1] if (place := PLACE.search(match["name"])) else match["name"] for match in matches]
+    profiles: dict[str, int] = {}
+    for number, match in zip(numbers, matches, strict=True):
+        marks = PROFILE.findall(match[0])
+        profiles[number] = max(profiles.get(number, 0), *(int(mark) for mark in marks), 0)
+    return [
+        Layer(
+            match["name"],
+            match["kind"],
+            profiles[number],
+            tensors(match["inputs"]),
+            tensors(match["constants"]),
+            tensors(match["outputs"]),
+            tuple(ORIGIN.findall(match["origin"] or "")),
         )
-    return layers
+        for number, match in zip(numbers, matches, strict=True)
+    ]
 
 
 def dump_layers(layers: Sequence[Layer]) -> bytes:
@@ -170,7 +173,7 @@ def attention_kernels(layers: Iterable[Layer], nodes: Iterable[str] = ()) -> lis
 
 
 def is_product(layer: Layer) -> bool:
-    return layer.kind == "gemm"
+    return layer.kind in ("gemm", "runtime_fusion")  # the second: with what follows it
 
 
 def is_int8_product(layer: Layer) -> bool:

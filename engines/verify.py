@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from arforge.runner.bundle import Bundle, open_bundle
-from arforge.runner.errors import VerificationError
+from arforge.runner.errors import EngineError, VerificationError
 from arforge.runner.onnxruntime_engine import cache_names, open_session
 from arforge.runner.runner import Runner
 
 Report = Callable[[str], None]
 FLOAT, INT64, BOOL, UINT8 = "tensor(float)", "tensor(int64)", "tensor(bool)", "tensor(uint8)"
+CACHES = {"fp32": FLOAT, "int8": FLOAT, "fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 Contract = dict[str, tuple[str, list[str | int]]]
 
 
-def verify_bundle(root: Path, report: Report) -> Bundle:
-    """Run every torch-free check, reporting each; raises the ArforgeError of the first that fails."""
+def verify_bundle(root: Path, report: Report, target: str | None = None) -> Bundle:
+    """Run every torch-free check, reporting each; raises the ArforgeError of the first that fails.
+
+    `target`: look into the engines of that target alone, and fail where there is none, or its library is missing.
+    """
     bundle = open_bundle(root)
     report(f"structure: {len(bundle.manifest['files'])} files, manifest, paths and sizes")
     bundle.check_hashes()
@@ -26,36 +30,70 @@ def verify_bundle(root: Path, report: Report) -> Bundle:
         schedule = bundle.schedule(entry["specification"])
         report(f"schedule {schedule.specification}: {len(schedule.steps)} steps decide {schedule.cells} cells")
     for graph in bundle.manifest["graphs"]:
-        check_contract(bundle, graph["name"], bundle.path(graph["path"]))
+        check_contract(bundle, graph["name"], graph["precision"], bundle.path(graph["path"]))
         report(f"graph {graph['name']} {graph['precision']}: inputs and outputs as the format says")
-    for entry in bundle.manifest["engines"]:
-        check_engine(bundle, entry["target"], entry["precision"])
-        report(f"engine {entry['target']} {entry['precision']}: same tokens alone and in a batch")
+    engines = [entry for entry in bundle.manifest["engines"] if target in (None, entry["target"])]
+    if target is not None and not engines:
+        raise EngineError(f"{root} has no {target} engine: build it with `arforge build {root} --target {target}`")
+    for entry in engines:
+        if entry["target"] == "onnxruntime":
+            check_engine(bundle, entry["target"], entry["precision"])
+            report(f"engine {entry['target']} {entry['precision']}: same tokens alone and in a batch")
+        else:
+            from arforge.engines.tensorrt_verify import verify_engine
+
+            verify_engine(bundle, entry, report, required=target is not None)
     return bundle
 
 
-def check_contract(bundle: Bundle, name: str, path: Path) -> None:
+def check_contract(bundle: Bundle, name: str, precision: str, path: Path) -> None:
     """Raise VerificationError unless the graph has exactly the inputs and outputs of its kind."""
-    session = open_session(path, threads=1)
-    inputs, outputs = contract(bundle, name)
-    for what, expected, values in (("input", inputs, session.get_inputs()), ("output", outputs, session.get_outputs())):
-        found: Contract = {value.name: (value.type, list(value.shape)) for value in values}
-        for key in expected.keys() | found.keys():
-            if expected.get(key) != found.get(key):
+    expected = contract(bundle, name, precision)
+    for what, wanted, found in zip(("input", "output"), expected, described(path, precision), strict=True):
+        for key in wanted.keys() | found.keys():
+            if wanted.get(key) != found.get(key):
                 raise VerificationError(
-                    f"{path}: {what} {key} is {found.get(key, 'missing')}, expected {expected.get(key, 'none')}: "
+                    f"{path}: {what} {key} is {found.get(key, 'missing')}, expected {wanted.get(key, 'none')}: "
                     "export the bundle again"
                 )
 
 
-def contract(bundle: Bundle, name: str) -> tuple[Contract, Contract]:
+def described(path: Path, precision: str) -> tuple[Contract, Contract]:
+    """The inputs and outputs that a graph has."""
+    if precision == "bf16":  # ONNX Runtime's CPU provider opens no such graph
+        return read_contract(path)
+    session = open_session(path, threads=1)
+    values = (session.get_inputs(), session.get_outputs())
+    found = [{value.name: (value.type, list(value.shape)) for value in part} for part in values]
+    return found[0], found[1]
+
+
+def read_contract(path: Path) -> tuple[Contract, Contract]:
+    """The same without a runtime. Raises EngineError where onnx-ir is missing."""
+    try:
+        import onnx_ir
+    except ImportError:
+        raise EngineError(f"reading {path} needs onnx-ir: pip install onnx-ir") from None
+    kinds = {"FLOAT": FLOAT, "INT64": INT64, "BOOL": BOOL, "BFLOAT16": CACHES["bf16"]}
+    graph = onnx_ir.load(path).graph
+    found: list[Contract] = []
+    for part in (graph.inputs, graph.outputs):
+        one: Contract = {}
+        for value in part:
+            dims: list[str | int] = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()]
+            one[str(value.name)] = (kinds[value.dtype.name] if value.dtype else "unknown", dims)
+        found.append(one)
+    return found[0], found[1]
+
+
+def contract(bundle: Bundle, name: str, precision: str = "fp32") -> tuple[Contract, Contract]:
     """The inputs and outputs of a graph kind, as type and shape."""
     model = bundle.model
     if name in ("decoder", "encoder"):
         tokens: Contract = {"tokens": (INT64, ["images", "rows", "columns"])}
         pixels: Contract = {"images": (UINT8, ["images", "height", "width", 3])}
         return (tokens, pixels) if name == "decoder" else (pixels, tokens)
-    cache: tuple[str, list[str | int]] = (FLOAT, ["rows", model.kv_heads, "slots", model.head_size])
+    cache: tuple[str, list[str | int]] = (CACHES[precision], ["rows", model.kv_heads, "slots", model.head_size])
     outputs = "queries" if model.queries else "width"
     inputs: Contract = {
         "tokens": (INT64, ["rows", "width"]),

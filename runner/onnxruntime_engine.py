@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,8 @@ class OnnxRuntimeEngine:
         self._with_logits = graph == "step-logits"
         self._tokenizer: dict[str, onnxruntime.InferenceSession] = {}  # "decoder" and "encoder", when first used
         self._shape: tuple[int, int, int] | None = None  # images, rows, slots
-        self._memory: dict[str, NDArray[np.float32]] = {}  # flat, grown when needed, never shrunk
+        self._cache_type = cache_type(self._session)
+        self._memory: dict[str, NDArray[Any]] = {}  # flat, grown when needed, never shrunk
         self._bound: dict[tuple[int, int], tuple[StepBuffers, Any]] = {}  # width, queries -> buffers, their binding
         self.scalars = Scalars(
             guidance=np.ones(1, np.float32),
@@ -51,12 +52,16 @@ class OnnxRuntimeEngine:
         )
 
     @classmethod
-    def built(cls, bundle: Bundle, precision: str, threads: int | None = None) -> OnnxRuntimeEngine:
+    def built(cls, bundle: Bundle, precision: str, threads: int | None = None) -> Self:
         """The engine that `arforge build` made. Raises EngineError where it is not built or does not fit."""
         identity = bundle.engine("onnxruntime", precision)
         check_identity(bundle, identity)
         widths = identity.get("widths")
         return cls(bundle, precision, threads, None if widths is None else tuple(widths))
+
+    @property
+    def cache_type(self) -> np.dtype[Any]:
+        return self._cache_type
 
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
         if self._shape != (images, rows, slots):
@@ -71,14 +76,14 @@ class OnnxRuntimeEngine:
         try:
             for name in names:
                 if name not in self._memory or self._memory[name].size < size:
-                    self._memory[name] = np.zeros(size, dtype=np.float32)
+                    self._memory[name] = np.zeros(size, dtype=self._cache_type)
         except MemoryError:
             self._shape = None
-            needed = len(names) * size * 4 / 2**30
+            needed = len(names) * size * self._cache_type.itemsize / 2**30
             raise EngineError(f"no memory for caches of {needed:.1f} GiB: use a smaller batch") from None
 
-    def cache(self, name: str) -> NDArray[np.float32]:
-        """The memory of one cache, float32 (rows, kv_heads, slots, head_size)."""
+    def cache(self, name: str) -> NDArray[Any]:
+        """The memory of one cache, float32 or float16 (rows, kv_heads, slots, head_size)."""
         assert self._shape is not None
         _, rows, slots = self._shape
         shape = (rows, self._bundle.model.kv_heads, slots, self._bundle.model.head_size)
@@ -149,6 +154,12 @@ def place_of(array: NDArray[Any]) -> tuple[str, int, type[np.generic], tuple[int
     return "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
 
 
+def cache_type(session: onnxruntime.InferenceSession) -> np.dtype[Any]:
+    """The type of a step graph's caches."""
+    kinds = {value.type for value in session.get_inputs() if value.name.startswith("key_cache_")}
+    return np.dtype(np.float16 if kinds == {"tensor(float16)"} else np.float32)
+
+
 def cache_names(caches: int) -> list[str]:
     return [f"{kind}_cache_{index}" for index in range(caches) for kind in ("key", "value")]
 
@@ -166,15 +177,20 @@ def load_library() -> Any:
     return onnxruntime
 
 
-def open_session(path: Path, threads: int | None, content: bytes | None = None) -> onnxruntime.InferenceSession:
+def open_session(
+    path: Path, threads: int | None, content: bytes | None = None, trace: Path | None = None
+) -> onnxruntime.InferenceSession:
     """A session on the CPU provider. Raises EngineError where ONNX Runtime refuses the graph.
 
-    `content`: a graph to run in place of the file's, with the weights beside the file.
+    `content`: a graph to run in place of the file's, with the weights beside the file. `trace`: where the library's
+    profiler writes, as the beginning of a file name; None leaves it off.
     """
     runtime = load_library()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
+    if trace is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(trace)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
         return runtime.InferenceSession(

@@ -26,10 +26,10 @@ def check_identity(
         raise EngineError(f"{problem}: rebuild it with `{build_command(bundle.root, identity)}`")
 
     what = f"the {identity['target']} {identity['precision']} engine of {bundle.root}"
-    for part in ("graph", "weights"):
+    for part, other in (("graph", "another graph"), ("weights", "other weights")):
         present = bundle.manifest["files"].get(identity[part], {}).get("sha256")
         if present != identity[f"{part}_sha256"]:
-            refuse(f"{what} was built from another {identity[part]}")
+            refuse(f"{what} was built from {other} than the bundle's {identity[part]}")
     if library is not None and library != identity["library"]:
         refuse(f"{what} was built by {identity['library']}, here is {library}")
     if compute_capability is not None and not runs_on(identity, compute_capability):

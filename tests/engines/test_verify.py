@@ -51,6 +51,6 @@ def test_a_schedule_that_differs_from_its_entry_is_found(bundle_copy: Path) -> N
 )
 def test_a_graph_of_another_kind_is_found(bundle: Path, name: str, file: str, message: str) -> None:
     opened = open_bundle(bundle)
-    check_contract(opened, file, opened.graph(file, "fp32"))
+    check_contract(opened, file, "fp32", opened.graph(file, "fp32"))
     with pytest.raises(VerificationError, match=message):
-        check_contract(opened, name, opened.graph(file, "fp32"))
+        check_contract(opened, name, "fp32", opened.graph(file, "fp32"))

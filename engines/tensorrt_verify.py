@@ -1,0 +1,157 @@
+"""Looks into a TensorRT engine without running it: identity, network, layers, types, and its graph on ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx_ir as ir
+
+from arforge.engines.compare import compare_precision
+from arforge.engines.tensorrt_layers import Layer, attention_kernels, check_layers, expected, is_product, load_layers
+from arforge.engines.tensorrt_library import Library, gpu_compute_capability, load_library, quiet
+from arforge.runner.bundle import Bundle
+from arforge.runner.errors import EngineError, VerificationError
+from arforge.runner.onnxruntime_engine import cache_names
+from arforge.runner.tensorrt_identity import build_command, check_identity, devices
+
+Report = Callable[[str], None]
+COMPARED_STEPS = 16
+TOLERANCE = 3e-2  # of logits, relative to the largest
+
+
+def verify_engine(bundle: Bundle, entry: Mapping[str, Any], report: Report, required: bool = True) -> None:
+    """Check one engine of the manifest; raises EngineError or VerificationError for what is not as it should be.
+
+    Where the library is missing and not `required`, only what needs none is looked at.
+    """
+    identity = read_identity(bundle, entry)
+    name = f"engine {entry['target']} {entry['precision']} {entry['device']}"
+    library = None
+    try:
+        library = load_library(entry["target"])
+    except EngineError as error:
+        if required:
+            raise
+        report(f"{name}: its network was not parsed, since {error}")
+    version = None if library is None else f"{library.target} {library.version}"
+    capability = gpu_compute_capability() if library is not None else None
+    check_identity(bundle, identity, version, capability)
+    report(f"{name}: built by {identity['library']} for {devices(identity)}, from the bundle's present graph")
+    model = ir.load(bundle.path(identity["lowered"]))
+    if library is not None:
+        for line in check_network(bundle, identity, model, library):
+            report(f"{name}: {line}")
+    for line in check_listing(bundle, identity, model):
+        report(f"{name}: {line}")
+    if entry["precision"] == "fp16":  # ONNX Runtime's CPU provider runs no bf16; int8 is compared by `calibrate`
+        found = compare_precision(bundle, "fp16", bundle.default_schedule, COMPARED_STEPS)
+        if not found.largest_error <= TOLERANCE:
+            raise VerificationError(
+                f"{name}: its graph's logits differ from fp32's by {found.largest_error:.1e} of the largest, "
+                f"allowed is {TOLERANCE:.0e}: use bf16"
+            )
+        report(
+            f"{name}: its graph on ONNX Runtime, {bundle.default_schedule}, {found.steps} steps: logits within "
+            f"{found.largest_error:.1e}, likeliest token as fp32's for {100 * found.same_tokens:.1f} % of cells"
+        )
+
+
+def read_identity(bundle: Bundle, entry: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        identity: dict[str, Any] = json.loads(bundle.path(entry["path"]).read_text("utf-8"))
+    except ValueError as error:
+        raise EngineError(f"{entry['path']} is not an engine identity ({error}): rebuild the engine") from None
+    return identity
+
+
+def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, library: Library) -> list[str]:
+    """Parse the graph as the builder did: inputs and outputs, caches updated in place, attention as recorded."""
+    with quiet(f"{library.target} {library.version} cannot read {identity['lowered']}", library.recorder):
+        from polygraphy.backend.trt import network_from_onnx_path
+
+        _, network, _ = network_from_onnx_path(str(bundle.path(identity["lowered"])))
+        kinds = Counter(network.get_layer(index).type.name for index in range(network.num_layers))
+        tensors = {
+            what: {t.name: (t.dtype.name, tuple(t.shape)) for t in (get(index) for index in range(count))}
+            for what, get, count in (
+                ("input", network.get_input, network.num_inputs),
+                ("output", network.get_output, network.num_outputs),
+            )
+        }
+
+    def require(fine: bool, problem: str) -> None:
+        if not fine:
+            again = build_command(bundle.root, identity)
+            raise VerificationError(f"{identity['lowered']}: {problem}. Rebuild the engine with `{again}`")
+
+    caches = cache_names(bundle.model.caches)
+    kind = {"half": "HALF", "bfloat16": "BF16", "float": "FLOAT"}[identity["types"]]
+    for name in caches:
+        given, result = tensors["input"].get(name), tensors["output"].get(f"new_{name}")
+        require(given is not None and given == result, f"cache {name} goes in as {given} and out as {result}")
+        assert given is not None
+        shape = given[1]
+        require(given[0] == kind, f"cache {name} is {given[0]}, expected {kind}")
+        wanted = (bundle.model.kv_heads, identity["slots"], bundle.model.head_size)
+        require(shape[1:] == wanted, f"cache {name} has heads, slots and head size {shape[1:]}, expected {wanted}")
+    others = {"tokens", "positions", "write_index", "mask", "uniforms", "guidance", "temperature"}
+    others |= {"query_positions"} if bundle.model.queries else set()
+    others |= {"top_k", "top_p"} if identity["filters"] else set()
+    found = set(tensors["input"]) - set(caches)
+    require(found == others, f"its inputs are {sorted(found)}, expected {sorted(others)}")
+    tokens = tensors["output"].get("next_tokens", ("missing",))
+    require(tokens[0] == "INT64", f"next_tokens is {tokens[0]}, expected INT64")
+    require(
+        kinds["KV_CACHE_UPDATE"] == len(caches),
+        f"{kinds['KV_CACHE_UPDATE']} of {len(caches)} caches are updated in place",
+    )
+    fused = sum(node.op_type == "Attention" for node in model.graph)
+    require(kinds["ATTENTION_INPUT"] == fused, f"{kinds['ATTENTION_INPUT']} of {fused} attentions are fused")
+    lowering = identity["attention"]["lowering"]
+    require((fused > 0) == (lowering == "fused"), f"attention is not {lowering}, as its identity says")
+    raised, allowed = casts_to_float(model), expected_casts(identity, model)
+    require(raised == allowed, f"{raised} results are cast to float32, expected {allowed}")
+    why = identity["attention"]["reason"]
+    line = f"{len(caches)} caches updated in place, attention {lowering} ({why}), {raised} casts to float32"
+    return [f"network: {line}, inputs and outputs as the format says"]
+
+
+def casts_to_float(model: ir.Model) -> int:
+    low = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    casts = [node for node in model.graph if node.op_type == "Cast" and node.outputs[0].dtype == ir.DataType.FLOAT]
+    return sum(node.inputs[0] is not None and node.inputs[0].dtype in low for node in casts)
+
+
+def expected_casts(identity: Mapping[str, Any], model: ir.Model) -> int:
+    """The logits', and where attention is decomposed the scores' of each, which end in a softmax."""
+    if identity["types"] == "float":
+        return 0
+    softmaxes = sum(node.op_type == "Softmax" for node in model.graph) - 1  # the last is the sampler's
+    return 1 + (softmaxes if identity["attention"]["lowering"] == "decomposed" else 0)
+
+
+def check_listing(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model) -> list[str]:
+    """Check the layers that the builder listed; one line a profile says what they are."""
+    size = bundle.manifest["files"][identity["engine"]]["bytes"]
+    sizes = f"engine of {size} bytes, {identity['slots']} slots, widths {', '.join(map(str, identity['widths']))}"
+    if identity["layers"] is None:
+        return [f"{sizes}; {identity['library']} lists no layers while it builds, so none were looked at"]
+    layers = load_layers(bundle.path(identity["layers"]).read_bytes())
+    problems = check_layers(layers, expected(model, bundle.model.caches), len(identity["profiles"]))
+    if problems:
+        raise VerificationError(f"{identity['engine']}: {problems[0]}")
+    lines = [sizes]
+    for index, profile in enumerate(identity["profiles"]):
+        queries = f", {profile['queries']} queries" if profile["queries"] else ""
+        shape = f"batch {profile['images']}, width {profile['width']}{queries}"
+        lines.append(f"profile {index}, {shape}: {summary([layer for layer in layers if layer.profile == index])}")
+    return lines
+
+
+def summary(layers: list[Layer]) -> str:
+    kinds = Counter(next((t.dtype.lower() for t in layer.inputs), "none") for layer in layers if is_product(layer))
+    products = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
+    return f"{len(layers)} layers, products: {products}, attention kernels: {len(attention_kernels(layers))}"

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from arforge.engines.profiles import Profile, default_widths, plan_profiles, rounded, shapes, used
+from arforge.runner import EngineError, ScheduleError, compile_schedule, open_bundle
+from arforge.runner.plan import make_plan
+
+
+def test_widths_are_rounded_up_by_at_most_a_half_or_to_powers_of_two() -> None:
+    assert [rounded(n, halves=True) for n in range(1, 18)] == [1, 2, 3, 4, 6, 6, 8, 8, *[12] * 4, *[16] * 4, 24]
+    assert [rounded(n, halves=False) for n in range(1, 10)] == [1, 2, 4, 4, 8, 8, 8, 8, 16]
+
+
+def test_the_widest_is_not_padded() -> None:
+    assert default_widths({1, 5, 7, 13}, halves=True) == (1, 6, 8, 13)
+    assert default_widths({28, 3}, halves=False) == (4, 28)
+
+
+@pytest.mark.parametrize("text", ["ntp", "zipar:4", "zipar:2", "zipar:3,holes=masked"])
+@pytest.mark.parametrize("widths", [[], [8], [1, 8]])
+def test_every_step_has_its_profile_and_fits_the_cache(bundle: Path, text: str, widths: list[int]) -> None:
+    opened = open_bundle(bundle)
+    found = plan_profiles(opened, [text], [1, 3], widths)
+    plan = make_plan(opened.schedule(text), found.widths)
+    wanted = {Profile(images, step.width, step.queries) for step in plan.steps for images in (1, 3)}
+    assert wanted == set(found.profiles)
+    assert all(step.write_index + step.width <= found.slots for step in plan.steps)
+    assert found.slots % 8 == 0
+    assert found.slots - plan.slots < 8
+
+
+@pytest.mark.parametrize("steps", range(1, 25, 4))
+def test_random_order_pairs_widths_with_queries(arpg_bundle: Path, steps: int) -> None:
+    opened = open_bundle(arpg_bundle)
+    found = plan_profiles(opened, [f"arpg:{steps}"], [1], [])
+    plan = make_plan(opened.schedule(f"arpg:{steps}"), found.widths)
+    assert {(p.width, p.queries) for p in found.profiles} == {(s.width, s.queries) for s in plan.steps}
+
+
+def test_64_growing_groups_need_a_dozen_profiles() -> None:
+    schedule = compile_schedule("arpg:64", (16, 16))
+    widths = default_widths(used([schedule]), halves=False)
+    assert len({(step.width, step.queries) for step in make_plan(schedule, widths).steps}) <= 12
+
+
+def test_all_stored_schedules_are_the_default(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    stored = [entry["specification"] for entry in opened.manifest["schedules"]]
+    assert plan_profiles(opened, [], [1], []) == plan_profiles(opened, stored, [1], [])
+
+
+def test_shapes_follow_the_step_graph(arpg_bundle: Path) -> None:
+    opened = open_bundle(arpg_bundle)
+    found = shapes(opened, Profile(images=2, width=3, queries=5), slots=40)
+    assert found["tokens"] == (4, 3)
+    assert found["mask"] == (4, 1, 3, 40)
+    assert found["uniforms"] == (2, 5)
+    assert found["query_positions"] == (4, 5)
+    assert found["value_cache_2"] == (4, 4, 40, 16)
+    assert len([name for name in found if "cache" in name]) == 2 * opened.model.caches
+
+
+def test_wishes_that_do_not_fit_are_refused(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    with pytest.raises(EngineError, match=r"schedule zipar:2 needs steps of 5, .* asked for is 4: add --width 5"):
+        plan_profiles(opened, [], [1], [2, 4])
+    with pytest.raises(EngineError, match=r"images \[0\] must all be at least 1"):
+        plan_profiles(opened, [], [0], [])
+    with pytest.raises(EngineError, match=r"widths \[-1\] must all be at least 1"):
+        plan_profiles(opened, [], [1], [-1])
+    with pytest.raises(ScheduleError, match="does not fit a llamagen model"):
+        plan_profiles(opened, ["par:4"], [1], [])
+    with pytest.raises(EngineError, match="300 profiles are more than 256"):
+        plan_profiles(opened, ["ntp"], range(1, 301), [])
