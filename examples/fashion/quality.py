@@ -75,7 +75,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--samples", default=SAMPLES, show_default=True, help="Images a set.")
+@click.option("--samples", default=SAMPLES, show_default=True, help="Training images a set.")
 @OUTPUT
 @FOLDER
 def sets(samples: int, output: Path, folder: Path) -> None:
@@ -85,7 +85,7 @@ def sets(samples: int, output: Path, folder: Path) -> None:
 
 
 @main.command()
-@click.option("--samples", default=SAMPLES, show_default=True, help="Images a schedule; also real ones.")
+@click.option("--samples", default=SAMPLES, show_default=True, help="Images a schedule, and training images.")
 @click.option("--guidance-samples", default=GUIDANCE_SAMPLES, show_default=True)
 @click.option("--family", "families", type=click.Choice(list(SCHEDULES)), multiple=True, help="[default: all shipped]")
 @click.option("--schedule", "chosen", multiple=True, help="[default: all of the family]")
@@ -110,9 +110,10 @@ def measure(
     reference = quality.gaussian_of(sets["test"], extractor)
     classifier = Classifier(demo.CHECKPOINTS / "classifier.onnx", sets["test"].size, len(data.CLASSES), threads)
     figures = start(file, extractor, sets["test"])
-    if not figures["floor"]:
+    if not figures["floor"] or figures["samples"] != samples:
         test, labels = data.load("t10k", folder)
-        figures["class_accuracy_of_test_images"] = classifier.hits(data.rgb(test[:samples]), labels[:samples]) / samples
+        figures["class_accuracy_of_test_images"] = classifier.hits(data.rgb(test), labels) / len(labels)
+        figures["samples"] = samples
         figures["floor"] = floors(sets, current_bundle(wanted[0], output), extractor, reference)
         quality.save_json(file, figures)
     for family in wanted:
@@ -226,11 +227,11 @@ def render(file: Path) -> None:
 
 
 def real_sets(output: Path, folder: Path, count: int) -> dict[str, ImageSet]:
-    """The test images and stretches of the training images, as array files in `output`."""
+    """The test images, and stretches of `count` training images, as array files in `output`."""
     output.mkdir(parents=True, exist_ok=True)
     test, _ = data.load("t10k", folder)
     train, _ = data.load("train", folder)
-    pieces = {"test": test[:count]} | {f"train-{first}": train[first : first + count] for first in FLOORS}
+    pieces = {"test": test} | {f"train-{first}": train[first : first + count] for first in FLOORS}
     sets = {}
     for name, images in pieces.items():
         if len(images) > 1:
@@ -250,8 +251,8 @@ def start(file: Path, extractor: FeatureExtractor, reference: ImageSet) -> dict[
     kept = json.loads(file.read_text()) if file.exists() else {}
     if any(kept.get(name) != value for name, value in facts.items()):
         kept = {}
-    empty: dict[str, Any] = {"floor": [], "guidance": [], "schedules": []}
-    return empty | kept | facts | quality.environment() | {"samples": reference.count}
+    empty: dict[str, Any] = {"samples": 0, "floor": [], "guidance": [], "schedules": []}
+    return empty | kept | facts | quality.environment()
 
 
 def floors(

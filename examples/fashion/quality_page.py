@@ -56,11 +56,14 @@ def write_pictures(file: Path) -> None:
         "quality-options.png": [row for row in timed if row["schedule"].startswith(("zipar", "arpg:16"))],
     }
     for name, rows in pictures.items():
+        if not rows:  # of families that are not measured yet
+            continue
         save_plot(file.with_name(name), [point(row) for row in rows], floor, caption)
 
 
 def first_seeds(figures: dict[str, Any]) -> list[Row]:
-    return [row for row in figures["schedules"] if row["first_seed"] == 0]
+    """The rows of the tables; not those of another number of samples, which a run has yet to replace."""
+    return [row for row in figures["schedules"] if row["first_seed"] == 0 and row["samples"] == figures["samples"]]
 
 
 def taken(rows: Sequence[Row], family: str) -> float:
