@@ -72,7 +72,7 @@ def arpg(
         places = range(done, done + size)
         done += size
         targets = tuple(Target(row, sequence[place]) for row, place in enumerate(places))
-        weight = done / cells if cfg == "linear" else 1.0
+        weight = float(np.float32(done / cells)) if cfg == "linear" else 1.0  # as a schedule file holds it
         compiled.append(Step(inputs, targets, commit=len(inputs), guidance=weight))
         inputs = tuple(map(known, places))
     return Schedule(specification, grid, tuple(compiled), queries=True, kept=tuple(kept))

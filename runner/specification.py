@@ -143,7 +143,7 @@ def require_specials(schedule: Schedule, specials: int) -> None:
 
 
 def _integer(text: str, what: str) -> int:
-    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+    if not re.fullmatch(r"-?[0-9]{1,19}", text):
         raise ScheduleError(f"{what} needs a whole number, not {text!r}")
     return int(text)
 

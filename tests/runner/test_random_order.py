@@ -31,11 +31,17 @@ def test_groups_fill_the_grid_in_exactly_the_steps_asked_for(cells: int, ratio: 
 def test_schedules_of_any_grid_and_steps_are_sound(height: int, width: int, data: st.DataObject) -> None:
     steps = data.draw(st.integers(1, height * width))
     ratio = data.draw(st.sampled_from(RATIOS))
-    seed = data.draw(st.integers(0, 2**62))
+    seed = data.draw(st.integers(0, 2**63 - 1))
     schedule = compile_schedule(f"arpg:{steps},ratio={ratio},order={seed}", (height, width))
     assert len(schedule.steps) == steps
     assert list(schedule.order) == random_order(height * width, seed)
     assert schedule.queries
+
+
+def test_the_largest_order_seed_is_taken() -> None:
+    assert list(compile_schedule(f"arpg:2,order={2**63 - 1}", (3, 3)).order) == random_order(9, 2**63 - 1)
+    with pytest.raises(ScheduleError, match="order seed 9223372036854775808 is out of range"):
+        compile_schedule(f"arpg:2,order={2**63}", (3, 3))
 
 
 def test_groups_grow_slowly_at_first_with_arccos_and_hardly_with_few_steps() -> None:
@@ -70,6 +76,8 @@ def test_guidance_grows_with_the_cells_decided_or_is_constant() -> None:
     linear = compile_schedule("arpg:4", (4, 4))
     done = np.cumsum([len(step.targets) for step in linear.steps])
     assert [step.guidance for step in linear.steps] == (done / 16).tolist()
+    # a schedule that is compiled and one that is read from its file give the same scale
+    assert all(step.guidance == np.float32(step.guidance) for step in compile_schedule("arpg:5", (3, 5)).steps)
     assert {step.guidance for step in compile_schedule("arpg:4,cfg=constant", (4, 4)).steps} == {1.0}
 
 
