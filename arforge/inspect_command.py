@@ -65,6 +65,12 @@ def command(bundle: Path, as_json: bool) -> None:
         click.echo(
             f"  {engine['target']} {engine['precision']} for {engine['device']}: {engine['library']}, widths {widths}"
         )
+        if "profiles" in engine:
+            attention = engine["attention"]
+            click.echo(
+                f"    {len(engine['profiles'])} profiles, {engine['slots']} slots, attention {attention['lowering']} "
+                f"({attention['reason']}), {'with' if engine['filters'] else 'without'} top-k and top-p"
+            )
     if not facts["engines"]:
         click.echo(f"  none; build one: arforge build {bundle} --target onnxruntime")
     source = facts["provenance"]
@@ -86,7 +92,7 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
         }
         for entry in bundle.manifest["schedules"]
     ]
-    engines = [bundle.engine(entry["target"], entry["precision"]) for entry in bundle.manifest["engines"]]
+    engines = [bundle.identity(entry) for entry in bundle.manifest["engines"]]
     decoder_only = model.layers * model.cells * cache_slot_bytes
     return {
         **bundle.manifest,

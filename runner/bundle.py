@@ -123,15 +123,19 @@ class Bundle:
         """The identity of an engine. Raises EngineError where it is not built."""
         for entry in self.manifest["engines"]:
             if (entry["target"], entry["precision"]) == (target, precision):
-                identity = _read_json(self.path(entry["path"]))
-                if not isinstance(identity, dict):
-                    raise EngineError(f"{entry['path']} is not an engine identity: rebuild the engine")
-                return identity
+                return self.identity(entry)
         built = ", ".join(f"{e['target']} {e['precision']}" for e in self.manifest["engines"]) or "none"
         raise EngineError(
             f"{self.root} has no {target} {precision} engine (built: {built}). "
             f"Build it: arforge build {self.root} --target {target} --precision {precision}"
         )
+
+    def identity(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """What an engine of the manifest was made from, by what and for what. Raises EngineError for another file."""
+        identity = _read_json(self.path(entry["path"]))
+        if not isinstance(identity, dict):
+            raise EngineError(f"{entry['path']} is not an engine identity: rebuild the engine")
+        return identity
 
     def check_hashes(self, progress: Callable[[str], None] = lambda path: None) -> None:
         """Compare every file with its sha256. Raises HashError for the first that differs."""

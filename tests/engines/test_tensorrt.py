@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from tiny import random_weights
 
+from arforge.cli import main
 from arforge.engines import tensorrt, tensorrt_library
 from arforge.engines.tensorrt import Job, build
 from arforge.engines.tensorrt_layers import (
@@ -362,3 +365,11 @@ def test_a_dry_run_for_tensorrt(bundle_copy: Path) -> None:
     assert any(word.startswith("--maxShapes=tokens:4x1,") and "key_cache_0:4x4x64x16" in word for word in words)
     with pytest.raises(EngineError, match="leave --compute-capability out"):
         dry_run(Job(bundle_copy, "tensorrt", "fp16", ["8.6"]))
+
+
+def test_inspect_shows_what_an_engine_was_built_for(rtx_bundle: Path, rtx_arpg_bundle: Path) -> None:
+    text = CliRunner().invoke(main, ["inspect", str(rtx_bundle)]).output
+    assert re.search(r"tensorrt-rtx fp16 for sm86\+sm120: tensorrt-rtx 1\.\d.*, widths 1, 2, 4$", text, re.MULTILINE)
+    assert re.search(r"^    3 profiles, \d+ slots, attention fused \(.*\), without top-k", text, re.MULTILINE)
+    text = CliRunner().invoke(main, ["inspect", str(rtx_arpg_bundle)]).output
+    assert "attention decomposed (several layers read one cache" in text
