@@ -77,7 +77,8 @@ def command(
     from arforge.calibration.features import FeatureExtractor, feature_side
     from arforge.calibration.frechet import frechet_distance
     from arforge.calibration.image_set import open_image_set
-    from arforge.calibration.quality_plot import Point, require_matplotlib, save_plot
+    from arforge.calibration.quality_plot import Point, save_plot
+    from arforge.runner.profile_page import require_matplotlib
     from arforge.runner.request import Request
     from arforge.runner.runner import Runner
 

@@ -7,7 +7,6 @@ comparable with published FIDs.
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from arforge.calibration.features import DIMENSIONS, FeatureExtractor
 from arforge.calibration.frechet import MINIMUM, Gaussian, Moments, frechet_distance
 from arforge.calibration.image_set import ImageSet
 from arforge.runner.bundle import Bundle
+from arforge.runner.device import device_name
 from arforge.runner.errors import EvaluationError
 from arforge.runner.images import write_whole
 from arforge.runner.request import MAX_SEED, Request, whole
@@ -31,7 +31,6 @@ MEASURE = (
     "Fréchet distance of EfficientNet-Lite0 features: not Inception's, not comparable with published FIDs; compare "
     "equal numbers of samples and one input side only"
 )
-CPU_FACTS = Path("/proc/cpuinfo")
 
 Progress = Callable[[int, int], None]
 """Called with the images done and the images of all."""
@@ -195,10 +194,3 @@ def environment() -> dict[str, Any]:
             **{name: version(name) for name in ("numpy", "onnxruntime")},
         },
     }
-
-
-def device_name() -> str:
-    """The processor by its name, and its cores."""
-    lines = CPU_FACTS.read_text("utf-8").splitlines() if CPU_FACTS.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
-from arforge.runner.errors import EvaluationError
 from arforge.runner.images import write_whole
+from arforge.runner.profile_page import require_matplotlib
 
 AXIS = "Fréchet distance of EfficientNet-Lite0 features"
 LOGARITHMIC = 8  # ratio of the largest to the smallest value from which an axis is logarithmic
@@ -26,7 +25,7 @@ class Point:
 def save_plot(path: Path, points: Sequence[Point], floor: float | None, caption: str) -> None:
     """Write a PNG of two panels; `floor`: the distance of real images, as a line; `caption`: device and settings.
 
-    Raises EvaluationError where matplotlib is not installed, RequestError where the file cannot be written.
+    Raises RequestError where matplotlib is not installed or the file cannot be written.
     """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -66,12 +65,6 @@ def save_plot(path: Path, points: Sequence[Point], floor: float | None, caption:
     if left.get_legend_handles_labels()[1]:
         left.legend(fontsize=8)
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=110))
-
-
-def require_matplotlib() -> None:
-    """Raise EvaluationError where matplotlib is not installed: before hours of work, not after."""
-    if find_spec("matplotlib") is None:
-        raise EvaluationError("a plot needs matplotlib: pip install 'arforge[evaluate]'")
 
 
 def spread(values: Sequence[float]) -> float:
