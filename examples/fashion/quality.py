@@ -34,7 +34,7 @@ from arforge.runner.onnxruntime_engine import open_session
 from arforge.runner.request import Request
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0)
+GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 GUIDANCE_SAMPLES = 1000
 SAMPLES = 10_000
 BATCH = 100
@@ -50,12 +50,13 @@ ZIPAR_OPTIONS = (
 SCHEDULES = {
     "llamagen": (
         *("ntp", "zipar:6", "zipar:4", "zipar:3", "zipar:2"),
-        *(f"zipar:{window},{option}" for window in (2, 4, 3, 6) for option in ZIPAR_OPTIONS),
+        *(f"zipar:{window},{option}" for window in (2, 4) for option in ZIPAR_OPTIONS),
     ),
     "par": ("par:4",),
     "arpg": (
         *("arpg:64", "arpg:32", "arpg:16", "arpg:8", "arpg:4"),
         *(f"arpg:16,{option}" for option in ("ratio=cosine", "cfg=constant", "order=1", "groups=causal")),
+        "arpg:8,groups=causal",
     ),
 }
 OTHER_SEEDS = (10_000, 20_000)  # the first schedule again, for the spread of the measure
