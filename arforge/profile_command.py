@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from dataclasses import replace
@@ -108,7 +107,7 @@ def measure(
 ) -> dict[str, Any]:
     """Every figure but those by operator."""
     from arforge.runner.bundle import open_bundle
-    from arforge.runner.device import device_name, peak_memory, streaming_bandwidth
+    from arforge.runner.device import peak_memory
     from arforge.runner.errors import RequestError
     from arforge.runner.profile import TimedEngine, Traffic, against_first, profile_schedule, summary
     from arforge.runner.runner import Runner, open_engine
@@ -125,9 +124,9 @@ def measure(
     traffic = Traffic.of(opened, precision, engine.cache_type)
     with Runner(opened, engine) as runner:
         profiles = [profile_schedule(runner, engine, schedule, settings) for schedule in chosen]
+        peak = peak_memory()  # before the bandwidth is measured, which takes memory of its own
+        bandwidth, device = engine.bandwidth(), engine.device
     assert engine.first_step is not None
-    peak = peak_memory()  # before the bandwidth is measured, which takes memory of its own
-    bandwidth = streaming_bandwidth(threads or os.cpu_count() or 1) if target == "onnxruntime" else None
     rows = [summary(profile, traffic, bandwidth) for profile in profiles]
     if rows and all(row["ms_per_image"] is not None for row in rows):
         rows = [{**row, **saved} for row, saved in zip(rows, against_first(rows), strict=True)]
@@ -135,7 +134,7 @@ def measure(
         "bundle": bundle.name,
         "family": opened.model.family,
         "variant": opened.model.variant,
-        "device": device_name(),
+        "device": device,
         "versions": versions(target),
         "target": target,
         "precision": precision,

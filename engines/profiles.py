@@ -93,7 +93,7 @@ def shapes(bundle: Bundle, profile: Profile, slots: int) -> Shapes:
         "tokens": (rows, profile.width),
         "positions": (rows, profile.width),
         "write_index": (rows,),
-        "mask": (rows, 1, profile.width, slots),
+        "mask": (1, 1, profile.width, slots),
         "uniforms": (profile.images, profile.queries or profile.width),
     }
     if model.queries:

@@ -65,10 +65,12 @@ def lower_step(
 
 def fix_dimensions(model: ir.Model, caches: int, slots: int, images: int | None) -> None:
     """Give the slots of the caches their number wherever it stands, and rows and images theirs if it is just one."""
-    inputs = {value.name: value.shape for value in model.graph.inputs}
-    cache, uniforms = inputs[cache_names(caches)[0]], inputs["uniforms"]
+    inputs = {value.name: value for value in model.graph.inputs}
+    cache, uniforms, mask = (inputs[name].shape for name in (cache_names(caches)[0], "uniforms", "mask"))
     assert cache is not None
     assert uniforms is not None
+    assert mask is not None
+    inputs["mask"].shape = ir.Shape([1, *mask[1:]])  # one for all rows: they are at the same step
     sizes = {cache[2]: slots}
     if images is not None:
         sizes |= {cache[0]: guided_rows(images, guided=True), uniforms[0]: images}

@@ -19,7 +19,7 @@ class StepBuffers:
     tokens: NDArray[np.int64]  # (rows, width)
     positions: NDArray[np.int64]  # (rows, width)
     write_index: NDArray[np.int64]  # (rows)
-    mask: NDArray[np.bool_]  # (rows, 1, width, slots)
+    mask: NDArray[np.bool_]  # (rows, 1, width, slots), or (1, 1, width, slots) where the engine needs just one
     uniforms: NDArray[np.float32]  # (images, outputs)
     next_tokens: NDArray[np.int64]  # (images, outputs), output
     query_positions: NDArray[np.int64] | None = None  # (rows, queries)
@@ -39,6 +39,15 @@ class Scalars:
 class Engine(Protocol):
     widths: tuple[int, ...] | None
     """Step widths that it was built for; None where it takes any."""
+    largest_batch: int | None
+    """Images that it decodes together at most; None where it takes any number."""
+
+    @property
+    def device(self) -> str:
+        """What it runs on, for figures."""
+
+    def bandwidth(self) -> float:
+        """Bytes a second that it can read from memory there, measured now."""
 
     @property
     def cache_type(self) -> np.dtype[Any]:

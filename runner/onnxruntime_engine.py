@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.bundle import Bundle
+from arforge.runner.device import device_name, streaming_bandwidth
 from arforge.runner.engine import Scalars, StepBuffers
 from arforge.runner.errors import EngineError
 
@@ -22,6 +24,8 @@ UNWANTED = ["CommonSubexpressionElimination"]
 
 class OnnxRuntimeEngine:
     """Runs a bundle's graphs on the CPU provider."""
+
+    largest_batch: int | None = None
 
     def __init__(
         self,
@@ -58,6 +62,13 @@ class OnnxRuntimeEngine:
         check_identity(bundle, identity)
         widths = identity.get("widths")
         return cls(bundle, precision, threads, None if widths is None else tuple(widths))
+
+    @property
+    def device(self) -> str:
+        return device_name()
+
+    def bandwidth(self) -> float:
+        return streaming_bandwidth(self._threads or os.cpu_count() or 1)
 
     @property
     def cache_type(self) -> np.dtype[Any]:

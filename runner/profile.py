@@ -70,7 +70,7 @@ class TimedEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.widths = engine.widths
+        self.widths, self.largest_batch = engine.widths, engine.largest_batch
         self.prepared = 0.0
         self.first_step: float | None = None  # when the first step of all ended
         self.seconds: list[float] = []
@@ -78,6 +78,13 @@ class TimedEngine:
     @property
     def scalars(self) -> Scalars:
         return self._engine.scalars
+
+    @property
+    def device(self) -> str:
+        return self._engine.device
+
+    def bandwidth(self) -> float:
+        return self._engine.bandwidth()
 
     @property
     def cache_type(self) -> np.dtype[Any]:
