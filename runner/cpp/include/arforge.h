@@ -1,0 +1,132 @@
+/* The C interface of the arforge runner.
+ *
+ * Functions that can fail return a status; arforge_last_error() says in words what went wrong in this thread's last
+ * failed call. Structs start with their own size, which arforge_options_init and arforge_request_init fill in, so
+ * that a library can be newer than its caller. Handles are opaque; each is freed by the function named for it.
+ */
+#ifndef ARFORGE_H
+#define ARFORGE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32) && defined(ARFORGE_SHARED)
+#ifdef ARFORGE_BUILDING
+#define ARFORGE_API __declspec(dllexport)
+#else
+#define ARFORGE_API __declspec(dllimport)
+#endif
+#elif defined(__GNUC__)
+#define ARFORGE_API __attribute__((visibility("default")))
+#else
+#define ARFORGE_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Changes when a function or struct here changes in a way that old callers would notice. */
+#define ARFORGE_ABI_VERSION 1
+
+typedef enum arforge_status {
+  ARFORGE_OK = 0,
+  ARFORGE_ERROR_ARGUMENT = 1,       /* a null pointer, or a struct whose size is not known */
+  ARFORGE_ERROR_REQUEST = 2,        /* a request with arguments out of range */
+  ARFORGE_ERROR_SCHEDULE = 3,       /* a schedule that cannot be compiled or breaks a rule */
+  ARFORGE_CANCELLED = 4,            /* the caller cancelled between two steps */
+  ARFORGE_ERROR_BUNDLE = 5,         /* no bundle, or one without a graph that is asked for */
+  ARFORGE_ERROR_MANIFEST = 6,       /* manifest.json is missing, no JSON, or does not follow the format */
+  ARFORGE_ERROR_FORMAT_VERSION = 7, /* written by a newer arforge */
+  ARFORGE_ERROR_PATH = 8,           /* a path leaves the bundle or goes through a link */
+  ARFORGE_ERROR_MISSING_FILE = 9,
+  ARFORGE_ERROR_FILE_SIZE = 10,
+  ARFORGE_ERROR_HASH = 11,
+  ARFORGE_ERROR_ENGINE = 12, /* not built, of another graph, refused by ONNX Runtime, or without its provider */
+  ARFORGE_ERROR_MEMORY = 13,
+  ARFORGE_ERROR_INTERNAL = 14,
+} arforge_status;
+
+typedef struct arforge_runner arforge_runner;
+typedef struct arforge_result arforge_result;
+
+typedef struct arforge_options {
+  size_t size;
+  const char* precision; /* default "fp32" */
+  const char* provider;  /* default "cpu"; also cuda, tensorrt, tensorrt-rtx */
+  const char* plugin;    /* tensorrt-rtx: the provider's library; default: its usual name */
+  int32_t threads;       /* CPU threads; default 0: one a core */
+  int32_t check_hashes;  /* default 0; otherwise every file of the bundle is read and its sha256 compared */
+} arforge_options;
+
+/* Called after every step; a value other than 0 cancels the request. */
+typedef int32_t (*arforge_progress)(void* user, int64_t done, int64_t steps);
+
+typedef struct arforge_request {
+  size_t size;
+  const int64_t* classes; /* (images) */
+  const uint64_t* seeds;  /* (images); default NULL: 0, 1, ... */
+  size_t images;
+  const char* schedule; /* such as "zipar:16"; default NULL: the bundle's first */
+  double guidance;      /* 1 is off; default NaN, here and below: the bundle's */
+  double temperature;   /* 0 is greedy */
+  double top_p;         /* 1 is off */
+  int64_t top_k;        /* 0 is off; default -1: the bundle's */
+  int32_t greedy;       /* default 0 */
+  int64_t batch;        /* images decoded at a time; default 32 */
+  const int64_t* known; /* tokens that stay, -1 where to decide; default NULL */
+  size_t known_images;  /* 1 for all images, or one an image */
+  size_t known_rows;
+  size_t known_columns;
+  arforge_progress progress; /* default NULL */
+  void* user;                /* given to progress */
+} arforge_request;
+
+typedef struct arforge_facts {
+  size_t size;
+  int64_t classes;
+  int64_t rows; /* of the grid */
+  int64_t columns;
+  int64_t vocabulary;
+  int64_t downsampling; /* pixels a token, a side; 0 where the bundle has no tokenizer */
+} arforge_facts;
+
+ARFORGE_API int32_t arforge_abi_version(void);
+
+/* Never NULL; valid until this thread's next failed call. */
+ARFORGE_API const char* arforge_last_error(void);
+
+ARFORGE_API void arforge_options_init(arforge_options* options);
+ARFORGE_API void arforge_request_init(arforge_request* request);
+
+/* `options` may be NULL. */
+ARFORGE_API arforge_status arforge_open(const char* bundle, const arforge_options* options, arforge_runner** runner);
+ARFORGE_API void arforge_close(arforge_runner* runner);
+
+/* `facts->size` must be set to sizeof(arforge_facts). */
+ARFORGE_API arforge_status arforge_runner_facts(const arforge_runner* runner, arforge_facts* facts);
+
+ARFORGE_API arforge_status arforge_generate(arforge_runner* runner, const arforge_request* request,
+                                            arforge_result** result);
+ARFORGE_API void arforge_result_free(arforge_result* result);
+
+/* int64 (images, rows * columns), raster order; valid until the result is freed. */
+ARFORGE_API const int64_t* arforge_result_tokens(const arforge_result* result, size_t* images, size_t* rows,
+                                                 size_t* columns);
+/* uint8 (images, height, width, 3); NULL where the bundle has no tokenizer. */
+ARFORGE_API const uint8_t* arforge_result_pixels(const arforge_result* result, size_t* height, size_t* width);
+/* Engine calls an image took. */
+ARFORGE_API int64_t arforge_result_steps(const arforge_result* result);
+/* Wall clock of decoding tokens, of that inside ONNX Runtime, and of tokens to pixels. */
+ARFORGE_API void arforge_result_seconds(const arforge_result* result, double* decoding, double* engine, double* images);
+
+/* Tokens (images, height / downsampling, width / downsampling) of pixels (images, height, width, 3); `tokens` must
+ * have room for them: `capacity` entries. */
+ARFORGE_API arforge_status arforge_encode(arforge_runner* runner, const uint8_t* pixels, size_t images, size_t height,
+                                          size_t width, int64_t* tokens, size_t capacity);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

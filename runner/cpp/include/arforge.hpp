@@ -1,0 +1,131 @@
+// The C++ runner: opens a bundle and generates the same tokens as the Python runner.
+//
+//   arforge::Runner runner = arforge::Runner::open("llamagen-l.bundle");
+//   arforge::Request request;
+//   request.classes = {207, 360};
+//   request.schedule = "zipar:16";
+//   arforge::Result result = runner.generate(request);
+//
+// All errors are arforge::Error. Link arforge::arforge (CMake: find_package(arforge)).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "arforge.h"
+
+namespace arforge {
+
+// What went wrong; the values are those of the C interface.
+enum class Code : int {
+  argument = ARFORGE_ERROR_ARGUMENT,
+  request = ARFORGE_ERROR_REQUEST,
+  schedule = ARFORGE_ERROR_SCHEDULE,
+  cancelled = ARFORGE_CANCELLED,
+  bundle = ARFORGE_ERROR_BUNDLE,
+  manifest = ARFORGE_ERROR_MANIFEST,
+  format_version = ARFORGE_ERROR_FORMAT_VERSION,
+  path = ARFORGE_ERROR_PATH,
+  missing_file = ARFORGE_ERROR_MISSING_FILE,
+  file_size = ARFORGE_ERROR_FILE_SIZE,
+  hash = ARFORGE_ERROR_HASH,
+  engine = ARFORGE_ERROR_ENGINE,
+  memory = ARFORGE_ERROR_MEMORY,
+  internal = ARFORGE_ERROR_INTERNAL,
+};
+
+class ARFORGE_API Error : public std::runtime_error {
+public:
+  Error(Code code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  [[nodiscard]] Code code() const noexcept { return code_; }
+
+private:
+  Code code_;
+};
+
+struct Options {
+  std::string precision = "fp32"; // of an engine that `arforge build --target onnxruntime` made
+  std::string provider = "cpu";   // cpu, cuda, tensorrt, tensorrt-rtx
+  std::string plugin;             // tensorrt-rtx: the provider's library; empty: its usual name
+  int threads = 0;                // CPU threads; 0: one a core
+  bool check_hashes = false;      // read every file of the bundle and compare its sha256
+};
+
+struct Request {
+  std::vector<std::int64_t> classes; // (images)
+  std::vector<std::uint64_t> seeds;  // (images), or empty: 0, 1, ...
+  std::string schedule;              // a specification such as "zipar:16"; empty: the bundle's first
+  std::optional<double> guidance;    // 1 is off; here and below, nothing means the bundle's default
+  std::optional<double> temperature; // 0 is greedy
+  std::optional<std::int64_t> top_k; // 0 is off
+  std::optional<double> top_p;       // 1 is off
+  bool greedy = false;               // temperature 0
+  std::int64_t batch = 32;           // images decoded at a time
+
+  // Tokens that stay (models of random order): (rows, columns), or (images, rows, columns); -1 where to decide.
+  std::vector<std::int64_t> known;
+  std::int64_t known_rows = 0, known_columns = 0;
+
+  // Called after every step, with the steps done and all steps of the request; false cancels.
+  std::function<bool(std::int64_t done, std::int64_t steps)> progress;
+  const std::atomic<bool>* cancel = nullptr; // looked at before every step; true cancels
+};
+
+struct Result {
+  std::vector<std::int64_t> tokens; // (images, rows * columns), raster order
+  std::int64_t images = 0;
+  std::int64_t rows = 0, columns = 0; // of the grid: the model's, or that of the known tokens
+
+  std::vector<std::uint8_t> pixels; // (images, height, width, 3); empty where the bundle has no tokenizer
+  std::int64_t height = 0, width = 0;
+
+  std::int64_t steps = 0;    // engine calls an image took
+  double seconds = 0;        // decoding of tokens, wall clock
+  double engine_seconds = 0; // of these, inside ONNX Runtime
+  double image_seconds = 0;  // tokens to pixels, wall clock
+};
+
+// What a caller may want to know of an open bundle.
+struct Facts {
+  std::string family;
+  std::int64_t classes = 0;
+  std::int64_t rows = 0, columns = 0; // of the grid
+  std::int64_t vocabulary = 0;        // image tokens are [0, vocabulary)
+  std::int64_t downsampling = 0;      // pixels a token, a side; 0 where the bundle has no tokenizer
+  std::vector<std::string> schedules; // stored in the bundle; others are compiled
+  double guidance = 1, temperature = 1, top_p = 1;
+  std::int64_t top_k = 0;
+};
+
+// Generates images from one bundle. Calls from several threads take turns.
+class ARFORGE_API Runner {
+public:
+  static Runner open(const std::filesystem::path& bundle, const Options& options = {});
+
+  Runner(Runner&&) noexcept;
+  Runner& operator=(Runner&&) noexcept;
+  ~Runner();
+
+  // Throws Error: request or schedule for arguments that do not fit, cancelled, engine.
+  [[nodiscard]] Result generate(const Request& request);
+
+  // Tokens (images, height / downsampling, width / downsampling) of pixels (images, height, width, 3).
+  [[nodiscard]] std::vector<std::int64_t> encode(const std::uint8_t* pixels, std::int64_t images, std::int64_t height,
+                                                 std::int64_t width);
+
+  [[nodiscard]] const Facts& facts() const;
+
+private:
+  struct Parts;
+  explicit Runner(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+} // namespace arforge

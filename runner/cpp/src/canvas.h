@@ -1,0 +1,33 @@
+// The tokens of a request before decoding, and the windows in which a model decodes them. A canvas is the model's own
+// grid or a larger one, with some cells known; a model sees one window of its own grid at a time.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "arforge.hpp"
+#include "bundle.h"
+
+namespace arforge {
+
+inline constexpr std::int64_t UNKNOWN = -1;
+
+struct Window {
+  std::vector<std::int64_t> cells; // (the model's cells) the canvas cell of each
+  std::vector<std::int32_t> kept;  // cells of the model's grid that are known when the window's turn comes
+};
+
+struct Canvas {
+  std::int64_t rows, columns;
+  std::vector<std::int64_t> tokens; // (images, cells), UNKNOWN where to decide
+  std::vector<Window> windows;
+
+  [[nodiscard]] std::int64_t cells() const { return rows * columns; }
+  // Whether the model decodes its own grid with nothing known.
+  [[nodiscard]] bool plain() const { return windows.size() == 1 && windows.front().kept.empty(); }
+};
+
+// Throws Error (request) for known tokens of another shape or out of range, or nothing to decide.
+Canvas make_canvas(const Request& request, const Model& model);
+
+} // namespace arforge

@@ -1,0 +1,254 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <set>
+
+#include "text.h"
+
+namespace arforge {
+namespace {
+
+// The product of sizes that are not negative; throws where no memory could be as large.
+std::size_t product(std::initializer_list<std::int64_t> sizes) {
+  std::size_t result = 1;
+  for (const std::int64_t size : sizes) {
+    if (size > 0 &&
+        result > static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()) / static_cast<std::size_t>(size)) {
+      throw std::bad_alloc();
+    }
+    result *= static_cast<std::size_t>(size);
+  }
+  return result;
+}
+
+// A tensor over a buffer that holds just as much as the shape says.
+template <class T>
+Ort::Value tensor(const Ort::MemoryInfo& host, std::vector<T>& buffer, const std::vector<std::int64_t>& shape,
+                  ONNXTensorElementDataType type = Ort::TypeToTensorType<T>::type) {
+  return Ort::Value::CreateTensor(host, buffer.data(), buffer.size() * sizeof(T), shape.data(), shape.size(), type);
+}
+
+template <class T>
+Ort::Value scalar(const Ort::MemoryInfo& host, T& place) {
+  const std::int64_t one = 1;
+  return Ort::Value::CreateTensor<T>(host, &place, 1, &one, 1);
+}
+
+std::size_t bytes_of(ONNXTensorElementDataType type) {
+  switch (type) {
+  case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+    return 4;
+  case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+  case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+    return 2;
+  default:
+    return 0;
+  }
+}
+
+} // namespace
+
+Engine::Engine(const Bundle& bundle, const EngineIdentity& identity, const Options& options)
+    : bundle_(bundle), options_(options), widths_(identity.widths), env_(open_environment()) {
+  session_ = open_session(env_, identity.graph, options_, false);
+  host_ = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault);
+  check_graph();
+}
+
+// The graph's inputs are those of the bundle's model: what is bound and allocated rests on it.
+void Engine::check_graph() {
+  const Model& model = bundle_.model;
+  const std::vector<std::string> given = session_.GetInputNames();
+  const auto refuse = [&](const std::string& problem) {
+    throw Error(Code::engine, text("the step graph of ", bundle_.root.string(), " ", problem, ": export it again"));
+  };
+  std::set<std::string> expected = {"tokens",   "positions",   "write_index", "mask", "uniforms",
+                                    "guidance", "temperature", "top_k",       "top_p"};
+  if (model.queries) {
+    expected.insert("query_positions");
+  }
+  const std::size_t fixed = expected.size();
+  if (given.size() != fixed + 2 * static_cast<std::size_t>(model.caches)) {
+    refuse(text("has ", given.size(), " inputs, the manifest's ", model.caches, " caches ask for ",
+                fixed + 2 * static_cast<std::size_t>(model.caches)));
+  }
+  const std::vector<Ort::ConstMemoryInfo> places = session_.GetMemoryInfoForInputs();
+  for (std::int64_t index = 0; index < model.caches; index++) {
+    for (const char* kind : {"key", "value"}) {
+      caches_.push_back({text(kind, "_cache_", index), Ort::Value{nullptr}, Ort::Value{nullptr}, {}});
+      expected.insert(caches_.back().name);
+    }
+  }
+  if (expected != std::set<std::string>(given.begin(), given.end())) {
+    refuse("has other inputs than the format names");
+  }
+  for (std::size_t index = 0; index < given.size(); index++) {
+    if (given[index].find("_cache_") == std::string::npos) {
+      continue;
+    }
+    const Ort::TypeInfo type = session_.GetInputTypeInfo(index);
+    if (type.GetONNXType() != ONNX_TYPE_TENSOR) {
+      refuse("has a cache that is no tensor");
+    }
+    cache_type_ = type.GetTensorTypeAndShapeInfo().GetElementType();
+    const std::vector<std::int64_t> shape = type.GetTensorTypeAndShapeInfo().GetShape();
+    if (shape.size() != 4 || shape[1] != model.kv_heads || shape[3] != model.head_size) {
+      refuse(text("has caches of shape [", listed(shape), "], the manifest says ", model.kv_heads, " heads of ",
+                  model.head_size));
+    }
+    if (places[index].GetDeviceType() != OrtMemoryInfoDeviceType_CPU && device_ == nullptr) {
+      device_ = Ort::Allocator(session_, places[index]);
+    }
+  }
+  cache_item_ = bytes_of(cache_type_);
+  if (cache_item_ == 0) {
+    refuse("has caches that are not floating-point");
+  }
+}
+
+void Engine::prepare(const Extent& extent, const Plan& plan) {
+  try {
+    if (!(extent_ == extent)) {
+      buffers_.clear();
+      extent_ = extent;
+      allocate_caches();
+    }
+    for (const PlannedStep& step : plan.steps) {
+      if (buffers_.find(step.shape) == buffers_.end()) {
+        bind(step.shape);
+      }
+    }
+  } catch (...) { // what is half made must not be found again
+    buffers_.clear();
+    extent_ = {};
+    throw;
+  }
+  const auto heads = static_cast<std::size_t>(extent.rows * bundle_.model.kv_heads);
+  const auto line = static_cast<std::size_t>(bundle_.model.head_size) * cache_item_; // of one slot
+  for (Cache& cache : caches_) {
+    for (std::size_t head = 0; head < heads && !cache.host.empty(); head++) {
+      std::memset(cache.host.data() + head * static_cast<std::size_t>(extent.slots) * line, 0,
+                  static_cast<std::size_t>(plan.zero_slots) * line);
+    }
+  }
+}
+
+// The memory of all caches: the host's, grown when needed and never shrunk; or a device's.
+void Engine::allocate_caches() {
+  const std::vector<std::int64_t> shape = {extent_.rows, bundle_.model.kv_heads, extent_.slots,
+                                           bundle_.model.head_size};
+  const std::size_t bytes = product({shape[0], shape[1], shape[2], shape[3], static_cast<std::int64_t>(cache_item_)});
+  if (device_ != nullptr) {
+    zeros_.resize(std::max(zeros_.size(), bytes));
+  }
+  for (Cache& cache : caches_) {
+    if (device_ != nullptr) {
+      cache.value = Ort::Value::CreateTensor(device_, shape.data(), shape.size(), cache_type_);
+      cache.cleared = Ort::Value::CreateTensor(host_, zeros_.data(), bytes, shape.data(), shape.size(), cache_type_);
+    } else {
+      cache.host.resize(std::max(cache.host.size(), bytes));
+      cache.value = Ort::Value::CreateTensor(host_, cache.host.data(), bytes, shape.data(), shape.size(), cache_type_);
+    }
+  }
+}
+
+// Allocates the buffers of one kind of step and binds them and the caches.
+void Engine::bind(const Shape& shape) {
+  const std::int64_t outputs = shape.queries > 0 ? shape.queries : shape.width;
+  const auto& [images, rows, slots] = extent_;
+  StepBuffers& b = buffers_[shape];
+  b.tokens.resize(product({rows, shape.width}));
+  b.positions.resize(product({rows, shape.width}));
+  b.write_index.resize(product({rows}));
+  b.mask.resize(product({rows, shape.width, slots}));
+  b.query_positions.resize(product({rows, shape.queries}));
+  b.uniforms.resize(product({images, outputs}));
+  b.next_tokens.resize(product({images, outputs}));
+  for (Ort::IoBinding* binding : {&b.first, &b.later}) {
+    *binding = Ort::IoBinding(session_);
+    binding->BindInput("tokens", tensor(host_, b.tokens, {rows, shape.width}));
+    binding->BindInput("positions", tensor(host_, b.positions, {rows, shape.width}));
+    binding->BindInput("write_index", tensor(host_, b.write_index, {rows}));
+    binding->BindInput("mask",
+                       tensor(host_, b.mask, {rows, 1, shape.width, slots}, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL));
+    if (shape.queries > 0) {
+      binding->BindInput("query_positions", tensor(host_, b.query_positions, {rows, shape.queries}));
+    }
+    binding->BindInput("uniforms", tensor(host_, b.uniforms, {images, outputs}));
+    binding->BindInput("guidance", scalar(host_, scalars.guidance));
+    binding->BindInput("temperature", scalar(host_, scalars.temperature));
+    binding->BindInput("top_k", scalar(host_, scalars.top_k));
+    binding->BindInput("top_p", scalar(host_, scalars.top_p));
+    binding->BindOutput("next_tokens", tensor(host_, b.next_tokens, {images, outputs}));
+    for (const Cache& cache : caches_) {
+      const bool clear = binding == &b.first && cache.cleared != nullptr;
+      binding->BindInput(cache.name.c_str(), clear ? cache.cleared : cache.value);
+      binding->BindOutput(("new_" + cache.name).c_str(), cache.value);
+    }
+  }
+}
+
+void Engine::run(StepBuffers& buffers, bool first) {
+  try {
+    session_.Run(Ort::RunOptions{nullptr}, first ? buffers.first : buffers.later);
+  } catch (const Ort::Exception& error) {
+    throw Error(Code::engine, text("ONNX Runtime failed in a step: ", error.what()));
+  }
+}
+
+Ort::Session& Engine::tokenizer(const char* graph, std::unique_ptr<Ort::Session>& session) {
+  if (session == nullptr) { // fp32 is its only precision
+    session = std::make_unique<Ort::Session>(open_session(env_, graph_path(bundle_, graph, "fp32"), options_, true));
+  }
+  return *session;
+}
+
+void Engine::decode(const std::int64_t* tokens, std::int64_t images, std::int64_t rows, std::int64_t columns,
+                    Result& result) {
+  const std::int64_t shape[] = {images, rows, columns};
+  const char* const input = "tokens";
+  const char* const output = "images";
+  try {
+    const Ort::Value given = Ort::Value::CreateTensor<std::int64_t>(
+        host_, const_cast<std::int64_t*>(tokens), product({images, rows, columns}), shape, 3); // only read
+    const std::vector<Ort::Value> found =
+        tokenizer("decoder", decoder_).Run(Ort::RunOptions{nullptr}, &input, &given, 1, &output, 1);
+    const Ort::TensorTypeAndShapeInfo facts = found.front().GetTensorTypeAndShapeInfo();
+    const std::vector<std::int64_t> size = facts.GetShape();
+    if (facts.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 || size.size() != 4 || size[0] != images ||
+        size[3] != 3) {
+      throw Error(Code::engine, text("the decoder of ", bundle_.root.string(), " gives no images: export it again"));
+    }
+    const auto* pixels = found.front().GetTensorData<std::uint8_t>();
+    result.pixels.insert(result.pixels.end(), pixels, pixels + facts.GetElementCount());
+    result.height = size[1];
+    result.width = size[2];
+  } catch (const Ort::Exception& error) {
+    throw Error(Code::engine, text("ONNX Runtime failed to decode images: ", error.what()));
+  }
+}
+
+std::vector<std::int64_t> Engine::encode(const std::uint8_t* pixels, std::int64_t images, std::int64_t height,
+                                         std::int64_t width) {
+  const std::int64_t shape[] = {images, height, width, 3};
+  const char* const input = "images";
+  const char* const output = "tokens";
+  try {
+    const Ort::Value given = Ort::Value::CreateTensor<std::uint8_t>(
+        host_, const_cast<std::uint8_t*>(pixels), product({images, height, width, 3}), shape, 4); // only read
+    const std::vector<Ort::Value> found =
+        tokenizer("encoder", encoder_).Run(Ort::RunOptions{nullptr}, &input, &given, 1, &output, 1);
+    const Ort::TensorTypeAndShapeInfo facts = found.front().GetTensorTypeAndShapeInfo();
+    if (facts.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) {
+      throw Error(Code::engine, text("the encoder of ", bundle_.root.string(), " gives no tokens: export it again"));
+    }
+    const auto* tokens = found.front().GetTensorData<std::int64_t>();
+    return {tokens, tokens + facts.GetElementCount()};
+  } catch (const Ort::Exception& error) {
+    throw Error(Code::engine, text("ONNX Runtime failed to encode images: ", error.what()));
+  }
+}
+
+} // namespace arforge

@@ -1,0 +1,46 @@
+// JSON of a bundle, read by nlohmann's library as strictly as Python's runner reads it.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "arforge.hpp"
+
+namespace arforge {
+
+using Json = nlohmann::json;
+
+inline constexpr std::int64_t MAX_JSON = 1 << 24;  // bytes
+inline constexpr std::int64_t MAX_COUNT = 1 << 30; // of the manifest's whole numbers
+
+// Throws Error (`code`), "`name` is not valid JSON", also for NaN and for what is not UTF-8.
+Json parse_json(const std::string& content, const std::string& name, Code code);
+
+// The fields of one JSON object that has just these. Every reader throws Error (manifest), naming the place.
+class Fields {
+public:
+  Fields(const Json& object, std::string place, std::initializer_list<const char*> names);
+
+  [[nodiscard]] const Json& at(const char* name) const { return object_[name]; }
+  [[nodiscard]] std::string place(const char* name) const { return place_ + "." + name; }
+  [[nodiscard]] std::int64_t whole(const char* name, std::int64_t least = 1, std::int64_t most = MAX_COUNT) const;
+  [[nodiscard]] double number(const char* name, double least, double most) const;
+  [[nodiscard]] std::string string(const char* name, std::size_t most = 200) const; // 1 to `most` letters
+  [[nodiscard]] std::string one_of(const char* name, std::initializer_list<const char*> words) const;
+  [[nodiscard]] bool boolean(const char* name) const;
+  [[nodiscard]] const Json& object(const char* name) const;
+  [[nodiscard]] const Json& list(const char* name, std::size_t least) const;
+
+private:
+  [[noreturn]] void refuse(const char* name, const std::string& expected) const;
+
+  const Json& object_;
+  std::string place_;
+};
+
+// A whole number in that range, not written as a fraction; throws Error (manifest).
+std::int64_t whole_number(const Json& value, const std::string& place, std::int64_t least, std::int64_t most);
+
+} // namespace arforge

@@ -1,0 +1,30 @@
+// What a generation holds between steps, and its way into and out of a step's buffers.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "bundle.h"
+#include "engine.h"
+#include "plan.h"
+
+namespace arforge {
+
+struct State {
+  std::vector<std::int64_t> known; // (rows, columns): cells, condition tokens, special tokens
+  std::int64_t columns;
+  std::int64_t images, rows; // rows beyond the images are unconditional
+  Visibility visibility;
+};
+
+// The tokens known before the first step; `tokens` (images, cells): those of kept cells count.
+State start_of(const Plan& plan, const Model& model, const std::int64_t* classes, const Extent& extent,
+               const std::vector<std::int64_t>& tokens);
+
+// Writes a step's inputs; their tokens come from what is known. Allocates nothing, nor does `store`.
+void fill(const PlannedStep& step, std::int64_t zero_slots, State& state, StepBuffers& buffers);
+
+// Enters the sampled tokens into every row, conditional and not.
+void store(const PlannedStep& step, const StepBuffers& buffers, State& state);
+
+} // namespace arforge

@@ -1,0 +1,124 @@
+// arforge-run: generates images from a bundle, with the options of `arforge run`.
+#include <algorithm>
+#include <cstdio>
+#include <iostream>
+#include <sstream>
+
+#include "options.h"
+#include "pictures.h"
+
+namespace {
+
+constexpr std::uint8_t PAINTED = 128; // a mask's pixels of this lightness or more are painted
+
+// The tokens that stay: those of --keep, where no pixel of the cell is painted.
+void keep_parts(arforge::Runner& runner, const Command& command, arforge::Request& request) {
+  const std::int64_t side = runner.facts().downsampling;
+  if (side == 0) {
+    throw UsageError(command.bundle + " has no image tokenizer: export it with --tokenizer FILE");
+  }
+  const Picture image = read_picture(command.keep);
+  const Picture mask = read_picture(command.mask);
+  const std::int64_t height = request.known_rows * side;
+  const std::int64_t width = request.known_columns * side;
+  if (image.channels != 3 || image.height != height || image.width != width) {
+    throw UsageError(command.keep + ": not a colour image of " + std::to_string(height) + "x" + std::to_string(width) +
+                     " pixels (height x width)");
+  }
+  if (mask.channels != 1 || mask.height != height || mask.width != width) {
+    throw UsageError(command.mask + ": not a grey image of the size of --keep");
+  }
+  request.known = runner.encode(image.pixels.data(), 1, height, width);
+  for (std::int64_t pixel = 0; pixel < height * width; pixel++) {
+    if (mask.pixels[static_cast<std::size_t>(pixel)] >= PAINTED) {
+      const std::int64_t cell = pixel / width / side * request.known_columns + pixel % width / side;
+      request.known[static_cast<std::size_t>(cell)] = -1;
+    }
+  }
+  const auto painted = std::count(request.known.begin(), request.known.end(), -1);
+  if (painted == 0 || painted == static_cast<std::ptrdiff_t>(request.known.size())) {
+    throw UsageError(command.mask + " leaves nothing to " + (painted == 0 ? "paint" : "keep"));
+  }
+}
+
+void write_results(const Command& command, const arforge::Result& result) {
+  const auto bytes = [](const auto& list) { return list.size() * sizeof list[0]; };
+  if (!command.tokens.empty()) {
+    write_file(command.tokens,
+               npy("<i8", {result.images, result.rows * result.columns}, result.tokens.data(), bytes(result.tokens)));
+  }
+  if (!command.output.empty()) {
+    write_picture(command.output,
+                  page_of(result.pixels, result.images, result.height, result.width, command.across, command.zoom));
+  }
+  if (!command.npz.empty()) {
+    const std::vector<std::int64_t> shape = {result.images, result.height, result.width, 3};
+    write_file(command.npz, npz("arr_0", npy("|u1", shape, result.pixels.data(), bytes(result.pixels))));
+  }
+  if (!command.timings.empty()) {
+    std::ostringstream json;
+    json << "{\"images\": " << result.images << ", \"steps\": " << result.steps << ", \"seconds\": " << result.seconds
+         << ", \"engine_seconds\": " << result.engine_seconds << ", \"image_seconds\": " << result.image_seconds
+         << "}\n";
+    write_file(command.timings, json.str());
+  }
+}
+
+void run(Command& command) {
+  arforge::Runner runner = arforge::Runner::open(command.bundle, command.open);
+  const arforge::Facts& facts = runner.facts();
+  if (facts.downsampling == 0 && !(command.output.empty() && command.npz.empty())) {
+    throw UsageError(command.bundle + " has no image tokenizer and gives tokens only: use --tokens");
+  }
+  arforge::Request& request = command.request;
+  if (command.rows > 0 || !command.keep.empty()) {
+    request.known_rows = command.rows > 0 ? command.rows : facts.rows;
+    request.known_columns = command.rows > 0 ? command.columns : facts.columns;
+    if (command.keep.empty()) {
+      request.known.assign(static_cast<std::size_t>(request.known_rows * request.known_columns), -1);
+    } else {
+      keep_parts(runner, command, request);
+    }
+  }
+  if (request.schedule.empty()) {
+    request.schedule = facts.schedules.front();
+  }
+  if (!command.quiet) {
+    request.progress = [](std::int64_t done, std::int64_t steps) {
+      std::fprintf(stderr, "\r%lld of %lld steps%s", static_cast<long long>(done), static_cast<long long>(steps),
+                   done == steps ? "\n" : "");
+      return true;
+    };
+  }
+  const arforge::Result result = runner.generate(request);
+  write_results(command, result);
+  const double each = 1000 * (result.seconds + result.image_seconds) / static_cast<double>(result.images);
+  std::printf("%lld images, %s: %lld steps, %.1f ms an image (onnxruntime %s, %s, batch %lld)\n",
+              static_cast<long long>(result.images), request.schedule.c_str(), static_cast<long long>(result.steps),
+              each, command.open.precision.c_str(), command.open.provider.c_str(),
+              static_cast<long long>(std::min(request.batch, result.images)));
+}
+
+} // namespace
+
+int main(int count, char** words) {
+  const std::vector<std::string> given(words + 1, words + count);
+  if (std::find(given.begin(), given.end(), "--help") != given.end()) {
+    std::cout << USAGE;
+    return 0;
+  }
+  try {
+    Command command = parse_command(given);
+    run(command);
+    return 0;
+  } catch (const UsageError& error) {
+    std::cerr << "arforge-run: " << error.what() << "\nTry 'arforge-run --help'.\n";
+    return 2;
+  } catch (const arforge::Error& error) {
+    std::cerr << "arforge-run: " << error.what() << '\n';
+    return 100 + static_cast<int>(error.code()); // scripts tell errors apart by it
+  } catch (const std::exception& error) {
+    std::cerr << "arforge-run: " << error.what() << '\n';
+    return 1;
+  }
+}

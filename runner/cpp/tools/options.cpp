@@ -1,0 +1,197 @@
+#include "options.h"
+
+#include <charconv>
+#include <functional>
+#include <map>
+
+const char* const USAGE = R"(Usage: arforge-run BUNDLE [OPTIONS]
+
+Generate images from BUNDLE: one a class, or --samples in all. A seed decides its image alone.
+
+  --schedule TEXT      Decoding schedule, such as ntp or zipar:16.  [default: the bundle's first]
+  --class N[,N-M]      Classes: 3 or 1,5 or 0-9; may be given again.  [required]
+  --seed N[,N-M]       One seed an image, or the first.  [default: 0]
+  --samples N          Images in all, going round the classes.
+  --guidance FLOAT     Guidance scale; 1 is off.  [default: the bundle's]
+  --temperature FLOAT  Temperature; 0 is greedy.  [default: the bundle's]
+  --top-k N            Sample from the K likeliest tokens; 0 is off.  [default: the bundle's]
+  --top-p FLOAT        Sample from the likeliest tokens of mass P.  [default: the bundle's]
+  --greedy             Take the likeliest token (temperature 0).
+  --batch N            Images decoded at a time.  [default: 32]
+  --target TEXT        Engine to run on: onnxruntime.  [default: onnxruntime]
+  --precision TEXT     Precision of that engine.  [default: fp32]
+  --provider TEXT      cpu, cuda, tensorrt or tensorrt-rtx.  [default: cpu]
+  --plugin FILE        Library of the tensorrt-rtx provider.
+  --threads N          CPU threads.  [default: one a core]
+  --check-hashes       Compare every file of the bundle with its sha256 first.
+  --output FILE        Grid of the images, .png or .ppm.
+  --columns N          Images a row of the grid.  [default: nearly square]
+  --zoom N             Size of a pixel in the grid.  [default: 1]
+  --npz FILE           Array file for FID evaluators: arr_0, uint8 [images, height, width, 3].
+  --tokens FILE        Tokens as .npy: int64 [images, cells], raster order.
+  --keep FILE.ppm      Image to keep parts of: in- and outpainting, editing (ARPG models).
+  --mask FILE.pgm      Of the size of --keep, white where to paint.
+  --grid RxC           Tokens of a larger image, decoded window by window (ARPG models).
+  --timings FILE       JSON: seconds of the step loop, of the engine in it, and of the images.
+  --quiet              Print no progress.
+)";
+
+namespace {
+
+// The whole of `given` as a number.
+template <class T>
+T number(const std::string& name, const std::string& given) {
+  T value{};
+  const char* end = given.data() + given.size();
+  const auto [stop, failed] = std::from_chars(given.data(), end, value);
+  if (given.empty() || stop != end || failed != std::errc()) {
+    throw UsageError(name + ": '" + given + "' is not a number that fits");
+  }
+  return value;
+}
+
+template <class T>
+T at_least(const std::string& name, const std::string& given, T least) {
+  const T value = number<T>(name, given);
+  if (value < least) {
+    throw UsageError(name + ": " + given + " is less than " + std::to_string(least));
+  }
+  return value;
+}
+
+// `3`, `1,5`, `0-9`, appended to a list.
+template <class T>
+void append_numbers(const std::string& name, const std::string& given, std::vector<T>& list) {
+  constexpr T MOST = 1 << 20; // numbers of a range
+  for (std::size_t start = 0; start <= given.size();) {
+    const std::size_t end = std::min(given.find(',', start), given.size());
+    const std::string part = given.substr(start, end - start);
+    const std::size_t dash = part.find('-', 1);
+    const T first = number<T>(name, part.substr(0, dash));
+    const T last = dash == std::string::npos ? first : number<T>(name, part.substr(dash + 1));
+    if (last < first || last - first >= MOST) {
+      throw UsageError(name + ": '" + part + "' is not a rising range of fewer than " + std::to_string(MOST) +
+                       " numbers");
+    }
+    for (T offset = 0; offset <= last - first; offset++) {
+      list.push_back(first + offset);
+    }
+    start = end + 1;
+  }
+}
+
+using Action = std::function<void(const std::string& name, const std::string& value)>;
+
+Action into(std::string& place) {
+  return [&place](const std::string&, const std::string& value) { place = value; };
+}
+
+std::map<std::string, Action> valued_options(Command& c, std::int64_t& samples) {
+  const auto real = [](std::optional<double>& place) {
+    return [&place](const std::string& name, const std::string& value) { place = number<double>(name, value); };
+  };
+  const auto count = [](std::int64_t& place) {
+    return
+        [&place](const std::string& name, const std::string& value) { place = at_least<std::int64_t>(name, value, 1); };
+  };
+  return {
+      {"--schedule", into(c.request.schedule)},
+      {"--class", [&c](const auto& name, const auto& value) { append_numbers(name, value, c.request.classes); }},
+      {"--seed", [&c](const auto& name, const auto& value) { append_numbers(name, value, c.request.seeds); }},
+      {"--samples", count(samples)},
+      {"--guidance", real(c.request.guidance)},
+      {"--temperature", real(c.request.temperature)},
+      {"--top-k", [&c](const auto& name, const auto& value) { c.request.top_k = number<std::int64_t>(name, value); }},
+      {"--top-p", real(c.request.top_p)},
+      {"--batch", count(c.request.batch)},
+      {"--target",
+       [](const auto&, const auto& value) {
+         if (value != "onnxruntime") {
+           throw UsageError("unknown target '" + value + "': arforge-run runs onnxruntime; GPUs by --provider");
+         }
+       }},
+      {"--precision", into(c.open.precision)},
+      {"--provider", into(c.open.provider)},
+      {"--plugin", into(c.open.plugin)},
+      {"--threads", [&c](const auto& name, const auto& value) { c.open.threads = at_least(name, value, 1); }},
+      {"--output", into(c.output)},
+      {"--columns", count(c.across)},
+      {"--zoom", count(c.zoom)},
+      {"--npz", into(c.npz)},
+      {"--tokens", into(c.tokens)},
+      {"--keep", into(c.keep)},
+      {"--mask", into(c.mask)},
+      {"--grid",
+       [&c](const auto& name, const auto& value) {
+         const std::size_t cross = std::min(value.find('x'), value.size());
+         c.rows = at_least<std::int64_t>(name, value.substr(0, cross), 1);
+         c.columns = at_least<std::int64_t>(name, value.substr(std::min(cross + 1, value.size())), 1);
+       }},
+      {"--timings", into(c.timings)},
+  };
+}
+
+// The class of each image, going round, and its seed, counting up from the only one.
+void spread(Command& c, std::int64_t samples) {
+  arforge::Request& request = c.request;
+  const std::size_t given = request.classes.size();
+  for (std::size_t image = given; static_cast<std::int64_t>(image) < samples; image++) {
+    request.classes.push_back(request.classes[image % given]);
+  }
+  if (samples > 0) {
+    request.classes.resize(static_cast<std::size_t>(samples));
+  }
+  if (request.seeds.size() < 2) {
+    request.seeds.resize(1);
+    while (request.seeds.size() < request.classes.size()) {
+      request.seeds.push_back(request.seeds.back() + 1);
+    }
+  }
+}
+
+void check_together(const Command& c) {
+  if (c.bundle.empty() || c.request.classes.empty()) {
+    throw UsageError("name a BUNDLE and at least one --class");
+  }
+  if (c.output.empty() && c.npz.empty() && c.tokens.empty()) {
+    throw UsageError("nothing to write: name --output, --npz or --tokens");
+  }
+  if (c.request.greedy && c.request.temperature.value_or(0) != 0) {
+    throw UsageError("--greedy is temperature 0: leave out one of --greedy and --temperature");
+  }
+  if (c.keep.empty() != c.mask.empty()) {
+    throw UsageError("--keep names an image and --mask what of it to paint: give both");
+  }
+  if (c.zoom > 64) {
+    throw UsageError("--zoom is 1 to 64");
+  }
+}
+
+} // namespace
+
+Command parse_command(const std::vector<std::string>& words) {
+  Command c;
+  std::int64_t samples = 0;
+  const std::map<std::string, Action> valued = valued_options(c, samples);
+  const std::map<std::string, bool*> flags = {
+      {"--greedy", &c.request.greedy}, {"--quiet", &c.quiet}, {"--check-hashes", &c.open.check_hashes}};
+  for (std::size_t index = 0; index < words.size(); index++) {
+    const std::size_t equals = words[index].rfind("--", 0) == 0 ? words[index].find('=') : std::string::npos;
+    const std::string name = words[index].substr(0, equals);
+    if (const auto flag = flags.find(name); flag != flags.end() && equals == std::string::npos) {
+      *flag->second = true;
+    } else if (const auto option = valued.find(name); option != valued.end()) {
+      if (equals == std::string::npos && ++index == words.size()) {
+        throw UsageError(name + " needs a value");
+      }
+      option->second(name, equals == std::string::npos ? words[index] : words[index].substr(equals + 1));
+    } else if (name.rfind('-', 0) == 0 || !c.bundle.empty()) {
+      throw UsageError("no such option: " + words[index]);
+    } else {
+      c.bundle = words[index];
+    }
+  }
+  check_together(c);
+  spread(c, samples);
+  return c;
+}

@@ -1,0 +1,29 @@
+// The command line of arforge-run.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "arforge.hpp"
+
+struct Command {
+  std::string bundle;
+  arforge::Options open;
+  arforge::Request request;
+  std::string output, npz, tokens, keep, mask, timings; // files; empty: not asked for
+  std::int64_t rows = 0, columns = 0;                   // of a larger grid; 0: the model's
+  std::int64_t across = 0;                              // images a row of the page; 0: nearly square
+  std::int64_t zoom = 1;
+  bool quiet = false;
+};
+
+struct UsageError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+extern const char* const USAGE;
+
+// Throws UsageError for what is no option, lacks its value, or does not fit together.
+Command parse_command(const std::vector<std::string>& words);

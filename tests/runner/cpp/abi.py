@@ -1,0 +1,188 @@
+"""The C interface by ctypes, with the same arguments as the Python runner's."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from ctypes import c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint8, c_uint64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STATUS = {
+    "argument": 1,
+    "request": 2,
+    "schedule": 3,
+    "cancelled": 4,
+    "bundle": 5,
+    "manifest": 6,
+    "format_version": 7,
+    "path": 8,
+    "missing_file": 9,
+    "file_size": 10,
+    "hash": 11,
+    "engine": 12,
+    "memory": 13,
+    "internal": 14,
+}
+PROGRESS = ctypes.CFUNCTYPE(c_int32, c_void_p, c_int64, c_int64)
+
+
+class Options(ctypes.Structure):
+    _fields_ = (
+        ("size", c_size_t),
+        ("precision", c_char_p),
+        ("provider", c_char_p),
+        ("plugin", c_char_p),
+        ("threads", c_int32),
+        ("check_hashes", c_int32),
+    )
+
+
+class Request(ctypes.Structure):
+    _fields_ = (
+        ("size", c_size_t),
+        ("classes", ctypes.POINTER(c_int64)),
+        ("seeds", ctypes.POINTER(c_uint64)),
+        ("images", c_size_t),
+        ("schedule", c_char_p),
+        ("guidance", c_double),
+        ("temperature", c_double),
+        ("top_p", c_double),
+        ("top_k", c_int64),
+        ("greedy", c_int32),
+        ("batch", c_int64),
+        ("known", ctypes.POINTER(c_int64)),
+        ("known_images", c_size_t),
+        ("known_rows", c_size_t),
+        ("known_columns", c_size_t),
+        ("progress", PROGRESS),
+        ("user", c_void_p),
+    )
+
+
+class Facts(ctypes.Structure):
+    _fields_ = (
+        ("size", c_size_t),
+        ("classes", c_int64),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("vocabulary", c_int64),
+        ("downsampling", c_int64),
+    )
+
+
+class Failure(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Result:
+    tokens: np.ndarray  # int64 [images, cells]
+    grid: tuple[int, int]
+    images: np.ndarray | None  # uint8 [images, height, width, 3]
+    steps: int
+    seconds: tuple[float, float, float]  # decoding, of it in the engine, images
+
+
+def load(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    library.arforge_last_error.restype = c_char_p
+    library.arforge_result_tokens.restype = ctypes.POINTER(c_int64)
+    library.arforge_result_pixels.restype = ctypes.POINTER(c_uint8)
+    library.arforge_result_steps.restype = c_int64
+    return library
+
+
+class Runner:
+    def __init__(self, library: ctypes.CDLL, bundle: Path | str, **options: Any) -> None:
+        self.library, self.handle = library, c_void_p()
+        given = Options()
+        library.arforge_options_init(ctypes.byref(given))
+        for name, value in options.items():
+            setattr(given, name, value.encode() if isinstance(value, str) else value)
+        self.check(library.arforge_open(str(bundle).encode(), ctypes.byref(given), ctypes.byref(self.handle)))
+
+    def check(self, status: int) -> None:
+        if status:
+            raise Failure(status, self.library.arforge_last_error().decode())
+
+    def facts(self) -> Facts:
+        found = Facts(size=ctypes.sizeof(Facts))
+        self.check(self.library.arforge_runner_facts(self.handle, ctypes.byref(found)))
+        return found
+
+    def generate(
+        self,
+        classes: Sequence[int],
+        seeds: Sequence[int] | None = None,
+        schedule: str | None = None,
+        known: np.ndarray | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        **settings: Any,
+    ) -> Result:
+        """`progress` cancels where it returns something true."""
+        request = Request()
+        self.library.arforge_request_init(ctypes.byref(request))
+        request.classes = (c_int64 * len(classes))(*classes)
+        request.images = len(classes)
+        if seeds is not None:
+            request.seeds = (c_uint64 * len(seeds))(*seeds)
+        if schedule is not None:
+            request.schedule = schedule.encode()
+        if known is not None:
+            flat = np.ascontiguousarray(known, dtype=np.int64)
+            request.known = flat.ctypes.data_as(ctypes.POINTER(c_int64))
+            request.known_images = flat.shape[0] if flat.ndim == 3 else 1
+            request.known_rows, request.known_columns = flat.shape[-2:]
+        if progress is not None:
+            request.progress = PROGRESS(lambda _, done, steps: int(bool(progress(done, steps))))
+        for name, value in settings.items():
+            setattr(request, name, value)
+        result = c_void_p()
+        self.check(self.library.arforge_generate(self.handle, ctypes.byref(request), ctypes.byref(result)))
+        try:
+            return self._result(result)
+        finally:
+            self.library.arforge_result_free(result)
+
+    def encode(self, images: np.ndarray, capacity: int) -> np.ndarray:
+        tokens = np.full(capacity, -7, dtype=np.int64)
+        sizes = (c_size_t(size) for size in images.shape[:3])
+        status = self.library.arforge_encode(
+            self.handle,
+            images.ctypes.data_as(c_void_p),
+            *sizes,
+            tokens.ctypes.data_as(c_void_p),
+            c_size_t(capacity),
+        )
+        self.check(status)
+        return tokens
+
+    def close(self) -> None:
+        self.library.arforge_close(self.handle)
+        self.handle = c_void_p()
+
+    def _result(self, result: c_void_p) -> Result:
+        images, rows, columns, height, width = (c_size_t() for _ in range(5))
+        tokens = self.library.arforge_result_tokens(
+            result, ctypes.byref(images), ctypes.byref(rows), ctypes.byref(columns)
+        )
+        pixels = self.library.arforge_result_pixels(result, ctypes.byref(height), ctypes.byref(width))
+        seconds = [c_double() for _ in range(3)]
+        self.library.arforge_result_seconds(result, *map(ctypes.byref, seconds))
+        pictures = None
+        if pixels:
+            pictures = np.ctypeslib.as_array(pixels, (images.value, height.value, width.value, 3)).copy()
+        return Result(
+            np.ctypeslib.as_array(tokens, (images.value, rows.value * columns.value)).copy(),
+            (rows.value, columns.value),
+            pictures,
+            self.library.arforge_result_steps(result),
+            tuple(value.value for value in seconds),
+        )
