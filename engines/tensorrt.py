@@ -15,10 +15,12 @@ from arforge.engines.precision import TYPES
 from arforge.engines.profiles import Profiles, Shapes, plan_profiles, shapes
 from arforge.engines.tensorrt_graph import Lowered, lower_step, write_model
 from arforge.engines.tensorrt_layers import check_layers, dump_layers, expected, parse_layers
-from arforge.engines.tensorrt_library import RTX, Library, gpu_compute_capability, load_library, quiet
+from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.runner.bundle import Bundle
 from arforge.runner.bundle_writer import add_engine, changing, facts_of, write_hashed
+from arforge.runner.cuda import gpu_compute_capability
 from arforge.runner.errors import EngineError
+from arforge.runner.tensorrt_library import RTX, Library
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 TYPED = {"fp32": "float", "fp16": "half", "bf16": "bfloat16", "int8": "half"}  # of caches and activations
@@ -112,7 +114,7 @@ def build(job: Job, report: Report = lambda line: None) -> Built:
     Raises EngineError where the library, the precision, the device or a shape does not fit, or the builder fails.
     """
     check_precision(job)
-    library = load_library(job.target)
+    library = load_builder(job.target)
     devices = check_devices(job, library)
     with changing(job.bundle) as bundle:
         ready = prepare(job, bundle)
@@ -127,7 +129,7 @@ def build(job: Job, report: Report = lambda line: None) -> Built:
         wanted = expected(ready.lowered.model, bundle.model.caches)
         problems = check_layers(layers, wanted, len(ready.profiles.profiles))
         if layers and problems:
-            raise EngineError(f"{library.target} {library.version} built another engine than was asked: {problems[0]}")
+            raise EngineError(f"{library.name} built another engine than was asked: {problems[0]}")
         decoder, reason = build_decoder(library, ready, devices, report)
         files = {
             "engine": write_hashed(folder, "step", ".engine", step.engine),
@@ -162,8 +164,7 @@ def check_devices(job: Job, library: Library) -> list[str]:
         return [present]
     for one in asked:
         if one not in known:
-            name = f"{library.target} {library.version}"
-            raise EngineError(f"{name} does not build for compute capability {one}: use {', '.join(known)}")
+            raise EngineError(f"{library.name} does not build for compute capability {one}: use {', '.join(known)}")
         if job.precision == "bf16" and float(one) < float(BF16_SINCE):
             raise EngineError(f"compute capability {one} has no bf16: use fp16, or {BF16_SINCE} and later")
     if job.strip_weights and gpu_compute_capability() is None:
@@ -181,8 +182,8 @@ def run_builder(
     library: Library, graph: Path, given: Sequence[Shapes], job: Job, devices: Sequence[str], cache: Path | None
 ) -> Result:
     """Raises EngineError where the builder fails. `cache`: timings of an earlier build."""
-    what = f"{library.target} {library.version} cannot build {graph.name}"
-    with quiet(what, library.recorder), TemporaryDirectory() as scratch:
+    what = f"{library.name} cannot build {graph.name}"
+    with quiet(what, library), TemporaryDirectory() as scratch:
         from polygraphy.backend.trt import Profile, engine_bytes_from_network, network_from_onnx_path
 
         profiles = []
@@ -219,12 +220,13 @@ def make_config(
     pairs = [tuple(int(part) for part in device.split(".")) for device in devices]
     config: Callable[[Any, Any], Any] = CreateConfigRTX(compute_capabilities=pairs or None, **common)
 
-    def with_tf32(builder: Any, network: Any) -> Any:
-        made = config(builder, network)
-        (made.set_flag if tf32 else made.clear_flag)(library.trt.BuilderFlag.TF32)
+    def with_flags(builder: Any, network: Any) -> Any:
+        made, flags = config(builder, network), library.trt.BuilderFlag
+        (made.set_flag if tf32 else made.clear_flag)(flags.TF32)
+        made.set_flag(flags.REQUIRE_USER_ALLOCATION)  # a CUDA graph cannot be captured around allocations
         return made
 
-    return with_tf32
+    return with_flags
 
 
 def build_decoder(
@@ -273,7 +275,7 @@ def describe(
         "target": job.target,
         "precision": job.precision,
         "device": device_name(devices),
-        "library": f"{library.target} {library.version}",
+        "library": library.name,
         "compute_capabilities": list(devices),
         **sources,
         **{f"{part}_sha256": hashed["sha256"] for part, hashed in hashes.items()},

@@ -26,6 +26,7 @@ from arforge.runner.runner import guided_rows
 
 ALIGNMENT = 4096  # lets a runtime map a tensor straight from the file
 LIMITS = ("top_k", "top_p")
+MASK_RANK = 4
 OUTSIDE = 1024  # bytes from which a tensor is stored outside the graph
 
 
@@ -64,19 +65,22 @@ def lower_step(
 
 
 def fix_dimensions(model: ir.Model, caches: int, slots: int, images: int | None) -> None:
-    """Give the slots of the caches their number wherever it stands, and rows and images theirs if it is just one."""
+    """Give the slots of the caches their number wherever it stands, and rows and images theirs if it is just one.
+
+    The mask becomes one for all rows, which are at the same step: less to copy to the device in each.
+    """
     inputs = {value.name: value for value in model.graph.inputs}
-    cache, uniforms, mask = (inputs[name].shape for name in (cache_names(caches)[0], "uniforms", "mask"))
+    cache, uniforms = inputs[cache_names(caches)[0]].shape, inputs["uniforms"].shape
     assert cache is not None
     assert uniforms is not None
-    assert mask is not None
-    inputs["mask"].shape = ir.Shape([1, *mask[1:]])  # one for all rows: they are at the same step
     sizes = {cache[2]: slots}
     if images is not None:
         sizes |= {cache[0]: guided_rows(images, guided=True), uniforms[0]: images}
     for value in [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]:
         if value.shape is not None and any(dim in sizes for dim in value.shape):
             value.shape = ir.Shape([sizes.get(dim, dim) for dim in value.shape])
+        if value.shape is not None and value.dtype == ir.DataType.BOOL and len(value.shape) == MASK_RANK:
+            value.shape = ir.Shape([1, *value.shape[1:]])  # the mask, or a part: the same in all rows
 
 
 def settle_filters(model: ir.Model, filters: bool) -> None:

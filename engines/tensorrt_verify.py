@@ -11,11 +11,13 @@ import onnx_ir as ir
 
 from arforge.engines.compare import compare_precision
 from arforge.engines.tensorrt_layers import Layer, attention_kernels, check_layers, expected, is_product, load_layers
-from arforge.engines.tensorrt_library import Library, gpu_compute_capability, load_library, quiet
+from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.runner.bundle import Bundle
+from arforge.runner.cuda import gpu_compute_capability
 from arforge.runner.errors import EngineError, VerificationError
 from arforge.runner.onnxruntime_engine import cache_names
 from arforge.runner.tensorrt_identity import build_command, check_identity, devices
+from arforge.runner.tensorrt_library import Library
 
 Report = Callable[[str], None]
 COMPARED_STEPS = 16
@@ -31,12 +33,12 @@ def verify_engine(bundle: Bundle, entry: Mapping[str, Any], report: Report, requ
     name = f"engine {entry['target']} {entry['precision']} {entry['device']}"
     library = None
     try:
-        library = load_library(entry["target"])
+        library = load_builder(entry["target"])
     except EngineError as error:
         if required:
             raise
         report(f"{name}: its network was not parsed, since {error}")
-    version = None if library is None else f"{library.target} {library.version}"
+    version = None if library is None else library.name
     capability = gpu_compute_capability() if library is not None else None
     check_identity(bundle, identity, version, capability)
     report(f"{name}: built by {identity['library']} for {devices(identity)}, from the bundle's present graph")
@@ -69,7 +71,7 @@ def read_identity(bundle: Bundle, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, library: Library) -> list[str]:
     """Parse the graph as the builder did: inputs and outputs, caches updated in place, attention as recorded."""
-    with quiet(f"{library.target} {library.version} cannot read {identity['lowered']}", library.recorder):
+    with quiet(f"{library.name} cannot read {identity['lowered']}", library):
         from polygraphy.backend.trt import network_from_onnx_path
 
         _, network, _ = network_from_onnx_path(str(bundle.path(identity["lowered"])))

@@ -120,10 +120,15 @@ class Bundle:
         raise ScheduleError(f"{self.root} stores no schedule: name one")
 
     def engine(self, target: str, precision: str) -> dict[str, Any]:
-        """The identity of an engine. Raises EngineError where it is not built."""
-        for entry in self.manifest["engines"]:
-            if (entry["target"], entry["precision"]) == (target, precision):
-                return self.identity(entry)
+        """The identity of the first engine of that kind. Raises EngineError where none is built."""
+        return self.engines(target, precision)[0]
+
+    def engines(self, target: str, precision: str) -> list[dict[str, Any]]:
+        """The identities of the engines of that kind, for different devices. Raises EngineError where none is built."""
+        kind = (target, precision)
+        found = [entry for entry in self.manifest["engines"] if (entry["target"], entry["precision"]) == kind]
+        if found:
+            return [self.identity(entry) for entry in found]
         built = ", ".join(f"{e['target']} {e['precision']}" for e in self.manifest["engines"]) or "none"
         raise EngineError(
             f"{self.root} has no {target} {precision} engine (built: {built}). "

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Self
 
@@ -36,8 +36,13 @@ from arforge.runner.request import (
     whole,
 )
 from arforge.runner.specification import require_keeping
+from arforge.runner.tensorrt_engine import TensorRTEngine
 
-ENGINES = {"onnxruntime": OnnxRuntimeEngine.built}
+ENGINES: dict[str, Callable[[Bundle, str, int | None], Engine]] = {
+    "onnxruntime": OnnxRuntimeEngine.built,
+    "tensorrt": partial(TensorRTEngine.built, "tensorrt"),
+    "tensorrt-rtx": partial(TensorRTEngine.built, "tensorrt-rtx"),
+}
 DEFAULT_BATCH = 32
 
 
@@ -109,8 +114,8 @@ class Runner:
 
         `seeds` (default 0, 1, …) decide each image alone: neither the batch nor the order matters. Schedule and
         sampling settings left out are the bundle's defaults; `greedy` is temperature 0. `batch`: images decoded at a
-        time. `cancel` is looked at between steps and raises Cancelled. Raises RequestError, ScheduleError or
-        EngineError for arguments that do not fit.
+        time, fewer where the engine was built for fewer. `cancel` is looked at between steps and raises Cancelled.
+        Raises RequestError, ScheduleError or EngineError for arguments that do not fit.
 
         `known`, for models of random order: tokens that stay, int64 [rows, columns] for all images or
         [images, rows, columns], -1 in the cells to decide (`encode` gives those of an image). A grid larger than the
@@ -133,7 +138,8 @@ class Runner:
         random = uniforms(numbers, canvas.tokens.shape[1])
         with self._lock:
             plans = [self._plans(schedule, window.kept) for window in canvas.windows]
-            parts = [slice(first, first + batch) for first in range(0, len(labels), batch)]
+            together = min(batch, self._live_engine().largest_batch or batch)
+            parts = [slice(first, first + together) for first in range(0, len(labels), together)]
             steps = sum(len(plan.steps) for plan in plans)
             watch = Watch(steps * len(parts), progress, cancel)
             start = time.perf_counter()

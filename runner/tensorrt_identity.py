@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,20 @@ def check_identity(
         refuse(f"{what} was built by {identity['library']}, here is {library}")
     if compute_capability is not None and not runs_on(identity, compute_capability):
         refuse(f"{what} was built for {devices(identity)}, here is a GPU of compute capability {compute_capability}")
+
+
+def choose(
+    bundle: Bundle, identities: Sequence[Mapping[str, Any]], library: str, compute_capability: str
+) -> Mapping[str, Any]:
+    """Of a bundle's engines of one target and precision, the one for this library and GPU.
+
+    Raises EngineError where none is, for the one that comes nearest.
+    """
+    fitting = [identity for identity in identities if runs_on(identity, compute_capability)]
+    same = [identity for identity in fitting if identity["library"] == library]
+    chosen = [*same, *fitting, *identities][0]
+    check_identity(bundle, chosen, library, compute_capability)
+    return chosen
 
 
 def runs_on(identity: Mapping[str, Any], compute_capability: str) -> bool:

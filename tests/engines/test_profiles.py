@@ -56,7 +56,7 @@ def test_shapes_follow_the_step_graph(arpg_bundle: Path) -> None:
     opened = open_bundle(arpg_bundle)
     found = shapes(opened, Profile(images=2, width=3, queries=5), slots=40)
     assert found["tokens"] == (4, 3)
-    assert found["mask"] == (4, 1, 3, 40)
+    assert found["mask"] == (1, 1, 3, 40)
     assert found["uniforms"] == (2, 5)
     assert found["query_positions"] == (4, 5)
     assert found["value_cache_2"] == (4, 4, 40, 16)

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from tiny import random_weights
 
 from arforge.cli import main
-from arforge.engines import tensorrt, tensorrt_library
+from arforge.engines import tensorrt
 from arforge.engines.tensorrt import Job, build
 from arforge.engines.tensorrt_layers import (
     Layer,
@@ -26,12 +26,12 @@ from arforge.engines.tensorrt_layers import (
     is_int8_product,
     load_layers,
 )
-from arforge.engines.tensorrt_library import load_library
+from arforge.engines.tensorrt_library import load_builder
 from arforge.engines.trtexec import dry_run
 from arforge.engines.verify import verify_bundle
 from arforge.export import exporter, par
 from arforge.export.par import PARConfig
-from arforge.runner import EngineError, open_bundle
+from arforge.runner import EngineError, open_bundle, tensorrt_library
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import BundleError, VerificationError
 from arforge.runner.tensorrt_identity import build_command, check_identity
@@ -55,7 +55,7 @@ def test_an_fp16_engine_updates_its_caches_in_place_and_fuses_attention(rtx_bund
     opened = open_bundle(rtx_bundle)
     opened.check_hashes()
     identity = opened.engine(RTX, "fp16")
-    assert identity["library"] == f"{RTX} {load_library(RTX).version}"
+    assert identity["library"] == f"{RTX} {load_builder(RTX).version}"
     assert identity["compute_capabilities"] == ["8.6", "12.0"]
     assert identity["device"] == "sm86+sm120"
     assert identity["attention"]["lowering"] == "fused"
@@ -183,9 +183,11 @@ def test_wishes_that_cannot_be_met(bundle_copy: Path, options: dict[str, Any], m
 @pytest.fixture
 def forget() -> Iterator[None]:
     """Load libraries anew in this test, and after it."""
-    load_library.cache_clear()
+    for load in (load_builder, tensorrt_library.load_library):
+        load.cache_clear()
     yield
-    load_library.cache_clear()
+    for load in (load_builder, tensorrt_library.load_library):
+        load.cache_clear()
 
 
 @pytest.mark.usefixtures("forget")
@@ -209,11 +211,13 @@ def test_a_missing_or_old_library_is_named(bundle: Path, monkeypatch: pytest.Mon
         build(Job(bundle, RTX, "fp16"))
 
 
+@pytest.mark.usefixtures("forget")
 def test_one_process_takes_one_of_the_two_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    load_library(RTX)
-    monkeypatch.setattr(tensorrt_library, "import_library", lambda target: type("Fake", (), {"__version__": "11.4"}))
+    load_builder(RTX)
+    fake = type("Fake", (), {"__version__": "11.4", "ILogger": object})
+    monkeypatch.setattr(tensorrt_library, "import_library", lambda target: fake)
     with pytest.raises(EngineError, match="has loaded the other TensorRT: build for tensorrt in a process of its own"):
-        load_library.__wrapped__("tensorrt")
+        load_builder.__wrapped__("tensorrt")
 
 
 def test_an_engine_of_another_graph_library_or_gpu_is_refused(rtx_bundle: Path) -> None:
@@ -344,7 +348,7 @@ def test_a_dry_run_prints_commands_and_needs_no_library(bundle_copy: Path, monke
     assert "--skipInference" in words
     slots = 80  # what zipar:4 needs, zeros included
     given = [word for word in words if word.startswith("--optShapes=")]
-    assert given == [f"--optShapes=tokens:2x{w},positions:2x{w},mask:2x1x{w}x{slots},uniforms:1x{w}" for w in (1, 2, 3)]
+    assert given == [f"--optShapes=tokens:2x{w},positions:2x{w},mask:1x1x{w}x{slots},uniforms:1x{w}" for w in (1, 2, 3)]
     assert [word for word in words if word.startswith("--profile=")] == ["--profile=0", "--profile=1", "--profile=2"]
     assert "tokens:1x8x8" in decoder
     opened = open_bundle(bundle_copy)
