@@ -12,11 +12,11 @@ import torch
 from hypothesis import settings
 from oracle import Decoder
 from safetensors.torch import save_file
-from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, VQ_CONFIG, random_weights
+from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, PAR_CONFIG, VQ_CONFIG, random_weights
 from torch import Tensor
 
 from arforge.engines import onnxruntime
-from arforge.export import arpg
+from arforge.export import arpg, par
 from arforge.export.exporter import Job, export_bundle
 from arforge.export.llamagen import FAMILY
 from arforge.export.vq import VQModel
@@ -97,6 +97,17 @@ def arpg_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_checkpoint: 
     return path
 
 
+@pytest.fixture(scope="session")
+def par_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An 8x8 bundle of 4 regions, without a tokenizer."""
+    folder = tmp_path_factory.mktemp("par")
+    torch.save(random_weights(PAR_CONFIG, seed=4, family=par.FAMILY), folder / "tiny.pt")
+    path = folder / "par.bundle"
+    export_bundle(Job(par.FAMILY, PAR_CONFIG, folder / "tiny.pt", None, path))
+    onnxruntime.build(path)
+    return path
+
+
 @pytest.fixture
 def bundle_copy(bundle: Path, tmp_path: Path) -> Path:
     """The 8x8 bundle, to be changed."""
@@ -112,6 +123,12 @@ def runner(bundle: Path) -> Iterator[Runner]:
 @pytest.fixture(scope="session")
 def grouped_runner(grouped_bundle: Path) -> Iterator[Runner]:
     with Runner.open(grouped_bundle, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def par_runner(par_bundle: Path) -> Iterator[Runner]:
+    with Runner.open(par_bundle, threads=1) as opened:
         yield opened
 
 

@@ -50,6 +50,10 @@ std::size_t bytes_of(ONNXTensorElementDataType type) {
 
 } // namespace
 
+std::size_t Engine::heads() const { return product({extent_.rows, bundle_.model.kv_heads}); }
+
+std::size_t Engine::line_bytes() const { return product({bundle_.model.head_size}) * cache_item_; }
+
 Engine::Engine(const Bundle& bundle, const EngineIdentity& identity, const Options& options)
     : bundle_(bundle), options_(options), widths_(identity.widths), env_(open_environment()) {
   session_ = open_session(env_, identity.graph, options_, false);
@@ -77,7 +81,8 @@ void Engine::check_graph() {
   const std::vector<Ort::ConstMemoryInfo> places = session_.GetMemoryInfoForInputs();
   for (std::int64_t index = 0; index < model.caches; index++) {
     for (const char* kind : {"key", "value"}) {
-      caches_.push_back({text(kind, "_cache_", index), Ort::Value{nullptr}, Ort::Value{nullptr}, {}});
+      caches_.emplace_back();
+      caches_.back().name = text(kind, "_cache_", index);
       expected.insert(caches_.back().name);
     }
   }
@@ -125,11 +130,11 @@ void Engine::prepare(const Extent& extent, const Plan& plan) {
     extent_ = {};
     throw;
   }
-  const auto heads = static_cast<std::size_t>(extent.rows * bundle_.model.kv_heads);
-  const auto line = static_cast<std::size_t>(bundle_.model.head_size) * cache_item_; // of one slot
+  live_ = plan.steps.front().shape.slots;
+  const std::size_t line = line_bytes();
   for (Cache& cache : caches_) {
-    for (std::size_t head = 0; head < heads && !cache.host.empty(); head++) {
-      std::memset(cache.host.data() + head * static_cast<std::size_t>(extent.slots) * line, 0,
+    for (std::size_t head = 0; head < heads() && !cache.host.empty(); head++) {
+      std::memset(cache.host.data() + head * static_cast<std::size_t>(live_) * line, 0,
                   static_cast<std::size_t>(plan.zero_slots) * line);
     }
   }
@@ -140,29 +145,42 @@ void Engine::allocate_caches() {
   const std::vector<std::int64_t> shape = {extent_.rows, bundle_.model.kv_heads, extent_.slots,
                                            bundle_.model.head_size};
   const std::size_t bytes = product({shape[0], shape[1], shape[2], shape[3], static_cast<std::int64_t>(cache_item_)});
-  if (device_ != nullptr) {
-    zeros_.resize(std::max(zeros_.size(), bytes));
-  }
-  for (Cache& cache : caches_) {
-    if (device_ != nullptr) {
-      cache.value = Ort::Value::CreateTensor(device_, shape.data(), shape.size(), cache_type_);
-      cache.cleared = Ort::Value::CreateTensor(host_, zeros_.data(), bytes, shape.data(), shape.size(), cache_type_);
-    } else {
+  if (device_ == nullptr) {
+    for (Cache& cache : caches_) {
       cache.host.resize(std::max(cache.host.size(), bytes));
-      cache.value = Ort::Value::CreateTensor(host_, cache.host.data(), bytes, shape.data(), shape.size(), cache_type_);
+    }
+    return;
+  }
+  zeros_.resize(std::max(zeros_.size(), bytes));
+  for (Cache& cache : caches_) {
+    cache.value = Ort::Value::CreateTensor(device_, shape.data(), shape.size(), cache_type_);
+    cache.cleared = Ort::Value::CreateTensor(host_, zeros_.data(), bytes, shape.data(), shape.size(), cache_type_);
+  }
+}
+
+// Lays the caches out for more slots: every head's move to where they now begin, the last head's first.
+void Engine::spread(std::int64_t slots) {
+  const std::size_t before = static_cast<std::size_t>(live_) * line_bytes();
+  const std::size_t now = static_cast<std::size_t>(slots) * line_bytes();
+  for (Cache& cache : caches_) {
+    for (std::size_t head = heads(); head-- > 1;) {
+      std::memmove(cache.host.data() + head * now, cache.host.data() + head * before, before);
     }
   }
+  live_ = slots;
 }
 
 // Allocates the buffers of one kind of step and binds them and the caches.
 void Engine::bind(const Shape& shape) {
   const std::int64_t outputs = shape.queries > 0 ? shape.queries : shape.width;
-  const auto& [images, rows, slots] = extent_;
+  const std::int64_t images = extent_.images;
+  const std::int64_t rows = extent_.rows;
+  const std::vector<std::int64_t> live = {rows, bundle_.model.kv_heads, shape.slots, bundle_.model.head_size};
   StepBuffers& b = buffers_[shape];
   b.tokens.resize(product({rows, shape.width}));
   b.positions.resize(product({rows, shape.width}));
   b.write_index.resize(product({rows}));
-  b.mask.resize(product({rows, shape.width, slots}));
+  b.mask.resize(product({rows, shape.width, shape.slots}));
   b.query_positions.resize(product({rows, shape.queries}));
   b.uniforms.resize(product({images, outputs}));
   b.next_tokens.resize(product({images, outputs}));
@@ -172,7 +190,7 @@ void Engine::bind(const Shape& shape) {
     binding->BindInput("positions", tensor(host_, b.positions, {rows, shape.width}));
     binding->BindInput("write_index", tensor(host_, b.write_index, {rows}));
     binding->BindInput("mask",
-                       tensor(host_, b.mask, {rows, 1, shape.width, slots}, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL));
+                       tensor(host_, b.mask, {rows, 1, shape.width, shape.slots}, ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL));
     if (shape.queries > 0) {
       binding->BindInput("query_positions", tensor(host_, b.query_positions, {rows, shape.queries}));
     }
@@ -182,15 +200,26 @@ void Engine::bind(const Shape& shape) {
     binding->BindInput("top_k", scalar(host_, scalars.top_k));
     binding->BindInput("top_p", scalar(host_, scalars.top_p));
     binding->BindOutput("next_tokens", tensor(host_, b.next_tokens, {images, outputs}));
-    for (const Cache& cache : caches_) {
-      const bool clear = binding == &b.first && cache.cleared != nullptr;
-      binding->BindInput(cache.name.c_str(), clear ? cache.cleared : cache.value);
-      binding->BindOutput(("new_" + cache.name).c_str(), cache.value);
+    for (Cache& cache : caches_) {
+      const std::string output = "new_" + cache.name;
+      if (device_ == nullptr) {
+        const std::size_t bytes = product({rows, live[1], live[2], live[3]}) * cache_item_;
+        const Ort::Value value =
+            Ort::Value::CreateTensor(host_, cache.host.data(), bytes, live.data(), live.size(), cache_type_);
+        binding->BindInput(cache.name.c_str(), value);
+        binding->BindOutput(output.c_str(), value);
+      } else {
+        binding->BindInput(cache.name.c_str(), binding == &b.first ? cache.cleared : cache.value);
+        binding->BindOutput(output.c_str(), cache.value);
+      }
     }
   }
 }
 
-void Engine::run(StepBuffers& buffers, bool first) {
+void Engine::run(const Shape& shape, StepBuffers& buffers, bool first) {
+  if (device_ == nullptr && shape.slots > live_) {
+    spread(shape.slots);
+  }
   try {
     session_.Run(Ort::RunOptions{nullptr}, first ? buffers.first : buffers.later);
   } catch (const Ort::Exception& error) {

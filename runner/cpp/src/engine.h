@@ -1,4 +1,7 @@
 // The ONNX Runtime engine: caches allocated once, bound as input and output of the step graph.
+//
+// ONNX Runtime's attention reads every slot that it is given, so caches in host memory are bound with the slots that
+// are in use, rounded up; when a step needs more, the slots move apart in their memory, a few times in a generation.
 #pragma once
 
 #include <cstdint>
@@ -52,14 +55,15 @@ public:
   Engine(const Bundle& bundle, const EngineIdentity& identity, const Options& options);
 
   [[nodiscard]] const std::vector<std::int64_t>& widths() const { return widths_; }
+  [[nodiscard]] std::int64_t growth() const { return device_ == nullptr ? 64 : 0; } // of the slots that are bound
 
   // Makes caches and buffers ready for all steps of a plan, zero slots cleared: nothing is allocated after it.
   void prepare(const Extent& extent, const Plan& plan);
 
   StepBuffers& buffers(const Shape& shape) { return buffers_.find(shape)->second; }
 
-  // Executes one step from those buffers.
-  void run(StepBuffers& buffers, bool first);
+  // Executes one step of that shape from its buffers.
+  void run(const Shape& shape, StepBuffers& buffers, bool first);
 
   // Pixels (images, height, width, 3) of tokens (images, rows, columns), appended to `result`; its size is set.
   void decode(const std::int64_t* tokens, std::int64_t images, std::int64_t rows, std::int64_t columns, Result& result);
@@ -73,13 +77,16 @@ public:
 private:
   struct Cache {
     std::string name;                            // "key_cache_0"
-    Ort::Value value{nullptr}, cleared{nullptr}; // (rows, kv_heads, slots, head_size)
-    std::vector<std::uint8_t> host;              // its memory, where that is the host's
+    std::vector<std::uint8_t> host;              // (rows, kv_heads, live slots, head_size), where in host memory
+    Ort::Value value{nullptr}, cleared{nullptr}; // (rows, kv_heads, slots, head_size), where on a device
   };
 
+  [[nodiscard]] std::size_t heads() const;      // of all rows
+  [[nodiscard]] std::size_t line_bytes() const; // of one head's slot
   void check_graph();
   void allocate_caches();
   void bind(const Shape& shape);
+  void spread(std::int64_t slots);
   Ort::Session& tokenizer(const char* graph, std::unique_ptr<Ort::Session>& session);
 
   const Bundle& bundle_;
@@ -93,6 +100,7 @@ private:
   ONNXTensorElementDataType cache_type_{};
   std::size_t cache_item_ = 0; // bytes of an entry
   Extent extent_{};
+  std::int64_t live_ = 0; // slots that the caches in host memory are laid out for
   std::vector<Cache> caches_;
   std::vector<std::uint8_t> zeros_; // of one cache, where caches are not in host memory
   std::map<Shape, StepBuffers> buffers_;

@@ -108,8 +108,18 @@ BuiltEngine engine_of(const Json& value) {
           fields.string("path", MAX_PATH_LETTERS)};
 }
 
-// The bundle's path of the graph that an engine runs.
-std::string graph_of_identity(const Json& identity) { return identity.value("graph", Json()).get<std::string>(); }
+// The bundle's path of one of an identity's graphs; throws Error (engine) unless it is the one of then.
+std::string graph_of(const Bundle& bundle, const Json& identity, const std::string& part) {
+  const Json path = identity.value(part, Json());
+  const auto file = path.is_string() ? bundle.files.find(path.get<std::string>()) : bundle.files.end();
+  if (file == bundle.files.end() || identity.value(part + "_sha256", Json()) != file->second.sha256) {
+    throw Error(Code::engine, text("the engine of ", bundle.root.string(),
+                                   " was built from another graph: rebuild it "
+                                   "with `arforge build ",
+                                   bundle.root.string(), " --target onnxruntime`"));
+  }
+  return file->first;
+}
 
 } // namespace
 
@@ -173,13 +183,10 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
   if (!identity.is_object()) {
     throw Error(Code::engine, text(engine.path, " is not an engine identity: rebuild the engine"));
   }
-  const std::string rebuild = text("rebuild it with `arforge build ", bundle.root.string(), " --target onnxruntime`");
-  const bool named = identity.value("graph", Json()).is_string();
-  const auto file = named ? bundle.files.find(graph_of_identity(identity)) : bundle.files.end();
-  if (file == bundle.files.end() || identity.value("graph_sha256", Json()) != file->second.sha256) {
-    throw Error(Code::engine, text("the engine of ", bundle.root.string(), " was built from another graph: ", rebuild));
+  EngineIdentity result{bundle.root / fs::u8path(graph_of(bundle, identity, "graph")), {}};
+  if (!identity.value("source", Json()).is_null()) { // what an engine with a graph of its own was made from
+    (void)graph_of(bundle, identity, "source");
   }
-  EngineIdentity result{bundle.root / fs::u8path(file->first), {}};
   const Json widths = identity.value("widths", Json());
   if (widths.is_null()) {
     return result;
@@ -188,10 +195,8 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
                      std::all_of(widths.begin(), widths.end(),
                                  [](const Json& w) { return w.is_number_integer() && w > 0 && w <= MAX_COUNT; });
   if (!sound) {
-    throw Error(Code::engine, text("the engine of ", bundle.root.string(),
-                                   " lists widths that are no list of whole "
-                                   "numbers: ",
-                                   rebuild));
+    throw Error(Code::engine,
+                text("the engine of ", bundle.root.string(), " lists widths ", widths.dump(), ": rebuild it"));
   }
   result.widths = widths.get<std::vector<std::int64_t>>();
   return result;

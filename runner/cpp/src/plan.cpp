@@ -68,7 +68,7 @@ PlannedStep planned(const Step& step, const Plan& plan, bool queries, const std:
 
 } // namespace
 
-Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths) {
+Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth) {
   if (!widths.empty()) {
     schedule = narrowed(std::move(schedule), *std::max_element(widths.begin(), widths.end()));
   }
@@ -80,13 +80,21 @@ Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths) {
     plan.slots = std::max(plan.slots, write_index + plan.steps.back().shape.width);
     write_index += step.commit;
   }
+  std::int64_t live = growth == 0 ? plan.slots : 0;
+  for (PlannedStep& step : plan.steps) {
+    const std::int64_t needed = step.write_index + step.shape.width;
+    if (needed > live) {
+      live = std::min(plan.slots, (needed + growth - 1) / growth * growth);
+    }
+    step.shape.slots = live;
+  }
   return plan;
 }
 
 void Visibility::start(std::int64_t slots) { slot_rank.assign(static_cast<std::size_t>(slots), NEVER); }
 
 void Visibility::enter(const PlannedStep& step, std::int64_t zero_slots, std::uint8_t* mask) {
-  const auto slots = static_cast<std::int64_t>(slot_rank.size());
+  const std::int64_t slots = step.shape.slots;
   std::int32_t* ranks = slot_rank.data();
   for (const std::int32_t slot : step.retire) {
     ranks[slot] = NEVER;

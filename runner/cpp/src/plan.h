@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <tuple>
 #include <vector>
 
 #include "bundle.h"
@@ -9,11 +10,11 @@
 
 namespace arforge {
 
-// The step graph's shape in one step; `queries` is 0 where the model has none.
+// The step graph's shape in one step; `queries` is 0 where the model has none, `slots` those that the caches have.
 struct Shape {
-  std::int64_t width, queries;
+  std::int64_t width, queries, slots;
   bool operator<(const Shape& other) const {
-    return width != other.width ? width < other.width : queries < other.queries;
+    return std::tie(width, queries, slots) < std::tie(other.width, other.queries, other.slots);
   }
 };
 
@@ -40,9 +41,9 @@ struct Plan {
   std::vector<std::int32_t> kept;           // cells whose tokens the request brings
 };
 
-// `widths`: those that the engine was built for, ascending or not; empty: any. Throws Error (engine) where all are
-// too narrow.
-Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths);
+// `widths`: those that the engine was built for, ascending or not; empty: any. `growth`: a step is given the slots that
+// are in use, rounded up to a multiple of it; 0: always all. Throws Error (engine) where all widths are too narrow.
+Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth);
 
 // The same decoding in steps of at most `widest` inputs, wherever steps can be cut: before an input that no earlier
 // one of the step sees, if what comes before is kept and decides nothing.
@@ -54,7 +55,8 @@ struct Visibility {
 
   void start(std::int64_t slots);
 
-  // Enters a step and writes its mask (width, slots), bytes 0 and 1. Slots that it does not keep are forgotten.
+  // Enters a step and writes its mask (width, the step's slots), bytes 0 and 1. Slots that it does not keep are
+  // forgotten.
   void enter(const PlannedStep& step, std::int64_t zero_slots, std::uint8_t* mask);
 };
 

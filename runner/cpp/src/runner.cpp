@@ -24,12 +24,6 @@ constexpr std::int64_t ENCODED_AT_ONCE = 32; // images
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-struct NamedPlan {
-  std::string schedule;
-  std::vector<std::int32_t> kept;
-  Plan plan;
-};
-
 // One request as it proceeds.
 struct Job {
   const Request& request;
@@ -63,6 +57,12 @@ auto guarded(Work work) {
 } // namespace
 
 struct Runner::Parts {
+  struct NamedPlan {
+    std::string schedule;
+    std::vector<std::int32_t> kept;
+    Plan plan;
+  };
+
   Parts(const std::filesystem::path& root, const Options& options);
 
   const Plan& plan(const std::string& schedule, const std::vector<std::int32_t>& kept);
@@ -109,7 +109,8 @@ const Plan& Runner::Parts::plan(const std::string& schedule, const std::vector<s
   if (found != plans.end()) {
     plans.splice(plans.begin(), plans, found);
   } else {
-    plans.push_front({schedule, kept, make_plan(find_schedule(bundle, schedule, kept), engine->widths())});
+    plans.push_front(
+        {schedule, kept, make_plan(find_schedule(bundle, schedule, kept), engine->widths(), engine->growth())});
   }
   return plans.front().plan;
 }
@@ -149,7 +150,7 @@ void Runner::Parts::decode(const Plan& plan, const Window& window, const Part& p
     }
     engine->scalars.guidance = static_cast<float>(1 + (job.sampling.guidance - 1) * step.guidance);
     const Clock::time_point start = Clock::now();
-    engine->run(buffers, &step == &plan.steps.front());
+    engine->run(step.shape, buffers, &step == &plan.steps.front());
     job.result.engine_seconds += seconds_since(start);
     store(step, buffers, state);
     job.done++;

@@ -12,7 +12,7 @@ namespace {
 
 constexpr const char* MAGIC = "ARFSCHED";
 constexpr std::size_t PREFIX = 16; // bytes: magic, version, length of the header
-constexpr std::uint32_t VERSION = 1;
+constexpr std::uint32_t FORMAT_VERSION = 1;
 constexpr std::size_t MAX_HEADER = 1 << 16;
 constexpr std::int64_t MAX_ROWS = 1 << 24;
 
@@ -172,8 +172,9 @@ Schedule load_schedule(const std::string& content, const std::string& name) {
     refuse(name, text(" is not a schedule: it does not start with ", MAGIC));
   }
   const Column prefix{bytes + 8};
-  if (prefix.bits(0) != VERSION) {
-    refuse(name, text(" has schedule format ", prefix.bits(0), "; this arforge reads ", VERSION, ": update arforge"));
+  if (prefix.bits(0) != FORMAT_VERSION) {
+    refuse(name,
+           text(" has schedule format ", prefix.bits(0), "; this arforge reads ", FORMAT_VERSION, ": update arforge"));
   }
   const std::size_t length = prefix.bits(1);
   if (length > std::min(MAX_HEADER, content.size() - PREFIX)) {

@@ -1,0 +1,59 @@
+// Fuzz target over what reads untrusted bytes: manifests, schedule files, schedule specifications. Whatever comes in,
+// each is read, or refused with arforge::Error; a schedule that is read can be planned and its masks made.
+//
+//   cmake -S runner/cpp -B build/fuzz -DARFORGE_FUZZ=ON -DARFORGE_SANITIZE=ON -DCMAKE_CXX_COMPILER=clang++ ...
+//   build/fuzz/fuzz/fuzz-readers CORPUS -max_total_time=3600 -dict=runner/cpp/fuzz/readers.dict
+#include <cstdint>
+#include <string>
+
+#include "arforge.hpp"
+#include "bundle.h"
+#include "plan.h"
+#include "schedule_file.h"
+#include "specification.h"
+
+namespace {
+
+using arforge::Plan;
+
+constexpr std::int64_t GROWTH = 8;          // slots
+constexpr std::int64_t MAX_MASKS = 1 << 22; // bytes of all masks that one input may ask for
+
+void plan_and_mask(const arforge::Schedule& schedule, const std::vector<std::int64_t>& widths) {
+  const Plan plan = arforge::make_plan(schedule, widths, widths.empty() ? 0 : GROWTH);
+  std::int64_t bytes = 0;
+  for (const arforge::PlannedStep& step : plan.steps) {
+    bytes += step.shape.width * step.shape.slots;
+  }
+  if (bytes > MAX_MASKS) {
+    return;
+  }
+  arforge::Visibility visibility;
+  visibility.start(plan.slots);
+  for (const arforge::PlannedStep& step : plan.steps) {
+    std::vector<std::uint8_t> mask(static_cast<std::size_t>(step.shape.width * step.shape.slots));
+    visibility.enter(step, plan.zero_slots, mask.data());
+  }
+}
+
+void read(const std::string& content) {
+  if (content.rfind("ARFSCHED", 0) == 0) {
+    const arforge::Schedule schedule = arforge::load_schedule(content, "input");
+    plan_and_mask(schedule, {});
+    plan_and_mask(schedule, {1, 4});
+  } else if (content.rfind('{', 0) == 0) {
+    (void)arforge::parse_manifest(content, "input");
+  } else {
+    plan_and_mask(arforge::compile_schedule(arforge::parse_specification(content), 8, 12, {}), {});
+  }
+}
+
+} // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  try {
+    read({reinterpret_cast<const char*>(data), size});
+  } catch (const arforge::Error&) { // refused
+  }
+  return 0;
+}

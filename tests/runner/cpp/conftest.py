@@ -1,0 +1,149 @@
+"""Builds the C++ runner once a session: as it is released, and under sanitizers with the fuzz target."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import cpp_abi
+import pytest
+
+ROOT = Path(__file__).parents[3]
+SOURCE = ROOT / "runner/cpp"
+PROGRAMS = Path(__file__).parent / "programs"
+KEPT = Path(sys.prefix) / "cpp"  # builds stay beside the packages that they use, and are brought up to date
+COMPILERS = ("c++", "g++", "clang++")
+
+
+@dataclass(frozen=True)
+class Build:
+    """One build of the library, installed, and of the programs here that use it."""
+
+    folder: Path
+
+    @property
+    def prefix(self) -> Path:
+        return self.folder / "installed"
+
+    @property
+    def library(self) -> Path:
+        return self.prefix / "lib/libarforge.so"
+
+    def program(self, name: str) -> Path:
+        place = {"fuzz-readers": "arforge/fuzz", "arforge-service": "arforge", "arforge-run": "installed/bin"}
+        return self.folder / place.get(name, "programs") / name
+
+
+def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+def json_headers() -> Path:
+    found = find_spec("nlohmann_json")
+    assert found is not None, "pip install '.[test]'"
+    assert found.submodule_search_locations
+    return Path(found.submodule_search_locations[0]) / "include"
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    for name in COMPILERS:
+        if shutil.which(name):
+            return name
+    pytest.skip(f"no C++ compiler: none of {', '.join(COMPILERS)} is on the path")
+
+
+@pytest.fixture(scope="session")
+def onnxruntime_root(compiler: str) -> Path:  # noqa: ARG001 (without one there is nothing to do)
+    """$ONNXRUNTIME_ROOT, or one that is prepared from the installed wheel."""
+    if given := os.environ.get("ONNXRUNTIME_ROOT"):
+        return Path(given)
+    root = KEPT / "onnxruntime"
+    if not (root / "lib/libonnxruntime.so").exists():
+        run(sys.executable, SOURCE / "prepare_onnxruntime.py", "--output", root)
+    return root
+
+
+def start_build(
+    name: str, root: Path, lock: int, *options: str, consumer: tuple[str, ...] = ()
+) -> tuple[Build, subprocess.Popen]:
+    """Configure, compile and install, in the background; the lock is held until that is done."""
+    build = Build(KEPT / name)
+    build.folder.mkdir(parents=True, exist_ok=True)
+    ninja = "-GNinja" if shutil.which("ninja") else "-GUnix Makefiles"
+    common = f"'{ninja}' -DONNXRUNTIME_ROOT={root}"
+    arforge, programs = build.folder / "arforge", build.folder / "programs"
+    script = f"""set -e
+cmake -S {SOURCE} -B {arforge} {common} -DNLOHMANN_JSON_INCLUDE={json_headers()} -DCMAKE_INSTALL_PREFIX={build.prefix} \
+  -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=0 {" ".join(options)}
+cmake --build {arforge} -j2
+cmake --install {arforge}
+cmake -S {PROGRAMS} -B {programs} {common} -DCMAKE_PREFIX_PATH={build.prefix} {" ".join(consumer)}
+cmake --build {programs} -j2
+"""
+    with (build.folder / "log").open("w") as log:
+        shell = ["/bin/sh", "-c", script]
+        return build, subprocess.Popen(shell, stdout=log, stderr=subprocess.STDOUT, pass_fds=[lock])
+
+
+@pytest.fixture(scope="session")
+def builds(onnxruntime_root: Path) -> Iterator[dict[str, tuple[Build, subprocess.Popen]]]:
+    """Both builds, side by side: the release is waited for first, while the other goes on."""
+    has_fuzzer = shutil.which("clang++") is not None and fuzzes("clang++")
+    other = ("-DCMAKE_CXX_COMPILER=clang++", "-DCMAKE_C_COMPILER=clang") if has_fuzzer else ()
+    KEPT.mkdir(exist_ok=True)
+    with (KEPT / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several sessions one builds
+        started = {
+            "release": start_build("release", onnxruntime_root, lock.fileno()),
+            "sanitized": start_build(
+                "sanitized" if has_fuzzer else "sanitized-without-libfuzzer",
+                onnxruntime_root,
+                lock.fileno(),
+                "-DBUILD_SHARED_LIBS=OFF -DARFORGE_FUZZ=ON -DARFORGE_SANITIZE=ON -DCMAKE_BUILD_TYPE=None",
+                "-DCMAKE_CXX_FLAGS=-O1",
+                *other,
+                consumer=("-DSANITIZE=ON", *other),
+            ),
+        }
+    yield started
+    for _, process in started.values():
+        process.wait()
+
+
+def fuzzes(clang: str) -> bool:
+    """Whether the compiler comes with libFuzzer."""
+    source = 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }'
+    command = [clang, "-x", "c++", "-fsanitize=fuzzer,address", "-", "-o", os.devnull]
+    return subprocess.run(command, input=source, capture_output=True, text=True, check=False).returncode == 0
+
+
+def finished(started: tuple[Build, subprocess.Popen]) -> Build:
+    build, process = started
+    assert process.wait() == 0, (build.folder / "log").read_text()[-6000:]
+    return build
+
+
+@pytest.fixture(scope="session")
+def release(builds: dict[str, tuple[Build, subprocess.Popen]]) -> Build:
+    return finished(builds["release"])
+
+
+@pytest.fixture(scope="session")
+def sanitized(builds: dict[str, tuple[Build, subprocess.Popen]]) -> Build:
+    return finished(builds["sanitized"])
+
+
+@pytest.fixture(scope="session")
+def library(release: Build) -> cpp_abi.ctypes.CDLL:
+    return cpp_abi.load(release.library)

@@ -1,0 +1,107 @@
+// Many generations from one program.
+//
+//   generations growth BUNDLE COUNT          resident bytes after a tenth of them, and at the end
+//   generations threads BUNDLE               two runners in two threads, and two threads on one runner
+//   generations open FILE                    each line "BUNDLE<tab>SCHEDULE": its error code and message
+#include <arforge.hpp>
+
+#include <algorithm>
+#include <fstream>
+#include <iostream>
+#include <thread>
+#include <unistd.h>
+
+namespace {
+
+arforge::Runner opened(const std::string& bundle) {
+  arforge::Options options;
+  options.threads = 1;
+  return arforge::Runner::open(bundle, options);
+}
+
+arforge::Request request_of(const std::string& schedule, std::int64_t images, std::int64_t index) {
+  arforge::Request request;
+  for (std::int64_t image = 0; image < images; image++) {
+    request.classes.push_back((index + image) % 7);
+    request.seeds.push_back(static_cast<std::uint64_t>(index + image));
+  }
+  request.schedule = schedule;
+  return request;
+}
+
+long resident_bytes() {
+  long pages = 0;
+  std::ifstream("/proc/self/statm") >> pages >> pages;
+  return pages * sysconf(_SC_PAGESIZE);
+}
+
+int growth(const std::string& bundle, std::int64_t count) {
+  arforge::Runner runner = opened(bundle);
+  const std::vector<std::string>& schedules = runner.facts().schedules;
+  for (std::int64_t index = 0; index < count; index++) {
+    const std::string& schedule = schedules[static_cast<std::size_t>(index) % schedules.size()];
+    const arforge::Result result = runner.generate(request_of(schedule, 1 + index % 3, index));
+    if (result.tokens.empty()) {
+      return 1;
+    }
+    if (index + 1 == count / 10 || index + 1 == count) {
+      std::cout << resident_bytes() << '\n';
+    }
+  }
+  return 0;
+}
+
+int threads(const std::string& bundle) {
+  arforge::Runner runner = opened(bundle);
+  arforge::Runner other = opened(bundle);
+  const std::vector<std::string> schedules = runner.facts().schedules;
+  std::vector<std::vector<std::int64_t>> expected;
+  for (std::size_t index = 0; index < 12; index++) {
+    const auto images = static_cast<std::int64_t>(1 + index % 3);
+    expected.push_back(
+        runner.generate(request_of(schedules[index % schedules.size()], images, static_cast<std::int64_t>(index)))
+            .tokens);
+  }
+  std::atomic<int> wrong{0};
+  const auto work = [&](arforge::Runner& mine, std::size_t first) {
+    for (std::size_t turn = 0; turn < expected.size(); turn++) {
+      const std::size_t index = (first + turn) % expected.size();
+      const auto images = static_cast<std::int64_t>(1 + index % 3);
+      const auto request = request_of(schedules[index % schedules.size()], images, static_cast<std::int64_t>(index));
+      wrong += mine.generate(request).tokens == expected[index] ? 0 : 1;
+    }
+  };
+  std::thread a(work, std::ref(runner), 0);
+  std::thread b(work, std::ref(other), 3);
+  std::thread c(work, std::ref(runner), 7);
+  a.join();
+  b.join();
+  c.join();
+  std::cout << 3 * expected.size() << " generations, " << wrong << " wrong\n";
+  return wrong;
+}
+
+int open_each(const std::string& path) {
+  std::ifstream lines(path);
+  for (std::string bundle, schedule; std::getline(lines, bundle, '\t') && std::getline(lines, schedule);) {
+    try {
+      (void)opened(bundle).generate(request_of(schedule, 1, 0));
+      std::cout << "0\t\n";
+    } catch (const arforge::Error& error) {
+      std::string message = error.what();
+      std::replace(message.begin(), message.end(), '\n', ' ');
+      std::cout << static_cast<int>(error.code()) << '\t' << message << '\n';
+    }
+  }
+  return 0;
+}
+
+} // namespace
+
+int main(int count, char** words) {
+  const std::string mode = count > 2 ? words[1] : "";
+  return mode == "growth"    ? growth(words[2], std::stoll(words[3]))
+         : mode == "threads" ? threads(words[2])
+         : mode == "open"    ? open_each(words[2])
+                             : 2;
+}

@@ -1,0 +1,90 @@
+"""Memory: what the step loop allocates, what many generations keep, what sanitizers, valgrind and fuzzing find."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arforge.runner import compile_schedule
+from arforge.runner.schedule_file import dump
+
+SANITIZERS = {"ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+FUZZ_SECONDS = 6
+
+
+def output(command: list[Any], **environment: str) -> str:
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    assert done.returncode == 0, f"{' '.join(words)}: {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("name", "schedule", "steps"), [("bundle", "zipar:2", 28), ("arpg_bundle", "arpg:8", 8)])
+def test_the_step_loop_allocates_nothing(
+    release: Any, request: pytest.FixtureRequest, name: str, schedule: str, steps: int
+) -> None:
+    """Not even in the first generation: caches and buffers are made before its first step."""
+    root = request.getfixturevalue(name)
+    said = output([release.program("allocations"), root, schedule])
+    assert said.splitlines() == [f"{steps} steps, {steps} runs, 0 allocations"] * 2
+    provoked = output([release.program("allocations"), root, schedule, "provoke"])
+    assert f"{steps - 1} allocations" in provoked  # the counter-check
+
+
+def test_a_thousand_generations_do_not_grow(release: Any, grouped_bundle: Path) -> None:
+    said = output([release.program("generations"), "growth", grouped_bundle, 1000])
+    early, late = map(int, said.split())
+    assert early > 0
+    assert late - early < 1 << 20
+
+
+def test_two_runners_in_two_threads_and_two_threads_on_one(release: Any, bundle: Path) -> None:
+    assert output([release.program("generations"), "threads", bundle]) == "36 generations, 0 wrong\n"
+
+
+@pytest.mark.parametrize("name", ["grouped_bundle", "arpg_bundle", "par_bundle"])
+def test_generations_are_clean_under_sanitizers(sanitized: Any, request: pytest.FixtureRequest, name: str) -> None:
+    root = request.getfixturevalue(name)
+    assert "36 generations, 0 wrong" in output([sanitized.program("generations"), "threads", root], **SANITIZERS)
+
+
+def test_a_generation_is_clean_under_valgrind(release: Any, arpg_bundle: Path) -> None:
+    """Errors of arforge's own code count; ONNX Runtime's start reads ahead in ways that valgrind reports."""
+    if shutil.which("valgrind") is None:
+        pytest.skip("valgrind is not installed")
+    command = ["valgrind", "--error-exitcode=0", release.program("generations"), "growth", arpg_bundle, "2"]
+    said = output(command)
+    found = re.search(r"ERROR SUMMARY: (\d+) errors", said)
+    assert found is not None, said
+    ours = [part for part in said.split("\n\n") if "arforge" in part and re.search(r"Invalid|uninitialised", part)]
+    assert not ours, said
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, bundle: Path, arpg_bundle: Path, par_bundle: Path) -> Path:
+    """Manifests, schedule files and specifications, as fuzzing starts from them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for index, root in enumerate((bundle, arpg_bundle, par_bundle)):
+        shutil.copy(root / "manifest.json", folder / f"manifest-{index}")
+        for path in (root / "schedules").iterdir():
+            shutil.copy(path, folder / f"{index}-{path.name}")
+    (folder / "kept").write_bytes(dump(compile_schedule("arpg:4", (3, 5), (2, 9, 14))))
+    for text in ("ntp,cfg-interval=3", "zipar:3,seed=nearest,holes=masked", "par:4", "arpg:7,ratio=cosine,order=5"):
+        (folder / text.replace(":", "-")).write_text(text)
+    return folder
+
+
+def test_fuzzing_the_readers_finds_nothing(sanitized: Any, corpus: Path, tmp_path: Path) -> None:
+    program = sanitized.program("fuzz-readers")
+    command = [program, corpus, f"-max_total_time={FUZZ_SECONDS}", "-seed=1", f"-artifact_prefix={tmp_path}/"]
+    said = output(command, **SANITIZERS)
+    runs = re.search(r"Done (\d+) runs in", said)
+    assert runs is not None, said
+    assert int(runs[1]) > 1000
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,236 @@
+"""The C++ runner gives the tokens and the images of the Python runner, through its C interface."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cpp_abi
+import numpy as np
+import pytest
+from cpp_abi import STATUS, Failure
+
+from arforge.calibration.int8 import Job, calibrate
+from arforge.calibration.ranges import Rule
+from arforge.engines import onnxruntime
+from arforge.runner import Runner
+
+CLASSES = [3, 1, 4, 1]
+SEEDS = [9, 2**64 - 1, 6, 0]
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"greedy": True},
+    {"guidance": 1.0},
+    {"guidance": 1.5, "temperature": 0.7, "top_k": 9},
+    {"guidance": 3.0, "temperature": 1.3, "top_p": 0.8},
+    {"guidance": 1.0, "top_k": 20, "top_p": 0.95},
+]
+FAMILIES = {
+    "bundle": ["ntp", "zipar:4", "zipar:2", "zipar:3,first-row=windowed,seed=nearest,holes=masked,cfg-interval=20"],
+    "grouped_bundle": ["ntp", "zipar:1", "zipar:6"],
+    "par_bundle": ["par:4"],
+    "arpg_bundle": ["arpg:8", "arpg:24", "arpg:5,ratio=cosine,cfg=constant,order=7,groups=causal"],
+}
+
+
+def compare(ours: cpp_abi.Runner, theirs: Runner, *arguments: Any, **settings: Any) -> None:
+    expected = theirs.generate(*arguments, **settings)
+    found = ours.generate(*arguments, **settings)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    assert (found.steps, found.grid) == (expected.steps, expected.grid)
+    if expected.images is None:
+        assert found.images is None
+    else:
+        assert found.images is not None
+        np.testing.assert_array_equal(found.images, expected.images)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tokens_and_images_are_pythons(library: Any, request: pytest.FixtureRequest, name: str) -> None:
+    root = request.getfixturevalue(name)
+    theirs: Runner = request.getfixturevalue({"bundle": "runner"}.get(name, name.replace("bundle", "runner")))
+    stored = [entry["specification"] for entry in theirs.bundle.manifest["schedules"]]
+    assert stored
+    ours = cpp_abi.Runner(library, root, threads=1)
+    for schedule in {*stored, *FAMILIES[name]}:
+        for settings in SETTINGS:
+            compare(ours, theirs, CLASSES, SEEDS, schedule=schedule, **settings)
+    compare(ours, theirs, CLASSES[:1], [5], schedule=stored[0])
+    compare(ours, theirs, CLASSES, SEEDS, schedule=stored[-1], batch=1)
+    compare(ours, theirs, [*CLASSES, 0], schedule=stored[-1], batch=3)
+    compare(ours, theirs, CLASSES)
+    ours.close()
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, "static"])
+def int8_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    static = request.param == "static"
+    source = request.getfixturevalue("bundle" if static else request.param)
+    root = Path(shutil.copytree(source, tmp_path_factory.mktemp("cpp-int8") / "int8.bundle"))
+    if static:
+        calibrate(Job(root, Rule("max", 100), samples=2, check=0, trials=0, threads=1))
+    onnxruntime.build(root, "int8", quantization="static" if static else "blocks")
+    return root
+
+
+def test_int8_tokens_and_images_are_pythons(library: Any, int8_bundle: Path) -> None:
+    ours = cpp_abi.Runner(library, int8_bundle, precision="int8", threads=1)
+    with Runner.open(int8_bundle, precision="int8", threads=1) as theirs:
+        for entry in theirs.bundle.manifest["schedules"]:
+            for settings in ({}, {"greedy": True}, {"guidance": 1.0, "top_k": 7}):
+                compare(ours, theirs, CLASSES, SEEDS, schedule=entry["specification"], **settings)
+                compare(ours, theirs, CLASSES[:1], SEEDS[:1], schedule=entry["specification"], **settings)
+    ours.close()
+
+
+@pytest.mark.parametrize("widths", [(1, 3, 5), (2,), (8,)])
+@pytest.mark.parametrize("name", ["bundle", "arpg_bundle"])
+def test_padded_and_narrowed_steps_give_the_same_tokens(
+    library: Any, request: pytest.FixtureRequest, tmp_path: Path, name: str, widths: tuple[int, ...]
+) -> None:
+    root = Path(shutil.copytree(request.getfixturevalue(name), tmp_path / "widths.bundle"))
+    onnxruntime.build(root, widths=widths)
+    ours = cpp_abi.Runner(library, root, threads=1)
+    known = np.full((4, 6), -1)
+    known[::2] = np.arange(12).reshape(2, 6)
+    with Runner.open(root, threads=1) as theirs:
+        for schedule in ("ntp", "zipar:4") if name == "bundle" else ("arpg:24", "arpg:24,groups=causal"):
+            compare(ours, theirs, CLASSES, SEEDS, schedule=schedule)
+        if name == "arpg_bundle":
+            compare(ours, theirs, CLASSES, SEEDS, schedule="arpg:24", known=known)
+        elif widths == (2,):
+            with pytest.raises(Failure, match="engine was built for widths 2: rebuild it with `arforge build --width"):
+                ours.generate(CLASSES, schedule="zipar:1")
+    ours.close()
+
+
+@pytest.mark.parametrize("grid", [(4, 6), (6, 11)])
+def test_known_tokens_and_larger_grids_are_pythons(
+    library: Any, arpg_bundle: Path, arpg_runner: Runner, grid: tuple[int, int]
+) -> None:
+    ours = cpp_abi.Runner(library, arpg_bundle, threads=1)
+    random = np.random.default_rng(3)
+    known = np.where(random.random(grid) < 0.4, random.integers(0, 32, grid), -1)
+    each = np.where(known == -1, -1, random.integers(0, 32, (4, *grid)))
+    for tokens in (known, each):
+        for schedule in ("arpg:8", "arpg:12,groups=causal,order=3"):
+            compare(ours, arpg_runner, CLASSES, SEEDS, schedule=schedule, known=tokens, batch=3)
+    ours.close()
+
+
+def test_an_encoded_image_has_pythons_tokens(library: Any, bundle: Path, runner: Runner) -> None:
+    ours = cpp_abi.Runner(library, bundle, threads=1)
+    images = np.random.default_rng(0).integers(0, 256, (33, 16, 8, 3), dtype=np.uint8)
+    expected = runner.encode(images)
+    np.testing.assert_array_equal(ours.encode(images, 33 * 32).reshape(expected.shape), expected)
+    with pytest.raises(Failure, match="1056 tokens do not fit a capacity of 5") as refused:
+        ours.encode(images, 5)
+    assert refused.value.status == STATUS["argument"]
+    ours.close()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 27])
+def test_a_cancelled_request_leaves_the_runner_usable(library: Any, bundle: Path, runner: Runner, steps: int) -> None:
+    ours = cpp_abi.Runner(library, bundle, threads=1)
+    calls: list[tuple[int, int]] = []
+
+    def stop(done: int, total: int) -> bool:
+        calls.append((done, total))
+        return done == steps
+
+    with pytest.raises(Failure, match=f"cancelled after {steps} of 28 steps") as refused:
+        ours.generate(CLASSES, schedule="zipar:2", progress=stop)
+    assert refused.value.status == STATUS["cancelled"]
+    assert calls == [(done, 28) for done in range(1, steps + 1)]
+    compare(ours, runner, CLASSES, SEEDS, schedule="zipar:2")
+    ours.close()
+
+
+def test_threads_that_share_a_runner_get_their_own_tokens(library: Any, bundle: Path, runner: Runner) -> None:
+    ours = cpp_abi.Runner(library, bundle, threads=1)
+    requests = [{"classes": [index] * (1 + index % 3), "schedule": f"zipar:{2 + index % 4}"} for index in range(8)]
+    expected = [runner.generate(**request).tokens for request in requests]
+    found: dict[int, np.ndarray] = {}
+
+    def work(index: int) -> None:
+        found[index] = ours.generate(**requests[index]).tokens
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, tokens in enumerate(expected):
+        np.testing.assert_array_equal(found[index], tokens)
+    ours.close()
+
+
+@pytest.fixture(scope="module")
+def ours(library: Any, bundle: Path) -> Iterator[cpp_abi.Runner]:
+    opened = cpp_abi.Runner(library, bundle, threads=1)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "message"),
+    [
+        ({"classes": []}, "request", "no classes given"),
+        ({"classes": [10]}, "request", "class 10 is out of range: use 0 to 9"),
+        ({"classes": [-1]}, "request", "class -1 is out of range"),
+        ({"guidance": 0.5}, "request", "guidance 0.5 is out of range"),
+        ({"guidance": np.inf}, "request", "guidance inf is out of range"),
+        ({"temperature": -1.0}, "request", "temperature -1 is out of range"),
+        ({"top_k": -2}, "request", "top-k -2 is out of range"),
+        ({"top_p": 0.0}, "request", "top-p 0 is out of range"),
+        ({"batch": 0}, "request", "batch 0 is out of range"),
+        ({"schedule": "zipper:4"}, "schedule", "unknown schedule 'zipper:4': known: ntp, zipar, par, arpg"),
+        ({"schedule": "zipar"}, "schedule", "write it as zipar:WINDOW"),
+        ({"schedule": "ntp:3"}, "schedule", "write it as ntp"),
+        ({"schedule": "zipar:x"}, "schedule", "needs a whole number, not 'x'"),
+        ({"schedule": "zipar:9"}, "schedule", "window 9 does not fit a grid of 8x8"),
+        ({"schedule": "zipar:4,seed=far"}, "schedule", "option seed is one of published, nearest"),
+        ({"schedule": "zipar:4,sead=nearest"}, "schedule", "unknown option"),
+        ({"schedule": "zipar:4,seed=nearest,seed=nearest"}, "schedule", "twice"),
+        ({"schedule": "ntp,cfg-interval=-2"}, "schedule", "cfg-interval -2 is out of range"),
+        ({"schedule": "arpg:4"}, "schedule", "does not fit a llamagen model: use one of ntp, zipar"),
+        ({"known": np.full((8, 9), -1)}, "schedule", "cannot keep cells or go beyond the grid"),
+        ({"known": np.full((8, 7), -1)}, "request", "a grid of 8x7 is out of range"),
+        ({"known": np.full((8, 8), 32)}, "request", "known tokens go from 32 to 32: use -1 to 31"),
+        ({"known": np.zeros((8, 8))}, "request", "nothing to decide"),
+        ({"size": 8}, "argument", "request has size 8, this library's has"),
+    ],
+)
+def test_a_request_that_does_not_fit_gives_its_code(
+    ours: cpp_abi.Runner, settings: dict[str, Any], status: str, message: str
+) -> None:
+    with pytest.raises(Failure) as refused:
+        ours.generate(**{"classes": [1], **settings})
+    assert message in refused.value.message
+    assert refused.value.status == STATUS[status]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"provider": "cuda"}, "has no provider 'cuda' (it has "),
+        ({"provider": "tensorrt"}, "has no provider 'tensorrt' (it has "),
+        (
+            {"provider": "tensorrt-rtx", "plugin": "/nowhere"},
+            "cannot load the TensorRT-RTX provider from /nowhere",
+        ),
+        ({"provider": "openvino"}, "unknown provider 'openvino': use cpu, cuda, tensorrt, tensorrt-rtx"),
+        ({"precision": "int8"}, "built: onnxruntime fp32). Build it: arforge build"),
+        ({"threads": -1}, "-1 threads"),
+    ],
+)
+def test_an_engine_that_cannot_be_had_gives_its_code(
+    library: Any, bundle: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Failure) as refused:
+        cpp_abi.Runner(library, bundle, **options)
+    assert message in refused.value.message
+    assert refused.value.status == STATUS["engine"]
