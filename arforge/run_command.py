@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 from pathlib import Path
 
@@ -100,6 +99,7 @@ def command(
             def progress(done: int, steps: int) -> None:
                 bar.update(PARTS * done // steps - bar.pos)
 
+            device = runner.device
             result = runner.generate(
                 labels,
                 numbers,
@@ -122,7 +122,7 @@ def command(
     each = 1000 * (result.seconds + result.image_seconds) / len(labels)
     click.echo(
         f"{len(labels)} images, {schedule}: {result.steps} steps, {each:.1f} ms an image "
-        f"({target} {precision}, batch {min(batch, len(labels))}, {platform.machine()} CPU)"
+        f"({target} {precision}, batch {min(batch, len(labels))}, {device})"
     )
 
 

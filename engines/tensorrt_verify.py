@@ -48,6 +48,8 @@ def verify_engine(bundle: Bundle, entry: Mapping[str, Any], report: Report, requ
             report(f"{name}: {line}")
     for line in check_listing(bundle, identity, model):
         report(f"{name}: {line}")
+    if library is not None and capability is not None:
+        report(f"{name}: {check_run(bundle, identity, library)}")
     if entry["precision"] == "fp16":  # ONNX Runtime's CPU provider runs no bf16; int8 is compared by `calibrate`
         found = compare_precision(bundle, "fp16", bundle.default_schedule, COMPARED_STEPS)
         if not found.largest_error <= TOLERANCE:
@@ -59,6 +61,19 @@ def verify_engine(bundle: Bundle, entry: Mapping[str, Any], report: Report, requ
             f"{name}: its graph on ONNX Runtime, {bundle.default_schedule}, {found.steps} steps: logits within "
             f"{found.largest_error:.1e}, likeliest token as fp32's for {100 * found.same_tokens:.1f} % of cells"
         )
+
+
+def check_run(bundle: Bundle, identity: Mapping[str, Any], library: Library) -> str:
+    """On a machine with a GPU: the engine beside ONNX Runtime, on the first of its schedules."""
+    from arforge.engines.tensorrt_run import compare_engine
+
+    schedule = next(iter(identity["options"]["schedule"]), bundle.default_schedule)
+    found = compare_engine(bundle, identity, library, schedule)
+    return (
+        f"beside ONNX Runtime, {schedule}, {found.steps} steps: keys and values within {found.largest_error:.1e}, "
+        f"{100 * found.same_step_tokens:.1f} % of tokens the same, "
+        f"{100 * found.same_image_tokens:.1f} % over whole images"
+    )
 
 
 def read_identity(bundle: Bundle, entry: Mapping[str, Any]) -> dict[str, Any]:

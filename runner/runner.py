@@ -167,6 +167,11 @@ class Runner:
             parts = [images[first : first + DEFAULT_BATCH] for first in range(0, len(images), DEFAULT_BATCH)]
             return np.concatenate([engine.encode(part) for part in parts])
 
+    @property
+    def device(self) -> str:
+        """What the engine runs on, for figures."""
+        return self._live_engine().device
+
     def plan(self, schedule: str, kept: tuple[int, ...] = ()) -> Plan:
         """The steps that the engine is given for a schedule. Raises ScheduleError or EngineError as `generate`."""
         with self._lock:

@@ -90,7 +90,7 @@ def test_greedy_ignores_the_seed(bundle: Path, tmp_path: Path) -> None:
         (("--class", 1, "--top-p", 0, "--tokens", "t.npy"), "top-p 0.0 is out of range"),
         (("--class", "1,2,3", "--seed", "1,2", "--tokens", "t.npy"), "2 seeds for 3 classes"),
         (("--class", 1, "--precision", "int8", "--tokens", "t.npy"), "has no onnxruntime int8 engine (built: onnxrun"),
-        (("--class", 1, "--target", "tensorrt", "--tokens", "t.npy"), "unknown target 'tensorrt'"),
+        (("--class", 1, "--target", "abacus", "--tokens", "t.npy"), "unknown target 'abacus'"),
         (("--class", 1, "--tokens", "missing/t.npy"), "cannot write missing/t.npy: No such file or directory"),
         (("--class", 1, "--greedy", "--temperature", 1.0, "--tokens", "t.npy"), "--greedy is temperature 0"),
     ],

@@ -1,0 +1,117 @@
+"""Runs a TensorRT engine beside ONNX Runtime on the real steps of a schedule, and over whole images. Needs a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arforge.runner.bundle import Bundle
+from arforge.runner.cuda import Gpu
+from arforge.runner.errors import VerificationError
+from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, cache_names
+from arforge.runner.plan import Plan, make_plan
+from arforge.runner.runner import Runner, guided_rows
+from arforge.runner.tensorrt_engine import TensorRTEngine
+from arforge.runner.tensorrt_library import Library
+
+TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 2e-1, "int8": 2e-1}  # of keys and values, relative to the largest
+ON_CPU = {"bf16": "fp32"}  # what ONNX Runtime's CPU provider runs in place of a precision that it lacks
+COMPARED_STEPS = 16
+GUIDANCE = 2.0
+
+
+@dataclass(frozen=True)
+class Agreement:
+    schedule: str
+    steps: int  # compared one by one
+    largest_error: float  # of new keys and values, relative to the largest of their cache
+    same_step_tokens: float  # share, given the same tokens so far
+    same_image_tokens: float  # share, over whole images that each side decodes alone, greedily
+
+
+def compare_engine(
+    bundle: Bundle, identity: Mapping[str, Any], library: Library, schedule: str, gpu: Gpu | None = None
+) -> Agreement:
+    """Raises VerificationError where keys or values of a step differ by more than the precision explains.
+
+    Tokens that differ are counted, not refused: another rounding can tip a near tie.
+    """
+    precision = identity["precision"]
+    reference = OnnxRuntimeEngine(bundle, ON_CPU.get(precision, precision))
+    engine = TensorRTEngine(bundle, identity, library, gpu or Gpu())
+    with Runner(bundle, reference) as expected, Runner(bundle, engine) as found:
+        plan = make_plan(bundle.schedule(schedule), engine.widths)
+        same, largest = step_by_step(bundle, plan, reference, engine, TOLERANCE[precision])
+        images = min(2, engine.largest_batch or 2)
+        request: dict[str, Any] = {"schedule": schedule, "guidance": GUIDANCE, "greedy": True}
+        classes = list(range(images))
+        tokens = [runner.generate(classes, **request).tokens for runner in (expected, found)]
+    steps = min(COMPARED_STEPS, len(plan.steps))
+    return Agreement(schedule, steps, largest, same, float((tokens[0] == tokens[1]).mean()))
+
+
+def step_by_step(
+    bundle: Bundle, plan: Plan, reference: OnnxRuntimeEngine, engine: TensorRTEngine, tolerance: float
+) -> tuple[float, float]:
+    """Both engines on the tokens that the reference prefers: the share of same tokens, and the largest error."""
+    classes = np.zeros(1, np.int64)
+    rows = guided_rows(1, guided=True)
+    known = plan.known(bundle.model, classes, rows, np.zeros((1, bundle.model.cells), np.int64))
+    both = (reference, engine)
+    for one in both:
+        one.prepare(1, rows, plan.slots, plan.schedule.zero_slots)
+        one.scalars.temperature[:] = 0
+    same, cells, largest = 0, 0, 0.0
+    for index, step in enumerate(plan.steps[:COMPARED_STEPS]):
+        outputs: list[dict[str, NDArray[Any]]] = []
+        for one in both:
+            buffers = one.buffers(step.width, step.queries)
+            step.fill(buffers, known)
+            one.scalars.guidance[:] = step.scale(GUIDANCE)
+            one.run(step.width, step.queries)
+            new = slice(step.write_index, step.write_index + step.width)
+            caches = {name: comparable(one.cache(name)[:, :, new]) for name in cache_names(bundle.model.caches)}
+            outputs.append(caches)
+        tokens = [one.buffers(step.width, step.queries).next_tokens[:, step.target_rows] for one in both]
+        same, cells = same + int((tokens[0] == tokens[1]).sum()), cells + tokens[0].size
+        largest = max(largest, compare_outputs(outputs[0], outputs[1], tolerance, index, engine))
+        step.store(reference.buffers(step.width, step.queries), known)
+    return same / max(1, cells), largest
+
+
+def compare_outputs(
+    wanted: dict[str, NDArray[Any]],
+    found: dict[str, NDArray[Any]],
+    tolerance: float,
+    index: int,
+    engine: TensorRTEngine,
+) -> float:
+    """The largest error of a step's keys and values; Polygraphy's comparator, with a tolerance for each."""
+    from polygraphy.comparator import IterationResult, SimpleCompareFunc
+    from polygraphy.logger import G_LOGGER
+
+    scales = {name: float(np.abs(array).max()) or 1.0 for name, array in wanted.items()}
+    compare = SimpleCompareFunc(
+        rtol=0.0, atol={name: tolerance * scale for name, scale in scales.items()}, check_error_stat="max"
+    )
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
+        results = compare(IterationResult(wanted, runner_name="onnxruntime"), IterationResult(found, runner_name="gpu"))
+    errors = {name: result.max_absdiff / scales[name] for name, result in results.items()}
+    worst = max(errors, key=lambda name: errors[name])
+    if set(results) != set(wanted) or not all(results.values()):
+        raise VerificationError(
+            f"{engine.device}: step {index} writes {worst} with an error of {errors[worst]:.1e} of its largest, "
+            f"allowed is {tolerance:.0e}: rebuild the engine, with --attention decomposed or a higher precision"
+        )
+    return errors[worst]
+
+
+def comparable(array: NDArray[Any]) -> NDArray[np.float32]:
+    """As float32; bfloat16, which numpy lacks, has the upper half of its bits."""
+    if array.dtype.kind == "V":
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32)
