@@ -32,6 +32,12 @@ DEFAULT_PRECISION = {"onnxruntime": "fp32", "tensorrt": "fp16", "tensorrt-rtx": 
     help="Pad steps to these numbers of tokens only; repeatable.  "
     "[default: every width as it is; for TensorRT rounded up to 1, 2, 3, 4, 6, 8, 12, 16, …]",
 )
+@click.option(
+    "--quantization",
+    type=click.Choice(["blocks", "static"]),
+    help="ONNX Runtime, int8: weights in blocks, which needs no calibration, or the graph of `arforge calibrate`.  "
+    "[default: blocks]",
+)
 @click.option("--images", type=Numbers(), multiple=True, help="TensorRT: batches to build for.  [default: 1]")
 @click.option(
     "--schedule", "schedules", multiple=True, help="TensorRT: build for it; repeatable.  [default: all stored]"
@@ -64,6 +70,7 @@ def command(
     target: str,
     precision: str | None,
     widths: tuple[tuple[int, ...], ...],
+    quantization: str | None,
     images: tuple[tuple[int, ...], ...],
     schedules: tuple[str, ...],
     compute_capabilities: tuple[str, ...],
@@ -74,7 +81,8 @@ def command(
 ) -> None:
     """Build an engine of BUNDLE, and enter it in the bundle.
 
-    For ONNX Runtime this loads the graph, runs a trial step, and proves that the caches are updated in place. For
+    For ONNX Runtime this loads the graph, runs a trial step, and proves that the caches are updated in place; int8
+    weights are made here. For
     TensorRT it builds an engine with a profile for each step shape and looks at its layers; TensorRT-RTX needs no GPU
     for that. fp16 and bf16 graphs are made where they are missing.
     """
@@ -91,8 +99,10 @@ def command(
             "--dry-run": dry_run,
         }
         refuse([name for name, value in given.items() if value])
-        build_onnxruntime(bundle, precision, flat)
+        build_onnxruntime(bundle, precision, flat, quantization)
         return
+    if quantization:
+        raise EngineError("--quantization is for ONNX Runtime: TensorRT's int8 is that of `arforge calibrate`")
     from arforge.engines.tensorrt import Job, build
 
     batches = [count for group in images for count in group] or [1]
@@ -129,10 +139,10 @@ def refuse(options: Sequence[str]) -> None:
         raise EngineError(f"{', '.join(options)} is for TensorRT: leave it out for --target onnxruntime")
 
 
-def build_onnxruntime(bundle: Path, precision: str, widths: Sequence[int]) -> None:
+def build_onnxruntime(bundle: Path, precision: str, widths: Sequence[int], quantization: str | None) -> None:
     from arforge.engines import onnxruntime
 
-    built = onnxruntime.build(bundle, precision, widths)
+    built = onnxruntime.build(bundle, precision, widths, quantization)
     identity = built.identity
     click.echo(
         f"built {identity['target']} {precision} for {identity['device']}: {identity['library']}, "

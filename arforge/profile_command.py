@@ -121,7 +121,7 @@ def measure(
         opened.schedule(schedule)  # refused before the long work
     engine = TimedEngine(open_engine(opened, target, precision, threads))
     loaded = time.perf_counter() - start
-    traffic = Traffic.of(opened, precision, engine.cache_type)
+    traffic = Traffic.of(opened, precision, engine.cache_type, target)
     with Runner(opened, engine) as runner:
         profiles = [profile_schedule(runner, engine, schedule, settings) for schedule in chosen]
         peak = peak_memory()  # before the bandwidth is measured, which takes memory of its own

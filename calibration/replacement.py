@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from arforge.calibration.quantize import FOLDER, PRECISION
 from arforge.runner.bundle import Bundle, open_bundle
@@ -24,7 +26,7 @@ def enter(bundle: Bundle, int8: Bundle) -> tuple[str, ...]:
     files = {path: facts for path, facts in manifest["files"].items() if not path.startswith(f"{FOLDER}/")}
     new = file_facts(stage)
     changed = any(manifest["files"].get(entry["path"]) != new[entry["path"]] for entry in int8.manifest["graphs"])
-    stale = [entry for entry in manifest["engines"] if changed and entry["precision"] == PRECISION]
+    stale = [entry for entry in manifest["engines"] if changed and made_from_int8(bundle.identity(entry))]
     for entry in stale:
         files = {path: facts for path, facts in files.items() if Path(path).parent != Path(entry["path"]).parent}
     for path in files:
@@ -40,6 +42,11 @@ def enter(bundle: Bundle, int8: Bundle) -> tuple[str, ...]:
         },
     )
     return tuple(f"{entry['target']} {entry['precision']} for {entry['device']}" for entry in stale)
+
+
+def made_from_int8(identity: Mapping[str, Any]) -> bool:
+    """Whether an engine was built from calibrated graphs; ONNX Runtime's own int8 graph comes from the float32 one."""
+    return str(identity.get("graph")).startswith(f"{FOLDER}/")
 
 
 def link(source: Path, target: Path) -> None:

@@ -1,7 +1,8 @@
 """Builds the ONNX Runtime engine of a bundle.
 
-The graph itself is what ONNX Runtime runs; building proves that this machine's library loads it, that its outputs
-are finite, and that the caches are written in place, and records what it was proven with.
+A bundle's graph is what ONNX Runtime runs, or for int8 a graph of the engine's own, made from the float32 one and kept
+beside its identity. Building proves that this machine's library loads the graph, that its outputs are finite, and that
+the caches are written in place, and records what it was proven with.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from arforge.runner.bundle import Bundle, open_bundle
-from arforge.runner.bundle_writer import add_engine
-from arforge.runner.errors import EngineError
+from arforge.runner.bundle import Bundle, open_bundle, sha256_of
+from arforge.runner.bundle_writer import add_engine, changing
+from arforge.runner.errors import BundleError, EngineError
 from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, cache_names, load_library
 
 TARGET = "onnxruntime"
 DEVICE = "cpu"
 PRECISIONS = ("fp32", "int8")
+QUANTIZATIONS = ("blocks", "static")  # of int8: weights in blocks, or the graph that `arforge calibrate` made
 
 
 @dataclass(frozen=True)
@@ -32,40 +34,83 @@ class Built:
     load_seconds: float
 
 
-def build(root: Path, precision: str = "fp32", widths: Sequence[int] = ()) -> Built:
+def build(root: Path, precision: str = "fp32", widths: Sequence[int] = (), quantization: str | None = None) -> Built:
     """Build and enter the engine. `widths`: pad steps to these widths only (empty: run every width as it is).
 
+    `quantization`, of int8 alone: "blocks" (the default) needs no calibration, "static" is the calibrated graph.
     Raises EngineError for a precision that the target lacks, or a graph that fails its trial step.
     """
     if precision not in PRECISIONS:
         raise EngineError(f"target {TARGET} has no precision {precision!r}: use {', '.join(PRECISIONS)}")
+    if quantization is not None and (precision != "int8" or quantization not in QUANTIZATIONS):
+        raise EngineError(
+            f"quantization {quantization!r} with precision {precision}: int8 has {', '.join(QUANTIZATIONS)}, "
+            "other precisions none"
+        )
     if any(width < 1 for width in widths):
         raise EngineError(f"widths {list(widths)} must all be at least 1")
-    bundle = open_bundle(root)
-    if max(widths, default=1) > bundle.model.positions:
-        raise EngineError(f"width {max(widths)} is more than the model's {bundle.model.positions} positions")
-    graph = bundle.graph("step", precision).relative_to(bundle.root).as_posix()
+    open_bundle(root)  # what is no bundle says so, before anything looks for a lock
+    with changing(root) as bundle:
+        if max(widths, default=1) > bundle.model.positions:
+            raise EngineError(f"width {max(widths)} is more than the model's {bundle.model.positions} positions")
+        return _build(bundle, precision, tuple(sorted(set(widths))), quantization)
+
+
+def _build(bundle: Bundle, precision: str, widths: tuple[int, ...], quantization: str | None) -> Built:
     folder = f"engines/{TARGET}-{precision}-{DEVICE}"
-    identity = {
-        "target": TARGET,
-        "precision": precision,
-        "device": DEVICE,
-        "graph": graph,
-        "graph_sha256": bundle.manifest["files"][graph]["sha256"],
-        "library": f"onnxruntime {load_library().__version__}",
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "widths": sorted(set(widths)) or None,
-    }
+    if precision == "int8" and quantization != "static":
+        graph, new = lowered(bundle, bundle.path(folder))
+    else:
+        graph, new = {"graph": place(bundle, present_graph(bundle, precision))}, []
+    graph["graph_sha256"] = sha256_of(bundle.path(graph["graph"]))
     start = time.perf_counter()
-    engine = OnnxRuntimeEngine(bundle, precision, widths=tuple(sorted(set(widths))) or None)
+    engine = OnnxRuntimeEngine(bundle, precision, widths=widths or None, path=bundle.path(graph["graph"]))
     seconds = time.perf_counter() - start
     try:
         try_out(bundle, engine)
     finally:
         engine.close()
+    identity = {
+        "target": TARGET,
+        "precision": precision,
+        "device": DEVICE,
+        **graph,
+        "library": f"onnxruntime {load_library().__version__}",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "widths": list(widths) or None,
+    }
+    if precision == "int8":
+        identity["quantization"] = quantization or QUANTIZATIONS[0]
     entry = {"target": TARGET, "precision": precision, "device": DEVICE, "path": folder}
-    add_engine(bundle, entry, identity)
+    add_engine(bundle, entry, identity, new)
     return Built(identity, seconds)
+
+
+def present_graph(bundle: Bundle, precision: str) -> Path:
+    try:
+        return bundle.graph("step", precision)
+    except BundleError:
+        if precision == "int8":
+            raise EngineError(f"{bundle.root} has no calibrated graph: make it with `arforge calibrate`") from None
+        raise
+
+
+def lowered(bundle: Bundle, folder: Path) -> tuple[dict[str, str], list[Path]]:
+    """Write the int8 graph into `folder`; what an identity says of it, and the new files."""
+    from arforge.engines.onnxruntime_graph import lower_to_int8
+    from arforge.engines.tensorrt_graph import write_model
+
+    source = bundle.graph("step", "fp32")
+    model = lower_to_int8(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = list(write_model(model, folder, "step"))
+    facts = {"graph": place(bundle, files[0]), "weights": place(bundle, files[1])}
+    name = place(bundle, source)
+    return {**facts, "source": name, "source_sha256": bundle.manifest["files"][name]["sha256"]}, files
+
+
+def place(bundle: Bundle, path: Path) -> str:
+    return path.relative_to(bundle.root).as_posix()
 
 
 def try_out(bundle: Bundle, engine: OnnxRuntimeEngine) -> None:

@@ -1,4 +1,8 @@
-"""The ONNX Runtime engine: caches allocated once, bound as input and output of the step graph."""
+"""The ONNX Runtime engine: caches allocated once, bound as input and output of the step graph.
+
+ONNX Runtime's attention reads every slot that it is given, so the caches are bound with the slots that are in use,
+rounded up; when a step needs more, the slots move apart in their memory, a few times in a generation.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 MINIMUM = (1, 31)
+GROWTH = 64  # slots by which the bound part of the caches grows
 # It makes layers of one input share a quantizer, after which none of them becomes an integer product.
 UNWANTED = ["CommonSubexpressionElimination"]
 
@@ -34,20 +39,26 @@ class OnnxRuntimeEngine:
         threads: int | None = None,
         widths: tuple[int, ...] | None = None,
         graph: str = "step",
+        path: Path | None = None,
     ) -> None:
         """Load a step graph as it is. `threads`: CPU threads (None: one a core).
 
-        `graph` "step-logits" also gives the guided logits, for verification.
+        `graph` "step-logits" also gives the guided logits, for verification. `path`: a graph of the same inputs and
+        outputs to run in place of the bundle's.
         """
         self.widths = widths
         self._bundle, self._precision, self._threads = bundle, precision, threads
+        self._path = path or bundle.graph(graph, precision)
         self._session = self._open(graph)
         self._with_logits = graph == "step-logits"
         self._tokenizer: dict[str, onnxruntime.InferenceSession] = {}  # "decoder" and "encoder", when first used
         self._shape: tuple[int, int, int] | None = None  # images, rows, slots
+        self._live = 0  # slots that are bound
         self._cache_type = cache_type(self._session)
         self._memory: dict[str, NDArray[Any]] = {}  # flat, grown when needed, never shrunk
-        self._bound: dict[tuple[int, int], tuple[StepBuffers, Any]] = {}  # width, queries -> buffers, their binding
+        self._buffers: dict[tuple[int, int], StepBuffers] = {}  # by width and queries
+        self._bound: dict[tuple[int, int], tuple[StepBuffers, Any]] = {}  # the same with the binding to the live slots
+        self._masks: dict[tuple[int, int], NDArray[np.bool_]] = {}  # of the live slots, as they are bound
         self.scalars = Scalars(
             guidance=np.ones(1, np.float32),
             temperature=np.ones(1, np.float32),
@@ -61,7 +72,8 @@ class OnnxRuntimeEngine:
         identity = bundle.engine("onnxruntime", precision)
         check_identity(bundle, identity)
         widths = identity.get("widths")
-        return cls(bundle, precision, threads, None if widths is None else tuple(widths))
+        path = bundle.path(identity["graph"])
+        return cls(bundle, precision, threads, None if widths is None else tuple(widths), path=path)
 
     @property
     def device(self) -> str:
@@ -76,9 +88,10 @@ class OnnxRuntimeEngine:
 
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
         if self._shape != (images, rows, slots):
-            self._bound.clear()
+            self._buffers.clear()
             self._shape = (images, rows, slots)
             self._allocate(rows * self._bundle.model.kv_heads * slots * self._bundle.model.head_size)
+        self._unbind(self._rounded(zero_slots))
         for name in self._memory:
             self.cache(name)[:, :, :zero_slots] = 0
 
@@ -94,18 +107,43 @@ class OnnxRuntimeEngine:
             raise EngineError(f"no memory for caches of {needed:.1f} GiB: use a smaller batch") from None
 
     def cache(self, name: str) -> NDArray[Any]:
-        """The memory of one cache, float32 or float16 (rows, kv_heads, slots, head_size)."""
+        """The live part of one cache, float32 or float16 (rows, kv_heads, live slots, head_size)."""
         assert self._shape is not None
-        _, rows, slots = self._shape
-        shape = (rows, self._bundle.model.kv_heads, slots, self._bundle.model.head_size)
+        shape = (self._shape[1], self._bundle.model.kv_heads, self._live, self._bundle.model.head_size)
         return self._memory[name][: np.prod(shape)].reshape(shape)
 
+    def _rounded(self, needed: int) -> int:
+        """The slots to bind where `needed` are in use."""
+        assert self._shape is not None
+        return min(self._shape[2], -(-max(needed, 1) // GROWTH) * GROWTH)
+
+    def _unbind(self, live: int) -> None:
+        self._live = live
+        self._bound.clear()
+        self._masks.clear()
+
+    def _grow(self, needed: int) -> None:
+        """Bind `needed` slots or more: every head's slots move to where they now begin, the last head's first."""
+        before = {name: self.cache(name) for name in self._memory}
+        self._unbind(self._rounded(needed))
+        for name, old in before.items():
+            new = self.cache(name)
+            for row, head in reversed(list(np.ndindex(*old.shape[:2]))):
+                new[row, head, : old.shape[2]] = old[row, head]
+
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
-        if (width, queries) not in self._bound:
-            self._bound[width, queries] = self._bind(width, queries)
-        return self._bound[width, queries][0]
+        if (width, queries) not in self._buffers:
+            self._buffers[width, queries] = self._make_buffers(width, queries)
+        return self._buffers[width, queries]
 
     def run(self, width: int, queries: int = 0) -> None:
+        buffers = self.buffers(width, queries)
+        needed = int(buffers.write_index.max()) + width
+        if needed > self._live:
+            self._grow(needed)
+        if (width, queries) not in self._bound:
+            self._bound[width, queries] = self._bind(width, queries)
+        np.copyto(self._masks[width, queries], buffers.mask[..., : self._live])
         try:
             self._session.run_with_iobinding(self._bound[width, queries][1])
         except RuntimeError as error:
@@ -121,6 +159,7 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         self._bound.clear()
+        self._buffers.clear()
         self._memory.clear()
         self._tokenizer.clear()
         del self._session
@@ -131,13 +170,13 @@ class OnnxRuntimeEngine:
         return self._tokenizer[graph]
 
     def _open(self, graph: str) -> onnxruntime.InferenceSession:
-        return open_session(self._bundle.graph(graph, self._precision), self._threads)
+        return open_session(self._path, self._threads)
 
-    def _bind(self, width: int, queries: int) -> tuple[StepBuffers, Any]:
+    def _make_buffers(self, width: int, queries: int) -> StepBuffers:
         assert self._shape is not None
         images, rows, slots = self._shape
         outputs, vocabulary = queries or width, self._bundle.model.vocabulary
-        buffers = StepBuffers(
+        return StepBuffers(
             tokens=np.zeros((rows, width), np.int64),
             positions=np.zeros((rows, width), np.int64),
             write_index=np.zeros(rows, np.int64),
@@ -147,8 +186,13 @@ class OnnxRuntimeEngine:
             query_positions=np.zeros((rows, queries), np.int64) if queries else None,
             logits=np.zeros((images, outputs, vocabulary), np.float32) if self._with_logits else None,
         )
+
+    def _bind(self, width: int, queries: int) -> tuple[StepBuffers, Any]:
+        buffers = self.buffers(width, queries)
+        rows = len(buffers.write_index)
+        mask = self._masks.setdefault((width, queries), np.zeros((rows, 1, width, self._live), np.bool_))
         binding = self._session.io_binding()
-        for name, array in {**vars(buffers), **vars(self.scalars)}.items():
+        for name, array in {**vars(buffers), **vars(self.scalars), "mask": mask}.items():
             if array is None:
                 continue
             bind = binding.bind_output if name in ("next_tokens", "logits") else binding.bind_input
@@ -212,14 +256,17 @@ def open_session(
 
 
 def check_identity(bundle: Bundle, identity: dict[str, Any]) -> None:
-    """Raise EngineError unless the engine was built from the bundle's present graph."""
-    graph, built = identity.get("graph"), identity.get("graph_sha256")
-    present = bundle.manifest["files"].get(graph, {}).get("sha256") if isinstance(graph, str) else None
-    if present is None or present != built:
-        raise EngineError(
-            f"the engine of {bundle.root} was built from another graph: rebuild it with "
-            f"`arforge build {bundle.root} --target onnxruntime`"
-        )
+    """Raise EngineError unless the engine was built from the bundle's present graphs."""
+    for part in ("graph", "source"):  # the source is that of an engine with a graph of its own
+        path = identity.get(part)
+        if part == "source" and path is None:
+            continue
+        present = bundle.manifest["files"].get(path, {}).get("sha256") if isinstance(path, str) else None
+        if present is None or present != identity.get(f"{part}_sha256"):
+            raise EngineError(
+                f"the engine of {bundle.root} was built from another graph: rebuild it with "
+                f"`arforge build {bundle.root} --target onnxruntime`"
+            )
     widths = identity.get("widths")
     if widths is not None and not (
         isinstance(widths, list) and widths and all(type(w) is int and w > 0 for w in widths)

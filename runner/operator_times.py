@@ -40,8 +40,7 @@ class TracedEngine(OnnxRuntimeEngine):
 
     def _open(self, graph: str) -> onnxruntime.InferenceSession:
         self._folder = TemporaryDirectory()
-        path = self._bundle.graph(graph, self._precision)
-        return open_session(path, self._threads, trace=Path(self._folder.name) / graph)
+        return open_session(self._path, self._threads, trace=Path(self._folder.name) / graph)
 
 
 def read_trace(path: Path) -> list[OperatorTime]:

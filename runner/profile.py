@@ -185,16 +185,25 @@ class Traffic:
     weight_count: int
 
     @classmethod
-    def of(cls, bundle: Bundle, precision: str, cache_type: np.dtype[Any]) -> Traffic:
-        """Every layer reads one cache, ARPG's later half the shared one. Int8 engines keep embeddings as floats."""
+    def of(cls, bundle: Bundle, precision: str, cache_type: np.dtype[Any], target: str | None = None) -> Traffic:
+        """Every layer reads one cache, ARPG's later half the shared one. Int8 engines keep embeddings as floats.
+
+        `target`: whose engine it is, where that may have weights of its own.
+        """
         model = bundle.model
-        entry = next(
-            graph for graph in bundle.manifest["graphs"] if (graph["name"], graph["precision"]) == ("step", precision)
-        )
+        kind = (target, precision)
+        engines = [entry for entry in bundle.manifest["engines"] if (entry["target"], entry["precision"]) == kind]
+        files = [bundle.identity(entry).get("weights") for entry in engines]
+        files += [
+            graph["weights"]
+            for graph in bundle.manifest["graphs"]
+            if (graph["name"], graph["precision"]) == ("step", precision)
+        ]
+        file = next(path for path in files if path)
         table = (max(model.null_class, model.first_special + model.specials - 1) + 1) * model.config["dim"]
         size = 2 if precision in ("fp16", "bf16") else 4
         return cls(
-            weights=bundle.manifest["files"][entry["weights"]]["bytes"] - table * size,
+            weights=bundle.manifest["files"][file]["bytes"] - table * size,
             slot=2 * model.layers * model.kv_heads * model.head_size * cache_type.itemsize,
             weight_count=model.parameters - table,
         )

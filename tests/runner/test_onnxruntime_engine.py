@@ -25,8 +25,8 @@ def engine(bundle: Path) -> Iterator[OnnxRuntimeEngine]:
 def fill(engine: OnnxRuntimeEngine, width: int, slot: int) -> None:
     """Inputs of a step that writes `width` image tokens from `slot` on, each seeing itself and those before."""
     buffers = engine.buffers(width)
-    buffers.tokens[:] = np.arange(width) + slot
-    buffers.positions[:] = 1 + np.arange(width) + slot
+    buffers.tokens[:] = (np.arange(width) + slot) % 32
+    buffers.positions[:] = 1 + (np.arange(width) + slot) % 64
     buffers.write_index[:] = slot
     buffers.mask[:] = np.arange(buffers.mask.shape[-1]) <= slot + np.arange(width)[:, None]
     buffers.uniforms[:] = 0.5
@@ -62,7 +62,7 @@ def test_outputs_bound_elsewhere_leave_the_input_memory_alone(
     for name in cache_names(LAYERS):
         engine.cache(name)[:] = 0
     fill(engine, width=3, slot=4)
-    (_, binding), *_ = engine._bound.values()
+    _, binding = engine._bound[3, 0] = engine._bind(3, 0)
     elsewhere = {name: np.full_like(engine.cache(name), 7) for name in cache_names(LAYERS)}
     for name, array in elsewhere.items():
         binding.bind_output(f"new_{name}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
@@ -203,3 +203,41 @@ def test_a_graph_that_the_runtime_refuses_is_named(bundle_copy: Path) -> None:
     path.write_bytes(b"\xff" * path.stat().st_size)
     with pytest.raises(EngineError, match=r"ONNX Runtime cannot load .*step.onnx: .*Export the bundle again"):
         Runner.open(bundle_copy)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_caches_grow_with_the_steps_and_keep_what_was_written(
+    bundle: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bound a few slots at a time or all at once, caches and tokens are the same."""
+    found: dict[int, tuple[dict[str, Any], list[int], list[int]]] = {}
+    for growth in (4, 1000):
+        monkeypatch.setattr("arforge.runner.onnxruntime_engine.GROWTH", growth)
+        engine = OnnxRuntimeEngine(open_bundle(bundle), "fp32", threads=1)
+        engine.prepare(images=rows, rows=rows, slots=22, zero_slots=2)
+        live, tokens = [], []
+        for slot, width in ((2, 1), (3, 3), (6, 1), (7, 1), (8, 9), (17, 1), (18, 4)):
+            fill(engine, width, slot)
+            engine.run(width)
+            live.append(engine.cache("key_cache_0").shape[2])
+            tokens += engine.buffers(width).next_tokens.ravel().tolist()
+        found[growth] = ({name: engine.cache(name).copy() for name in cache_names(LAYERS)}, live, tokens)
+        engine.close()
+    assert found[4][1] == [4, 8, 8, 8, 20, 20, 22]
+    assert found[1000][1] == 7 * [22]
+    assert found[4][2] == found[1000][2]
+    for name, expected in found[1000][0].items():
+        assert not found[4][0][name][:, :, :2].any()
+        np.testing.assert_allclose(found[4][0][name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_buffers_stay_where_they_are_while_caches_grow(engine: OnnxRuntimeEngine) -> None:
+    engine.prepare(images=1, rows=2, slots=150, zero_slots=0)
+    buffers = engine.buffers(1)
+    for slot in (0, 63, 64, 149):
+        fill(engine, 1, slot)
+        engine.run(1)
+        assert engine.buffers(1) is buffers
+    assert engine.cache("key_cache_0").shape[2] == 150
+    engine.prepare(images=1, rows=2, slots=150, zero_slots=0)
+    assert engine.cache("key_cache_0").shape[2] == 64  # a new image begins small again

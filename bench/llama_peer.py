@@ -1,0 +1,124 @@
+"""llama.cpp on random weights of a bundle's dimensions, in Q8_0: both rows of a guided image as two sequences.
+
+What it leaves out is in its favour: guidance and sampling. Keys and values are its default, float16.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers import ROWS, SPARE, Setting
+
+PROMPT = 64  # tokens a row of the steps that fill the cache
+
+
+class LlamaCpp:
+    def __init__(self, setting: Setting) -> None:
+        import llama_cpp as library
+
+        from arforge.runner.bundle import open_bundle
+
+        self.library = library
+        self.version = f"llama-cpp-python {version('llama-cpp-python')}"
+        model = open_bundle(setting.bundle).model
+        path = setting.work / f"{setting.bundle.stem}-q8_0.gguf"
+        if not path.exists():
+            write_random_gguf(path, model.config, model.vocabulary)
+        library.llama_backend_init()
+        silence = library.llama_log_callback(lambda level, text, data: None)
+        library.llama_log_set(silence, ctypes.c_void_p(0))
+        self.keep = silence
+        loaded = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
+        settings = library.llama_context_default_params()
+        settings.n_ctx = ROWS * (1 + model.cells + SPARE)
+        settings.n_seq_max = ROWS
+        settings.n_batch = settings.n_ubatch = ROWS * PROMPT
+        settings.n_threads = settings.n_threads_batch = setting.threads
+        self.context = library.llama_init_from_model(loaded, settings)
+        if not self.context:
+            raise SystemExit(f"llama.cpp does not load {path}")
+        self.batch = library.llama_batch_init(ROWS * PROMPT, 0, ROWS)
+        self.filled = 0
+
+    def step(self, slot: int, width: int) -> None:
+        if self.filled != slot:
+            self.fill(slot)
+        self.decode(slot, width, wanted=True)
+        self.filled = slot + width
+
+    def fill(self, slot: int) -> None:
+        """Leave `slot` tokens in both sequences."""
+        memory = self.library.llama_get_memory(self.context)
+        for row in range(ROWS):
+            self.library.llama_memory_seq_rm(memory, row, slot, -1)
+        for first in range(min(self.filled, slot), slot, PROMPT):
+            self.decode(first, min(PROMPT, slot - first), wanted=False)
+
+    def decode(self, slot: int, width: int, wanted: bool) -> None:
+        """Every token's logits are asked for where `wanted`, as an image generator samples all of a step."""
+        batch = self.batch
+        batch.n_tokens = ROWS * width
+        for index in range(batch.n_tokens):
+            row, place = divmod(index, width)
+            batch.token[index] = 7
+            batch.pos[index] = slot + place
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = row
+            batch.logits[index] = wanted
+        if self.library.llama_decode(self.context, batch):
+            raise SystemExit(f"llama.cpp failed to decode {width} tokens at {slot}")
+        self.library.llama_synchronize(self.context)
+
+
+def write_random_gguf(path: Path, config: Any, vocabulary: int) -> None:
+    """A Llama of those dimensions: as many bytes to read a step as the image generator has in Q8_0."""
+    import gguf
+
+    from arforge.export.llamagen import LlamaGenConfig
+
+    dims = LlamaGenConfig(**config)
+    partial = path.with_suffix(".partial")
+    writer = gguf.GGUFWriter(partial, "llama")
+    writer.add_context_length(4096)
+    writer.add_embedding_length(dims.dim)
+    writer.add_block_count(dims.n_layer)
+    writer.add_feed_forward_length(dims.hidden)
+    writer.add_head_count(dims.n_head)
+    writer.add_head_count_kv(dims.kv_heads)
+    writer.add_rope_dimension_count(dims.head_size)
+    writer.add_layer_norm_rms_eps(dims.norm_eps)
+    writer.add_vocab_size(vocabulary)
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    random = np.random.default_rng(0)
+    kind = gguf.GGMLQuantizationType.Q8_0
+
+    def matrix(name: str, outputs: int, inputs: int) -> None:
+        weight = random.standard_normal((outputs, inputs), dtype=np.float32) / inputs**0.5
+        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(weight, kind), raw_dtype=kind)
+
+    def norm(name: str) -> None:
+        writer.add_tensor(f"{name}.weight", np.ones(dims.dim, np.float32))
+
+    kv = dims.kv_heads * dims.head_size
+    matrix("token_embd", vocabulary, dims.dim)
+    for layer in range(dims.n_layer):
+        block = f"blk.{layer}"
+        norm(f"{block}.attn_norm")
+        for part, outputs in (("attn_q", dims.dim), ("attn_k", kv), ("attn_v", kv), ("attn_output", dims.dim)):
+            matrix(f"{block}.{part}", outputs, dims.dim)
+        norm(f"{block}.ffn_norm")
+        for part in ("ffn_gate", "ffn_up"):
+            matrix(f"{block}.{part}", dims.hidden, dims.dim)
+        matrix(f"{block}.ffn_down", dims.dim, dims.hidden)
+    norm("output_norm")
+    matrix("output", vocabulary, dims.dim)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    partial.rename(path)

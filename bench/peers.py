@@ -1,0 +1,111 @@
+"""One decoding step on arforge, and on the torch module as its authors run it: the same interface for each.
+
+A peer is made in a process of its own. `step(slot, width)` decodes `width` tokens a row of two rows (conditional and
+unconditional) with `slot` tokens a row before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+ROWS = 2  # one image with guidance
+SPARE = 24  # slots behind the grid's, for the widest step
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all peers are given."""
+
+    bundle: Path
+    threads: int
+    work: Path  # for files that a peer makes once
+
+
+class Peer(Protocol):
+    version: str
+
+    def step(self, slot: int, width: int) -> None: ...
+
+
+class Arforge:
+    """The engine's step as the runner calls it, sampler included."""
+
+    def __init__(self, setting: Setting, precision: str) -> None:
+        import onnxruntime
+
+        from arforge.runner.bundle import open_bundle
+        from arforge.runner.runner import open_engine
+
+        self.version = f"onnxruntime {onnxruntime.__version__}"
+        bundle = open_bundle(setting.bundle)
+        self.slots = 1 + bundle.model.cells + SPARE
+        self.engine = open_engine(bundle, "onnxruntime", precision, setting.threads)
+        self.engine.prepare(images=1, rows=ROWS, slots=self.slots, zero_slots=0)
+        self.engine.scalars.guidance[:] = 2
+
+    def step(self, slot: int, width: int) -> None:
+        buffers = self.engine.buffers(width)
+        buffers.tokens[:] = 7
+        buffers.positions[:] = np.arange(slot, slot + width)
+        buffers.write_index[:] = slot
+        buffers.mask[:] = np.arange(self.slots) <= np.arange(slot, slot + width)[:, None]
+        buffers.uniforms[:] = 0.5
+        self.engine.run(width)
+
+
+class Torch:
+    """The module in eager mode or compiled, with a static cache that is written in place, and the sampler."""
+
+    def __init__(self, setting: Setting, precision: str, compiled: bool) -> None:
+        import torch
+
+        from arforge.export import layers, sampler
+        from arforge.export.verify import load_module
+        from arforge.runner.bundle import open_bundle
+
+        self.torch, self.sample = torch, sampler.sample
+        self.version = f"torch {torch.__version__}"
+        torch.set_num_threads(setting.threads)
+        layers.write_cache = write_in_place
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        bundle = open_bundle(setting.bundle)
+        module = load_module(bundle).to(dtype)
+        self.slots = 1 + bundle.model.cells + SPARE
+        self.caches = [(key.to(dtype), value.to(dtype)) for key, value in module.empty_caches(ROWS, self.slots)]
+        self.module = torch.compile(module, dynamic=False) if compiled else module
+
+    def step(self, slot: int, width: int) -> None:
+        torch = self.torch
+        with torch.inference_mode():
+            positions = torch.arange(slot, slot + width).expand(ROWS, width)
+            mask = torch.arange(self.slots) <= positions[:, None, :, None]
+            tokens = torch.full((ROWS, width), 7)
+            logits, _ = self.module(tokens, positions, mask, positions[0], self.caches)
+            one = torch.ones(1)
+            self.sample(logits, torch.full((1, width), 0.5), 2 * one, one, torch.zeros(1, dtype=torch.int64), one)
+
+
+def write_in_place(cache: Any, update: Any, slots: Any) -> Any:
+    """As the authors' static cache does it; the bundle's own module keeps caches immutable, for tracing."""
+    return cache.index_copy_(2, slots, update)
+
+
+def llama_cpp(setting: Setting) -> Peer:
+    from llama_peer import LlamaCpp
+
+    return LlamaCpp(setting)
+
+
+PEERS: dict[str, Callable[[Setting], Peer]] = {
+    "arforge int8": lambda setting: Arforge(setting, "int8"),
+    "arforge fp32": lambda setting: Arforge(setting, "fp32"),
+    "llama.cpp Q8_0": llama_cpp,
+    "torch eager fp32": lambda setting: Torch(setting, "fp32", compiled=False),
+    "torch eager bf16": lambda setting: Torch(setting, "bf16", compiled=False),
+    "torch compiled bf16": lambda setting: Torch(setting, "bf16", compiled=True),
+}
