@@ -23,21 +23,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from build_engines import export
 
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.engine import Engine
 from arforge.runner.errors import ArforgeError
-from arforge.runner.plan import make_plan
+from arforge.runner.lockstep import GUIDANCE, lockstep
 from arforge.runner.profile import Settings, TimedEngine, Traffic, against_first, profile_schedule, summary
-from arforge.runner.runner import Runner, guided_rows, open_engine
+from arforge.runner.runner import Runner, open_engine
 
 CASES = ("llamagen:L:24x24=ntp,zipar:16,zipar:8", "par:XL:24x24=par:4", "arpg:L:16x16=arpg:64")
 RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "torch-compile")
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings", "torch", "cuda-bindings")
 COMPARED_STEPS = 64
-GUIDANCE = 2.0
 KEPT = ("ms_per_step", "ms_per_image", "images_per_second", "bytes_per_second", "bandwidth_share", "runner_ms_per_step")
 
 
@@ -65,24 +63,10 @@ def engine_of(runtime: str, bundle: Bundle, precision: str, schedules: list[str]
 
 def same_step_tokens(bundle: Bundle, reference: Engine, engine: Engine, schedule: str) -> float:
     """Share of tokens, likeliest ones, that both find the same, each step given the reference's so far."""
-    classes = np.zeros(1, np.int64)
-    rows = guided_rows(1, guided=True)
-    plans = [make_plan(bundle.schedule(schedule), one.widths) for one in (reference, engine)]
-    known = plans[0].known(bundle.model, classes, rows)
-    for plan, one in zip(plans, (reference, engine), strict=True):
-        one.prepare(1, rows, plan.slots, plan.schedule.zero_slots)
-        one.scalars.temperature[:] = 0
     same = cells = 0
-    for steps in list(zip(*(plan.steps for plan in plans), strict=True))[:COMPARED_STEPS]:
-        drawn = []
-        for step, one in zip(steps, (reference, engine), strict=True):
-            buffers = one.buffers(step.width, step.queries)
-            step.fill(buffers, known)
-            one.scalars.guidance[:] = step.scale(GUIDANCE)
-            one.run(step.width, step.queries)
-            drawn.append(buffers.next_tokens[:, step.target_rows].copy())
-        same, cells = same + int((drawn[0] == drawn[1]).sum()), cells + drawn[0].size
-        steps[0].store(reference.buffers(steps[0].width, steps[0].queries), known)
+    for done in lockstep(bundle, schedule, [reference, engine], [0], COMPARED_STEPS):
+        wanted, found = (buffers.next_tokens[:, step.target_rows] for step, buffers in done)
+        same, cells = same + int((wanted == found).sum()), cells + wanted.size
     return same / cells
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from arforge.runner.bundle import Bundle
+from arforge.runner.engine import StepBuffers
+from arforge.runner.lockstep import lockstep
 from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
-from arforge.runner.plan import make_plan
-from arforge.runner.runner import guided_rows
+from arforge.runner.plan import PlannedStep
 
 
 @dataclass(frozen=True)
@@ -19,34 +21,23 @@ class Agreement:
     same_tokens: float  # share of decided cells with the same likeliest token
 
 
-def compare_precision(
-    bundle: Bundle, precision: str, schedule: str, max_steps: int, guidance: float = 2.0
-) -> Agreement:
+def compare_precision(bundle: Bundle, precision: str, schedule: str, max_steps: int) -> Agreement:
     """Run both graphs side by side, each on its own caches, on the likeliest tokens of the float32 one."""
     engines = [OnnxRuntimeEngine(bundle, name, graph="step-logits") for name in ("fp32", precision)]
-    plan = make_plan(bundle.schedule(schedule), widths=None)
-    classes = np.array([0, bundle.model.classes - 1], dtype=np.int64)
-    images, rows = len(classes), guided_rows(len(classes), guided=True)
-    known = plan.known(bundle.model, classes, rows, np.zeros((images, bundle.model.cells), np.int64))
-    for engine in engines:
-        engine.prepare(images, rows, plan.slots, plan.schedule.zero_slots)
-        engine.scalars.temperature[:] = 0
-    largest, same, cells = 0.0, 0, 0
-    for step in plan.steps[:max_steps]:
-        logits = []
-        for engine in engines:
-            buffers = engine.buffers(step.width, step.queries)
-            step.fill(buffers, known)
-            engine.scalars.guidance[:] = step.scale(guidance)
-            engine.run(step.width, step.queries)
-            assert buffers.logits is not None
-            logits.append(buffers.logits[:, step.target_rows])
-        if len(step.target_rows):
-            wanted, found = logits
+    steps, largest, same, cells = 0, 0.0, 0, 0
+    for done in lockstep(bundle, schedule, engines, [0, bundle.model.classes - 1], max_steps):
+        steps += 1
+        wanted, found = (logits_of(step, buffers) for step, buffers in done)
+        if wanted.size:
             largest = max(largest, float(np.abs(found - wanted).max() / np.abs(wanted).max()))
             same += int((found.argmax(-1) == wanted.argmax(-1)).sum())
-            cells += images * len(step.target_rows)
-        step.store(engines[0].buffers(step.width, step.queries), known)
+            cells += wanted.shape[0] * wanted.shape[1]
     for engine in engines:
         engine.close()
-    return Agreement(min(max_steps, len(plan.steps)), largest, same / max(1, cells))
+    return Agreement(steps, largest, same / max(1, cells))
+
+
+def logits_of(step: PlannedStep, buffers: StepBuffers) -> NDArray[np.float32]:
+    """Guided logits of the cells that a step decides, (images, targets, vocabulary)."""
+    assert buffers.logits is not None
+    return buffers.logits[:, step.target_rows]

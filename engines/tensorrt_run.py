@@ -12,16 +12,15 @@ from numpy.typing import NDArray
 from arforge.runner.bundle import Bundle
 from arforge.runner.cuda import Gpu
 from arforge.runner.errors import VerificationError
+from arforge.runner.lockstep import GUIDANCE, lockstep
 from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, cache_names
-from arforge.runner.plan import Plan, make_plan
-from arforge.runner.runner import Runner, guided_rows
+from arforge.runner.runner import Runner
 from arforge.runner.tensorrt_engine import TensorRTEngine
 from arforge.runner.tensorrt_library import Library
 
 TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 2e-1, "int8": 2e-1}  # of keys and values, relative to the largest
 ON_CPU = {"bf16": "fp32"}  # what ONNX Runtime's CPU provider runs in place of a precision that it lacks
 COMPARED_STEPS = 16
-GUIDANCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -44,43 +43,30 @@ def compare_engine(
     reference = OnnxRuntimeEngine(bundle, ON_CPU.get(precision, precision))
     engine = TensorRTEngine(bundle, identity, library, gpu or Gpu())
     with Runner(bundle, reference) as expected, Runner(bundle, engine) as found:
-        plan = make_plan(bundle.schedule(schedule), engine.widths)
-        same, largest = step_by_step(bundle, plan, reference, engine, TOLERANCE[precision])
+        steps, same, largest = step_by_step(bundle, schedule, reference, engine, TOLERANCE[precision])
         images = min(2, engine.largest_batch or 2)
         request: dict[str, Any] = {"schedule": schedule, "guidance": GUIDANCE, "greedy": True}
-        classes = list(range(images))
-        tokens = [runner.generate(classes, **request).tokens for runner in (expected, found)]
-    steps = min(COMPARED_STEPS, len(plan.steps))
+        tokens = [runner.generate(list(range(images)), **request).tokens for runner in (expected, found)]
     return Agreement(schedule, steps, largest, same, float((tokens[0] == tokens[1]).mean()))
 
 
 def step_by_step(
-    bundle: Bundle, plan: Plan, reference: OnnxRuntimeEngine, engine: TensorRTEngine, tolerance: float
-) -> tuple[float, float]:
-    """Both engines on the tokens that the reference prefers: the share of same tokens, and the largest error."""
-    classes = np.zeros(1, np.int64)
-    rows = guided_rows(1, guided=True)
-    known = plan.known(bundle.model, classes, rows, np.zeros((1, bundle.model.cells), np.int64))
-    both = (reference, engine)
-    for one in both:
-        one.prepare(1, rows, plan.slots, plan.schedule.zero_slots)
-        one.scalars.temperature[:] = 0
-    same, cells, largest = 0, 0, 0.0
-    for index, step in enumerate(plan.steps[:COMPARED_STEPS]):
-        outputs: list[dict[str, NDArray[Any]]] = []
-        for one in both:
-            buffers = one.buffers(step.width, step.queries)
-            step.fill(buffers, known)
-            one.scalars.guidance[:] = step.scale(GUIDANCE)
-            one.run(step.width, step.queries)
-            new = slice(step.write_index, step.write_index + step.width)
-            caches = {name: comparable(one.cache(name)[:, :, new]) for name in cache_names(bundle.model.caches)}
-            outputs.append(caches)
-        tokens = [one.buffers(step.width, step.queries).next_tokens[:, step.target_rows] for one in both]
+    bundle: Bundle, schedule: str, reference: OnnxRuntimeEngine, engine: TensorRTEngine, tolerance: float
+) -> tuple[int, float, float]:
+    """Both engines on the tokens that the reference prefers: steps, the share of same tokens, and the largest error."""
+    steps, same, cells, largest = 0, 0, 0, 0.0
+    for done in lockstep(bundle, schedule, [reference, engine], [0], COMPARED_STEPS):
+        first = done[0][0]  # not padded
+        new = slice(first.write_index, first.write_index + first.width)
+        outputs = [
+            {name: comparable(one.cache(name)[:, :, new]) for name in cache_names(bundle.model.caches)}
+            for one in (reference, engine)
+        ]
+        tokens = [buffers.next_tokens[:, step.target_rows] for step, buffers in done]
         same, cells = same + int((tokens[0] == tokens[1]).sum()), cells + tokens[0].size
-        largest = max(largest, compare_outputs(outputs[0], outputs[1], tolerance, index, engine))
-        step.store(reference.buffers(step.width, step.queries), known)
-    return same / max(1, cells), largest
+        largest = max(largest, compare_outputs(outputs[0], outputs[1], tolerance, steps, engine))
+        steps += 1
+    return steps, same / max(1, cells), largest
 
 
 def compare_outputs(
@@ -100,7 +86,7 @@ def compare_outputs(
     )
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
         results = compare(IterationResult(wanted, runner_name="onnxruntime"), IterationResult(found, runner_name="gpu"))
-    errors = {name: result.max_absdiff / scales[name] for name, result in results.items()}
+    errors: dict[str, float] = {name: result.max_absdiff / scales[name] for name, result in results.items()}
     worst = max(errors, key=lambda name: errors[name])
     if set(results) != set(wanted) or not all(results.values()):
         raise VerificationError(

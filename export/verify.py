@@ -17,9 +17,8 @@ from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.sampler import guide
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import VerificationError
+from arforge.runner.lockstep import lockstep
 from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
-from arforge.runner.plan import make_plan
-from arforge.runner.runner import guided_rows
 
 TOLERANCE = 1e-3  # of logits, relative to the largest
 
@@ -62,23 +61,16 @@ def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> 
 
 
 @torch.no_grad()
-def compare_logits(bundle: Bundle, schedule: str, max_steps: int, guidance: float = 2.0) -> Agreement:
+def compare_logits(bundle: Bundle, schedule: str, max_steps: int) -> Agreement:
     """Run graph and module side by side, each on its own caches, greedily; raise VerificationError where they part."""
     module = load_module(bundle)
     engine = OnnxRuntimeEngine(bundle, "fp32", graph="step-logits")
-    plan = make_plan(bundle.schedule(schedule), widths=None)
-    classes = np.array([0, bundle.model.classes - 1], dtype=np.int64)
-    images, rows = len(classes), guided_rows(len(classes), guided=True)
-    known = plan.known(bundle.model, classes, rows)
-    engine.prepare(images, rows, plan.slots, plan.schedule.zero_slots)
-    engine.scalars.temperature[:] = 0
-    caches = module.empty_caches(rows, plan.slots)
-    largest, same, cells = 0.0, 0, 0
-    for step in plan.steps[:max_steps]:
-        buffers = engine.buffers(step.width, step.queries)
-        step.fill(buffers, known)
-        engine.scalars.guidance[:] = step.scale(guidance)
-        engine.run(step.width, step.queries)
+    classes = [0, bundle.model.classes - 1]
+    images, caches = len(classes), None
+    steps, largest, same, cells = 0, 0.0, 0, 0
+    for [(step, buffers)] in lockstep(bundle, schedule, [engine], classes, max_steps):
+        steps += 1
+        caches = caches or module.empty_caches(len(buffers.mask), buffers.mask.shape[-1])
         given = [buffers.tokens, buffers.positions, buffers.mask, buffers.write_index]
         if buffers.query_positions is not None:
             given[3:3] = [buffers.query_positions, buffers.mask[:, :, -1:]]
@@ -90,9 +82,8 @@ def compare_logits(bundle: Bundle, schedule: str, max_steps: int, guidance: floa
             largest = max(largest, float(np.abs(found - expected).max() / np.abs(expected).max()))
             same += int((found.argmax(-1) == expected.argmax(-1)).sum())
             cells += images * len(step.target_rows)
-        step.store(buffers, known)
     engine.close()
-    agreement = Agreement(min(max_steps, len(plan.steps)), largest, same / max(1, cells))
+    agreement = Agreement(steps, largest, same / max(1, cells))
     if not agreement.largest_error <= TOLERANCE:
         raise VerificationError(
             f"schedule {schedule}: the graph's logits differ from the torch module's by {largest:.2e} of the largest, "
