@@ -2,6 +2,7 @@
 
     python examples/fashion/quality.py sets       # real images as array files, also for `arforge evaluate`
     python examples/fashion/quality.py measure    # hours on two cores; a run that was cut off goes on
+    python examples/fashion/quality.py int8       # what int8 costs: the same seeds once more
     python examples/fashion/quality.py time       # milliseconds an image, on an otherwise idle machine
     python examples/fashion/quality.py render     # the table of docs/quality.md and its pictures
 
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,13 @@ from arforge.calibration.classifier import Classifier
 from arforge.calibration.features import FeatureExtractor, feature_side
 from arforge.calibration.frechet import Gaussian, Moments, frechet_distance
 from arforge.calibration.image_set import ImageSet, open_image_set
+from arforge.calibration.int8 import Job as Calibration
+from arforge.calibration.int8 import calibrate
 from arforge.calibration.quality import DISTANCE, Samples
+from arforge.calibration.ranges import Rule
+from arforge.engines import onnxruntime
+from arforge.engines.low_precision import has_graphs
+from arforge.engines.onnxruntime import QUANTIZATIONS
 from arforge.runner import Runner, open_bundle
 from arforge.runner.bundle import sha256_of
 from arforge.runner.images import save_npz
@@ -59,6 +67,8 @@ SCHEDULES = {
         "arpg:8,groups=causal",
     ),
 }
+INT8 = {"llamagen": ("ntp", "zipar:2"), "par": ("par:4",), "arpg": ("arpg:8",)}
+CALIBRATED = 32  # images a schedule that the ranges of the static kind come from
 OTHER_SEEDS = (10_000, 20_000)  # the first schedule again, for the spread of the measure
 FLOORS = (0, 10_000, 20_000)  # where the training images that stand for a perfect generator start
 TOKENIZED = "train-0"
@@ -152,10 +162,11 @@ class Bench:
     reference: Gaussian
     extractor: FeatureExtractor
     classifier: Classifier
+    facts: Mapping[str, str] = field(default_factory=dict)  # of the engine, beside the job's
 
     def row(self, job: Job) -> dict[str, Any]:
         """The job as it stands in the figures, without a result."""
-        return {"family": self.runner.bundle.model.family, **asdict(job), "checkpoint": self.checkpoint}
+        return {"family": self.runner.bundle.model.family, **self.facts, **asdict(job), "checkpoint": self.checkpoint}
 
     def run(self, job: Job) -> dict[str, Any]:
         request = Request(job.guidance, temperature=1.0, top_k=0, top_p=1.0)
@@ -171,6 +182,7 @@ class Bench:
 IDENTITY = {
     "guidance": ("family", "schedule", "first_seed", "guidance"),
     "schedules": ("family", "schedule", "first_seed"),
+    "int8": ("family", "schedule", "quantization"),
 }
 
 
@@ -183,6 +195,35 @@ def run_once(bench: Bench, job: Job, figures: dict[str, Any], table: str, file: 
     click.echo(json.dumps(row))
     figures[table] = [old for old in rows if any(old[name] != row[name] for name in IDENTITY[table])] + [row]
     quality.save_json(file, figures)
+
+
+@main.command()
+@click.option("--threads", type=int, help="CPU threads.  [default: one a core]")
+@click.option("--family", "families", type=click.Choice(list(SCHEDULES)), multiple=True, help="[default: all]")
+@FILE
+@OUTPUT
+@FOLDER
+def int8(threads: int | None, families: tuple[str, ...], file: Path, output: Path, folder: Path) -> None:
+    """Both kinds of int8 on the schedules measured in float32, with the same seeds and guidance."""
+    figures = json.loads(file.read_text())
+    sets = real_sets(output, folder, figures["samples"])
+    extractor = FeatureExtractor(feature_side(sets["test"].size), threads)
+    reference = quality.gaussian_of(sets["test"], extractor)
+    classifier = Classifier(demo.CHECKPOINTS / "classifier.onnx", sets["test"].size, len(data.CLASSES), threads)
+    figures.setdefault("int8", [])
+    for family in families or INT8:
+        bundle = current_bundle(family, output)
+        checkpoint = open_bundle(bundle).manifest["provenance"]["checkpoint"]["sha256"]
+        if not has_graphs(open_bundle(bundle), "int8"):
+            calibrate(Calibration(bundle, Rule("max", 100.0), samples=CALIBRATED, check=0, threads=threads))
+        for quantization in QUANTIZATIONS:
+            onnxruntime.build(bundle, "int8", quantization=quantization)
+            with Runner.open(bundle, precision="int8", threads=threads) as runner:
+                bench = Bench(runner, checkpoint, reference, extractor, classifier, {"quantization": quantization})
+                for row in quality_page.first_seeds(figures):
+                    if row["family"] == family and row["schedule"] in INT8[family]:
+                        job = Job(row["schedule"], row["guidance"], row["samples"])
+                        run_once(bench, job, figures, "int8", file)
 
 
 @main.command(name="time")

@@ -30,6 +30,7 @@ def write_page(file: Path, order: Sequence[tuple[str, str]]) -> None:
         "guidance": guidance_table(figures["guidance"]),
         "schedules": schedule_table(rows),
         "seeds": seed_table(figures["schedules"]),
+        "int8": int8_table(rows, figures.get("int8", [])),
     }
     for mark, content in tables.items():
         opening, closing = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
@@ -110,6 +111,22 @@ def seed_table(rows: Sequence[Row]) -> str:
         for row in rows
         if (row["family"], row["schedule"]) in repeated
     )
+    return "\n".join(lines) + "\n"
+
+
+def int8_table(plain: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Each int8 row with what it changes against its float32 one."""
+    floats = {(row["family"], row["schedule"]): row for row in plain}
+    lines = [
+        "| model | schedule | int8 | distance | change | class accuracy | change |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        before = floats[row["family"], row["schedule"]]
+        distance = 100 * (row[DISTANCE] / before[DISTANCE] - 1)
+        accuracy = 100 * (row["class_accuracy"] - before["class_accuracy"])
+        name = f"{row['family']} | `{row['schedule']}` | {row['quantization']}"
+        lines.append(f"| {name} | {row[DISTANCE]:.2f} | {distance:+.2f} % | {percent(row)} | {accuracy:+.2f} points |")
     return "\n".join(lines) + "\n"
 
 

@@ -177,12 +177,19 @@ def test_quality_script_measures_resumes_times_and_renders(
     assert run(*command, *places, "--data", tmp_path) == ""  # nothing is measured twice
     assert json.loads(file.read_text()) == figures
 
+    monkeypatch.setattr(quality, "CALIBRATED", 2)
+    lines = run("int8", *places, "--data", tmp_path, "--family", "par", "--threads", 1).splitlines()
+    assert [json.loads(line)["quantization"] for line in lines] == ["blocks", "static"]
     run("time", *places)
     page = tmp_path / "quality.md"
     page.write_text((FASHION.parent.parent / "docs/quality.md").read_text())
     run("render", "--json", file)
     text = page.read_text()
     assert re.search(rf"\| par \| `par:4` \| {row['guidance']:g} \| 19 \| [\d.]+ \| {row[DISTANCE]:.2f} \|", text)
+    for kind in ("blocks", "static"):
+        assert re.search(
+            rf"\| par \| `par:4` \| {kind} \| [\d.]+ \| [+-][\d.]+ % \| [\d.]+ % \| [+-][\d.]+ points", text
+        )
     assert "`zipar:4`" not in text[text.index("<!-- schedules -->") : text.index("<!-- end of schedules -->")]
     with Image.open(tmp_path / "quality.png") as picture:
         assert picture.format == "PNG"
