@@ -167,7 +167,8 @@ def test_a_bundle_that_changes_meanwhile_is_left_alone(bundle_copy: Path) -> Non
     def build_meanwhile(*_: object) -> None:
         bundle = open_bundle(bundle_copy)
         if not bundle.engine("onnxruntime", "fp32")["widths"]:  # by someone who heeds no lock
-            add_engine(bundle, bundle.manifest["engines"][0] | {"path": "engines/other"}, {"widths": [8]})
+            entry = bundle.manifest["engines"][0]
+            add_engine(bundle, {**entry, "path": "engines/other"}, {**bundle.identity(entry), "widths": [8]})
 
     with pytest.raises(BundleError, match="has changed meanwhile: calibrate it again"):
         calibrate(Job(bundle_copy, MAX, **QUICK), build_meanwhile)
