@@ -62,3 +62,25 @@ def test_a_precision_that_the_target_lacks_is_refused(bundle: Path) -> None:
     code, output = invoke("build", bundle, "--precision", "bf16")
     assert code == 1
     assert "target onnxruntime has no precision 'bf16'" in output
+
+
+def test_int8_for_onnx_runtime_is_made_from_float32_weights(bundle_copy: Path) -> None:
+    code, output = invoke("build", bundle_copy, "--precision", "int8", "--quantization", "blocks")
+    assert code == 0, output
+    assert "built onnxruntime int8 for cpu: onnxruntime 1." in output
+    images = ("--class", "1", "--output", bundle_copy.with_name("one.png"))
+    code, output = invoke("run", bundle_copy, "--precision", "int8", "--threads", "1", *images)
+    assert code == 0, output
+    measured = ("--precision", "int8", "--schedule", "ntp", "--max-steps", "2", "--threads", "1", "--layers")
+    code, output = invoke("profile", bundle_copy, *measured)
+    assert code == 0, output
+    assert "MatMulNBits" in output
+
+
+def test_quantisation_is_not_taken_silently_where_there_is_no_choice(bundle: Path) -> None:
+    code, output = invoke("build", bundle, "--quantization", "blocks")
+    assert code == 1
+    assert "quantization 'blocks' with precision fp32" in output
+    code, output = invoke("build", bundle, "--target", "tensorrt-rtx", "--quantization", "static")
+    assert code == 1
+    assert "--quantization is for ONNX Runtime" in output
