@@ -130,7 +130,7 @@ int main(int count, char** words) {
     if (bind(server, place, size) != 0 || listen(server, 64) != 0 || getsockname(server, place, &size) != 0) {
       throw std::runtime_error(std::string("cannot listen: ") + std::strerror(errno));
     }
-    std::cout << "listening on 127.0.0.1:" << ntohs(address.sin_port) << std::endl;
+    std::cout << "listening on 127.0.0.1:" << ntohs(address.sin_port) << '\n' << std::flush;
     for (int client = accept(server, nullptr, nullptr); client >= 0; client = accept(server, nullptr, nullptr)) {
       std::thread(serve, std::ref(runner), client).detach();
     }

@@ -52,9 +52,9 @@ int main(int count, char** words) {
   for (int index = 1; index < count; index++) {
     const std::string word = words[index];
     if (word.rfind("-max_total_time=", 0) == 0) {
-      seconds = std::atof(word.c_str() + 16);
+      seconds = std::stod(word.substr(16));
     } else if (word.rfind("-seed=", 0) == 0) {
-      seed = std::strtoull(word.c_str() + 6, nullptr, 10);
+      seed = std::stoull(word.substr(6));
     } else if (word.rfind('-', 0) != 0) {
       for (const auto& entry : std::filesystem::directory_iterator(word)) {
         std::ifstream file(entry.path(), std::ios::binary);

@@ -53,7 +53,8 @@ void read(const std::string& content) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   try {
     read({reinterpret_cast<const char*>(data), size});
-  } catch (const arforge::Error&) { // refused
+  } catch (const arforge::Error&) {
+    return 0; // refused
   }
   return 0;
 }

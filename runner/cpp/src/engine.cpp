@@ -36,6 +36,21 @@ Ort::Value scalar(const Ort::MemoryInfo& host, T& place) {
   return Ort::Value::CreateTensor<T>(host, &place, 1, &one, 1);
 }
 
+// Throws where the masks of all kinds of steps would not fit into any sensible memory.
+void check_masks(std::int64_t rows, const Plan& plan) {
+  constexpr std::size_t MOST = std::size_t{1} << 33; // bytes
+  std::set<Shape> shapes;
+  std::size_t bytes = 0;
+  for (const PlannedStep& step : plan.steps) {
+    if (shapes.insert(step.shape).second) {
+      bytes += std::min(MOST, product({rows, step.shape.width, step.shape.slots}));
+    }
+    if (bytes >= MOST) {
+      throw std::bad_alloc();
+    }
+  }
+}
+
 std::size_t bytes_of(ONNXTensorElementDataType type) {
   switch (type) {
   case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
@@ -120,6 +135,7 @@ void Engine::prepare(const Extent& extent, const Plan& plan) {
       extent_ = extent;
       allocate_caches();
     }
+    check_masks(extent.rows, plan);
     for (const PlannedStep& step : plan.steps) {
       if (buffers_.find(step.shape) == buffers_.end()) {
         bind(step.shape);

@@ -24,8 +24,10 @@ Json parse_json(const std::string& content, const std::string& name, Code code) 
       throw Error(code, text(name, " is not valid JSON: it starts with a byte order mark"));
     }
     return Json::parse(content);
-  } catch (const Json::exception& error) {
-    throw Error(code, text(name, " is not valid JSON: ", error.what()));
+  } catch (const Json::parse_error& error) { // its message may quote bytes that are no text
+    throw Error(code, text(name, " is not valid JSON: wrong at byte ", error.byte));
+  } catch (const Json::exception&) {
+    throw Error(code, text(name, " is not valid JSON: it holds a number that is too large"));
   }
 }
 

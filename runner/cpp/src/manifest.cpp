@@ -191,9 +191,10 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
   if (widths.is_null()) {
     return result;
   }
-  const bool sound = widths.is_array() && !widths.empty() &&
-                     std::all_of(widths.begin(), widths.end(),
-                                 [](const Json& w) { return w.is_number_integer() && w > 0 && w <= MAX_COUNT; });
+  const bool sound =
+      widths.is_array() && !widths.empty() && std::all_of(widths.begin(), widths.end(), [&](const Json& w) {
+        return w.is_number_integer() && w > 0 && w <= bundle.model.positions;
+      });
   if (!sound) {
     throw Error(Code::engine,
                 text("the engine of ", bundle.root.string(), " lists widths ", widths.dump(), ": rebuild it"));

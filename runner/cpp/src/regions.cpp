@@ -55,7 +55,7 @@ void par(Schedule& schedule, std::int64_t regions) {
       } else {
         step.inputs.push_back({Source::special, member - 1, 0, members, 0});
       }
-      step.targets.push_back({member, order[static_cast<std::size_t>(first + member)]});
+      step.targets.push_back({member, order[static_cast<std::size_t>(first) + static_cast<std::size_t>(member)]});
     }
     schedule.steps.push_back(std::move(step));
   }

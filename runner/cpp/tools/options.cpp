@@ -59,10 +59,15 @@ T at_least(const std::string& name, const std::string& given, T least) {
   return value;
 }
 
+constexpr int MOST = 1 << 20; // numbers of a range
+
+[[noreturn]] void refuse_range(const std::string& name, const std::string& given) {
+  throw UsageError(name + ": '" + given + "' is not a rising range of fewer than " + std::to_string(MOST) + " numbers");
+}
+
 // `3`, `1,5`, `0-9`, appended to a list.
 template <class T>
 void append_numbers(const std::string& name, const std::string& given, std::vector<T>& list) {
-  constexpr T MOST = 1 << 20; // numbers of a range
   for (std::size_t start = 0; start <= given.size();) {
     const std::size_t end = std::min(given.find(',', start), given.size());
     const std::string part = given.substr(start, end - start);
@@ -70,8 +75,7 @@ void append_numbers(const std::string& name, const std::string& given, std::vect
     const T first = number<T>(name, part.substr(0, dash));
     const T last = dash == std::string::npos ? first : number<T>(name, part.substr(dash + 1));
     if (last < first || last - first >= MOST) {
-      throw UsageError(name + ": '" + part + "' is not a rising range of fewer than " + std::to_string(MOST) +
-                       " numbers");
+      refuse_range(name, part);
     }
     for (T offset = 0; offset <= last - first; offset++) {
       list.push_back(first + offset);

@@ -1,0 +1,123 @@
+"""What the step loop costs beside the engine, in C++ and in Python: LlamaGen-B's dimensions, random weights.
+
+python bench/cpp_overhead.py --work FOLDER --run PATH/TO/arforge-run --output FILE.json [--schedule ntp …]
+
+Overhead is the wall clock of decoding tokens less the time inside ONNX Runtime's call, a step. Both runners take the
+same bundle, class, seed and threads, in turns; the best of --repeats counts, since everything else on a machine only
+adds. The exported bundle is kept in FOLDER for the next run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from build_engines import export
+
+from arforge.engines import onnxruntime
+from arforge.runner import Runner, open_bundle
+from arforge.runner.device import device_name
+
+LIBRARIES = ("arforge", "onnxruntime", "numpy")
+
+
+def python_times(bundle: Path, schedule: str, images: int, threads: int, repeats: int) -> tuple[list[Any], np.ndarray]:
+    """Seconds of decoding and of these in the engine, for each repeat, after one to warm up; and the tokens."""
+    with Runner.open(bundle, threads=threads) as runner:
+        engine: Any = runner._engine
+        session, inside = engine._session, [0.0]
+
+        class Timed:
+            """The session, with a clock around its run."""
+
+            def run_with_iobinding(self, binding: Any) -> None:
+                start = time.perf_counter()
+                session.run_with_iobinding(binding)
+                inside[0] += time.perf_counter() - start
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(session, name)
+
+        engine._session = Timed()
+        times = []
+        for _ in range(repeats + 1):
+            inside[0] = 0.0
+            result = runner.generate([1] * images, schedule=schedule, batch=images)
+            times.append((result.seconds, inside[0], result.steps))
+    return times[1:], result.tokens
+
+
+def cpp_times(
+    program: Path, bundle: Path, schedule: str, images: int, threads: int, repeats: int, folder: Path
+) -> tuple[list[Any], np.ndarray]:
+    """The same of arforge-run, a process a repeat: the first steps of each are not warm."""
+    times = []
+    words = [program, bundle, "--class", "1", "--samples", images, "--batch", images, "--schedule", schedule, "--quiet"]
+    for _ in range(repeats):
+        files = ("--tokens", folder / "tokens.npy", "--timings", folder / "timings.json")
+        subprocess.run([str(word) for word in (*words, "--threads", threads, *files)], check=True, capture_output=True)
+        found = json.loads((folder / "timings.json").read_text())
+        times.append((found["seconds"], found["engine_seconds"], found["steps"]))
+    return times, np.load(folder / "tokens.npy")
+
+
+def figures(times: list[Any]) -> dict[str, float]:
+    seconds, engine, steps = min(times)
+    return {
+        "steps": steps,
+        "step_ms": round(1000 * seconds / steps, 4),
+        "engine_ms": round(1000 * engine / steps, 4),
+        "overhead_us": round(1e6 * min((whole - inside) / steps for whole, inside, _ in times), 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="where the bundle is written, some 0.5 GB")
+    parser.add_argument("--run", type=Path, required=True, help="arforge-run")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--schedule", action="append", help="default ntp and zipar:4")
+    parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--prepare", action="store_true", help="export the bundle, and measure nothing")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    bundle = export("llamagen", "B", (16, 16), arguments.work)
+    if not open_bundle(bundle).manifest["engines"]:
+        onnxruntime.build(bundle)
+    if arguments.prepare:
+        return
+    common = (arguments.images, arguments.threads, arguments.repeats)
+    measured: list[dict[str, Any]] = []
+    for schedule in arguments.schedule or ["ntp", "zipar:4"]:
+        ours, tokens = cpp_times(arguments.run, bundle, schedule, *common, arguments.work)
+        theirs, expected = python_times(bundle, schedule, *common)
+        if not np.array_equal(tokens, expected):
+            raise SystemExit(f"{schedule}: the two runners give different tokens")
+        found = {"cpp": figures(ours), "python": figures(theirs)}
+        share = 100 * found["cpp"]["overhead_us"] / (1000 * found["cpp"]["step_ms"])
+        measured.append({"schedule": schedule, **found, "cpp_overhead_percent": round(share, 3)})
+        print(json.dumps(measured[-1]), flush=True)
+    report = {
+        "model": bundle.stem,
+        "precision": "fp32",
+        "images": arguments.images,
+        "guidance": "the bundle's, so two rows an image",
+        "threads": arguments.threads,
+        "machine": device_name(),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "measured": measured,
+    }
+    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

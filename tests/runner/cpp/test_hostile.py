@@ -1,0 +1,311 @@
+"""Bundles that are wrong, in every way that the Python reader is tested with: the same refusal, and never a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import cpp_abi
+import numpy as np
+import pytest
+from cpp_abi import STATUS
+
+from arforge.runner import ArforgeError, Runner, compile_schedule, open_bundle
+from arforge.runner.errors import (
+    BundleError,
+    EngineError,
+    FileSizeError,
+    FormatVersionError,
+    HashError,
+    ManifestError,
+    MissingFileError,
+    PathError,
+    ScheduleError,
+)
+from arforge.runner.schedule_file import dump
+
+HERE = Path(__file__).parent
+CODES: dict[type[ArforgeError], int] = {
+    ManifestError: STATUS["manifest"],
+    FormatVersionError: STATUS["format_version"],
+    PathError: STATUS["path"],
+    MissingFileError: STATUS["missing_file"],
+    FileSizeError: STATUS["file_size"],
+    HashError: STATUS["hash"],
+    BundleError: STATUS["bundle"],
+    EngineError: STATUS["engine"],
+    ScheduleError: STATUS["schedule"],
+}
+STEP, NTP = "graphs/fp32/step.onnx", "schedules/ntp.schedule"
+Edit = Callable[[Path], object]
+
+
+def table(name: str) -> Any:
+    """Another test's module, for the cases that it lists."""
+    spec = spec_from_file_location(f"cases_of_{name}", HERE.parent / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MANIFEST_CASES = table("test_manifest_schema")
+SCHEDULE_CASES = table("test_schedule_file")
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    edit: Edit
+    schedule: str = "ntp"
+
+
+def manifest(change: Callable[[dict[str, Any]], object]) -> Edit:
+    def edit(root: Path) -> None:
+        content = json.loads((root / "manifest.json").read_text())
+        replace(root, "manifest.json", json.dumps(change(content) or content).encode())
+
+    return edit
+
+
+def replace(root: Path, path: str, content: bytes) -> None:
+    """Write a file anew: those of a copy are links to the original's."""
+    (root / path).unlink()
+    (root / path).write_bytes(content)
+
+
+def fitted(path: str, content: bytes) -> Edit:
+    """Another content, whose size the manifest knows."""
+
+    def edit(root: Path) -> None:
+        replace(root, path, content)
+        manifest(lambda found: found["files"][path].update(bytes=len(content)))(root)
+
+    return edit
+
+
+def identity(change: dict[str, Any] | bytes) -> Edit:
+    def edit(root: Path) -> None:
+        path = open_bundle(root).manifest["engines"][0]["path"]
+        content = change
+        if isinstance(content, dict):
+            content = json.dumps({**json.loads((root / path).read_text()), **content}).encode()
+        fitted(path, content)(root)
+
+    return edit
+
+
+def linked(path: str) -> Edit:
+    def edit(root: Path) -> None:
+        moved = root.with_suffix(".elsewhere")
+        (root / path).rename(moved)
+        (root / path).symlink_to(moved)
+
+    return edit
+
+
+def circle(root: Path) -> None:
+    """A folder that leads to itself."""
+    shutil.rmtree(root / "graphs")
+    (root / "graphs").symlink_to("graphs")
+
+
+def lengthened(change: int) -> Edit:
+    return lambda root: replace(root, STEP, (root / STEP).read_bytes()[: change or None] + b"x" * max(change, 0))
+
+
+def extra_path(path: str) -> Edit:
+    return manifest(lambda found: found["files"].update({path: {"bytes": 0, "sha256": "0" * 64}}))
+
+
+def cases() -> Iterator[Case]:
+    yield Case("sound", lambda root: None)
+    yield Case("nothing there", shutil.rmtree)
+    for place, value in MANIFEST_CASES.CHANGES:
+        edit = manifest(lambda found, place=place, value=value: MANIFEST_CASES.changed(found, place, value))
+        yield Case(f"schema {place} {str(value)[:20]}", edit)
+    texts = (
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100000,
+        b'{"format": NaN}',
+        b"9" * 5000,
+        b"[]",
+        b"null",
+        b"{}",
+        b"\xef\xbb\xbf{}",
+    )
+    for text in texts:
+        yield Case(f"manifest {text[:16]!r}", lambda root, text=text: replace(root, "manifest.json", text))
+    yield Case("newer", manifest(lambda found: found.update(version=2, new_part={})))
+    yield Case("no manifest", lambda root: (root / "manifest.json").unlink())
+    yield Case("manifest linked", linked("manifest.json"))
+    yield Case("manifest too large", lambda root: replace(root, "manifest.json", b" " * (1 << 25)))
+    for path in (
+        "/etc/passwd",
+        "../x",
+        "graphs/../../x",
+        "graphs/..",
+        "a\\b",
+        "c:/x",
+        "a\0b",
+        "./a",
+        "a//b",
+        "a/",
+        ".",
+    ):
+        yield Case(f"path {path!r}", extra_path(path))
+    yield Case("path below a file", extra_path(f"{STEP}/x"))
+    yield Case("path too long", extra_path("a" * 300))
+    yield Case("file linked", linked(STEP))
+    yield Case("folder linked", linked("graphs"))
+    yield Case("folder in a circle", circle)
+    yield Case("file missing", lambda root: (root / STEP).unlink())
+    yield Case("folder for a file", lambda root: ((root / STEP).unlink(), (root / STEP).mkdir()))
+    yield Case("file shorter", lengthened(-1))
+    yield Case("file longer", lambda root: replace(root, STEP, (root / STEP).read_bytes() + b"x"))
+    yield Case("size that no file has", manifest(lambda found: found["files"][STEP].update(bytes=2**62)))
+    for part in ("graphs", "schedules", "engines"):
+        yield Case(f"{part} not listed", manifest(lambda found, part=part: found[part][0].update(path="extra")))
+    yield Case("weights not listed", manifest(lambda found: found["graphs"][0].update(weights="../outside")))
+    yield from absurd_models()
+    yield from schedules()
+    yield from specifications()
+    for text in (b"[]", b"3", b"{", b"\xed\xa0\x80"):
+        yield Case(f"identity {text!r}", identity(text))
+    wrong = ({"graph_sha256": "0" * 64}, {"graph": "x"}, {"graph": None}, {"graph": ["x"]}, {"source": "x"})
+    for change in (*wrong, *({"widths": widths} for widths in ([], [0], [True], "4", [2.0], [[1]]))):
+        yield Case(f"identity {change}", identity(change))
+    yield Case("graph of noise", noisy_graph)
+
+
+def absurd_models() -> Iterator[Case]:
+    for part, change in (
+        ("tokenizer", {"codebook_size": 64}),
+        ("tokenizer", {"image_size": [16, 32]}),
+        ("tokenizer", {"downsampling": 2**30}),
+        ("model", {"positions": 64}),
+        ("model", {"first_class": 31}),
+        ("model", {"null_class": 41}),
+        ("model", {"classes": 2**30}),
+        ("model", {"grid": [2**30, 2**30]}),
+        ("model", {"family": "unheard of"}),
+        ("model", {"queries": True}),
+        ("model", {"specials": 2**20, "first_special": 43}),
+    ):
+        yield Case(f"{part} {change}", manifest(lambda found, part=part, change=change: found[part].update(change)))
+
+
+def schedules() -> Iterator[Case]:
+    small = SCHEDULE_CASES
+    for key in ("steps", "slots"):
+        yield Case(f"stored {key}", manifest(lambda found, key=key: found["schedules"][0].update({key: 63})))
+    yield Case("stored for another grid", fitted(NTP, dump(compile_schedule("ntp", (4, 16)))))
+    sound = dump(compile_schedule("ntp", (8, 8)))
+    for length in (0, 7, 15, 16, 40, len(sound) - 1):
+        yield Case(f"schedule of {length} bytes", fitted(NTP, sound[:length]))
+    contents = {
+        "magic": b"ARFSCHEE" + sound[8:],
+        "version": small.joined(*small.parts(sound), version=2),
+        "large header": small.joined(b" " * 70000, b""),
+    }
+    for text in (b"", b"[]", b"null", b'"\xff"', b"[" * 60000, b"9" * 5000):
+        contents[f"header {text[:9]!r}"] = small.joined(text, b"")
+    for key in small.COUNTS:
+        for value in (-1, 2**40, 1.0, None, True):
+            contents[f"{key} {value}"] = small.with_header(**{key: value})
+    for grid in (None, [4], 16, [0, 0], [2**24, 2**24], [4, 5]):
+        contents[f"grid {grid}"] = small.with_header(grid=grid)
+    for column, _, kind in small.COLUMNS:
+        if column != "kept_cell":
+            for value in (-1, 99, 2**31 - 1) if kind == "<i4" else (-1, 99, np.nan, np.inf):
+                contents[f"{column} {value}"] = small.with_column(column, 0, value)
+    for name, content in contents.items():
+        yield Case(f"schedule with {name}", fitted(NTP, content))
+
+
+def specifications() -> Iterator[Case]:
+    for text in ("zipar:0", f"zipar:{10**20}", "arpg:4", "par:-4", "ntp,cfg-interval=-2", ",", "ntp,=", "zipar:4:4"):
+        yield Case(f"specification {text}", lambda root: None, text)
+
+
+def noisy_graph(root: Path) -> None:
+    """The step graph is noise of the right size, and its engine knows it."""
+    size = (root / STEP).stat().st_size
+    replace(root, STEP, np.random.default_rng(0).bytes(size))
+
+
+def expected_code(root: Path, schedule: str) -> int:
+    """What the Python runner says of it."""
+    try:
+        with Runner.open(root, threads=1) as runner:
+            runner.generate([0], [0], schedule=schedule)
+    except ArforgeError as error:
+        return CODES[type(error)]
+    return 0
+
+
+def test_hostile_bundles_are_refused_as_python_refuses_them(sanitized: Any, bundle: Path, tmp_path: Path) -> None:
+    listed, lines, expected = list(cases()), [], []
+    assert len({case.name for case in listed}) == len(listed) > 170
+    for index, case in enumerate(listed):
+        root = tmp_path / f"{index}.bundle"
+        shutil.copytree(bundle, root, copy_function=os.link)
+        case.edit(root)
+        lines.append(f"{root}\t{case.schedule}\n")
+        expected.append((case.name, expected_code(root, case.schedule)))
+    (tmp_path / "cases").write_text("".join(lines))
+    command = [str(sanitized.program("generations")), "open", str(tmp_path / "cases")]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr[-6000:]
+    answers = [line.split("\t", 1) for line in done.stdout.splitlines()]
+    assert all(message for code, message in answers if code != "0")
+    found = [(case.name, int(code)) for case, (code, _) in zip(listed, answers, strict=True)]
+    assert found == expected
+    assert expected[0] == ("sound", 0)
+    assert sum(code == 0 for _, code in found) < 8
+
+
+@pytest.mark.parametrize("checked", [0, 1])
+def test_a_flipped_bit_is_found_where_hashes_are_asked_for(library: Any, bundle_copy: Path, checked: int) -> None:
+    weights = bundle_copy / "graphs/fp32/weights/model.weights"
+    cpp_abi.Runner(library, bundle_copy, check_hashes=1).close()
+    data = bytearray(weights.read_bytes())
+    data[1000] ^= 1
+    weights.write_bytes(data)
+    if not checked:
+        cpp_abi.Runner(library, bundle_copy, check_hashes=0).close()
+        return
+    with pytest.raises(
+        cpp_abi.Failure, match=r"model.weights is damaged: sha256 [0-9a-f]{64}, the manifest says"
+    ) as refused:
+        cpp_abi.Runner(library, bundle_copy, check_hashes=1)
+    assert refused.value.status == STATUS["hash"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("caches", 2**30), ("caches", 1), ("kv_heads", 2**30), ("head_size", 24)])
+def test_dimensions_that_the_graph_does_not_have_are_refused(
+    library: Any, bundle_copy: Path, key: str, value: int
+) -> None:
+    """Before anything of that size is allocated. The Python runner leaves it to ONNX Runtime."""
+    manifest(lambda found: found["model"].update({key: value}))(bundle_copy)
+    with pytest.raises(cpp_abi.Failure, match="the step graph of .* export it again") as refused:
+        cpp_abi.Runner(library, bundle_copy)
+    assert refused.value.status == STATUS["engine"]
+
+
+@pytest.mark.parametrize("width", [66, 2**20, 2**70])
+def test_widths_that_no_graph_has_are_refused(library: Any, bundle_copy: Path, width: int) -> None:
+    identity({"widths": [1, width]})(bundle_copy)
+    with pytest.raises(cpp_abi.Failure, match="lists widths .* rebuild it") as refused:
+        cpp_abi.Runner(library, bundle_copy)
+    assert refused.value.status == STATUS["engine"]
