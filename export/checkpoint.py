@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,11 @@ FAMILIES = {
     "llamagen": "cls_embedding.embedding_table.weight",
     "VQ tokenizer": "quantize.embedding.weight",
 }
+# What torch's readers raise for files that somebody cut or made up.
+UNREADABLE = (
+    RuntimeError, OSError, EOFError, MemoryError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+    AssertionError, NotImplementedError, struct.error,
+)  # fmt: skip
 IGNORED = ("freqs_cis", "codebook_used")  # tables that the authors recompute, and training statistics
 
 
@@ -56,10 +62,10 @@ class SafetensorsCheckpoint:
         self.path = path
         try:
             self._file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
+            names = self._file.keys()
+            self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in names}
+        except (SafetensorError, *UNREADABLE) as error:
             raise CheckpointError(f"{path} is not a whole safetensors file ({error}): download it again") from error
-        names = self._file.keys()
-        self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in names}
 
     def tensor(self, name: str) -> Tensor:
         tensor: Tensor = self._file.get_tensor(name)
@@ -95,7 +101,7 @@ def load_weights(path: Path) -> Any:
                 "Save its state_dict alone: torch.save({'model': model.state_dict()}, file). "
                 f"(torch: {str(error).splitlines()[0]})"
             ) from error
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{path} is not a whole torch checkpoint ({reason}): download it again") from error
 
@@ -110,6 +116,9 @@ def unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
     tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors: its keys are {', '.join(map(str, list(loaded)[:5]))}")
+    for name, tensor in tensors.items():
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+            raise CheckpointError(f"{path}: tensor {name} is not a plain one of real numbers: save dense weights")
     return tensors
 
 

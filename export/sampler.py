@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 PLACEHOLDER_DOMAIN, PLACEHOLDER = "arforge", "KeepLikely"
+NO_TOKEN = -1  # in place of a token, where the logits are not finite
 PARTS, ROUNDS = 4, 16  # each round leaves a quarter of the range of logits: 2^-32 is below float32's own resolution
 
 
@@ -20,7 +21,8 @@ def sample(
 
     `logits` [rows, targets, vocab], rows = images or twice that (conditional first); `uniforms`
     [images, targets] in [0, 1); `guidance`, `temperature`, `top_p` float32 [1]; `top_k` int64 [1].
-    Temperature 0 takes the most likely token; top-k 0 and top-p 1 switch their filters off.
+    Temperature 0 takes the most likely token; top-k 0 and top-p 1 switch their filters off. Where a logit is NaN or
+    infinite the token is NO_TOKEN: one sum over the vocabulary tells, which only numbers beyond all use overflow.
     """
     guided = guide(logits, uniforms.shape[0], guidance)
     scaled = guided / temperature.clamp(min=1e-5)
@@ -28,7 +30,8 @@ def sample(
     cumulative = probabilities.cumsum(-1)
     below = cumulative <= uniforms[..., None] * cumulative[..., -1:]
     drawn = below.to(torch.int64).sum(-1)
-    return torch.where(temperature > 0, drawn, guided.argmax(-1)), guided
+    tokens = torch.where(temperature > 0, drawn, guided.argmax(-1))
+    return torch.where(guided.sum(-1).abs() <= torch.finfo(guided.dtype).max, tokens, NO_TOKEN), guided
 
 
 def guide(logits: Tensor, images: int, guidance: Tensor) -> Tensor:

@@ -7,17 +7,16 @@ Nothing in a bundle is used before its structure, paths and sizes are checked; h
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from arforge.runner import schedule_file
+from arforge.runner.engine_identity import read_identity
 from arforge.runner.errors import (
     BundleError,
     EngineError,
@@ -29,13 +28,13 @@ from arforge.runner.errors import (
     PathError,
     ScheduleError,
 )
+from arforge.runner.json_file import check_schema, floats, read_json
 from arforge.runner.schedule import Schedule
 from arforge.runner.specification import compile_schedule, parse, require_decoder, require_specials
 
 FORMAT = "arforge-bundle"
 VERSION = 1
 MANIFEST = "manifest.json"
-MAX_MANIFEST = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -137,10 +136,7 @@ class Bundle:
 
     def identity(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """What an engine of the manifest was made from, by what and for what. Raises EngineError for another file."""
-        identity = _read_json(self.path(entry["path"]))
-        if not isinstance(identity, dict):
-            raise EngineError(f"{entry['path']} is not an engine identity: rebuild the engine")
-        return identity
+        return read_identity(self.root, entry, self.manifest["files"])
 
     def check_hashes(self, progress: Callable[[str], None] = lambda path: None) -> None:
         """Compare every file with its sha256. Raises HashError for the first that differs."""
@@ -174,6 +170,7 @@ def open_bundle(root: Path | str) -> Bundle:
     if not root.is_dir():
         raise BundleError(f"no bundle at {root}: make one with `arforge export`")
     manifest = _read_manifest(root)
+    check_distinct(manifest["files"])
     for path, facts in manifest["files"].items():
         _check_file(root, path, facts["bytes"])
     listed = [entry for part in ("graphs", "schedules", "engines") for entry in manifest[part]]
@@ -204,21 +201,25 @@ def check_relative(path: str) -> None:
         raise PathError(f"path {path!r} in the manifest is not a plain relative path")
     if not pure.parts or ".." in pure.parts or path != str(pure):
         raise PathError(f"path {path!r} in the manifest leaves the bundle, or is not in its shortest form")
+    if not path.isprintable() or any(part.endswith((".", " ")) for part in pure.parts):
+        raise PathError(f"path {path!r} in the manifest has a name that not every system can have")
 
 
-@lru_cache(maxsize=1)
-def _validator() -> tuple[Callable[[Any], Any], type[Exception]]:
-    import fastjsonschema
-
-    text = resources.files("arforge.runner").joinpath("manifest.schema.json").read_text()
-    return fastjsonschema.compile(json.loads(text)), fastjsonschema.JsonSchemaException
+def check_distinct(paths: Iterable[str]) -> None:
+    """Raise PathError where two paths, or folders of them, are one on a file system that does not tell case."""
+    spelled: dict[str, str] = {}
+    for path in paths:
+        for place in (path, *map(str, PurePosixPath(path).parents)):
+            first = spelled.setdefault(unicodedata.normalize("NFC", place).casefold(), place)
+            if first != place:
+                raise PathError(f"paths {first!r} and {place!r} in the manifest differ in case or accents only")
 
 
 def _read_manifest(root: Path) -> dict[str, Any]:
     path = root / MANIFEST
     if path.is_symlink() or not path.is_file():
         raise ManifestError(f"{root} is not a bundle: it has no {MANIFEST}")
-    manifest = _read_json(path)
+    manifest = read_json(path, ManifestError)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ManifestError(f"{path} is not the manifest of an arforge bundle")
     version = manifest.get("version")
@@ -227,40 +228,11 @@ def _read_manifest(root: Path) -> dict[str, Any]:
             f"{root} has bundle format {version}, this arforge reads up to {VERSION}: update arforge, "
             "or export the bundle again with this one"
         )
-    validate, invalid = _validator()
-    try:
-        validate(manifest)
-    except invalid as error:
-        raise ManifestError(f"{path} does not follow the format: {error}") from None
+    check_schema(manifest, "manifest.schema.json", str(path), ManifestError)
     counts = [{**manifest["model"], "config": None}, manifest["tokenizer"], manifest["files"], manifest["schedules"]]
-    for place in _floats(counts, ""):
+    for place in floats(counts):
         raise ManifestError(f"{path} does not follow the format: {place} must be a whole number, without a point")
     return manifest
-
-
-def _floats(value: Any, place: str) -> Iterator[str]:
-    """Where `value` holds a float: JSON Schema takes 2.0 for an integer, a runner must not."""
-    if isinstance(value, float):
-        yield place
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _floats(item, key)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _floats(item, place)
-
-
-def _read_json(path: Path) -> Any:
-    if path.stat().st_size > MAX_MANIFEST:
-        raise ManifestError(f"{path} has {path.stat().st_size} bytes, more than {MAX_MANIFEST}")
-    try:
-        return json.loads(path.read_text("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{path} is not valid JSON: {error}") from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not allowed")
 
 
 def _check_file(root: Path, path: str, size: int) -> None:
@@ -284,6 +256,8 @@ def _check_file(root: Path, path: str, size: int) -> None:
 
 def _check_model(bundle: Bundle) -> None:
     model, tokenizer = bundle.model, bundle.tokenizer
+    if model.caches > model.layers:
+        raise ManifestError(f"{bundle.root}: {model.caches} caches for {model.layers} layers")
     if model.positions < 1 + model.cells:
         raise ManifestError(f"{bundle.root}: {model.positions} positions for {model.cells} cells")
     if not model.vocabulary <= model.first_class <= model.first_class + model.classes - 1 < model.null_class:

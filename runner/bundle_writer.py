@@ -56,15 +56,18 @@ def changing(root: Path) -> Iterator[Bundle]:
     """The bundle, opened, for this process alone to add files to and to enter them (`write_revision`).
 
     Files below `graphs` and `engines` that the manifest does not list are removed at both ends: what was cut off,
-    and what has been replaced. Raises BundleError where another process is at it.
+    and what has been replaced. Raises BundleError where another process is at it, or it cannot be written.
     """
     with locked(root):
         bundle = open_bundle(root)
-        remove_unlisted(bundle)
         try:
+            remove_unlisted(bundle)
             yield bundle
+        except OSError as error:
+            raise BundleError(f"cannot change {root}: {error.strerror or error}. It is left as it was") from error
         finally:
-            remove_unlisted(open_bundle(root))
+            with suppress(OSError):
+                remove_unlisted(open_bundle(root))
 
 
 @contextmanager

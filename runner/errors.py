@@ -49,6 +49,10 @@ class EngineError(ArforgeError):
     """An engine that is not built, does not fit this machine or library, or whose runtime is missing."""
 
 
+class NumericsError(ArforgeError):
+    """Logits that are NaN or infinite, or tokens that the model does not have, in a step of a generation."""
+
+
 class CheckpointError(ArforgeError):
     """A checkpoint that is missing, truncated, of another family, or of other dimensions."""
 

@@ -14,13 +14,16 @@ def checked(schedule: Schedule) -> Schedule:
     """Return `schedule` if a runner can execute it, else raise ScheduleError.
 
     Proves that every cell is kept or decided once, that every input exists before it is read, that positions and
-    ranks are in range, and that the cache is used consistently.
+    ranks are in range, and that the cache is used consistently. Memory and steps are bounded by the grid and the
+    condition, whatever the schedule says: by `capacity` cache slots, of which each step uses up one or decides a cell.
     """
     height, width = schedule.grid
     if not (height > 0 and width > 0 and height * width <= MAX_CELLS):
         raise ScheduleError(f"schedule {schedule.specification}: grid {height}x{width} is out of range")
-    if not (schedule.steps and schedule.conditions >= 0 and 0 <= schedule.zero_slots <= 2 * MAX_CELLS):
-        raise ScheduleError(f"schedule {schedule.specification}: no steps, or negative sizes")
+    if not (schedule.steps and 0 <= schedule.conditions <= MAX_CELLS and schedule.zero_slots >= 0):
+        raise ScheduleError(f"schedule {schedule.specification}: no steps, negative sizes, or too many conditions")
+    if schedule.zero_slots > 2 * schedule.cells:
+        raise ScheduleError(f"schedule {schedule.specification}: {schedule.zero_slots} zero slots are out of range")
     if len(set(schedule.kept)) != len(schedule.kept) or not set(schedule.kept) <= set(range(schedule.cells)):
         raise ScheduleError(f"schedule {schedule.specification}: keeps a cell twice, or one outside the grid")
     state = _State(schedule)
@@ -32,12 +35,17 @@ def checked(schedule: Schedule) -> Schedule:
     return schedule
 
 
+def capacity(schedule: Schedule) -> int:
+    """The most cache slots that a schedule may use: two for each cell and condition token beside the zero slots."""
+    return schedule.zero_slots + 2 * (schedule.cells + schedule.conditions)
+
+
 class _State:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.decided = set(schedule.kept)
         self.live: set[int] = set()
-        self.slot = schedule.zero_slots
+        self.slot, self.capacity = schedule.zero_slots, capacity(schedule)
 
     def check(self, index: int, step: Step) -> None:
         problem = self._inputs(step) or self._cache(step) or self._targets(step)
@@ -63,6 +71,10 @@ class _State:
     def _cache(self, step: Step) -> str | None:
         if not 0 <= step.commit <= step.width:
             return f"keeps {step.commit} of {step.width} slots"
+        if not (step.commit or step.targets):
+            return "decides nothing and keeps nothing"
+        if self.slot + step.width > self.capacity:
+            return f"uses {self.slot + step.width} cache slots, more than the {self.capacity} that it may use"
         for slot in step.retire:
             if slot not in self.live:
                 return f"retires slot {slot}, which is not live"

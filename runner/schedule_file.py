@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.errors import ScheduleError
+from arforge.runner.json_file import parse_json, read_small
 from arforge.runner.schedule import Input, Schedule, Source, Step, Target
 from arforge.runner.schedule_check import checked
 
@@ -28,6 +29,7 @@ MAGIC = b"ARFSCHED"
 VERSION = 1
 MAX_HEADER = 1 << 16
 MAX_ROWS = 1 << 24
+MAX_BYTES = 1 << 26
 PREFIX = struct.Struct("<8sII")
 # name, count in the header, type
 COLUMNS = (
@@ -107,14 +109,12 @@ def load(data: bytes, name: str) -> Schedule:
 
 
 def read(path: Path) -> Schedule:
-    return load(path.read_bytes(), path.name)
+    """The schedule in a file of at most MAX_BYTES. Raises ScheduleError as `load` does."""
+    return load(read_small(path, MAX_BYTES, ScheduleError), path.name)
 
 
 def _header(text: bytes, name: str) -> dict[str, Any]:
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ScheduleError(f"{name}: header is not JSON ({error})") from None
+    header = parse_json(text, f"{name}: the header", ScheduleError)
     if not isinstance(header, dict) or not isinstance(header.get("specification"), str):
         raise ScheduleError(f"{name}: header lacks a specification")
     grid = header.get("grid")

@@ -17,6 +17,12 @@ from arforge.runner.bundle_writer import add_engine, exchange, file_facts, stage
 ENGINE = {"target": "onnxruntime", "precision": "int8", "device": "cpu", "path": "engines/new"}
 
 
+def identity(number: int) -> dict[str, object]:
+    kind = {key: ENGINE[key] for key in ("target", "precision", "device")}
+    graph = {"graph": "graphs/int8/step.onnx", "graph_sha256": "0" * 64}
+    return {**kind, **graph, "library": "onnxruntime 1", "machine": f"machine {number}", "widths": None}
+
+
 def contents(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
@@ -217,11 +223,11 @@ def test_file_facts_list_everything_but_the_manifest(tmp_path: Path) -> None:
 
 def test_an_added_engine_is_listed_hashed_and_replaces_its_like(bundle_copy: Path) -> None:
     for number in (1, 2):
-        add_engine(open_bundle(bundle_copy), ENGINE, {"number": number})
+        add_engine(open_bundle(bundle_copy), ENGINE, identity(number))
     opened = open_bundle(bundle_copy)
     opened.check_hashes()
     assert [entry["precision"] for entry in opened.manifest["engines"]] == ["fp32", "int8"]
-    assert opened.engine("onnxruntime", "int8") == {"number": 2}
+    assert opened.engine("onnxruntime", "int8") == identity(2)
     assert not list(bundle_copy.rglob("*.partial"))
 
 
@@ -231,7 +237,7 @@ def test_a_full_disk_while_an_engine_is_added_leaves_the_bundle_usable(
     opened, before = open_bundle(bundle_copy), contents(bundle_copy)
     monkeypatch.setattr(os, "fsync", lambda _: full_disk())
     with pytest.raises(BundleError, match="cannot write .*No space left on device"):
-        add_engine(opened, ENGINE, {"number": 1})
+        add_engine(opened, ENGINE, identity(1))
     after = contents(bundle_copy)
     assert after["manifest.json"] == before["manifest.json"]
     assert not [name for name in after if name.endswith(".partial")]
@@ -241,12 +247,12 @@ def test_a_full_disk_while_an_engine_is_added_leaves_the_bundle_usable(
 def test_a_full_disk_while_a_rebuilt_engine_is_written_leaves_the_bundle_usable(
     bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_engine(open_bundle(bundle_copy), ENGINE, {"number": 1})
+    add_engine(open_bundle(bundle_copy), ENGINE, identity(1))
     opened = open_bundle(bundle_copy)
     monkeypatch.setattr(os, "fsync", lambda _: full_disk())
     with pytest.raises(BundleError, match="cannot write"):
-        add_engine(opened, ENGINE, {"number": 1234567})
-    assert open_bundle(bundle_copy).engine("onnxruntime", "int8") == {"number": 1}
+        add_engine(opened, ENGINE, identity(1234567))
+    assert open_bundle(bundle_copy).engine("onnxruntime", "int8") == identity(1)
 
 
 def test_a_manifest_is_never_written_with_numbers_that_json_lacks(tmp_path: Path) -> None:

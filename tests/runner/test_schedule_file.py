@@ -135,11 +135,11 @@ def test_a_grid_that_the_steps_do_not_fill_is_refused(grid: list[int]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"steps = 3", "header is not JSON"),
-        (b"", "header is not JSON"),
-        (b'"\xff"', "header is not JSON"),
-        (b"[" * 60000, "header is not JSON"),
-        (b"9" * 5000, "header is not JSON"),
+        (b"steps = 3", "the header is not valid JSON"),
+        (b"", "the header is not valid JSON"),
+        (b'"\xff"', "the header is not valid JSON"),
+        (b"[" * 60000, "the header is not valid JSON"),
+        (b"9" * 5000, "the header is not valid JSON"),
         (b"[]", "lacks a specification"),
         (b"null", "lacks a specification"),
         (b'{"specification": 1}', "lacks a specification"),

@@ -1,0 +1,49 @@
+"""Reads the identity of an engine, `engine-HASH.json`: what it was made from, by what, for what."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any
+
+from arforge.runner.errors import EngineError
+from arforge.runner.json_file import check_schema, floats, read_json
+
+SCHEMAS = {
+    "onnxruntime": "onnxruntime-identity.schema.json",
+    "tensorrt": "tensorrt-identity.schema.json",
+    "tensorrt-rtx": "tensorrt-identity.schema.json",
+}
+COUNTS = ("widths", "slots", "profiles", "options")
+SAME = ("target", "precision", "device")
+# Files of the engine itself. What it was made from is compared by its hash when the engine is used.
+OWN = {
+    "onnxruntime": ("weights",),
+    "tensorrt": ("lowered", "engine", "decoder", "layers", "timing_cache"),
+    "tensorrt-rtx": ("lowered", "engine", "decoder", "layers", "timing_cache"),
+}
+
+
+def read_identity(root: Path, entry: Mapping[str, Any], files: Container[str]) -> dict[str, Any]:
+    """The identity of the manifest's engine `entry`, whose path lies below `root`.
+
+    Raises EngineError unless it follows its target's JSON Schema, is of the entry's kind, and names only `files`.
+    """
+    path, target = root / entry["path"], entry["target"]
+    identity = read_json(path, EngineError)
+    if not isinstance(identity, dict):
+        raise EngineError(f"{path} is not an engine identity: rebuild the engine")
+    check_schema(identity, SCHEMAS[target], str(path), EngineError)
+    for place in floats({key: identity.get(key) for key in COUNTS}):
+        raise EngineError(f"{path} does not follow the format: {place} must be a whole number, without a point")
+    for key in SAME:
+        if identity[key] != entry[key]:
+            raise EngineError(
+                f"{path} is for {key} {identity[key]}, the manifest says {entry[key]}: rebuild the engine"
+            )
+    for key in OWN[target]:
+        if identity.get(key) is not None and identity[key] not in files:
+            raise EngineError(
+                f"{path}: {key} {identity[key]!r} is not listed among the bundle's files: rebuild the engine"
+            )
+    return identity

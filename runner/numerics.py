@@ -1,0 +1,55 @@
+"""Notices the step in which a model's logits stop being numbers, before a token of theirs is used.
+
+The step graph's sampler gives -1 in place of a token where a logit is NaN or infinite (`export/sampler.py`), so a look
+at the few tokens of a step is all that it takes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from arforge.runner.bundle import Model
+from arforge.runner.engine import Engine
+from arforge.runner.errors import NumericsError
+from arforge.runner.plan import Plan
+
+NO_TOKEN = -1
+
+
+def check_step(engine: Engine, model: Model, plan: Plan, index: int, first_image: int = 0) -> None:
+    """Raise NumericsError unless the step `index`, which has just run, gave tokens for all its cells.
+
+    The error names the images, counted from `first_image`, and the first cache that is spoilt where the engine shows
+    its caches. They are cleared before: NaN in a slot that no mask lets through would still reach the next request.
+    """
+    step = plan.steps[index]
+    buffers = engine.buffers(step.width, step.queries)
+    drawn = buffers.next_tokens[:, step.target_rows]
+    if not drawn.size or (drawn.min() >= 0 and drawn.max() < model.vocabulary):
+        return
+    wrong = (drawn < 0) | (drawn >= model.vocabulary)
+    images = ", ".join(str(first_image + image) for image in np.flatnonzero(wrong.any(axis=1))[:8])
+    where = f"step {index} of {len(plan.steps)}, image {images}"
+    if (drawn[wrong] != NO_TOKEN).any():
+        raise NumericsError(
+            f"{where}: the graph gives tokens outside 0..{model.vocabulary - 1}: export the bundle again"
+        )
+    spoilt = spoilt_cache(engine, model, step.write_index + step.width)
+    engine.prepare(len(drawn), len(buffers.write_index), plan.slots, zero_slots=plan.slots)
+    half = engine.cache_type == np.float16
+    advice = "use a bf16 or fp32 engine, which reach further than fp16" if half else "check the weights: arforge verify"
+    raise NumericsError(f"{where}: the logits are NaN or infinite{spoilt}; {advice}")
+
+
+def spoilt_cache(engine: Engine, model: Model, slots: int) -> str:
+    """Where NaN or infinity first shows in the slots that are written, in the order of the layers."""
+    caches = getattr(engine, "cache", None)
+    if caches is None:
+        return ""
+    for index in range(model.caches):
+        for kind in ("key", "value"):
+            found = caches(f"{kind}_cache_{index}")[:, :, :slots]
+            if found.dtype.kind == "f" and not np.isfinite(found).all():
+                what = "layer" if model.caches == model.layers else "cache"
+                return f", first seen in the {kind}s of {what} {index}"
+    return ", with sound caches: they come from the last layer or the output"
