@@ -2,7 +2,7 @@
 
 python bench/cpp_overhead.py --work FOLDER --run PATH/TO/arforge-run --output FILE.json [--schedule ntp …]
 
-Overhead is the wall clock of decoding tokens less the time inside ONNX Runtime's call, a step. Both runners take the
+Overhead is the wall clock of decoding tokens less the time inside the engine's call, a step. Both runners take the
 same bundle, class, seed and threads, in turns; the best of --repeats counts, since everything else on a machine only
 adds. The exported bundle is kept in FOLDER for the next run.
 """
@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import subprocess
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,33 +23,21 @@ from build_engines import export
 from arforge.engines import onnxruntime
 from arforge.runner import Runner, open_bundle
 from arforge.runner.device import device_name
+from arforge.runner.profile import TimedEngine
+from arforge.runner.runner import open_engine
 
 LIBRARIES = ("arforge", "onnxruntime", "numpy")
 
 
 def python_times(bundle: Path, schedule: str, images: int, threads: int, repeats: int) -> tuple[list[Any], np.ndarray]:
     """Seconds of decoding and of these in the engine, for each repeat, after one to warm up; and the tokens."""
-    with Runner.open(bundle, threads=threads) as runner:
-        engine: Any = runner._engine
-        session, inside = engine._session, [0.0]
-
-        class Timed:
-            """The session, with a clock around its run."""
-
-            def run_with_iobinding(self, binding: Any) -> None:
-                start = time.perf_counter()
-                session.run_with_iobinding(binding)
-                inside[0] += time.perf_counter() - start
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(session, name)
-
-        engine._session = Timed()
+    opened = open_bundle(bundle)
+    engine = TimedEngine(open_engine(opened, "onnxruntime", "fp32", threads))
+    with Runner(opened, engine) as runner:
         times = []
         for _ in range(repeats + 1):
-            inside[0] = 0.0
             result = runner.generate([1] * images, schedule=schedule, batch=images)
-            times.append((result.seconds, inside[0], result.steps))
+            times.append((result.seconds, sum(engine.seconds), result.steps))
     return times[1:], result.tokens
 
 

@@ -199,7 +199,6 @@ def absurd_models() -> Iterator[Case]:
         ("model", {"classes": 2**30}),
         ("model", {"grid": [2**30, 2**30]}),
         ("model", {"family": "unheard of"}),
-        ("model", {"queries": True}),
         ("model", {"specials": 2**20, "first_special": 43}),
     ):
         yield Case(f"{part} {change}", manifest(lambda found, part=part, change=change: found[part].update(change)))
@@ -292,7 +291,9 @@ def test_a_flipped_bit_is_found_where_hashes_are_asked_for(library: Any, bundle_
     assert refused.value.status == STATUS["hash"]
 
 
-@pytest.mark.parametrize(("key", "value"), [("caches", 2**30), ("caches", 1), ("kv_heads", 2**30), ("head_size", 24)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("caches", 2**30), ("caches", 1), ("kv_heads", 2**30), ("head_size", 24), ("queries", True)]
+)
 def test_dimensions_that_the_graph_does_not_have_are_refused(
     library: Any, bundle_copy: Path, key: str, value: int
 ) -> None:

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from arforge.cli import main
+from arforge.run_command import command as run_command
 from arforge.runner import Runner
 
 USAGE_ERROR, SCHEDULE_ERROR, BUNDLE_ERROR = 2, 103, 105
@@ -114,7 +115,7 @@ def test_arforge_run_shows_progress_and_timings(release: Any, bundle: Path, tmp_
 def test_arforge_run_says_what_is_wrong(
     release: Any, bundle: Path, words: tuple[Any, ...], status: int, message: str
 ) -> None:
-    assert message in call(release.program("arforge-run"), bundle, *words, "--quiet", status=status)
+    assert message in call(release.program("arforge-run"), bundle, "--quiet", *words, status=status)
 
 
 def test_arforge_run_without_a_bundle_and_with_help(release: Any, tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_arforge_run_without_a_bundle_and_with_help(release: Any, tmp_path: Path
     words = (tmp_path / "none.bundle", "--class", 1, "--tokens", tmp_path / "x.npy")
     assert "no bundle at" in call(program, *words, status=BUNDLE_ERROR)
     said = call(program, "--help")
-    options = {parameter.opts[0] for parameter in main.commands["run"].params if parameter.param_type_name == "option"}
+    options = {parameter.opts[0] for parameter in run_command.params if parameter.param_type_name == "option"}
     assert options - {"--help"} <= {word.strip(",") for word in said.split() if word.startswith("--")}
 
 

@@ -17,6 +17,7 @@ int main(int count, char** words) {
   size_t images, rows, columns, index;
   const int64_t* tokens;
   int64_t steps = 0;
+  arforge_status status;
   if (count != 2 || arforge_abi_version() != ARFORGE_ABI_VERSION) {
     return 2;
   }
@@ -41,7 +42,8 @@ int main(int count, char** words) {
   arforge_result_free(result);
   request.progress = stop_after_two;
   request.user = &steps;
-  printf("%d of %lld: ", (int)arforge_generate(runner, &request, &result), (long long)steps);
+  status = arforge_generate(runner, &request, &result);
+  printf("%d of %lld: ", (int)status, (long long)steps);
   printf("%s\n", arforge_last_error());
   arforge_close(runner);
   printf("%d\n", (int)arforge_open("nowhere", NULL, &runner));
