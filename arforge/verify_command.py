@@ -45,10 +45,11 @@ def command(
         reason = "as asked" if no_torch else f"no {', '.join(missing)}; pip install 'arforge[export]'"
         click.echo(f"--  torch module: not compared ({reason})")
         return
-    from arforge.export.verify import check_weights, compare_logits
+    from arforge.export.verify import check_provenance, check_weights, compare_logits
 
     if checkpoint:
         click.echo(f"ok  weights: {check_weights(opened, checkpoint)} tensors equal {checkpoint.name}")
+        click.echo(f"ok  provenance: {check_provenance(opened, checkpoint)}")
     stored = [entry["specification"] for entry in opened.manifest["schedules"]]
     for schedule in schedules or stored:
         found = compare_logits(opened, schedule, max_steps)

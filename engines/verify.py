@@ -29,6 +29,7 @@ def verify_bundle(root: Path, report: Report, target: str | None = None) -> Bund
     for entry in bundle.manifest["schedules"]:
         schedule = bundle.schedule(entry["specification"])
         report(f"schedule {schedule.specification}: {len(schedule.steps)} steps decide {schedule.cells} cells")
+    check_data(bundle, report)
     for graph in bundle.manifest["graphs"]:
         check_contract(bundle, graph["name"], graph["precision"], bundle.path(graph["path"]))
         report(f"graph {graph['name']} {graph['precision']}: inputs and outputs as the format says")
@@ -44,6 +45,18 @@ def verify_bundle(root: Path, report: Report, target: str | None = None) -> Bund
 
             verify_engine(bundle, entry, report, required=target is not None)
     return bundle
+
+
+def check_data(bundle: Bundle, report: Report) -> None:
+    """Look where the graphs' weights lie, before a runtime does; engines' own graphs too."""
+    try:
+        from arforge.engines.graph_data import check_graphs
+    except ImportError:
+        report("graphs' data: not looked at (no onnx-ir; pip install onnx-ir)")
+        return
+    paths = [path for path in bundle.manifest["files"] if path.endswith(".onnx")]
+    check_graphs(bundle, paths)
+    report(f"graphs' data: {len(paths)} graphs read inside their files, tensors apart")
 
 
 def check_contract(bundle: Bundle, name: str, precision: str, path: Path) -> None:

@@ -15,7 +15,7 @@ from arforge.export.checkpoint import open_checkpoint
 from arforge.export.families import FAMILIES
 from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.sampler import guide
-from arforge.runner.bundle import Bundle
+from arforge.runner.bundle import Bundle, sha256_of
 from arforge.runner.errors import VerificationError
 from arforge.runner.lockstep import lockstep
 from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
@@ -32,11 +32,22 @@ class Agreement:
 
 def load_module(bundle: Bundle, precision: str = "fp32") -> Any:
     """The torch module with the weights that the bundle stores."""
-    family, config = FAMILIES[bundle.model.family], bundle.model.config
-    dimensions = family.config(**{**config, "grid": tuple(config["grid"])})
-    module = pad_heads(family.module(dimensions), dimensions.head_size).eval()
+    try:
+        family, config = FAMILIES[bundle.model.family], bundle.model.config
+        dimensions = family.config(**{**config, "grid": tuple(config["grid"])})
+        with torch.device("meta"):  # nothing is allocated for dimensions that make no sense
+            expected = pad_heads(family.module(dimensions), dimensions.head_size).state_dict()
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
+        raise VerificationError(f"{bundle.root}: the manifest's model is none that arforge knows ({error})") from error
     stored = stored_weights(bundle.graph("step-logits", precision))
-    module.load_state_dict({name: stored[name] for name in module.state_dict()})
+    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    found = {name: tuple(stored[name].shape) for name in wanted if name in stored}
+    if found != wanted:
+        raise VerificationError(
+            f"{bundle.root}: the stored weights are not those of the manifest's model: export again"
+        )
+    module = pad_heads(family.module(dimensions), dimensions.head_size).eval()
+    module.load_state_dict({name: stored[name] for name in wanted})
     return module
 
 
@@ -46,6 +57,17 @@ def stored_weights(graph: Path) -> dict[str, torch.Tensor]:
     factors = {node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     return {name: torch.from_numpy((a.T if name in factors else a).copy()) for name, a in arrays.items()}
+
+
+def check_provenance(bundle: Bundle, checkpoint: Path) -> str:
+    """Whether the manifest's provenance names this file. Raises VerificationError where it names none."""
+    recorded = bundle.manifest["provenance"].get("checkpoint")
+    digest = recorded.get("sha256") if isinstance(recorded, dict) else None
+    if not isinstance(digest, str):
+        raise VerificationError(f"{bundle.root} does not say which checkpoint it was made from: export it again")
+    if digest == sha256_of(checkpoint):
+        return f"the bundle was made from this file, sha256 {digest}"
+    return f"the bundle was made from another file with the same weights, sha256 {digest}"
 
 
 def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> int:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 from torch import Tensor
 
-from arforge.export.verify import check_weights, compare_logits
+from arforge.export.verify import check_provenance, check_weights, compare_logits, load_module
 from arforge.runner import open_bundle
+from arforge.runner.bundle import sha256_of
 from arforge.runner.errors import VerificationError
 
 
@@ -43,3 +46,36 @@ def test_a_graph_that_computes_something_else_is_found(bundle_copy: Path) -> Non
     path.write_bytes(model.SerializeToString())
     with pytest.raises(VerificationError, match=r"schedule ntp: the graph's logits differ.*export the bundle again"):
         compare_logits(opened, "ntp", max_steps=5)
+
+
+def test_provenance_tells_the_very_file_from_one_with_the_same_weights(
+    bundle: Path, checkpoint: Path, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    opened = open_bundle(bundle)
+    digest = sha256_of(checkpoint)
+    assert check_provenance(opened, checkpoint) == f"the bundle was made from this file, sha256 {digest}"
+    torch.save(weights, tmp_path / "again.pt")
+    assert check_provenance(opened, tmp_path / "again.pt") == (
+        f"the bundle was made from another file with the same weights, sha256 {digest}"
+    )
+    silent = replace(opened, manifest={**opened.manifest, "provenance": {"checkpoint": "tiny.pt"}})
+    with pytest.raises(VerificationError, match="does not say which checkpoint it was made from"):
+        check_provenance(silent, checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"family": "unheard-of"}, "is none that arforge knows"),
+        ({"config": {}}, "is none that arforge knows"),
+        ({"config": {"surprise": 1}}, "is none that arforge knows"),
+        ({"config": {"dim": 2**40}}, "is none that arforge knows|are not those of the manifest's model"),
+        ({"config": {"n_layer": 3}}, "are not those of the manifest's model"),
+    ],
+)
+def test_a_manifest_that_lies_about_its_model_is_found(bundle: Path, change: dict[str, Any], message: str) -> None:
+    opened = open_bundle(bundle)
+    if change.get("config"):
+        change = {"config": {**opened.model.config, **change["config"]}}
+    with pytest.raises(VerificationError, match=message):
+        load_module(replace(opened, model=replace(opened.model, **change)))

@@ -198,8 +198,9 @@ def main() -> None:
         old, begun = state(root), time.perf_counter()
         if finish(start(work, root)):
             raise SystemExit("the job does not run even undisturbed")
-        seconds, new = time.perf_counter() - begun, outlines(state(root))
-        most = sum(path.stat().st_size for path in root.rglob("*"))
+        seconds, done = time.perf_counter() - begun, state(root)
+        new = outlines(done)
+        most = sum(facts["bytes"] for path, facts in done["files"].items() if old["files"].get(path) != facts)
         for _ in range(given.times):
             shutil.rmtree(root)
             shutil.copytree(kept, root)
