@@ -58,10 +58,14 @@ class Remote:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, self.name, self.setting), daemon=True)
         self.process.start()
+        theirs.close()  # so that its end is noticed
         self.version = self.answer(str)
 
     def answer(self, kind: type) -> Any:
-        given = self.connection.recv()
+        try:
+            given = self.connection.recv()
+        except EOFError:
+            raise SystemExit(f"{self.name} ended without a word") from None
         if not isinstance(given, kind) or (isinstance(given, str) and "Traceback" in given):
             raise SystemExit(f"{self.name} failed:\n{given}")
         return given
