@@ -2,9 +2,9 @@
 
 python bench/cpp_overhead.py --work FOLDER --run PATH/TO/arforge-run --output FILE.json [--schedule ntp …]
 
-Overhead is the wall clock of decoding tokens less the time inside the engine's call, a step. Both runners take the
-same bundle, class, seed and threads, in turns; the best of --repeats counts, since everything else on a machine only
-adds. The exported bundle is kept in FOLDER for the next run.
+Overhead is the wall clock of a step less the time inside the engine's call, the median of the steps of --repeats
+generations, each without its first step. Both runners take the same bundle, class, seed and threads. The exported
+bundle is kept in FOLDER for the next run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import subprocess
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,42 +27,48 @@ from arforge.runner.device import device_name
 from arforge.runner.profile import TimedEngine
 from arforge.runner.runner import open_engine
 
+Times = tuple[np.ndarray, np.ndarray]  # of each step, and of the engine in it
 LIBRARIES = ("arforge", "onnxruntime", "numpy")
 
 
-def python_times(bundle: Path, schedule: str, images: int, threads: int, repeats: int) -> tuple[list[Any], np.ndarray]:
-    """Seconds of decoding and of these in the engine, for each repeat, after one to warm up; and the tokens."""
+def python_times(bundle: Path, schedule: str, images: int, threads: int, repeats: int) -> tuple[Times, np.ndarray]:
+    """Seconds of each step and of the engine in it, after one generation to warm up; and the tokens."""
     opened = open_bundle(bundle)
     engine = TimedEngine(open_engine(opened, "onnxruntime", "fp32", threads))
+    steps, inside = [], []
     with Runner(opened, engine) as runner:
-        times = []
-        for _ in range(repeats + 1):
-            result = runner.generate([1] * images, schedule=schedule, batch=images)
-            times.append((result.seconds, sum(engine.seconds), result.steps))
-    return times[1:], result.tokens
+        for repeat in range(repeats + 1):
+            ends: list[float] = []
+            progress = lambda done, count, ends=ends: ends.append(time.perf_counter())  # noqa: E731
+            result = runner.generate([1] * images, schedule=schedule, batch=images, progress=progress)
+            if repeat:
+                steps.append(np.diff(ends))
+                inside.append(np.array(engine.seconds[1:]))
+    return (np.concatenate(steps), np.concatenate(inside)), result.tokens
 
 
 def cpp_times(
     program: Path, bundle: Path, schedule: str, images: int, threads: int, repeats: int, folder: Path
-) -> tuple[list[Any], np.ndarray]:
-    """The same of arforge-run, a process a repeat: the first steps of each are not warm."""
-    times = []
+) -> tuple[Times, np.ndarray]:
+    """The same of arforge-run, a process a repeat."""
+    steps, inside = [], []
     words = [program, bundle, "--class", "1", "--samples", images, "--batch", images, "--schedule", schedule, "--quiet"]
     for _ in range(repeats):
         files = ("--tokens", folder / "tokens.npy", "--timings", folder / "timings.json")
         subprocess.run([str(word) for word in (*words, "--threads", threads, *files)], check=True, capture_output=True)
         found = json.loads((folder / "timings.json").read_text())
-        times.append((found["seconds"], found["engine_seconds"], found["steps"]))
-    return times, np.load(folder / "tokens.npy")
+        steps.append(np.array(found["step_seconds"][1:]))
+        inside.append(np.array(found["engine_seconds"][1:]))
+    return (np.concatenate(steps), np.concatenate(inside)), np.load(folder / "tokens.npy")
 
 
-def figures(times: list[Any]) -> dict[str, float]:
-    seconds, engine, steps = min(times)
+def figures(times: Times) -> dict[str, float]:
+    step, engine = times
     return {
-        "steps": steps,
-        "step_ms": round(1000 * seconds / steps, 4),
-        "engine_ms": round(1000 * engine / steps, 4),
-        "overhead_us": round(1e6 * min((whole - inside) / steps for whole, inside, _ in times), 2),
+        "steps": len(step),
+        "step_ms": round(1e3 * float(np.median(step)), 3),
+        "engine_ms": round(1e3 * float(np.median(engine)), 3),
+        "overhead_us": round(1e6 * float(np.median(step - engine)), 2),
     }
 
 

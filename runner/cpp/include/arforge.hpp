@@ -86,10 +86,10 @@ struct Result {
   std::vector<std::uint8_t> pixels; // (images, height, width, 3); empty where the bundle has no tokenizer
   std::int64_t height = 0, width = 0;
 
-  std::int64_t steps = 0;    // engine calls an image took
-  double seconds = 0;        // decoding of tokens, wall clock
-  double engine_seconds = 0; // of these, inside ONNX Runtime
-  double image_seconds = 0;  // tokens to pixels, wall clock
+  std::int64_t steps = 0;                           // engine calls an image took
+  double seconds = 0;                               // decoding of tokens, wall clock
+  double image_seconds = 0;                         // tokens to pixels, wall clock
+  std::vector<double> step_seconds, engine_seconds; // (steps of the request): a whole step, and the engine's part of it
 };
 
 // What a caller may want to know of an open bundle.

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <numeric>
 
 #include "arforge.hpp"
 #include "text.h"
@@ -198,7 +199,7 @@ void arforge_result_seconds(const arforge_result* result, double* decoding, doub
   const arforge::Result none;
   const arforge::Result& found = result == nullptr ? none : result->result;
   store(decoding, found.seconds);
-  store(engine, found.engine_seconds);
+  store(engine, std::accumulate(found.engine_seconds.begin(), found.engine_seconds.end(), 0.0));
   store(images, found.image_seconds);
 }
 

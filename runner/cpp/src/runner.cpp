@@ -139,6 +139,7 @@ void Runner::Parts::decode(const Plan& plan, const Window& window, const Part& p
     if (request.cancel != nullptr && request.cancel->load()) {
       throw Error(Code::cancelled, text("cancelled after ", job.done, " of ", job.steps, " steps"));
     }
+    const Clock::time_point begin = Clock::now();
     StepBuffers& buffers = engine->buffers(step.shape);
     fill(step, plan.zero_slots, state, buffers);
     const auto outputs = static_cast<std::int64_t>(buffers.uniforms.size()) / images;
@@ -151,8 +152,9 @@ void Runner::Parts::decode(const Plan& plan, const Window& window, const Part& p
     engine->scalars.guidance = static_cast<float>(1 + (job.sampling.guidance - 1) * step.guidance);
     const Clock::time_point start = Clock::now();
     engine->run(step.shape, buffers, &step == &plan.steps.front());
-    job.result.engine_seconds += seconds_since(start);
+    job.result.engine_seconds.push_back(seconds_since(start));
     store(step, buffers, state);
+    job.result.step_seconds.push_back(seconds_since(begin));
     job.done++;
     if (request.progress && !request.progress(job.done, job.steps)) {
       throw Error(Code::cancelled, text("cancelled after ", job.done, " of ", job.steps, " steps"));
@@ -183,6 +185,8 @@ Result Runner::Parts::generate(const Request& request) {
   }
   const std::int64_t parts = (images + request.batch - 1) / request.batch;
   Job job{request, sampling, uniforms_of(request, canvas.cells()), 0, parts * result.steps, result};
+  result.step_seconds.reserve(static_cast<std::size_t>(job.steps)); // so that the loop allocates nothing
+  result.engine_seconds.reserve(static_cast<std::size_t>(job.steps));
   Clock::time_point start = Clock::now();
   for (std::int64_t first = 0; first < images; first += request.batch) {
     const Part part{first, std::min(request.batch, images - first)};

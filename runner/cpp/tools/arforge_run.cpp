@@ -1,6 +1,7 @@
 // arforge-run: generates images from a bundle, with the options of `arforge run`.
 #include <algorithm>
 #include <cstdio>
+#include <iomanip>
 #include <iostream>
 #include <sstream>
 
@@ -56,10 +57,22 @@ void write_results(const Command& command, const arforge::Result& result) {
     write_file(command.npz, npz("arr_0", npy("|u1", shape, result.pixels.data(), bytes(result.pixels))));
   }
   if (!command.timings.empty()) {
+    const auto list = [](std::ostream& out, const std::vector<double>& seconds) {
+      const char* comma = "[";
+      for (const double each : seconds) {
+        out << comma << each;
+        comma = ", ";
+      }
+      out << ']';
+    };
     std::ostringstream json;
-    json << "{\"images\": " << result.images << ", \"steps\": " << result.steps << ", \"seconds\": " << result.seconds
-         << ", \"engine_seconds\": " << result.engine_seconds << ", \"image_seconds\": " << result.image_seconds
-         << "}\n";
+    json << std::setprecision(9) << "{\"images\": " << result.images << ", \"steps\": " << result.steps
+         << ", \"seconds\": " << result.seconds << ", \"image_seconds\": " << result.image_seconds
+         << ", \"step_seconds\": ";
+    list(json, result.step_seconds);
+    json << ", \"engine_seconds\": ";
+    list(json, result.engine_seconds);
+    json << "}\n";
     write_file(command.timings, json.str());
   }
 }

@@ -32,7 +32,7 @@ Generate images from BUNDLE: one a class, or --samples in all. A seed decides it
   --keep FILE.ppm      Image to keep parts of: in- and outpainting, editing (ARPG models).
   --mask FILE.pgm      Of the size of --keep, white where to paint.
   --grid RxC           Tokens of a larger image, decoded window by window (ARPG models).
-  --timings FILE       JSON: seconds of the step loop, of the engine in it, and of the images.
+  --timings FILE       JSON: seconds of all, of each step, of the engine in it, and of the images.
   --quiet              Print no progress.
 )";
 

@@ -91,7 +91,9 @@ def test_arforge_run_shows_progress_and_timings(release: Any, bundle: Path, tmp_
     assert "28 of 28 steps" in call(release.program("arforge-run"), *words)
     found = json.loads(timings.read_text())
     assert (found["images"], found["steps"]) == (1, 28)
-    assert 0 < found["engine_seconds"] < found["seconds"]
+    assert len(found["engine_seconds"]) == len(found["step_seconds"]) == 28
+    assert all(0 < engine < step for engine, step in zip(found["engine_seconds"], found["step_seconds"], strict=True))
+    assert sum(found["step_seconds"]) < found["seconds"]
     with Image.open(tmp_path / "x.ppm") as picture:
         assert picture.size == (16, 16)
 
