@@ -33,6 +33,7 @@ from arforge.runner import Cancelled, RequestError, Runner, ScheduleError
 CLASSES, SEEDS, BATCH = 3, 2, 4  # of each schedule: classes and seeds that are asked for, images of a request at most
 GROWTH = 1.05, 48 << 20  # of memory after the first third: a share and bytes, of which the larger counts
 PAGE = os.sysconf("SC_PAGE_SIZE")
+WEIGHTS = {"answered": 8, "cancelled": 1, "refused": 1, "failed in the caller": 1}  # each once, then so often
 Setting = tuple[str, float, bool]  # schedule, guidance, greedy
 WRONG = (
     ({"classes": [10**6]}, RequestError),
@@ -91,22 +92,22 @@ class Soak:
 
     def work(self, number: int) -> None:
         rng = random.Random(f"{self.seed}/{number}")
+        kinds = itertools.chain(WEIGHTS, iter(lambda: rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0], None))
         while not self.stop.is_set():
             index = rng.randrange(len(self.known))
             try:
                 if rng.random() < 0.05:
                     with self.known[index].open() as own:
                         for _ in range(rng.randint(1, 5)):
-                            self.request(own, self.known[index], rng)
+                            self.request(own, self.known[index], rng, next(kinds))
                     self.counts["runners opened and closed"] += 1
                 else:
-                    self.request(self.shared[index], self.known[index], rng)
+                    self.request(self.shared[index], self.known[index], rng, next(kinds))
             except Exception as error:  # noqa: BLE001 (whatever it is, it is what this looks for)
                 self.problems.append(f"{type(error).__name__}: {error}")
                 self.stop.set()
 
-    def request(self, runner: Runner, known: Known, rng: random.Random) -> None:
-        kind = rng.choices(["answered", "cancelled", "refused", "failed in the caller"], [8, 1, 1, 1])[0]
+    def request(self, runner: Runner, known: Known, rng: random.Random, kind: str) -> None:
         if kind == "refused":
             arguments, error = rng.choice(WRONG)
             self.expect(kind, error, runner, **arguments)

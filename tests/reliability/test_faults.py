@@ -17,7 +17,7 @@ from arforge.runner import BundleError, Runner, open_bundle
 from arforge.runner.bundle_writer import changing
 
 FAULTS = Path(__file__).with_name("faults.py")
-TRIALS = os.environ.get("ARFORGE_FAULT_TRIALS", "2")
+TRIALS = os.environ.get("ARFORGE_FAULT_TRIALS", "1")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
