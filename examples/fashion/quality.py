@@ -4,7 +4,7 @@
     python examples/fashion/quality.py measure    # hours on two cores; a run that was cut off goes on
     python examples/fashion/quality.py int8       # what int8 costs: the same seeds once more
     python examples/fashion/quality.py time       # milliseconds an image, on an otherwise idle machine
-    python examples/fashion/quality.py render     # the table of docs/quality.md and its pictures
+    python examples/fashion/quality.py render     # the tables of docs/quality.md and its picture
 
 `measure` takes whatever checkpoints are shipped: first the guidance of each family, then its schedules there.
 """
@@ -262,10 +262,10 @@ def take_time(file: Path, output: Path) -> None:
 @main.command()
 @FILE
 def render(file: Path) -> None:
-    """The tables between the marks of quality.md, and the pictures, beside the figures."""
+    """The tables between the marks of quality.md, and the picture, beside the figures."""
     order = [(family, schedule) for family, schedules in SCHEDULES.items() for schedule in schedules]
     quality_page.write_page(file, order)
-    quality_page.write_pictures(file)
+    quality_page.write_picture(file)
 
 
 def real_sets(output: Path, folder: Path, count: int) -> dict[str, ImageSet]:

@@ -40,8 +40,8 @@ def write_page(file: Path, order: Sequence[tuple[str, str]]) -> None:
     write_whole(page, lambda out: out.write(text.encode()))
 
 
-def write_pictures(file: Path) -> None:
-    """Quality against steps and time, of the plain schedules and of ZipAR's and ARPG's options."""
+def write_picture(file: Path) -> None:
+    """Quality against steps and time, of the plain schedules."""
     figures = json.loads(file.read_text())
     timed = [row for row in first_seeds(figures) if "ms_per_image" in row]
     if not timed:
@@ -52,14 +52,8 @@ def write_pictures(file: Path) -> None:
         f"{timing['versions']['onnxruntime']}, {timing['precision']}, batch {timing['batch']}"
     )
     floor = statistics.mean(entry[DISTANCE] for entry in figures["floor"] if "tokenizer" not in entry["set"])
-    pictures = {
-        "quality.png": [row for row in timed if "," not in row["schedule"]],
-        "quality-options.png": [row for row in timed if row["schedule"].startswith(("zipar", "arpg:16"))],
-    }
-    for name, rows in pictures.items():
-        if not rows:  # of families that are not measured yet
-            continue
-        save_plot(file.with_name(name), [point(row) for row in rows], floor, caption)
+    plain = [point(row) for row in timed if "," not in row["schedule"]]  # options lie too close to be told apart
+    save_plot(file.with_suffix(".png"), plain, floor, caption)
 
 
 def first_seeds(figures: dict[str, Any]) -> list[Row]:
@@ -73,8 +67,7 @@ def taken(rows: Sequence[Row], family: str) -> float:
 
 
 def point(row: Row) -> Point:
-    label = row["schedule"].replace("first-row=", "").replace("seed=", "").replace("holes=", "")
-    return Point(label, row["family"], row["steps"], row["ms_per_image"], row[DISTANCE])
+    return Point(row["schedule"], row["family"], row["steps"], row["ms_per_image"], row[DISTANCE])
 
 
 def real_table(figures: dict[str, Any]) -> str:
