@@ -118,7 +118,7 @@ class Soak:
         request: dict[str, Any] = {"classes": labels, "seeds": seeds, "schedule": setting[0], "guidance": setting[1]}
         request |= {"greedy": setting[2], "batch": rng.randint(1, BATCH)}
         if kind == "cancelled":
-            self.expect(kind, Cancelled, runner, **request, cancel=Flag(rng.randrange(5)))
+            self.expect(kind, Cancelled, runner, **request, cancel=Flag(rng.randrange(2)))
         elif kind == "failed in the caller":
             last = rng.randint(1, 5)
 
