@@ -118,8 +118,8 @@ def show(done: Calibrated, bundle: Path) -> None:
     for engine in done.stale:
         click.echo(f"removed the engine {engine}: it was built from the int8 graph that this one replaces")
     click.echo(
-        f"next: arforge build {bundle} --precision int8 --quantization static, or --target tensorrt-rtx --precision int8; "
-        f"what it does to images: arforge evaluate {bundle} "
+        f"next: arforge build {bundle} --precision int8 --quantization static, or with --target tensorrt-rtx in its "
+        f"place; what it does to images: arforge evaluate {bundle} "
         "--reference … with --precision fp32 and int8"
     )
 

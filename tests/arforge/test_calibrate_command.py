@@ -23,7 +23,7 @@ def test_it_reports_and_says_what_comes_next(bundle_copy: Path, tmp_path: Path) 
     text = result.stdout
     assert "10 layers in int8, 1 left in fp32; ranges by max, 6 activations smoothed by 0.5" in text
     assert "2 images by each of zipar:2; guidance 2, seeds 0 to 1; onnxruntime" in text
-    assert f"next: arforge build {bundle_copy} --precision int8;" in text
+    assert f"next: arforge build {bundle_copy} --precision int8 --quantization static," in text
     assert f"arforge evaluate {bundle_copy}" in text
     facts = json.loads(report.read_text())
     assert facts["bundle"] == bundle_copy.name
