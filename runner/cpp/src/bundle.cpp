@@ -10,7 +10,7 @@ namespace arforge {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr std::int64_t MAX_SCHEDULE = 1 << 30; // bytes
+constexpr std::int64_t MAX_SCHEDULE = 1 << 26; // bytes
 
 void check_listed(const Bundle& bundle, const std::string& path) {
   if (bundle.files.count(path) == 0) {
@@ -30,6 +30,9 @@ void check_model(const Bundle& bundle) {
   if (model.specials > 0 && model.first_special <= model.null_class) {
     throw Error(Code::manifest, text(root, ": special tokens overlap the classes"));
   }
+  if (model.caches > model.layers) {
+    throw Error(Code::manifest, text(root, ": ", model.caches, " caches for ", model.layers, " layers"));
+  }
   if (!bundle.tokenizer) {
     return;
   }
@@ -47,7 +50,7 @@ void check_model(const Bundle& bundle) {
 }
 
 Schedule stored_schedule(const Bundle& bundle, const StoredSchedule& entry) {
-  const std::string content = read_file(bundle.root / fs::u8path(entry.path), MAX_SCHEDULE);
+  const std::string content = read_file(bundle.root / fs::u8path(entry.path), MAX_SCHEDULE, Code::schedule);
   Schedule schedule = load_schedule(content, entry.path);
   const bool same =
       schedule.specification == entry.specification && schedule.rows == bundle.model.rows &&
@@ -69,6 +72,11 @@ Bundle open_bundle(const fs::path& root) {
     throw Error(Code::bundle, text("no bundle at ", root.string(), ": make one with `arforge export`"));
   }
   Bundle bundle = read_manifest(root);
+  std::vector<std::string> paths;
+  for (const auto& [path, facts] : bundle.files) {
+    paths.push_back(path);
+  }
+  check_distinct(paths);
   for (const auto& [path, facts] : bundle.files) {
     check_file(root, path, facts.bytes);
   }

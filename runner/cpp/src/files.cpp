@@ -1,6 +1,8 @@
 #include "files.h"
 
+#include <algorithm>
 #include <fstream>
+#include <map>
 #include <vector>
 
 #include "arforge.hpp"
@@ -24,10 +26,10 @@ std::vector<std::string> parts_of(const std::string& path) {
   return parts;
 }
 
-std::ifstream opened(const fs::path& path) {
+std::ifstream opened(const fs::path& path, Code code) {
   std::ifstream file(path, std::ios::binary);
   if (!file) {
-    throw Error(Code::missing_file, text("cannot read ", path.string(), ": export the bundle again, or copy it whole"));
+    throw Error(code, text("cannot read ", path.string(), ": export the bundle again, or copy it whole"));
   }
   return file;
 }
@@ -38,10 +40,33 @@ void check_relative(const std::string& path) {
   if (path.rfind('/', 0) == 0 || path.find_first_of(std::string("\\:\0", 3)) != std::string::npos) {
     throw Error(Code::path, text("path '", path, "' in the manifest is not a plain relative path"));
   }
+  const bool printable =
+      std::all_of(path.begin(), path.end(), [](char letter) { return letter >= ' ' && letter <= '~'; });
   for (const std::string& part : parts_of(path)) {
     if (part.empty() || part == "." || part == "..") {
       throw Error(Code::path,
                   text("path '", path, "' in the manifest leaves the bundle, or is not in its shortest form"));
+    }
+    if (!printable || part.back() == '.' || part.back() == ' ') {
+      throw Error(Code::path, text("path '", path, "' in the manifest has a name that not every system can have"));
+    }
+  }
+}
+
+void check_distinct(const std::vector<std::string>& paths) {
+  std::map<std::string, std::string> spelled; // as every case is the same, to how it was written first
+  for (const std::string& path : paths) {
+    for (std::size_t end = 0; end < path.size();) {
+      end = std::min(path.find('/', end + 1), path.size());
+      const std::string place = path.substr(0, end);
+      std::string folded = place;
+      std::transform(folded.begin(), folded.end(), folded.begin(), [](char letter) {
+        return letter >= 'A' && letter <= 'Z' ? static_cast<char>(letter + 32) : letter;
+      });
+      const std::string& first = spelled.emplace(folded, place).first->second;
+      if (first != place) {
+        throw Error(Code::path, text("paths '", first, "' and '", place, "' in the manifest differ in case only"));
+      }
     }
   }
 }
@@ -72,24 +97,24 @@ void check_file(const fs::path& root, const std::string& path, std::int64_t size
   }
 }
 
-std::string read_file(const fs::path& path, std::int64_t most) {
-  std::ifstream file = opened(path);
+std::string read_file(const fs::path& path, std::int64_t most, Code code) {
+  std::ifstream file = opened(path, code);
   file.seekg(0, std::ios::end);
   const auto size = static_cast<std::int64_t>(file.tellg());
   if (size < 0 || size > most) {
-    throw Error(Code::file_size, text(path.string(), " has ", size, " bytes, more than ", most));
+    throw Error(code, text(path.string(), " has ", size, " bytes, more than ", most));
   }
   std::string content(static_cast<std::size_t>(size), '\0');
   file.seekg(0);
   file.read(content.data(), size);
   if (file.gcount() != size) {
-    throw Error(Code::file_size, text(path.string(), " ended after ", file.gcount(), " of ", size, " bytes"));
+    throw Error(code, text(path.string(), " ended after ", file.gcount(), " of ", size, " bytes"));
   }
   return content;
 }
 
 std::string sha256_of(const fs::path& path) {
-  std::ifstream file = opened(path);
+  std::ifstream file = opened(path, Code::missing_file);
   std::vector<std::uint8_t> part(1 << 16);
   Sha256 hash = sha256_start();
   while (file) {

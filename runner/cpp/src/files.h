@@ -4,17 +4,24 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <vector>
+
+#include "arforge.hpp"
 
 namespace arforge {
 
-// Throws Error (path) unless `path` is relative, plain, in its shortest form, and stays inside.
+// Throws Error (path) unless `path` is relative, plain, in its shortest form, stays inside, and is one that every
+// system can have: printable ASCII.
 void check_relative(const std::string& path);
+
+// Throws Error (path) where two paths, or folders of them, are one on a file system that does not tell case.
+void check_distinct(const std::vector<std::string>& paths);
 
 // Throws Error (path, missing_file, file_size) unless this is a plain file of that size, reached without links.
 void check_file(const std::filesystem::path& root, const std::string& path, std::int64_t size);
 
-// The content of a file of at most `most` bytes; throws Error (missing_file, file_size).
-std::string read_file(const std::filesystem::path& path, std::int64_t most);
+// The content of a file of at most `most` bytes; throws Error (`code`).
+std::string read_file(const std::filesystem::path& path, std::int64_t most, Code code);
 
 std::string sha256_of(const std::filesystem::path& path);
 

@@ -1,6 +1,8 @@
 #include "json.h"
 
 #include <algorithm>
+#include <set>
+#include <vector>
 
 #include "text.h"
 
@@ -19,16 +21,35 @@ std::size_t letters(const std::string& utf8) {
 } // namespace
 
 Json parse_json(const std::string& content, const std::string& name, Code code) {
+  const auto refuse = [&](const std::string& problem) {
+    throw Error(code, text(name, " is not valid JSON: ", problem));
+  };
+  std::vector<std::set<std::string>> keys; // of the open objects, by depth
+  const auto look = [&](int depth, Json::parse_event_t event, const Json& value) {
+    const bool opens = event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start;
+    if (opens && depth > MAX_DEPTH) {
+      throw Error(code, text(name, " is nested more than ", MAX_DEPTH, " levels deep"));
+    }
+    keys.resize(std::max<std::size_t>(keys.size(), static_cast<std::size_t>(depth) + 2));
+    if (event == Json::parse_event_t::object_start) {
+      keys[static_cast<std::size_t>(depth) + 1].clear();
+    }
+    if (event == Json::parse_event_t::key && !keys[static_cast<std::size_t>(depth)].insert(value).second) {
+      refuse(text("'", value.get<std::string>(), "' is given twice"));
+    }
+    return true;
+  };
   try {
     if (content.rfind("\xEF\xBB\xBF", 0) == 0) {
-      throw Error(code, text(name, " is not valid JSON: it starts with a byte order mark"));
+      refuse("it starts with a byte order mark");
     }
-    return Json::parse(content);
+    return Json::parse(content, look);
   } catch (const Json::parse_error& error) { // its message may quote bytes that are no text
-    throw Error(code, text(name, " is not valid JSON: wrong at byte ", error.byte));
+    refuse(text("wrong at byte ", error.byte));
   } catch (const Json::exception&) {
-    throw Error(code, text(name, " is not valid JSON: it holds a number that is too large"));
+    refuse("it holds a number that is too large");
   }
+  return {};
 }
 
 std::int64_t whole_number(const Json& value, const std::string& place, std::int64_t least, std::int64_t most) {

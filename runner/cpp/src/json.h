@@ -14,8 +14,10 @@ using Json = nlohmann::json;
 
 inline constexpr std::int64_t MAX_JSON = 1 << 24;  // bytes
 inline constexpr std::int64_t MAX_COUNT = 1 << 30; // of the manifest's whole numbers
+inline constexpr int MAX_DEPTH = 32;
 
-// Throws Error (`code`), "`name` is not valid JSON", also for NaN and for what is not UTF-8.
+// Throws Error (`code`), "`name` is not valid JSON", also for NaN, what is not UTF-8, and a key that is given twice:
+// what two parsers could take for different things is refused.
 Json parse_json(const std::string& content, const std::string& name, Code code);
 
 // The fields of one JSON object that has just these. Every reader throws Error (manifest), naming the place.

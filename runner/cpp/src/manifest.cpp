@@ -12,6 +12,9 @@ namespace {
 
 constexpr const char* FORMAT = "arforge-bundle";
 constexpr std::int64_t VERSION = 1;
+constexpr std::size_t MAX_NAME_BYTES = 800; // 200 letters
+constexpr std::size_t MAX_WIDTHS = 4096;
+constexpr std::int64_t MAX_LAYERS = 4096;
 constexpr std::size_t MAX_PATH_LETTERS = 400;
 
 struct Pair {
@@ -49,7 +52,7 @@ Model model_of(const Json& value) {
           fields.whole("specials", 0, 1 << 20),
           fields.boolean("queries"),
           fields.whole("positions"),
-          fields.whole("layers"),
+          fields.whole("layers", 1, MAX_LAYERS),
           fields.whole("caches"),
           fields.whole("kv_heads"),
           fields.whole("head_size")};
@@ -132,7 +135,7 @@ Bundle read_manifest(const fs::path& root) {
   if (const auto size = fs::file_size(path, failed); failed || size > MAX_JSON) {
     throw Error(Code::manifest, text(path.string(), " has ", size, " bytes, more than ", MAX_JSON));
   }
-  Bundle bundle = parse_manifest(read_file(path, MAX_JSON), path.string());
+  Bundle bundle = parse_manifest(read_file(path, MAX_JSON, Code::manifest), path.string());
   bundle.root = root;
   return bundle;
 }
@@ -179,25 +182,49 @@ Bundle parse_manifest(const std::string& content, const std::string& name) {
 
 EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
   const fs::path path = bundle.root / fs::u8path(engine.path);
-  const Json identity = parse_json(read_file(path, MAX_JSON), path.string(), Code::manifest);
+  const Json identity = parse_json(read_file(path, MAX_JSON, Code::engine), path.string(), Code::engine);
+  const auto refuse = [&](const std::string& problem) {
+    throw Error(Code::engine, text(engine.path, " ", problem, ": rebuild the engine"));
+  };
   if (!identity.is_object()) {
-    throw Error(Code::engine, text(engine.path, " is not an engine identity: rebuild the engine"));
+    refuse("is not an engine identity");
+  }
+  const std::pair<const char*, std::string> same[] = {
+      {"target", engine.target}, {"precision", engine.precision}, {"device", engine.device}};
+  for (const auto& [name, expected] : same) {
+    if (identity.value(name, Json()) != expected) {
+      refuse(text("is for another ", name, " than ", expected));
+    }
+  }
+  for (const char* name : {"library", "machine"}) {
+    const Json value = identity.value(name, Json());
+    if (!value.is_string() || value.get<std::string>().empty() || value.get<std::string>().size() > MAX_NAME_BYTES) {
+      refuse(text("lacks its ", name));
+    }
   }
   EngineIdentity result{bundle.root / fs::u8path(graph_of(bundle, identity, "graph")), {}};
-  if (!identity.value("source", Json()).is_null()) { // what an engine with a graph of its own was made from
+  if (identity.contains("source") || identity.contains("source_sha256")) { // of an engine with a graph of its own
     (void)graph_of(bundle, identity, "source");
   }
-  const Json widths = identity.value("widths", Json());
+  if (identity.contains("weights")) {
+    const Json weights = identity["weights"];
+    if (!weights.is_string() || bundle.files.count(weights.get<std::string>()) == 0) {
+      refuse("names weights that are not listed among the bundle's files");
+    }
+  }
+  if (!identity.contains("widths")) {
+    refuse("lacks its widths");
+  }
+  const Json& widths = identity["widths"];
   if (widths.is_null()) {
     return result;
   }
-  const bool sound =
-      widths.is_array() && !widths.empty() && std::all_of(widths.begin(), widths.end(), [&](const Json& w) {
-        return w.is_number_integer() && w > 0 && w <= bundle.model.positions;
-      });
+  const bool sound = widths.is_array() && !widths.empty() && widths.size() <= MAX_WIDTHS &&
+                     std::all_of(widths.begin(), widths.end(), [&](const Json& w) {
+                       return w.is_number_integer() && w > 0 && w <= bundle.model.positions;
+                     });
   if (!sound) {
-    throw Error(Code::engine,
-                text("the engine of ", bundle.root.string(), " lists widths ", widths.dump(), ": rebuild it"));
+    refuse(text("lists widths ", widths.dump()));
   }
   result.widths = widths.get<std::vector<std::int64_t>>();
   return result;

@@ -52,6 +52,13 @@ std::string Checker::cache(const Step& step) {
   if (step.commit < 0 || step.commit > static_cast<std::int64_t>(step.inputs.size())) {
     return text("keeps ", step.commit, " of ", step.inputs.size(), " slots");
   }
+  if (step.commit == 0 && step.targets.empty()) {
+    return "decides nothing and keeps nothing";
+  }
+  const std::int64_t end = schedule.zero_slots + static_cast<std::int64_t>(live.size() + step.inputs.size());
+  if (const std::int64_t most = schedule.zero_slots + 2 * (schedule.cells() + schedule.conditions); end > most) {
+    return text("uses ", end, " cache slots, more than the ", most, " that it may use");
+  }
   for (const std::int32_t slot : step.retire) {
     const std::int64_t place = slot - schedule.zero_slots;
     if (place < 0 || place >= static_cast<std::int64_t>(live.size()) || !live[static_cast<std::size_t>(place)]) {
@@ -118,9 +125,11 @@ Schedule checked(Schedule schedule) {
   if (schedule.rows <= 0 || schedule.columns <= 0 || schedule.rows > MAX_CELLS || schedule.cells() > MAX_CELLS) {
     refuse(text(": grid ", schedule.rows, "x", schedule.columns, " is out of range"));
   }
-  if (schedule.steps.empty() || schedule.conditions < 0 || schedule.zero_slots < 0 ||
-      schedule.zero_slots > 2 * MAX_CELLS) {
-    refuse(": no steps, or negative sizes");
+  if (schedule.steps.empty() || schedule.conditions < 0 || schedule.conditions > MAX_CELLS || schedule.zero_slots < 0) {
+    refuse(": no steps, negative sizes, or too many conditions");
+  }
+  if (schedule.zero_slots > 2 * schedule.cells()) {
+    refuse(text(": ", schedule.zero_slots, " zero slots are out of range"));
   }
   Checker checker{schedule, std::vector<bool>(static_cast<std::size_t>(schedule.cells())), {}, {}};
   for (const std::int32_t cell : schedule.kept) {

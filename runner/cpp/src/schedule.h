@@ -59,7 +59,8 @@ std::int64_t specials_of(const Schedule& schedule); // special tokens that the m
 
 // The schedule, if a runner can execute it, else throws Error (schedule): proves that every cell is kept or decided
 // once, that every input exists before it is read, that positions and ranks are in range, and that the cache is used
-// consistently. Every generator and reader goes through it.
+// consistently: two slots at most for each cell and condition token, beside the zero slots. Every generator and reader
+// goes through it.
 Schedule checked(Schedule schedule);
 
 } // namespace arforge

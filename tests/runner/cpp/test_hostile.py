@@ -164,6 +164,14 @@ def cases() -> Iterator[Case]:
         ".",
     ):
         yield Case(f"path {path!r}", extra_path(path))
+    for path in ("a\nb", "a.", "a ", "\x7f", "Graphs/x", STEP.upper()):
+        yield Case(f"path {path!r}", extra_path(path))
+    for levels in (30, 31, 32, 33):
+        yield Case(
+            f"{levels} levels", manifest(lambda found, levels=levels: found["provenance"].update(x=nested(levels)))
+        )
+    for text in (b'{"format": "x", "version": 1e999, ', b'{"format": "x", '):
+        yield Case(f"added {text!r}", lambda root, text=text: prefixed(root, text))
     yield Case("path below a file", extra_path(f"{STEP}/x"))
     yield Case("path too long", extra_path("a" * 300))
     yield Case("file linked", linked(STEP))
@@ -182,10 +190,25 @@ def cases() -> Iterator[Case]:
     yield from specifications()
     for text in (b"[]", b"3", b"{", b"\xed\xa0\x80"):
         yield Case(f"identity {text!r}", identity(text))
-    wrong = ({"graph_sha256": "0" * 64}, {"graph": "x"}, {"graph": None}, {"graph": ["x"]}, {"source": "x"})
+    wrong = (
+        {"graph_sha256": "0" * 64}, {"graph": "x"}, {"graph": None}, {"graph": ["x"]}, {"source": "x"},
+        {"source": None}, {"weights": "x"}, {"device": "gpu"}, {"precision": "int8"}, {"library": 3}, {"machine": ""},
+    )  # fmt: skip
     for change in (*wrong, *({"widths": widths} for widths in ([], [0], [True], "4", [2.0], [[1]]))):
         yield Case(f"identity {change}", identity(change))
     yield Case("graph of noise", noisy_graph)
+
+
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
+def prefixed(root: Path, text: bytes) -> None:
+    """More fields before the manifest's, so that some are given twice."""
+    replace(root, "manifest.json", text + (root / "manifest.json").read_bytes()[1:])
 
 
 def absurd_models() -> Iterator[Case]:
@@ -199,6 +222,8 @@ def absurd_models() -> Iterator[Case]:
         ("model", {"classes": 2**30}),
         ("model", {"grid": [2**30, 2**30]}),
         ("model", {"family": "unheard of"}),
+        ("model", {"caches": 3}),
+        ("model", {"layers": 4097}),
         ("model", {"specials": 2**20, "first_special": 43}),
     ):
         yield Case(f"{part} {change}", manifest(lambda found, part=part, change=change: found[part].update(change)))
@@ -224,6 +249,9 @@ def schedules() -> Iterator[Case]:
             contents[f"{key} {value}"] = small.with_header(**{key: value})
     for grid in (None, [4], 16, [0, 0], [2**24, 2**24], [4, 5]):
         contents[f"grid {grid}"] = small.with_header(grid=grid)
+    for key in ("zero_slots", "conditions"):
+        for value in (33, 2**16, 2**16 + 1, 2**24):
+            contents[f"{key} {value}"] = small.with_header(**{key: value})
     for column, _, kind in small.COLUMNS:
         if column != "kept_cell":
             for value in (-1, 99, 2**31 - 1) if kind == "<i4" else (-1, 99, np.nan, np.inf):
