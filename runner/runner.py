@@ -21,6 +21,7 @@ from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.canvas import make_canvas
 from arforge.runner.engine import Engine
 from arforge.runner.errors import EngineError
+from arforge.runner.numerics import check_step
 from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.plan import Plan, make_plan
 from arforge.runner.randomness import uniforms
@@ -115,7 +116,8 @@ class Runner:
         `seeds` (default 0, 1, …) decide each image alone: neither the batch nor the order matters. Schedule and
         sampling settings left out are the bundle's defaults; `greedy` is temperature 0. `batch`: images decoded at a
         time, fewer where the engine was built for fewer. `cancel` is looked at between steps and raises Cancelled.
-        Raises RequestError, ScheduleError or EngineError for arguments that do not fit.
+        Raises RequestError, ScheduleError or EngineError for arguments that do not fit, NumericsError for the step in
+        which logits are NaN or infinite; the runner can be used on.
 
         `known`, for models of random order: tokens that stay, int64 [rows, columns] for all images or
         [images, rows, columns], -1 in the cells to decide (`encode` gives those of an image). A grid larger than the
@@ -147,7 +149,9 @@ class Runner:
                 for plan, window in zip(plans, canvas.windows, strict=True):
                     place = (part, window.cells)
                     given, numbers_of = canvas.tokens[place], random[place]
-                    canvas.tokens[place] = self._decode(plan, request, labels[part], given, numbers_of, watch)
+                    canvas.tokens[place] = self._decode(
+                        plan, request, labels[part], given, numbers_of, watch, part.start
+                    )
             decoded = time.perf_counter()
             images = None
             if self.bundle.tokenizer is not None:
@@ -199,6 +203,7 @@ class Runner:
         tokens: NDArray[np.int64],
         random: NDArray[np.float32],
         watch: Watch,
+        first_image: int,
     ) -> NDArray[np.int64]:
         """The tokens (images, cells) of one window, from those of its kept cells and a number a cell."""
         engine, images = self._live_engine(), len(classes)
@@ -208,13 +213,14 @@ class Runner:
         engine.scalars.temperature[:] = request.temperature
         engine.scalars.top_k[:] = request.top_k
         engine.scalars.top_p[:] = request.top_p
-        for step in plan.steps:
+        for index, step in enumerate(plan.steps):
             watch.before_step()
             buffers = engine.buffers(step.width, step.queries)
             step.fill(buffers, known)
             buffers.uniforms[:, step.target_rows] = random[:, step.target_cells]
             engine.scalars.guidance[:] = step.scale(request.guidance)
             engine.run(step.width, step.queries)
+            check_step(engine, self.bundle.model, plan, index, first_image)
             step.store(buffers, known)
             watch.after_step()
         return known[:images, : plan.schedule.cells]

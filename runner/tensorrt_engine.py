@@ -166,12 +166,15 @@ class TensorRTEngine:
     def _place_caches(self) -> dict[str, int]:
         """Memory for the largest batch. Raises EngineError unless the engine writes each cache where it reads it."""
         model = self._bundle.model
-        rows = 2 * self._batches[-1]
-        size = rows * model.kv_heads * self._identity["slots"] * model.head_size * self.cache_type.itemsize
+        heads = 2 * self._batches[-1] * model.kv_heads
+        size = self._identity["slots"] * model.head_size * self.cache_type.itemsize  # of one head
         for name in cache_names(model.caches):
             if self._loaded.engine.get_aliased_input_tensor(f"new_{name}") != name:
                 self._refuse(f"it does not update {name} in place")
-        return {name: self._gpu.allocate(size) for name in cache_names(model.caches)}
+        caches = {name: self._gpu.allocate(heads * size) for name in cache_names(model.caches)}
+        for address in caches.values():  # NaN in a slot that no mask lets through would spoil its row all the same
+            self._gpu.clear(address, size, size, heads)
+        return caches
 
     def _step(self, width: int, queries: int) -> Step:
         (images, rows, slots), batch = self._request, self._batch

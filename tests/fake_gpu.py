@@ -46,7 +46,7 @@ class FakeGpu:
         self.capturable, self.closed = True, False
 
     def allocate(self, size: int) -> int:
-        array = np.full(size + 256, 0xCD, np.uint8)
+        array = np.full(size + 256, 0xFF, np.uint8)  # as floats: NaN
         address = -(-array.ctypes.data // 256) * 256
         self.memory[address] = array
         return address
@@ -55,7 +55,7 @@ class FakeGpu:
         del self.memory[address]
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
-        return np.full(size, 0xCD, np.uint8)
+        return np.full(size, 0xFF, np.uint8)
 
     def upload(self, address: int, source: NDArray[Any]) -> None:
         assert source.flags.c_contiguous
