@@ -73,6 +73,7 @@ Bundle open_bundle(const fs::path& root) {
   }
   Bundle bundle = read_manifest(root);
   std::vector<std::string> paths;
+  paths.reserve(bundle.files.size());
   for (const auto& [path, facts] : bundle.files) {
     paths.push_back(path);
   }

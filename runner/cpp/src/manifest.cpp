@@ -207,7 +207,7 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
     (void)graph_of(bundle, identity, "source");
   }
   if (identity.contains("weights")) {
-    const Json weights = identity["weights"];
+    const Json& weights = identity["weights"];
     if (!weights.is_string() || bundle.files.count(weights.get<std::string>()) == 0) {
       refuse("names weights that are not listed among the bundle's files");
     }

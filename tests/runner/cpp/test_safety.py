@@ -15,7 +15,7 @@ from arforge.runner import compile_schedule
 from arforge.runner.schedule_file import dump
 
 SANITIZERS = {"ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-FUZZ_SECONDS = 6
+FUZZ_SECONDS = 4
 
 
 def output(command: list[Any], **environment: str) -> str:
