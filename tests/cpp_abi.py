@@ -26,6 +26,7 @@ STATUS = {
     "engine": 12,
     "memory": 13,
     "internal": 14,
+    "numerics": 15,
 }
 PROGRESS = ctypes.CFUNCTYPE(c_int32, c_void_p, c_int64, c_int64)
 

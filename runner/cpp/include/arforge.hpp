@@ -39,6 +39,7 @@ enum class Code : int {
   engine = ARFORGE_ERROR_ENGINE,
   memory = ARFORGE_ERROR_MEMORY,
   internal = ARFORGE_ERROR_INTERNAL,
+  numerics = ARFORGE_ERROR_NUMERICS,
 };
 
 class ARFORGE_API Error : public std::runtime_error {
@@ -113,7 +114,8 @@ public:
   Runner& operator=(Runner&&) noexcept;
   ~Runner();
 
-  // Throws Error: request or schedule for arguments that do not fit, cancelled, engine.
+  // Throws Error: request or schedule for arguments that do not fit, cancelled, engine, memory, and numerics for the
+  // step whose logits are NaN or infinite. The runner can be used on.
   [[nodiscard]] Result generate(const Request& request);
 
   // Tokens (images, height / downsampling, width / downsampling) of pixels (images, height, width, 3).

@@ -10,19 +10,6 @@
 namespace arforge {
 namespace {
 
-// The product of sizes that are not negative; throws where no memory could be as large.
-std::size_t product(std::initializer_list<std::int64_t> sizes) {
-  std::size_t result = 1;
-  for (const std::int64_t size : sizes) {
-    if (size > 0 &&
-        result > static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()) / static_cast<std::size_t>(size)) {
-      throw std::bad_alloc();
-    }
-    result *= static_cast<std::size_t>(size);
-  }
-  return result;
-}
-
 // A tensor over a buffer that holds just as much as the shape says.
 template <class T>
 Ort::Value tensor(const Ort::MemoryInfo& host, std::vector<T>& buffer, const std::vector<std::int64_t>& shape,
@@ -64,6 +51,18 @@ std::size_t bytes_of(ONNXTensorElementDataType type) {
 }
 
 } // namespace
+
+std::size_t product(std::initializer_list<std::int64_t> sizes) {
+  std::size_t result = 1;
+  for (const std::int64_t size : sizes) {
+    if (size > 0 &&
+        result > static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()) / static_cast<std::size_t>(size)) {
+      throw std::bad_alloc();
+    }
+    result *= static_cast<std::size_t>(size);
+  }
+  return result;
+}
 
 std::size_t Engine::heads() const { return product({extent_.rows, bundle_.model.kv_heads}); }
 
@@ -174,6 +173,12 @@ void Engine::allocate_caches() {
   }
 }
 
+void Engine::clear() { // a device's are cleared by every first step
+  for (Cache& cache : caches_) {
+    std::fill(cache.host.begin(), cache.host.end(), std::uint8_t{0});
+  }
+}
+
 // Lays the caches out for more slots: every head's move to where they now begin, the last head's first.
 void Engine::spread(std::int64_t slots) {
   const std::size_t before = static_cast<std::size_t>(live_) * line_bytes();
@@ -240,59 +245,6 @@ void Engine::run(const Shape& shape, StepBuffers& buffers, bool first) {
     session_.Run(Ort::RunOptions{nullptr}, first ? buffers.first : buffers.later);
   } catch (const Ort::Exception& error) {
     throw Error(Code::engine, text("ONNX Runtime failed in a step: ", error.what()));
-  }
-}
-
-Ort::Session& Engine::tokenizer(const char* graph, std::unique_ptr<Ort::Session>& session) {
-  if (session == nullptr) { // fp32 is its only precision
-    session = std::make_unique<Ort::Session>(open_session(env_, graph_path(bundle_, graph, "fp32"), options_, true));
-  }
-  return *session;
-}
-
-void Engine::decode(const std::int64_t* tokens, std::int64_t images, std::int64_t rows, std::int64_t columns,
-                    Result& result) {
-  const std::int64_t shape[] = {images, rows, columns};
-  const char* const input = "tokens";
-  const char* const output = "images";
-  try {
-    const Ort::Value given = Ort::Value::CreateTensor<std::int64_t>(
-        host_, const_cast<std::int64_t*>(tokens), product({images, rows, columns}), shape, 3); // only read
-    const std::vector<Ort::Value> found =
-        tokenizer("decoder", decoder_).Run(Ort::RunOptions{nullptr}, &input, &given, 1, &output, 1);
-    const Ort::TensorTypeAndShapeInfo facts = found.front().GetTensorTypeAndShapeInfo();
-    const std::vector<std::int64_t> size = facts.GetShape();
-    if (facts.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 || size.size() != 4 || size[0] != images ||
-        size[3] != 3) {
-      throw Error(Code::engine, text("the decoder of ", bundle_.root.string(), " gives no images: export it again"));
-    }
-    const auto* pixels = found.front().GetTensorData<std::uint8_t>();
-    result.pixels.insert(result.pixels.end(), pixels, pixels + facts.GetElementCount());
-    result.height = size[1];
-    result.width = size[2];
-  } catch (const Ort::Exception& error) {
-    throw Error(Code::engine, text("ONNX Runtime failed to decode images: ", error.what()));
-  }
-}
-
-std::vector<std::int64_t> Engine::encode(const std::uint8_t* pixels, std::int64_t images, std::int64_t height,
-                                         std::int64_t width) {
-  const std::int64_t shape[] = {images, height, width, 3};
-  const char* const input = "images";
-  const char* const output = "tokens";
-  try {
-    const Ort::Value given = Ort::Value::CreateTensor<std::uint8_t>(
-        host_, const_cast<std::uint8_t*>(pixels), product({images, height, width, 3}), shape, 4); // only read
-    const std::vector<Ort::Value> found =
-        tokenizer("encoder", encoder_).Run(Ort::RunOptions{nullptr}, &input, &given, 1, &output, 1);
-    const Ort::TensorTypeAndShapeInfo facts = found.front().GetTensorTypeAndShapeInfo();
-    if (facts.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) {
-      throw Error(Code::engine, text("the encoder of ", bundle_.root.string(), " gives no tokens: export it again"));
-    }
-    const auto* tokens = found.front().GetTensorData<std::int64_t>();
-    return {tokens, tokens + facts.GetElementCount()};
-  } catch (const Ort::Exception& error) {
-    throw Error(Code::engine, text("ONNX Runtime failed to encode images: ", error.what()));
   }
 }
 

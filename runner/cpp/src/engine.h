@@ -62,6 +62,9 @@ public:
 
   StepBuffers& buffers(const Shape& shape) { return buffers_.find(shape)->second; }
 
+  // Forgets what the caches hold: NaN in a slot that no mask lets through would still reach the next request.
+  void clear();
+
   // Executes one step of that shape from its buffers.
   void run(const Shape& shape, StepBuffers& buffers, bool first);
 
@@ -105,6 +108,9 @@ private:
   std::vector<std::uint8_t> zeros_; // of one cache, where caches are not in host memory
   std::map<Shape, StepBuffers> buffers_;
 };
+
+// The product of sizes that are not negative; throws std::bad_alloc where no memory could be as large.
+std::size_t product(std::initializer_list<std::int64_t> sizes);
 
 // A session over a graph file; throws Error (engine). `plain`: on the CPU whatever the options' provider.
 Ort::Env open_environment();

@@ -153,6 +153,12 @@ void Runner::Parts::decode(const Plan& plan, const Window& window, const Part& p
     const Clock::time_point start = Clock::now();
     engine->run(step.shape, buffers, &step == &plan.steps.front());
     job.result.engine_seconds.push_back(seconds_since(start));
+    if (const std::int64_t spoilt = spoilt_image(step, buffers, bundle.model, images); spoilt >= 0) {
+      engine->clear();
+      throw Error(Code::numerics, text("step ", &step - plan.steps.data(), " of ", plan.steps.size(), ", image ",
+                                       part.first + spoilt, ": the logits are NaN or infinite, or tokens outside 0..",
+                                       bundle.model.vocabulary - 1, "; check the weights: arforge verify"));
+    }
     store(step, buffers, state);
     job.result.step_seconds.push_back(seconds_since(begin));
     job.done++;

@@ -45,6 +45,20 @@ void fill(const PlannedStep& step, std::int64_t zero_slots, State& state, StepBu
   }
 }
 
+std::int64_t spoilt_image(const PlannedStep& step, const StepBuffers& buffers, const Model& model,
+                          std::int64_t images) {
+  const auto outputs = static_cast<std::int64_t>(buffers.next_tokens.size()) / images;
+  for (std::int64_t image = 0; image < images; image++) {
+    for (const std::int64_t row : step.target_rows) {
+      const std::int64_t token = buffers.next_tokens[static_cast<std::size_t>(image * outputs + row)];
+      if (token < 0 || token >= model.vocabulary) {
+        return image;
+      }
+    }
+  }
+  return -1;
+}
+
 void store(const PlannedStep& step, const StepBuffers& buffers, State& state) {
   const auto outputs = static_cast<std::int64_t>(buffers.next_tokens.size()) / state.images;
   for (std::int64_t row = 0; row < state.rows; row++) {

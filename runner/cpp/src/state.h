@@ -24,6 +24,10 @@ State start_of(const Plan& plan, const Model& model, const std::int64_t* classes
 // Writes a step's inputs; their tokens come from what is known. Allocates nothing, nor does `store`.
 void fill(const PlannedStep& step, std::int64_t zero_slots, State& state, StepBuffers& buffers);
 
+// The first image for which a step gave something else than tokens of the model; -1 where all is well. The sampler in
+// the graph gives -1 where a logit is NaN or infinite.
+std::int64_t spoilt_image(const PlannedStep& step, const StepBuffers& buffers, const Model& model, std::int64_t images);
+
 // Enters the sampled tokens into every row, conditional and not.
 void store(const PlannedStep& step, const StepBuffers& buffers, State& state);
 

@@ -26,6 +26,7 @@ from arforge.runner.errors import (
     HashError,
     ManifestError,
     MissingFileError,
+    NumericsError,
     PathError,
     ScheduleError,
 )
@@ -42,6 +43,7 @@ CODES: dict[type[ArforgeError], int] = {
     BundleError: STATUS["bundle"],
     EngineError: STATUS["engine"],
     ScheduleError: STATUS["schedule"],
+    NumericsError: STATUS["numerics"],
 }
 STEP, NTP = "graphs/fp32/step.onnx", "schedules/ntp.schedule"
 Edit = Callable[[Path], object]
@@ -333,6 +335,20 @@ def test_dimensions_that_the_graph_does_not_have_are_refused(
     with pytest.raises(cpp_abi.Failure, match="the step graph of .* export it again") as refused:
         cpp_abi.Runner(library, bundle_copy)
     assert refused.value.status == STATUS["engine"]
+
+
+def test_weights_that_are_no_numbers_are_noticed_and_forgotten(library: Any, bundle_copy: Path) -> None:
+    weights = bundle_copy / "graphs/fp32/weights/model.weights"
+    sound = weights.read_bytes()
+    weights.write_bytes(np.full(len(sound) // 4, np.nan, np.float32).tobytes().ljust(len(sound), b"\0"))
+    runner = cpp_abi.Runner(library, bundle_copy, threads=1)
+    for _ in range(2):
+        with pytest.raises(cpp_abi.Failure, match=r"step 0 of 64, image 0: the logits are NaN or infinite") as refused:
+            runner.generate([1, 2], schedule="ntp")
+        assert refused.value.status == STATUS["numerics"]
+    runner.close()
+    with Runner.open(bundle_copy, threads=1) as theirs, pytest.raises(NumericsError, match="step 0 of 64, image 0"):
+        theirs.generate([1, 2], schedule="ntp")
 
 
 @pytest.mark.parametrize("width", [66, 2**20, 2**70])
