@@ -125,8 +125,6 @@ def try_out(bundle: Bundle, engine: OnnxRuntimeEngine) -> None:
     buffers.mask[:] = False
     buffers.mask[..., 1] = True
     engine.run(width, queries)
-    if not 0 <= buffers.next_tokens.min() <= buffers.next_tokens.max() < bundle.model.vocabulary:
-        raise EngineError(f"the step graph of {bundle.root} gives tokens out of range: export it again")
     for name in cache_names(bundle.model.caches):
         cache = engine.cache(name)
         if not np.isfinite(cache).all():
@@ -134,3 +132,5 @@ def try_out(bundle: Bundle, engine: OnnxRuntimeEngine) -> None:
         written = np.abs(cache).sum(axis=(0, 1, 3)) > 0
         if not written[1] or written[0] or written[1 + width :].any():
             raise EngineError(f"the step graph of {bundle.root} does not update {name} in place")
+    if not 0 <= buffers.next_tokens.min() <= buffers.next_tokens.max() < bundle.model.vocabulary:
+        raise EngineError(f"the step graph of {bundle.root} gives tokens out of range: export it again")

@@ -27,5 +27,5 @@ def test_readers_raise_nothing_but_errors_of_arforge(target: str, tmp_path: Path
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     covered = [int(found) for found in re.findall(r"cov: (\d+)", done.stderr)]
-    assert "Done 600 runs" in done.stderr
+    assert "Done 1000 runs" in done.stderr
     assert covered[-1] > covered[0] > 0
