@@ -6,6 +6,7 @@ Caches stay on the device; a CUDA graph is captured for each shape of step where
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ TYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.float32}
 WARM_UPS = 3  # before a capture, as torch asks
 
 
-class DeviceEngine:
+class DeviceEngine(ABC):
     """What both have in common: step memory on the host, caches on a device, and who decodes images."""
 
     widths: tuple[int, ...] | None = None
@@ -99,15 +100,17 @@ class DeviceEngine:
         self._steps.clear()
         self._tokenizer.close()
 
+    @abstractmethod
     def allocate(self, rows: int, slots: int) -> None:
-        raise NotImplementedError
+        """Caches of that shape, zero."""
 
+    @abstractmethod
     def clear(self, zero_slots: int) -> None:
-        raise NotImplementedError
+        """Make the first slots of the caches zero."""
 
+    @abstractmethod
     def bind(self, buffers: StepBuffers, width: int, queries: int) -> Callable[[], None]:
         """What executes a step from those buffers."""
-        raise NotImplementedError
 
 
 class TorchEngine(DeviceEngine):
