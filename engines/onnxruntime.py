@@ -1,7 +1,7 @@
 """Builds the ONNX Runtime engine of a bundle.
 
-A bundle's graph is what ONNX Runtime runs, or for int8 a graph of the engine's own, made from the float32 one and kept
-beside its identity. Building proves that this machine's library loads the graph, that its outputs are finite, and that
+ONNX Runtime runs a graph of the engine's own, made from the bundle's float32 one: for fp32 it lies beside that, whose
+weights it shares, for int8 beside the engine's identity, with weights of its own. Building proves that this machine's library loads the graph, that its outputs are finite, and that
 the caches are written in place, and records what it was proven with.
 """
 
@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, cache_names, lo
 
 TARGET = "onnxruntime"
 DEVICE = "cpu"
+OWN = "step-onnxruntime"  # the name of an fp32 engine's graph, before a hash
 PRECISIONS = ("fp32", "int8")
 QUANTIZATIONS = ("blocks", "static")  # of int8: weights in blocks, or the graph that `arforge calibrate` made
 
@@ -58,10 +59,10 @@ def build(root: Path, precision: str = "fp32", widths: Sequence[int] = (), quant
 
 def _build(bundle: Bundle, precision: str, widths: tuple[int, ...], quantization: str | None) -> Built:
     folder = f"engines/{TARGET}-{precision}-{DEVICE}"
-    if precision == "int8" and quantization != "static":
-        graph, new = lowered(bundle, bundle.path(folder))
+    if quantization == "static":
+        graph, new = {"graph": place(bundle, calibrated_graph(bundle))}, []
     else:
-        graph, new = {"graph": place(bundle, present_graph(bundle, precision))}, []
+        graph, new = lowered(bundle, precision, bundle.path(folder))
     graph["graph_sha256"] = sha256_of(bundle.path(graph["graph"]))
     start = time.perf_counter()
     engine = OnnxRuntimeEngine(bundle, precision, widths=widths or None, path=bundle.path(graph["graph"]))
@@ -82,31 +83,40 @@ def _build(bundle: Bundle, precision: str, widths: tuple[int, ...], quantization
     if precision == "int8":
         identity["quantization"] = quantization or QUANTIZATIONS[0]
     entry = {"target": TARGET, "precision": precision, "device": DEVICE, "path": folder}
-    add_engine(bundle, entry, identity, new)
+    gone = unused_graphs(bundle, graph["graph"]) if precision == "fp32" else ()
+    add_engine(bundle, entry, identity, new, gone)
     return Built(identity, seconds)
 
 
-def present_graph(bundle: Bundle, precision: str) -> Path:
+def calibrated_graph(bundle: Bundle) -> Path:
     try:
-        return bundle.graph("step", precision)
+        return bundle.graph("step", "int8")
     except BundleError:
-        if precision == "int8":
-            raise EngineError(f"{bundle.root} has no calibrated graph: make it with `arforge calibrate`") from None
-        raise
+        raise EngineError(f"{bundle.root} has no calibrated graph: make it with `arforge calibrate`") from None
 
 
-def lowered(bundle: Bundle, folder: Path) -> tuple[dict[str, str], list[Path]]:
-    """Write the int8 graph into `folder`; what an identity says of it, and the new files."""
-    from arforge.engines.onnxruntime_graph import lower_to_int8
-    from arforge.engines.tensorrt_graph import write_model
+def lowered(bundle: Bundle, precision: str, folder: Path) -> tuple[dict[str, str], list[Path]]:
+    """Write the engine's own graph; what an identity says of it, and the new files."""
+    try:
+        from arforge.engines.onnxruntime_graph import lower_step
+        from arforge.engines.tensorrt_graph import write_model
+    except ImportError:
+        raise EngineError("building needs onnx-ir: pip install 'arforge[export]'") from None
 
     source = bundle.graph("step", "fp32")
-    model = lower_to_int8(source)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = list(write_model(model, folder, "step"))
-    facts = {"graph": place(bundle, files[0]), "weights": place(bundle, files[1])}
+    model = lower_step(source, precision)
+    files = list(write_model(model, folder, "step") if precision == "int8" else write_model(model, source.parent, OWN))
     name = place(bundle, source)
-    return {**facts, "source": name, "source_sha256": bundle.manifest["files"][name]["sha256"]}, files
+    facts = {"graph": place(bundle, files[0]), "source": name}
+    if len(files) > 1:
+        facts["weights"] = place(bundle, files[1])
+    return {**facts, "source_sha256": bundle.manifest["files"][name]["sha256"]}, files
+
+
+def unused_graphs(bundle: Bundle, graph: str) -> list[str]:
+    """Graphs that earlier builds wrote beside the bundle's, now that the fp32 engine has `graph`."""
+    written = (name for name in bundle.manifest["files"] if PurePosixPath(name).name.startswith(f"{OWN}-"))
+    return [name for name in written if name != graph]
 
 
 def place(bundle: Bundle, path: Path) -> str:

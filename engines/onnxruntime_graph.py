@@ -1,7 +1,8 @@
-"""From a bundle's float32 step graph to the int8 graph that ONNX Runtime's CPU provider is given.
+"""From a bundle's float32 step graph to the graphs that ONNX Runtime's CPU provider is given.
 
-Weights become blocks of 8 bits, each with its own scale; the provider quantises activations itself, block by block
-in every row, so no calibration is needed and no row of a batch changes another. All else stays float32.
+Norms and attention take the forms that the provider has its faster kernels for. For int8, weights become blocks of 8
+bits, each with its own scale; the provider quantises activations itself, block by block in every row, so no calibration
+is needed and no row of a batch changes another. All else stays float32.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from arforge.engines.onnxruntime_attention import ease_attention
 from arforge.runner.errors import EngineError
 
 CONTRIB = "com.microsoft"
@@ -22,20 +24,30 @@ BLOCKS = (256, 128, 64, 32, 16)  # inputs that share a scale: the first that div
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy level of that name
 
 
-def lower_to_int8(path: Path) -> ir.Model:
-    """The graph at `path` with every stored matrix in 8 bits. Raises EngineError where it has none."""
+def lower_step(path: Path, precision: str) -> ir.Model:
+    """The graph at `path` for "fp32" or "int8", whose weights are new, to be kept in a file of their own.
+
+    Raises EngineError for a graph that is none of a decoding step.
+    """
     model = ir.load(path)
     model.opset_imports[CONTRIB] = 1
     fuse_norms(model)
-    if not quantize_products(model):
-        raise EngineError(f"{path} has no product with a stored matrix: it is not a step graph")
+    ease_attention(model)
+    if precision == "int8":
+        if not quantize_products(model):
+            raise EngineError(f"{path} has no product with a stored matrix: it is not a step graph")
+        take_along(model)
     RemoveUnusedNodesPass()(model)
+    return model
+
+
+def take_along(model: ir.Model) -> None:
+    """Have the stored tensors that stay as they were written to the new graph's own file."""
     for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):  # as it was, but in this graph's own file
+        if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.LazyTensor(
                 partial(copied, value.const_value), value.const_value.dtype, value.const_value.shape, name=value.name
             )
-    return model
 
 
 def copied(source: ir.TensorProtocol) -> ir.TensorProtocol:

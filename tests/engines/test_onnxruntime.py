@@ -20,9 +20,24 @@ def test_building_records_what_the_engine_was_proven_with(bundle_copy: Path) -> 
     assert identity == built.identity
     assert identity["widths"] == [2, 8]
     assert identity["library"] == f"onnxruntime {runtime.__version__}"
-    assert identity["graph"] == "graphs/fp32/step.onnx"
-    assert identity["graph_sha256"] == opened.manifest["files"]["graphs/fp32/step.onnx"]["sha256"]
+    assert identity["graph"].startswith("graphs/fp32/step-onnxruntime-")
+    for part in ("graph", "source"):
+        assert identity[f"{part}_sha256"] == opened.manifest["files"][identity[part]]["sha256"]
     assert built.load_seconds > 0
+
+
+def test_a_graph_of_an_earlier_build_goes(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def graphs() -> list[str]:
+        found = [path.relative_to(bundle_copy).as_posix() for path in bundle_copy.glob("graphs/fp32/step-onnx*")]
+        assert found == [name for name in open_bundle(bundle_copy).manifest["files"] if "/step-onnx" in name]
+        return found
+
+    onnxruntime.build(bundle_copy)
+    [before] = graphs()
+    monkeypatch.setattr("arforge.engines.onnxruntime_attention.NARROW", 7)
+    onnxruntime.build(bundle_copy)
+    [after] = graphs()
+    assert after != before
 
 
 def test_building_again_replaces_the_engine(bundle_copy: Path, runner: Runner) -> None:
