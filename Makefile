@@ -14,7 +14,7 @@ test: .venv/.ready
 	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --target build/installed .
 	MYPYPATH=build/installed $(BIN)/mypy -p arforge
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,8 +1,9 @@
 """Builds the ONNX Runtime engine of a bundle.
 
 ONNX Runtime runs a graph of the engine's own, made from the bundle's float32 one: for fp32 it lies beside that, whose
-weights it shares, for int8 beside the engine's identity, with weights of its own. Building proves that this machine's library loads the graph, that its outputs are finite, and that
-the caches are written in place, and records what it was proven with.
+weights it shares, for int8 beside the engine's identity, with weights of its own. Building proves that this machine's
+library loads the graph, that its outputs are finite, and that the caches are written in place, and records what it was
+proven with.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ def build(root: Path, precision: str = "fp32", widths: Sequence[int] = (), quant
 
 def _build(bundle: Bundle, precision: str, widths: tuple[int, ...], quantization: str | None) -> Built:
     folder = f"engines/{TARGET}-{precision}-{DEVICE}"
+    new: list[Path] = []
     if quantization == "static":
-        graph, new = {"graph": place(bundle, calibrated_graph(bundle))}, []
+        graph = {"graph": place(bundle, calibrated_graph(bundle))}
     else:
         graph, new = lowered(bundle, precision, bundle.path(folder))
     graph["graph_sha256"] = sha256_of(bundle.path(graph["graph"]))
@@ -101,7 +103,7 @@ def lowered(bundle: Bundle, precision: str, folder: Path) -> tuple[dict[str, str
         from arforge.engines.onnxruntime_graph import lower_step
         from arforge.engines.tensorrt_graph import write_model
     except ImportError:
-        raise EngineError("building needs onnx-ir: pip install 'arforge[export]'") from None
+        raise EngineError("building needs onnx-ir: pip install 'arforge[build]'") from None
 
     source = bundle.graph("step", "fp32")
     model = lower_step(source, precision)

@@ -31,7 +31,9 @@ def ease_attention(model: ir.Model) -> int:
         turned = query.producer()
         if turned is None or turned.op_type != "RotaryEmbedding" or len(query.uses()) > 1:
             continue
-        scale = node.attributes["scale"].as_float() if "scale" in node.attributes else 1 / sqrt(int(query.shape[3]))
+        size = query.shape[3]
+        assert isinstance(size, int)
+        scale = node.attributes["scale"].as_float() if "scale" in node.attributes else 1 / sqrt(size)
         for index in (1, 2):
             turned.replace_input_with(index, scaled_table(model, turned.inputs[index], scale, tables))
         node.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
@@ -68,7 +70,9 @@ def split_queries(model: ir.Model, node: ir.Node, masks: dict[ir.Value, tuple[ir
     assert query is not None
     assert query.shape is not None
     assert mask is not None
-    heads, size = int(query.shape[1]), int(query.shape[3])
+    heads, size = query.shape[1], query.shape[3]
+    assert isinstance(heads, int)
+    assert isinstance(size, int)
     build = Builder(model.graph, node)
     if mask not in masks:
         masks[mask] = split_mask(build, mask, heads, size)

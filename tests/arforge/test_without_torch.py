@@ -1,4 +1,4 @@
-"""What a service installs (`arforge[cpu]`) is enough for all but exporting."""
+"""What a service installs (`arforge[cpu]`) is enough for all but exporting and building."""
 
 from __future__ import annotations
 
@@ -17,19 +17,25 @@ def arforge(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
 
 
-def test_build_run_inspect_and_verify_need_no_torch(bundle_copy: Path, tmp_path: Path) -> None:
+def test_run_inspect_and_verify_need_no_torch(bundle: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "t.npy"
     for arguments in (
-        ("build", bundle_copy),
-        ("inspect", bundle_copy),
-        ("run", bundle_copy, "--class", 1, "--tokens", tokens, "--output", tmp_path / "x.png"),
+        ("inspect", bundle),
+        ("run", bundle, "--class", 1, "--tokens", tokens, "--output", tmp_path / "x.png"),
     ):
         done = arforge(*arguments)
         assert done.returncode == 0, done.stderr
     assert np.load(tokens).shape == (1, 64)
-    done = arforge("verify", bundle_copy)
+    done = arforge("verify", bundle)
     assert done.returncode == 0, done.stderr
     assert "torch module: not compared (no torch, onnx; pip install 'arforge[export]')" in done.stdout
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_build_says_what_to_install(bundle_copy: Path, precision: str) -> None:
+    done = arforge("build", bundle_copy, "--target", "onnxruntime", "--precision", precision)
+    assert done.returncode == 1
+    assert done.stderr == "Error: building needs onnx-ir: pip install 'arforge[build]'\n"
 
 
 def test_export_says_what_to_install(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def eased(opened: Bundle, tmp_path: Path) -> tuple[Path, ir.Model, int]:
 
 
 def one_step(engine: OnnxRuntimeEngine, width: int, queries: int) -> dict[str, np.ndarray]:
-    """A step behind `KNOWN` random slots, with a mask that differs from query to query: logits, and what was written."""
+    """A step behind `KNOWN` random slots, with a mask that differs from query to query: logits and caches."""
     rng = np.random.default_rng(width)
     engine.prepare(images=1, rows=ROWS, slots=SLOTS, zero_slots=SLOTS)
     names = cache_names(engine._bundle.model.caches)

@@ -15,7 +15,7 @@ from arforge.runner import open_bundle
 from arforge.runner.errors import ManifestError
 
 SCHEMA = json.loads(resources.files("arforge.runner").joinpath("manifest.schema.json").read_text())
-DELETE = object()
+DELETE = "<deleted>"
 CHANGES: list[tuple[str, Any]] = [
     ("provenance", DELETE),
     ("model", DELETE),
@@ -75,7 +75,7 @@ def changed(manifest: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
     node: Any = result
     for part in parents:
         node = node[int(part)] if isinstance(node, list) else node[part]
-    if value is DELETE:
+    if value == DELETE:
         del node[last]
     else:
         node[last] = value
