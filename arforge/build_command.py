@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from arforge.options import PATH, Numbers, human
+from arforge.options import PATH, Numbers, human, measured_widths
 from arforge.runner.errors import EngineError
 
 TENSORRT = ("tensorrt-rtx", "tensorrt")
@@ -31,6 +31,11 @@ DEFAULT_PRECISION = {"onnxruntime": "fp32", "tensorrt": "fp16", "tensorrt-rtx": 
     multiple=True,
     help="Pad steps to these numbers of tokens only; repeatable.  "
     "[default: every width as it is; for TensorRT rounded up to 1, 2, 3, 4, 6, 8, 12, 16, …]",
+)
+@click.option(
+    "--measure-widths",
+    is_flag=True,
+    help="ONNX Runtime: time a step of every width that the stored schedules use, and pad where that is quicker.",
 )
 @click.option(
     "--quantization",
@@ -70,6 +75,7 @@ def command(
     target: str,
     precision: str | None,
     widths: tuple[tuple[int, ...], ...],
+    measure_widths: bool,
     quantization: str | None,
     images: tuple[tuple[int, ...], ...],
     schedules: tuple[str, ...],
@@ -81,10 +87,9 @@ def command(
 ) -> None:
     """Build an engine of BUNDLE, and enter it in the bundle.
 
-    For ONNX Runtime this loads the graph, runs a trial step, and proves that the caches are updated in place; int8
-    weights are made here. For
-    TensorRT it builds an engine with a profile for each step shape and looks at its layers; TensorRT-RTX needs no GPU
-    for that. fp16 and bf16 graphs are made where they are missing.
+    For ONNX Runtime this makes the engine's own graph, loads it, runs a trial step, and proves that the caches are
+    updated in place; int8 weights are made here. For TensorRT it builds an engine with a profile for each step shape
+    and looks at its layers; TensorRT-RTX needs no GPU for that. fp16 and bf16 graphs are made where they are missing.
     """
     precision = precision or DEFAULT_PRECISION[target]
     flat = [width for group in widths for width in group]
@@ -99,10 +104,12 @@ def command(
             "--dry-run": dry_run,
         }
         refuse([name for name, value in given.items() if value])
-        build_onnxruntime(bundle, precision, flat, quantization)
+        build_onnxruntime(bundle, precision, flat, quantization, measure_widths)
         return
     if quantization:
         raise EngineError("--quantization is for ONNX Runtime: TensorRT's int8 is that of `arforge calibrate`")
+    if measure_widths:
+        raise EngineError("--measure-widths is for ONNX Runtime: name TensorRT's widths with --width")
     from arforge.engines.tensorrt import Job, build
 
     batches = [count for group in images for count in group] or [1]
@@ -139,12 +146,16 @@ def refuse(options: Sequence[str]) -> None:
         raise EngineError(f"{', '.join(options)} is for TensorRT: leave it out for --target onnxruntime")
 
 
-def build_onnxruntime(bundle: Path, precision: str, widths: Sequence[int], quantization: str | None) -> None:
+def build_onnxruntime(
+    bundle: Path, precision: str, widths: Sequence[int], quantization: str | None, measure_widths: bool
+) -> None:
     from arforge.engines import onnxruntime
 
-    built = onnxruntime.build(bundle, precision, widths, quantization)
+    built = onnxruntime.build(bundle, precision, widths, quantization, measure_widths=measure_widths)
     identity = built.identity
     click.echo(
         f"built {identity['target']} {precision} for {identity['device']}: {identity['library']}, "
         f"{identity['machine']}, loaded in {built.load_seconds:.2f} s"
     )
+    if measure_widths:
+        click.echo(measured_widths(identity))

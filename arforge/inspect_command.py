@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from arforge.options import PATH, human
+from arforge.options import PATH, human, measured_widths
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.runner import guided_rows
 
@@ -65,6 +65,8 @@ def command(bundle: Path, as_json: bool) -> None:
         click.echo(
             f"  {engine['target']} {engine['precision']} for {engine['device']}: {engine['library']}, widths {widths}"
         )
+        if "width_milliseconds" in engine:
+            click.echo(f"    {measured_widths(engine)}")
         if "profiles" in engine:
             attention = engine["attention"]
             click.echo(

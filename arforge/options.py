@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,12 @@ def human(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.2f} GiB"
+
+
+def measured_widths(identity: Mapping[str, Any]) -> str:
+    """What an engine's identity says of the widths that were measured for it."""
+    times = identity["width_milliseconds"]
+    listed = ", ".join(f"{width}: {times[width]:g}" for width in sorted(times, key=int))
+    kept = identity["widths"]
+    verdict = f"the others are padded to {', '.join(map(str, kept))}" if kept else "none is quicker padded"
+    return f"ms a step by width: {listed}; {verdict}"

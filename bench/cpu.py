@@ -85,7 +85,9 @@ def compare(remotes: list[Remote], slot: int, width: int, steps: int, rounds: in
     for remote in remotes:
         remote.measure(slot, width, 2)  # warm-up: memory, and compilation
     taken: dict[str, list[float]] = {remote.name: [] for remote in remotes}
+    bandwidth = []
     for _ in range(rounds):
+        bandwidth.append(streaming_bandwidth(remotes[0].setting.threads))
         for remote in remotes:
             taken[remote.name].append(1000 * statistics.median(remote.measure(slot, width, steps)))
     first = taken[remotes[0].name]
@@ -94,6 +96,7 @@ def compare(remotes: list[Remote], slot: int, width: int, steps: int, rounds: in
         "slot": slot,
         "ms_per_step": {name: statistics.median(values) for name, values in taken.items()},
         "rounds_ms": taken,
+        "rounds_memory_bytes_per_second": bandwidth,
         "times_of_the_first": {
             name: statistics.median(theirs / ours for theirs, ours in zip(values, first, strict=True))
             for name, values in taken.items()
@@ -136,7 +139,6 @@ def main() -> None:
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["python", *sys.argv],
         "machine": device_name(),
-        "memory_bandwidth_bytes_per_second": streaming_bandwidth(arguments.threads),
         "versions": {"arforge": version("arforge"), **{remote.name: remote.version for remote in remotes}},
         "model": arguments.bundle.stem,
         "rows": 2,

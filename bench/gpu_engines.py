@@ -20,7 +20,8 @@ from arforge.runner.device import device_name, streaming_bandwidth
 from arforge.runner.engine import Scalars, StepBuffers
 from arforge.runner.errors import EngineError
 from arforge.runner.image_tokenizer import ImageTokenizer
-from arforge.runner.onnxruntime_engine import UNWANTED, cache_names, load_library
+from arforge.runner.onnxruntime_engine import cache_names
+from arforge.runner.onnxruntime_session import UNWANTED, load_library
 
 TYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.float32}
 WARM_UPS = 3  # before a capture, as torch asks

@@ -59,7 +59,7 @@ class Arforge:
 
 
 class Torch:
-    """The module in eager mode or compiled, with a static cache that is written in place, and the sampler."""
+    """The module, eager or its layers compiled, with a static cache that is written in place, and the sampler."""
 
     def __init__(self, setting: Setting, precision: str, compiled: bool) -> None:
         import torch
@@ -77,7 +77,10 @@ class Torch:
         module = load_module(bundle).to(dtype)
         self.slots = 1 + bundle.model.cells + SPARE
         self.caches = [(key.to(dtype), value.to(dtype)) for key, value in module.empty_caches(ROWS, self.slots)]
-        self.module = torch.compile(module, dynamic=False) if compiled else module
+        if compiled:  # layer by layer: all share one compilation, where the whole takes many minutes
+            for layer in module.layers:
+                layer.compile(dynamic=False)
+        self.module = module
 
     def step(self, slot: int, width: int) -> None:
         torch = self.torch

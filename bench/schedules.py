@@ -1,17 +1,17 @@
-"""Time saved next to steps saved, and throughput of batches, on the CPU, from a sample of each schedule's steps.
+"""Time saved next to steps saved, and throughput of batches, on the CPU.
 
-python bench/schedules.py --work FOLDER --output bench/results/schedules.json [--every 8] [--batch 1 --batch 8]
+python bench/schedules.py --work FOLDER --output bench/results/schedules.json [--rounds 2] [--batch 1 --batch 8]
 
-Schedules are tables: a step's shape does not depend on what was sampled. So every Nth step is run, twice, and the
-second time is taken for N steps. What is not in it: moving the caches when they grow (under 1 %), and image decoding.
-What steps are saved against is next-token decoding of as many cells: the engine's own one-token step at every Nth slot,
-for ARPG, which has no such step, that of the LlamaGen of its size.
+Every step of every generation is run, in rounds: first next-token decoding of as many cells, then each schedule, whose
+time saved is against the former in the same round. PAR's decodes token by token by the engine's own one-token step;
+ARPG's, which has no such step, by that of the LlamaGen of its size. Image decoding is not in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from datetime import UTC, datetime
@@ -44,41 +44,32 @@ def ready(bundle: Path, precision: str) -> Bundle:
     return open_bundle(bundle)
 
 
-def sampled_seconds(engine: Engine, bundle: Bundle, plan: Plan, images: int, every: int) -> float:
-    """Seconds of all steps of one generation, from every `every`th."""
+def seconds_of(engine: Engine, bundle: Bundle, plan: Plan, images: int) -> float:
+    """Seconds of all steps of one generation with guidance."""
     rows = guided_rows(images, guided=True)
     known = plan.known(bundle.model, np.arange(images), rows, np.zeros((images, bundle.model.cells), np.int64))
     engine.prepare(images, rows, plan.slots, plan.schedule.zero_slots)
     engine.scalars.guidance[:] = 2
-    total = 0.0
-    for index in range(every // 2, len(plan.steps), every):
-        step = plan.steps[index]
-        for _ in range(2):
-            start = time.perf_counter()
-            buffers = engine.buffers(step.width, step.queries)
-            step.fill(buffers, known)
-            buffers.uniforms[:] = 0.5
-            engine.run(step.width, step.queries)
-            step.store(buffers, known)
-            seconds = time.perf_counter() - start
-        total += seconds
-    return total * len(plan.steps) / len(range(every // 2, len(plan.steps), every))
+    start = time.perf_counter()
+    for step in plan.steps:
+        buffers = engine.buffers(step.width, step.queries)
+        step.fill(buffers, known)
+        buffers.uniforms[:] = 0.5
+        engine.run(step.width, step.queries)
+        step.store(buffers, known)
+    return time.perf_counter() - start
 
 
-def one_token_seconds(engine: Engine, slots: int, images: int, every: int) -> float:
-    """Seconds of a generation of `slots` cells by one-token steps, from every `every`th."""
-    rows = guided_rows(images, guided=True)
-    engine.prepare(images, rows, slots, zero_slots=0)
-    buffers, total, count = engine.buffers(1), 0.0, 0
-    for slot in range(every // 2, slots, every):
-        for _ in range(2):
-            start = time.perf_counter()
-            buffers.write_index[:] = slot
-            buffers.mask[:] = np.arange(slots) <= slot
-            engine.run(1)
-            seconds = time.perf_counter() - start
-        total, count = total + seconds, count + 1
-    return total * slots / count
+def one_token_seconds(engine: Engine, cells: int, images: int) -> float:
+    """Seconds of a generation of `cells` by one-token steps."""
+    engine.prepare(images, guided_rows(images, guided=True), cells, zero_slots=0)
+    buffers = engine.buffers(1)
+    start = time.perf_counter()
+    for slot in range(cells):
+        buffers.write_index[:] = slot
+        buffers.mask[:] = np.arange(cells) <= slot
+        engine.run(1)
+    return time.perf_counter() - start
 
 
 def measure(
@@ -89,19 +80,23 @@ def measure(
     single = engine if plain is bundle else open_engine(plain, "onnxruntime", arguments.precision, arguments.threads)
     found = []
     for images in batches:
-        alone = one_token_seconds(single, bundle.model.cells, images, arguments.every)
-        for name in schedules:
-            plan = make_plan(bundle.schedule(name), engine.widths)
-            seconds = sampled_seconds(engine, bundle, plan, images, arguments.every)
+        plans = {name: make_plan(bundle.schedule(name), engine.widths) for name in schedules}
+        rounds = []
+        for _ in range(arguments.rounds):
+            alone = one_token_seconds(single, bundle.model.cells, images)
+            taken = {name: seconds_of(engine, bundle, plan, images) for name, plan in plans.items()}
+            rounds.append({"one token": alone, **taken})
+        for name, plan in plans.items():
+            seconds = statistics.median(one[name] for one in rounds)
             row = {
                 "schedule": name,
                 "batch": images,
                 "steps": len(plan.steps),
                 "steps_saved": 1 - len(plan.steps) / bundle.model.cells,
                 "seconds": seconds,
-                "one_token_seconds": alone,
-                "time_saved": 1 - seconds / alone,
+                "time_saved": statistics.median(1 - one[name] / one["one token"] for one in rounds),
                 "images_per_second": images / seconds,
+                "rounds": [{"seconds": one[name], "one_token_seconds": one["one token"]} for one in rounds],
             }
             found.append(row)
             print(json.dumps({"model": bundle.root.stem, **row}), flush=True)
@@ -115,7 +110,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where bundles of random weights are, or are made")
     parser.add_argument("--output", type=Path, help="JSON file; without it, bundles and engines are made only")
     parser.add_argument("--family", action="append", choices=[model[0] for model in MODELS], help="default: all")
-    parser.add_argument("--every", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", action="append", type=int, help="default 1, 8")
     parser.add_argument("--precision", default="int8")
     parser.add_argument("--threads", type=int, default=2)
@@ -128,7 +123,6 @@ def main() -> None:
         "versions": {name: version(name) for name in ("arforge", "onnxruntime", "numpy")},
         "precision": arguments.precision,
         "threads": arguments.threads,
-        "every": arguments.every,
         "models": {},
     }
     for family, variant, grid, schedules in MODELS:

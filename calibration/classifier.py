@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.errors import EngineError, EvaluationError
-from arforge.runner.onnxruntime_engine import open_session
+from arforge.runner.onnxruntime_session import open_session
 
 CONTRACT = "expected one input uint8 [images, height, width, 3] and one output float [images, classes]"
 BATCH = 500

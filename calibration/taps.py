@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from arforge.runner.bundle import Bundle
 from arforge.runner.engine import Scalars, StepBuffers
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, open_session
+from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
+from arforge.runner.onnxruntime_session import open_session
 
 if TYPE_CHECKING:
     import onnxruntime

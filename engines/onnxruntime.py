@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from arforge.engines.decode_widths import choose, measure, stored_widths
 from arforge.runner.bundle import Bundle, open_bundle, sha256_of
 from arforge.runner.bundle_writer import add_engine, changing
 from arforge.runner.errors import BundleError, EngineError
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, cache_names, load_library
+from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, cache_names
+from arforge.runner.onnxruntime_session import load_library
 
 TARGET = "onnxruntime"
 DEVICE = "cpu"
@@ -36,9 +38,17 @@ class Built:
     load_seconds: float
 
 
-def build(root: Path, precision: str = "fp32", widths: Sequence[int] = (), quantization: str | None = None) -> Built:
+def build(
+    root: Path,
+    precision: str = "fp32",
+    widths: Sequence[int] = (),
+    quantization: str | None = None,
+    *,
+    measure_widths: bool = False,
+) -> Built:
     """Build and enter the engine. `widths`: pad steps to these widths only (empty: run every width as it is).
 
+    `measure_widths`: time a step of every width that the stored schedules use, and pad where that is quicker.
     `quantization`, of int8 alone: "blocks" (the default) needs no calibration, "static" is the calibrated graph.
     Raises EngineError for a precision that the target lacks, or a graph that fails its trial step.
     """
@@ -49,16 +59,20 @@ def build(root: Path, precision: str = "fp32", widths: Sequence[int] = (), quant
             f"quantization {quantization!r} with precision {precision}: int8 has {', '.join(QUANTIZATIONS)}, "
             "other precisions none"
         )
+    if widths and measure_widths:
+        raise EngineError("widths are either given or measured: leave one out")
     if any(width < 1 for width in widths):
         raise EngineError(f"widths {list(widths)} must all be at least 1")
     open_bundle(root)  # what is no bundle says so, before anything looks for a lock
     with changing(root) as bundle:
         if max(widths, default=1) > bundle.model.positions:
             raise EngineError(f"width {max(widths)} is more than the model's {bundle.model.positions} positions")
-        return _build(bundle, precision, tuple(sorted(set(widths))), quantization)
+        return _build(bundle, precision, tuple(sorted(set(widths))) or None, quantization, measure_widths)
 
 
-def _build(bundle: Bundle, precision: str, widths: tuple[int, ...], quantization: str | None) -> Built:
+def _build(
+    bundle: Bundle, precision: str, widths: tuple[int, ...] | None, quantization: str | None, measure_widths: bool
+) -> Built:
     folder = f"engines/{TARGET}-{precision}-{DEVICE}"
     new: list[Path] = []
     if quantization == "static":
@@ -67,21 +81,27 @@ def _build(bundle: Bundle, precision: str, widths: tuple[int, ...], quantization
         graph, new = lowered(bundle, precision, bundle.path(folder))
     graph["graph_sha256"] = sha256_of(bundle.path(graph["graph"]))
     start = time.perf_counter()
-    engine = OnnxRuntimeEngine(bundle, precision, widths=widths or None, path=bundle.path(graph["graph"]))
+    engine = OnnxRuntimeEngine(bundle, precision, widths=widths, path=bundle.path(graph["graph"]))
     seconds = time.perf_counter() - start
+    measured: dict[int, float] = {}
     try:
         try_out(bundle, engine)
+        if measure_widths:
+            measured = measure(engine, bundle, stored_widths(bundle))
+            widths = choose(measured)
     finally:
         engine.close()
-    identity = {
+    identity: dict[str, Any] = {
         "target": TARGET,
         "precision": precision,
         "device": DEVICE,
         **graph,
         "library": f"onnxruntime {load_library().__version__}",
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "widths": list(widths) or None,
+        "widths": None if widths is None else list(widths),
     }
+    if measure_widths:
+        identity["width_milliseconds"] = {str(width): round(1000 * one, 3) for width, one in measured.items()}
     if precision == "int8":
         identity["quantization"] = quantization or QUANTIZATIONS[0]
     entry = {"target": TARGET, "precision": precision, "device": DEVICE, "path": folder}

@@ -8,7 +8,8 @@ from typing import Any
 
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.errors import EngineError, VerificationError
-from arforge.runner.onnxruntime_engine import cache_names, open_session
+from arforge.runner.onnxruntime_engine import cache_names
+from arforge.runner.onnxruntime_session import open_session
 from arforge.runner.runner import Runner
 
 Report = Callable[[str], None]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.bundle import Bundle
-from arforge.runner.onnxruntime_engine import open_session
+from arforge.runner.onnxruntime_session import open_session
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -17,14 +17,13 @@ from arforge.runner.bundle import Bundle
 from arforge.runner.device import device_name, streaming_bandwidth
 from arforge.runner.engine import Scalars, StepBuffers
 from arforge.runner.errors import EngineError
+from arforge.runner.image_tokenizer import ImageTokenizer
+from arforge.runner.onnxruntime_session import open_session
 
 if TYPE_CHECKING:
     import onnxruntime
 
-MINIMUM = (1, 31)
 GROWTH = 64  # slots by which the bound part of the caches grows
-# It makes layers of one input share a quantizer, after which none of them becomes an integer product.
-UNWANTED = ["CommonSubexpressionElimination"]
 
 
 class OnnxRuntimeEngine:
@@ -51,9 +50,10 @@ class OnnxRuntimeEngine:
         self._path = path or bundle.graph(graph, precision)
         self._session = self._open(graph)
         self._with_logits = graph == "step-logits"
-        self._tokenizer: dict[str, onnxruntime.InferenceSession] = {}  # "decoder" and "encoder", when first used
+        self._tokenizer = ImageTokenizer(bundle, threads)
         self._shape: tuple[int, int, int] | None = None  # images, rows, slots
         self._live = 0  # slots that are bound
+        check_caches(self._session, bundle, self._path)
         self._cache_type = cache_type(self._session)
         self._memory: dict[str, NDArray[Any]] = {}  # flat, grown when needed, never shrunk
         self._buffers: dict[tuple[int, int], StepBuffers] = {}  # by width and queries
@@ -150,24 +150,17 @@ class OnnxRuntimeEngine:
             raise EngineError(f"ONNX Runtime failed in a step of width {width}: {error}") from error
 
     def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
-        images: NDArray[np.uint8] = self._tokenizer_session("decoder").run(["images"], {"tokens": tokens})[0]
-        return images
+        return self._tokenizer.decode(tokens)
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        tokens: NDArray[np.int64] = self._tokenizer_session("encoder").run(["tokens"], {"images": images})[0]
-        return tokens
+        return self._tokenizer.encode(images)
 
     def close(self) -> None:
         self._bound.clear()
         self._buffers.clear()
         self._memory.clear()
-        self._tokenizer.clear()
+        self._tokenizer.close()
         del self._session
-
-    def _tokenizer_session(self, graph: str) -> onnxruntime.InferenceSession:
-        if graph not in self._tokenizer:
-            self._tokenizer[graph] = open_session(self._bundle.graph(graph, "fp32"), self._threads)  # its only one
-        return self._tokenizer[graph]
 
     def _open(self, graph: str) -> onnxruntime.InferenceSession:
         return open_session(self._path, self._threads)
@@ -215,44 +208,22 @@ def cache_type(session: onnxruntime.InferenceSession) -> np.dtype[Any]:
     return np.dtype(np.float16 if kinds == {"tensor(float16)"} else np.float32)
 
 
+def check_caches(session: onnxruntime.InferenceSession, bundle: Bundle, path: Path) -> None:
+    """Raise EngineError unless the graph's caches are those of the manifest's model, which are allocated by it."""
+    model = bundle.model
+    expected = dict.fromkeys(cache_names(model.caches), (model.kv_heads, model.head_size))
+    shapes = {value.name: value.shape for value in session.get_inputs() if "_cache_" in value.name}
+    found = {name: (shape[1], shape[3]) if len(shape) == 4 else shape for name, shape in shapes.items()}
+    if found != expected:
+        name = min(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise EngineError(
+            f"{path}: {name} has heads and head size {found.get(name, 'missing')}, the manifest says "
+            f"{expected.get(name, 'none')}: export the bundle again"
+        )
+
+
 def cache_names(caches: int) -> list[str]:
     return [f"{kind}_cache_{index}" for index in range(caches) for kind in ("key", "value")]
-
-
-def load_library() -> Any:
-    """Import onnxruntime. Raises EngineError where it is missing or too old for opset 24."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise EngineError("onnxruntime is not installed: pip install 'arforge[cpu]'") from None
-    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-    if version < MINIMUM:
-        wanted = ".".join(map(str, MINIMUM))
-        raise EngineError(f"onnxruntime {onnxruntime.__version__} is too old: pip install 'onnxruntime>={wanted}'")
-    return onnxruntime
-
-
-def open_session(
-    path: Path, threads: int | None, content: bytes | None = None, trace: Path | None = None
-) -> onnxruntime.InferenceSession:
-    """A session on the CPU provider. Raises EngineError where ONNX Runtime refuses the graph.
-
-    `content`: a graph to run in place of the file's, with the weights beside the file. `trace`: where the library's
-    profiler writes, as the beginning of a file name; None leaves it off.
-    """
-    runtime = load_library()
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
-    if trace is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(trace)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    try:
-        return runtime.InferenceSession(
-            content or path, options, providers=["CPUExecutionProvider"], disabled_optimizers=UNWANTED
-        )
-    except Exception as error:  # the binding's exception classes share no narrower public base
-        raise EngineError(f"ONNX Runtime cannot load {path}: {error}. Export the bundle again") from error
 
 
 def check_identity(bundle: Bundle, identity: dict[str, Any]) -> None:
@@ -267,8 +238,8 @@ def check_identity(bundle: Bundle, identity: dict[str, Any]) -> None:
                 f"the engine of {bundle.root} was built from another graph: rebuild it with "
                 f"`arforge build {bundle.root} --target onnxruntime`"
             )
-    widths = identity.get("widths")
+    widths, widest = identity.get("widths"), bundle.model.positions
     if widths is not None and not (
-        isinstance(widths, list) and widths and all(type(w) is int and w > 0 for w in widths)
+        isinstance(widths, list) and widths and all(type(w) is int and 0 < w <= widest for w in widths)
     ):
         raise EngineError(f"the engine of {bundle.root} lists widths {widths!r}: rebuild it")

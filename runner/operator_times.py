@@ -10,7 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, open_session
+from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
+from arforge.runner.onnxruntime_session import open_session
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -38,7 +38,7 @@ from arforge.engines.onnxruntime import QUANTIZATIONS
 from arforge.runner import Runner, open_bundle
 from arforge.runner.bundle import sha256_of
 from arforge.runner.images import save_npz
-from arforge.runner.onnxruntime_engine import open_session
+from arforge.runner.onnxruntime_session import open_session
 from arforge.runner.request import Request
 
 DOCS = Path(__file__).parent.parent.parent / "docs"

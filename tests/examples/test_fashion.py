@@ -25,7 +25,7 @@ from arforge.export.config import read_config
 from arforge.export.exporter import Job, export_bundle
 from arforge.export.families import FAMILIES
 from arforge.runner import Runner
-from arforge.runner.onnxruntime_engine import open_session
+from arforge.runner.onnxruntime_session import open_session
 
 FASHION = Path(__file__).parent.parent.parent / "examples/fashion"
 CHECKPOINTS = FASHION / "checkpoints"

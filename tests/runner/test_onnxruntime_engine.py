@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import onnxruntime
 import pytest
 
 from arforge.runner import EngineError, Runner, open_bundle
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, cache_names, check_identity, load_library
+from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, cache_names, check_identity
+from arforge.runner.onnxruntime_session import load_library
 
 LAYERS = 2
 
@@ -169,6 +171,7 @@ def test_an_engine_that_is_not_built_names_the_command(bundle_copy: Path) -> Non
         ({"widths": [True]}, "lists widths"),
         ({"widths": "4"}, "lists widths"),
         ({"widths": [2.0]}, "lists widths"),
+        ({"widths": [2, 66]}, r"lists widths \[2, 66\]"),  # the model has 65 positions
     ],
 )
 def test_an_identity_that_does_not_fit_asks_for_a_rebuild(bundle: Path, change: dict[str, Any], message: str) -> None:
@@ -177,6 +180,24 @@ def test_an_identity_that_does_not_fit_asks_for_a_rebuild(bundle: Path, change: 
     check_identity(opened, identity)
     with pytest.raises(EngineError, match=message):
         check_identity(opened, {**identity, **change})
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"head_size": 1 << 20}, r"key_cache_0 has heads and head size \(4, 16\), the manifest says \(4, 1048576\)"),
+        ({"kv_heads": 2}, r"key_cache_0 has heads and head size \(4, 16\), the manifest says \(2, 16\)"),
+        ({"caches": 3}, r"(key|value)_cache_2 has heads and head size missing, the manifest says \(4, 16\)"),
+        ({"caches": 1}, r"(key|value)_cache_1 has heads and head size \(4, 16\), the manifest says none"),
+    ],
+)
+def test_a_graph_with_other_caches_than_the_manifest_says_is_refused(
+    bundle: Path, facts: dict[str, int], message: str
+) -> None:
+    opened = open_bundle(bundle)
+    lying = replace(opened, model=replace(opened.model, **facts))
+    with pytest.raises(EngineError, match=message + ": export the bundle again"):
+        OnnxRuntimeEngine(lying, "fp32", threads=1)
 
 
 def test_a_missing_library_names_what_to_install(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,9 +222,7 @@ def test_a_library_that_is_new_enough_is_taken(monkeypatch: pytest.MonkeyPatch, 
 def test_a_graph_that_the_runtime_refuses_is_named(bundle_copy: Path) -> None:
     path = bundle_copy / open_bundle(bundle_copy).engine("onnxruntime", "fp32")["graph"]
     path.write_bytes(b"\xff" * path.stat().st_size)
-    with pytest.raises(
-        EngineError, match=r"cannot load .*/step-onnxruntime-\w+\.onnx: .*Export the bundle again"
-    ):
+    with pytest.raises(EngineError, match=r"cannot load .*/step-onnxruntime-\w+\.onnx: .*Export the bundle again"):
         Runner.open(bundle_copy)
 
 

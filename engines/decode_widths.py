@@ -1,0 +1,56 @@
+"""Which widths steps are padded to, chosen by what a step of each costs on this machine.
+
+Where a wider step takes less time than a narrower one, as on kernels with tiles of many rows, the narrower is not worth
+having: its steps are padded to the wider. Everything else runs as it is.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+from arforge.engines.profiles import used
+from arforge.runner.bundle import Bundle
+from arforge.runner.engine import Engine
+from arforge.runner.runner import guided_rows
+
+ROUNDS = 7
+GAIN = 0.03  # of a step's time: what padding must save, more than one measurement differs from the next
+
+
+def stored_widths(bundle: Bundle) -> list[int]:
+    """The widths that the bundle's schedules use, in order."""
+    return sorted(used([bundle.schedule(entry["specification"]) for entry in bundle.manifest["schedules"]]))
+
+
+def measure(engine: Engine, bundle: Bundle, widths: Sequence[int]) -> dict[int, float]:
+    """Median seconds of a step of each width for one image with guidance, half of it decided.
+
+    Of a model with queries, a step that asks for as many cells as it is given tokens. Widths take turns, so that what
+    else the machine does falls on all alike.
+    """
+    slot = bundle.model.cells // 2
+    engine.prepare(images=1, rows=guided_rows(1, guided=True), slots=slot + max(widths), zero_slots=slot + max(widths))
+    taken: dict[int, list[float]] = {width: [] for width in widths}
+    for turn in range(1 + ROUNDS):
+        for width in widths:
+            queries = width if bundle.model.queries else 0
+            buffers = engine.buffers(width, queries)
+            buffers.tokens[:], buffers.positions[:], buffers.write_index[:] = 0, 1, slot
+            buffers.mask[:] = False
+            buffers.mask[..., : slot + width] = True
+            start = time.perf_counter()
+            engine.run(width, queries)
+            if turn:  # the first makes buffers
+                taken[width].append(time.perf_counter() - start)
+    return {width: statistics.median(seconds) for width, seconds in taken.items()}
+
+
+def choose(seconds: Mapping[int, float]) -> tuple[int, ...] | None:
+    """The widths to run, of those measured; None where each is best run as it is."""
+    kept: list[int] = []
+    for width in sorted(seconds, reverse=True):
+        if not kept or seconds[width] * (1 - GAIN) < min(seconds[wider] for wider in kept):
+            kept.append(width)
+    return None if len(kept) == len(seconds) else tuple(reversed(kept))

@@ -1,0 +1,51 @@
+"""Sessions of ONNX Runtime's CPU provider, and the library itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arforge.runner.errors import EngineError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+MINIMUM = (1, 31)
+# It makes layers of one input share a quantizer, after which none of them becomes an integer product.
+UNWANTED = ["CommonSubexpressionElimination"]
+
+
+def load_library() -> Any:
+    """Import onnxruntime. Raises EngineError where it is missing or too old for opset 24."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise EngineError("onnxruntime is not installed: pip install 'arforge[cpu]'") from None
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if version < MINIMUM:
+        wanted = ".".join(map(str, MINIMUM))
+        raise EngineError(f"onnxruntime {onnxruntime.__version__} is too old: pip install 'onnxruntime>={wanted}'")
+    return onnxruntime
+
+
+def open_session(
+    path: Path, threads: int | None, content: bytes | None = None, trace: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU provider. Raises EngineError where ONNX Runtime refuses the graph.
+
+    `content`: a graph to run in place of the file's, with the weights beside the file. `trace`: where the library's
+    profiler writes, as the beginning of a file name; None leaves it off.
+    """
+    runtime = load_library()
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    if trace is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(trace)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    try:
+        return runtime.InferenceSession(
+            content or path, options, providers=["CPUExecutionProvider"], disabled_optimizers=UNWANTED
+        )
+    except Exception as error:  # the binding's exception classes share no narrower public base
+        raise EngineError(f"ONNX Runtime cannot load {path}: {error}. Export the bundle again") from error
