@@ -2,8 +2,9 @@
 
     python tests/reliability/faults.py kill|disk JOB [--times N] [--seed S]
 
-JOB is export, calibrate, build (ONNX Runtime, int8) or build-rtx (TensorRT-RTX, fp16). Each trial starts from the same
-bundle, in a process of its own; afterwards the same job runs again, undisturbed. Ends with 1 at the first loss.
+JOB is export, calibrate, build (ONNX Runtime, int8), build-fp32 or build-rtx (TensorRT-RTX, fp16). Each trial starts
+from the same bundle, in a process of its own; afterwards the same job runs again, undisturbed. Ends with 1 at the first
+loss.
 `disk` is a file system of limited size where one can be mounted, else a limit of every file's size.
 """
 
@@ -60,6 +61,7 @@ JOBS: dict[str, Work] = {
     "export": export,
     "calibrate": calibrate,
     "build": lambda root: onnxruntime.build(root, "int8"),
+    "build-fp32": lambda root: onnxruntime.build(root, "fp32"),
     "build-rtx": lambda root: tensorrt.build(tensorrt.Job(root, "tensorrt-rtx", "fp16", schedules=["ntp"])),
 }
 

@@ -22,7 +22,8 @@ TRIALS = os.environ.get("ARFORGE_FAULT_TRIALS", "1")
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
-    ("fault", "job"), [("kill", "export"), ("kill", "calibrate"), ("kill", "build"), ("disk", "build")]
+    ("fault", "job"),
+    [("kill", "export"), ("kill", "calibrate"), ("kill", "build"), ("disk", "build"), ("kill", "build-rtx")],
 )
 def test_the_bundle_is_old_or_new_and_the_next_run_works(fault: str, job: str) -> None:
     command = [sys.executable, FAULTS, fault, job, "--times", TRIALS]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 SOAK = Path(__file__).parents[2] / "bench" / "soak.py"
-SECONDS = os.environ.get("ARFORGE_SOAK_SECONDS", "15")
+SECONDS = os.environ.get("ARFORGE_SOAK_SECONDS", "120")
 
 
 def soak(*arguments: str | Path) -> tuple[int, dict[str, object]]:
