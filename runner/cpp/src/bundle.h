@@ -77,6 +77,7 @@ struct Bundle {
 // What an engine runs: a graph of the bundle, with steps padded to these widths (none: any width).
 struct EngineIdentity {
   std::filesystem::path graph;
+  std::filesystem::path standard; // the same step in standard operators; empty where the weights are the engine's own
   std::vector<std::int64_t> widths;
 };
 

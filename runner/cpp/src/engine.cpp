@@ -50,6 +50,18 @@ std::size_t bytes_of(ONNXTensorElementDataType type) {
   }
 }
 
+// An engine's own graph has what the CPU provider does best; others are given the one that it was made from.
+const std::filesystem::path& graph_for(const EngineIdentity& identity, const std::string& provider) {
+  if (provider == "cpu") {
+    return identity.graph;
+  }
+  if (identity.standard.empty()) {
+    throw Error(Code::engine, text("an int8 engine in blocks is for provider cpu, not ", provider,
+                                   ": use fp32, or `arforge build --precision int8 --quantization static`"));
+  }
+  return identity.standard;
+}
+
 } // namespace
 
 std::size_t product(std::initializer_list<std::int64_t> sizes) {
@@ -70,7 +82,7 @@ std::size_t Engine::line_bytes() const { return product({bundle_.model.head_size
 
 Engine::Engine(const Bundle& bundle, const EngineIdentity& identity, const Options& options)
     : bundle_(bundle), options_(options), widths_(identity.widths), env_(open_environment()) {
-  session_ = open_session(env_, identity.graph, options_, false);
+  session_ = open_session(env_, graph_for(identity, options_.provider), options_, false);
   host_ = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault);
   check_graph();
 }

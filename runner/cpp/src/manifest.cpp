@@ -202,15 +202,17 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
       refuse(text("lacks its ", name));
     }
   }
-  EngineIdentity result{bundle.root / fs::u8path(graph_of(bundle, identity, "graph")), {}};
+  EngineIdentity result{bundle.root / fs::u8path(graph_of(bundle, identity, "graph")), {}, {}};
+  result.standard = result.graph;
   if (identity.contains("source") || identity.contains("source_sha256")) { // of an engine with a graph of its own
-    (void)graph_of(bundle, identity, "source");
+    result.standard = bundle.root / fs::u8path(graph_of(bundle, identity, "source"));
   }
   if (identity.contains("weights")) {
     const Json& weights = identity["weights"];
     if (!weights.is_string() || bundle.files.count(weights.get<std::string>()) == 0) {
       refuse("names weights that are not listed among the bundle's files");
     }
+    result.standard.clear();
   }
   if (!identity.contains("widths")) {
     refuse("lacks its widths");

@@ -16,7 +16,7 @@ from cpp_abi import STATUS, Failure
 from arforge.calibration.int8 import Job, calibrate
 from arforge.calibration.ranges import Rule
 from arforge.engines import onnxruntime
-from arforge.runner import Runner
+from arforge.runner import Runner, open_bundle
 
 CLASSES = [3, 1, 4, 1]
 SEEDS = [9, 2**64 - 1, 6, 0]
@@ -84,6 +84,15 @@ def test_int8_tokens_and_images_are_pythons(library: Any, int8_bundle: Path) -> 
                 compare(ours, theirs, CLASSES, SEEDS, schedule=entry["specification"], **settings)
                 compare(ours, theirs, CLASSES[:1], SEEDS[:1], schedule=entry["specification"], **settings)
     ours.close()
+
+
+def test_int8_in_blocks_is_for_the_cpu_alone(library: Any, int8_bundle: Path) -> None:
+    blocks = open_bundle(int8_bundle).engine("onnxruntime", "int8")["quantization"] == "blocks"
+    with pytest.raises(Failure) as refused:
+        cpp_abi.Runner(library, int8_bundle, precision="int8", provider="cuda")
+    expected = "an int8 engine in blocks is for provider cpu, not cuda: use fp32, or" if blocks else "has no provider"
+    assert expected in refused.value.message
+    assert refused.value.status == STATUS["engine"]
 
 
 @pytest.mark.parametrize("widths", [(1, 3, 5), (2,), (8,)])
