@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.errors import EngineError, VerificationError
-from arforge.runner.onnxruntime_engine import cache_names
+from arforge.runner.lockstep import lockstep
+from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, cache_names
 from arforge.runner.onnxruntime_session import open_session
+from arforge.runner.plan import PlannedStep
 from arforge.runner.runner import Runner
 
 Report = Callable[[str], None]
 FLOAT, INT64, BOOL, UINT8 = "tensor(float)", "tensor(int64)", "tensor(bool)", "tensor(uint8)"
 CACHES = {"fp32": FLOAT, "int8": FLOAT, "fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
+COMPARED_STEPS = 12  # of each stored schedule
+TINY = float(np.finfo(np.float32).tiny)
+ROUNDING = 1e-3  # of keys and values of float32 graphs, relative to the largest that a step writes
 Contract = dict[str, tuple[str, list[str | int]]]
 
 
@@ -41,6 +48,8 @@ def verify_bundle(root: Path, report: Report, target: str | None = None) -> Bund
         if entry["target"] == "onnxruntime":
             check_engine(bundle, entry["target"], entry["precision"])
             report(f"engine {entry['target']} {entry['precision']}: same tokens alone and in a batch")
+            if entry["precision"] == "fp32":
+                report(f"engine {entry['target']} fp32: {check_own_graph(bundle)}")
         else:
             from arforge.engines.tensorrt_verify import verify_engine
 
@@ -144,3 +153,39 @@ def check_engine(bundle: Bundle, target: str, precision: str) -> None:
                     f"{target} {precision}: class {label} gives other tokens alone than in a batch of two: "
                     "rebuild the engine, and report it where that does not help"
                 )
+
+
+def check_own_graph(bundle: Bundle) -> str:
+    """Run the fp32 engine's own graph beside the one that it was made from; what was found.
+
+    Raises VerificationError where keys or values of a step differ by more than rounding.
+    """
+    path = bundle.path(bundle.engine("onnxruntime", "fp32")["graph"])
+    source = bundle.graph("step", "fp32")
+    if path == source:
+        return "runs the bundle's own graph"
+    engines = [OnnxRuntimeEngine(bundle, "fp32", path=graph) for graph in (source, path)]
+    errors = []
+    try:
+        for entry in bundle.manifest["schedules"]:
+            for done in lockstep(bundle, entry["specification"], engines, [0], COMPARED_STEPS):
+                errors.append(difference(bundle, engines, done[0][0]))
+                if not errors[-1] <= ROUNDING:
+                    raise VerificationError(
+                        f"{path}: step {len(errors)} of {entry['specification']} writes keys or values with an error "
+                        f"of {errors[-1]:.1e} of their largest, allowed is {ROUNDING:.0e}: rebuild the engine"
+                    )
+    finally:
+        for engine in engines:
+            engine.close()
+    return f"keys and values of {len(errors)} steps are those of {source.name} (error {max(errors):.0e} of the largest)"
+
+
+def difference(bundle: Bundle, engines: Sequence[OnnxRuntimeEngine], step: PlannedStep) -> float:
+    """The largest difference of what two engines wrote in a step, relative to the largest that the first wrote."""
+    new = slice(step.write_index, step.write_index + step.width)
+    found = []
+    for name in cache_names(bundle.model.caches):
+        first, second = (engine.cache(name)[:, :, new] for engine in engines)
+        found.append(float(np.abs(second - first).max() / max(np.abs(first).max(), TINY)))
+    return max(found)

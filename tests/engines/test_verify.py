@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from arforge.engines import onnxruntime, onnxruntime_attention
 from arforge.engines.verify import check_contract, verify_bundle
 from arforge.runner import ScheduleError, open_bundle
 from arforge.runner.errors import HashError, VerificationError
@@ -15,6 +17,26 @@ def test_a_whole_bundle_passes_every_check(bundle: Path) -> None:
     assert verify_bundle(bundle, lines.append).root == bundle
     for part in ("structure", "hashes", "schedule zipar:4: 40 steps decide 64 cells", "graph encoder", "engine"):
         assert [line for line in lines if line.startswith(part)], part
+
+
+@pytest.mark.parametrize("name", ["bundle", "arpg_bundle"])
+def test_an_engine_of_a_graph_of_its_own_is_compared_with_the_bundles(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    lines: list[str] = []
+    verify_bundle(request.getfixturevalue(name), lines.append)
+    [line] = [line for line in lines if "keys and values of" in line]
+    assert re.search(r": keys and values of \d+ steps are those of step.onnx \(error (\de-0[5-9]|0e\+00) of the", line)
+
+
+def test_a_graph_that_attends_otherwise_is_found(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = onnxruntime_attention.scaled_table
+    monkeypatch.setattr(
+        onnxruntime_attention, "scaled_table", lambda model, table, scale, made: real(model, table, 1.1 * scale, made)
+    )
+    onnxruntime.build(bundle_copy)
+    with pytest.raises(VerificationError, match="writes keys or values with an error of .* rebuild the engine"):
+        verify_bundle(bundle_copy, print)
 
 
 def test_a_bundle_of_tokens_only_passes_too(grouped_bundle: Path) -> None:
