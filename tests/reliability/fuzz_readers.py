@@ -64,7 +64,7 @@ def mutate_schedule(data: bytes, most: int, seed: int) -> bytes:
     """The header as JSON, or one number of the columns."""
     rng = random.Random(seed)
     end = PREFIX.size + PREFIX.unpack_from(data)[2] if len(data) >= PREFIX.size else len(data)
-    if end >= len(data) or rng.random() < 0.1:
+    if end + 4 > len(data) or rng.random() < 0.1:
         return bytes(atheris.Mutate(data, most))
     if rng.random() < 0.2:
         header = mutate_json(data[PREFIX.size : end], most, seed)
