@@ -130,7 +130,7 @@ def test_bundles_verify_with_and_without_torch(name: str, request: pytest.Fixtur
     lines: list[str] = []
     bundle = verify_bundle(request.getfixturevalue(name), lines.append)
     # structure, hashes, data of the graphs, one engine
-    assert len(lines) == 4 + len(bundle.manifest["schedules"]) + len(bundle.manifest["graphs"])
+    assert len(lines) == 5 + len(bundle.manifest["schedules"]) + len(bundle.manifest["graphs"])
     for entry in bundle.manifest["schedules"]:
         assert compare_logits(bundle, entry["specification"], max_steps=64).same_tokens == 1.0
 
