@@ -129,7 +129,7 @@ def test_steps_padded_to_fixed_widths_give_the_same_tokens(arpg_bundle: Path, ar
 def test_bundles_verify_with_and_without_torch(name: str, request: pytest.FixtureRequest) -> None:
     lines: list[str] = []
     bundle = verify_bundle(request.getfixturevalue(name), lines.append)
-    # structure, hashes, data of the graphs, one engine
+    # structure, hashes, data of the graphs, one engine with two lines
     assert len(lines) == 5 + len(bundle.manifest["schedules"]) + len(bundle.manifest["graphs"])
     for entry in bundle.manifest["schedules"]:
         assert compare_logits(bundle, entry["specification"], max_steps=64).same_tokens == 1.0
