@@ -14,21 +14,20 @@ static double now(void) {
   return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
+#define ALL(DO) DO(a) DO(b) DO(c) DO(d) DO(e) DO(f) DO(g) DO(h) DO(i) DO(j) DO(k) DO(l)
+#define ZERO(sum) __m512i sum = _mm512_setzero_si512();
+#define ADD(sum) sum = _mm512_dpbusd_epi32(sum, left, right);
+#define USE(sum) __asm__ volatile("" : "+v"(sum)); // keeps them apart, and in registers
+
 int main(void) {
   const __m512i left = _mm512_set1_epi8(3), right = _mm512_set1_epi8(5);
-  __m512i sums[CHAINS];
-  for (int chain = 0; chain < CHAINS; chain++) {
-    sums[chain] = _mm512_setzero_si512();
-  }
+  ALL(ZERO)
   double best = 0;
   for (int round = 0; round < ROUNDS; round++) {
     const double start = now();
     for (int loop = 0; loop < LOOPS; loop++) {
-#pragma GCC unroll 12
-      for (int chain = 0; chain < CHAINS; chain++) {
-        sums[chain] = _mm512_dpbusd_epi32(sums[chain], left, right);
-        __asm__ volatile("" : "+v"(sums[chain])); // keeps the loop from being computed beforehand
-      }
+      ALL(ADD)
+      ALL(USE)
     }
     const double rate = (double)LOOPS * CHAINS * LANES / (now() - start);
     best = rate > best ? rate : best;
