@@ -39,8 +39,12 @@ def python_times(bundle: Path, schedule: str, images: int, threads: int, repeats
     with Runner(opened, engine) as runner:
         for repeat in range(repeats + 1):
             ends: list[float] = []
-            progress = lambda done, count, ends=ends: ends.append(time.perf_counter())  # noqa: E731
-            result = runner.generate([1] * images, schedule=schedule, batch=images, progress=progress)
+            result = runner.generate(
+                [1] * images,
+                schedule=schedule,
+                batch=images,
+                progress=lambda done, count, ends=ends: ends.append(time.perf_counter()),
+            )
             if repeat:
                 steps.append(np.diff(ends))
                 inside.append(np.array(engine.seconds[1:]))

@@ -18,21 +18,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from peers import ROWS, fill
+
 from arforge.runner.bundle import open_bundle
 from arforge.runner.device import device_name
 from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.operator_times import TracedEngine
 
-ROWS = 2
-
 
 def one_step(engine: OnnxRuntimeEngine, slot: int, width: int) -> float:
     """Seconds of a step of `width` tokens a row with `slot` before them."""
-    buffers = engine.buffers(width)
-    buffers.tokens[:], buffers.positions[:], buffers.write_index[:], buffers.uniforms[:] = 7, 1, slot, 0.5
-    buffers.mask[:] = False
-    for query in range(width):
-        buffers.mask[:, :, query, : slot + query + 1] = True
+    fill(engine.buffers(width), slot, width)
     start = time.perf_counter()
     engine.run(width)
     return time.perf_counter() - start

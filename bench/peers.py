@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from arforge.runner.engine import StepBuffers
+
 ROWS = 2  # one image with guidance
 SPARE = 24  # slots behind the grid's, for the widest step
 
@@ -49,13 +51,16 @@ class Arforge:
         self.engine.scalars.guidance[:] = 2
 
     def step(self, slot: int, width: int) -> None:
-        buffers = self.engine.buffers(width)
-        buffers.tokens[:] = 7
-        buffers.positions[:] = np.arange(slot, slot + width)
-        buffers.write_index[:] = slot
-        buffers.mask[:] = np.arange(self.slots) <= np.arange(slot, slot + width)[:, None]
-        buffers.uniforms[:] = 0.5
+        fill(self.engine.buffers(width), slot, width)
         self.engine.run(width)
+
+
+def fill(buffers: StepBuffers, slot: int, width: int) -> None:
+    """A step of `width` tokens a row that see those before them."""
+    given = np.arange(slot, slot + width)
+    buffers.tokens[:], buffers.uniforms[:] = 7, 0.5
+    buffers.positions[:], buffers.write_index[:] = given, slot
+    buffers.mask[:] = np.arange(buffers.mask.shape[-1]) <= given[:, None]
 
 
 class Torch:

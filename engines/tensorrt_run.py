@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from arforge.runner.bundle import Bundle
 from arforge.runner.cuda import Gpu
 from arforge.runner.errors import VerificationError
-from arforge.runner.lockstep import GUIDANCE, lockstep
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, cache_names
+from arforge.runner.lockstep import GUIDANCE, lockstep, written
+from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.runner import Runner
 from arforge.runner.tensorrt_engine import TensorRTEngine
 from arforge.runner.tensorrt_library import Library
@@ -57,9 +57,8 @@ def step_by_step(
     steps, same, cells, largest = 0, 0, 0, 0.0
     for done in lockstep(bundle, schedule, [reference, engine], [0], COMPARED_STEPS):
         first = done[0][0]  # not padded
-        new = slice(first.write_index, first.write_index + first.width)
         outputs = [
-            {name: comparable(one.cache(name)[:, :, new]) for name in cache_names(bundle.model.caches)}
+            {name: comparable(array) for name, array in written(bundle, one, first).items()}
             for one in (reference, engine)
         ]
         tokens = [buffers.next_tokens[:, step.target_rows] for step, buffers in done]

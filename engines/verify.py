@@ -10,7 +10,7 @@ import numpy as np
 
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.errors import EngineError, VerificationError
-from arforge.runner.lockstep import lockstep
+from arforge.runner.lockstep import lockstep, written
 from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, cache_names
 from arforge.runner.onnxruntime_session import open_session
 from arforge.runner.plan import PlannedStep
@@ -183,9 +183,6 @@ def check_own_graph(bundle: Bundle) -> str:
 
 def difference(bundle: Bundle, engines: Sequence[OnnxRuntimeEngine], step: PlannedStep) -> float:
     """The largest difference of what two engines wrote in a step, relative to the largest that the first wrote."""
-    new = slice(step.write_index, step.write_index + step.width)
-    found = []
-    for name in cache_names(bundle.model.caches):
-        first, second = (engine.cache(name)[:, :, new] for engine in engines)
-        found.append(float(np.abs(second - first).max() / max(np.abs(first).max(), TINY)))
-    return max(found)
+    wanted, found = (written(bundle, engine, step) for engine in engines)
+    errors = (np.abs(found[name] - array).max() / max(np.abs(array).max(), TINY) for name, array in wanted.items())
+    return float(np.max(list(errors)))  # NaN where there is one

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from arforge.runner.bundle import Bundle
 from arforge.runner.engine import Engine, StepBuffers
+from arforge.runner.onnxruntime_engine import cache_names
 from arforge.runner.plan import PlannedStep, make_plan
 from arforge.runner.runner import guided_rows
 
 GUIDANCE = 2.0
+
+
+class Readable(Protocol):
+    """An engine whose caches can be looked at."""
+
+    def cache(self, name: str) -> NDArray[Any]: ...
 
 
 def lockstep(
@@ -38,3 +47,9 @@ def lockstep(
             done.append((step, buffers))
         yield done
         steps[0].store(done[0][1], known)
+
+
+def written(bundle: Bundle, engine: Readable, step: PlannedStep) -> dict[str, NDArray[Any]]:
+    """The keys and values that a step wrote, by cache: (rows, kv_heads, width, head_size) of the engine's type."""
+    new = slice(step.write_index, step.write_index + step.width)
+    return {name: engine.cache(name)[:, :, new] for name in cache_names(bundle.model.caches)}

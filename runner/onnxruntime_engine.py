@@ -49,11 +49,11 @@ class OnnxRuntimeEngine:
         self._bundle, self._precision, self._threads = bundle, precision, threads
         self._path = path or bundle.graph(graph, precision)
         self._session = self._open(graph)
+        check_caches(self._session, bundle, self._path)
         self._with_logits = graph == "step-logits"
         self._tokenizer = ImageTokenizer(bundle, threads)
         self._shape: tuple[int, int, int] | None = None  # images, rows, slots
         self._live = 0  # slots that are bound
-        check_caches(self._session, bundle, self._path)
         self._cache_type = cache_type(self._session)
         self._memory: dict[str, NDArray[Any]] = {}  # flat, grown when needed, never shrunk
         self._buffers: dict[tuple[int, int], StepBuffers] = {}  # by width and queries
