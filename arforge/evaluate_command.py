@@ -15,7 +15,7 @@ from arforge.options import PATH, Numbers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from arforge.calibration.quality import Quality
+    from arforge.calibration.quality.evaluation import Quality
 
 SIDES = click.IntRange(32, 1024)
 
@@ -72,13 +72,13 @@ def command(
     arforge evaluate llamagen-l.bundle --schedule ntp --schedule zipar:16 --reference imagenet-val/ \\
         --samples 10000 --guidance 2 --json quality.json --plot quality.png
     """
-    from arforge.calibration import quality
-    from arforge.calibration.classifier import Classifier
-    from arforge.calibration.features import FeatureExtractor, feature_side
-    from arforge.calibration.frechet import frechet_distance
-    from arforge.calibration.image_set import open_image_set
-    from arforge.calibration.quality_plot import Point, save_plot
-    from arforge.runner.profile_page import require_matplotlib
+    from arforge.calibration.quality import evaluation as quality
+    from arforge.calibration.quality.classifier import Classifier
+    from arforge.calibration.quality.features import FeatureExtractor, feature_side
+    from arforge.calibration.quality.frechet import frechet_distance
+    from arforge.calibration.quality.image_set import open_image_set
+    from arforge.calibration.quality.plot import Point, save_plot
+    from arforge.runner.profiling.page import require_matplotlib
     from arforge.runner.request import Request
     from arforge.runner.runner import Runner
 

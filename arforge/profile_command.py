@@ -16,7 +16,7 @@ from arforge.options import PATH, human
 from arforge.version import VERSION
 
 if TYPE_CHECKING:
-    from arforge.runner.profile import Settings
+    from arforge.runner.profiling.profile import Settings
 
 HEADS = ("schedule", "steps", "ms/step", "p95", "p99", "ms/image", "images/s", "runner", "GB/step", "memory", "GFLOP/s")
 LINE = "{:28} {:>5} {:>8} {:>8} {:>8} {:>9} {:>8} {:>7} {:>8} {:>7} {:>8}"
@@ -62,8 +62,8 @@ def command(
     """
     from arforge.runner.errors import EngineError
     from arforge.runner.images import write_whole
-    from arforge.runner.profile import Settings
-    from arforge.runner.profile_page import require_matplotlib, save_page, settings_line
+    from arforge.runner.profiling.page import require_matplotlib, save_page, settings_line
+    from arforge.runner.profiling.profile import Settings
 
     if html_file:
         require_matplotlib()
@@ -109,7 +109,7 @@ def measure(
     from arforge.runner.bundle import open_bundle
     from arforge.runner.device import peak_memory
     from arforge.runner.errors import RequestError
-    from arforge.runner.profile import TimedEngine, Traffic, against_first, profile_schedule, summary
+    from arforge.runner.profiling.profile import TimedEngine, Traffic, against_first, profile_schedule, summary
     from arforge.runner.runner import Runner, open_engine
 
     start = time.perf_counter()
@@ -155,8 +155,8 @@ def measure(
 def operators(bundle: Path, schedule: str, settings: Settings, precision: str, threads: int | None) -> dict[str, Any]:
     """Time by operator over one generation."""
     from arforge.runner.bundle import open_bundle
-    from arforge.runner.operator_times import TracedEngine
-    from arforge.runner.profile import generate_once
+    from arforge.runner.profiling.operator_times import TracedEngine
+    from arforge.runner.profiling.profile import generate_once
     from arforge.runner.runner import Runner
 
     opened = open_bundle(bundle)
@@ -174,7 +174,7 @@ def operators(bundle: Path, schedule: str, settings: Settings, precision: str, t
 def read_quality(path: Path) -> dict[str, Any]:
     """What `arforge evaluate --json` wrote. Raises RequestError for other files."""
     from arforge.runner.errors import RequestError
-    from arforge.runner.profile_page import quality_key
+    from arforge.runner.profiling.page import quality_key
 
     try:
         quality: dict[str, Any] = json.loads(path.read_text("utf-8"))

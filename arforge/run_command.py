@@ -73,7 +73,7 @@ def command(
     from arforge.runner.images import save_npz, save_png, save_tokens
     from arforge.runner.inpainting import known_tokens
     from arforge.runner.runner import Runner
-    from arforge.runner.specification import require_decoder, require_keeping
+    from arforge.runner.schedules.specification import require_decoder, require_keeping
 
     if output is None and npz is None and tokens is None:
         raise click.UsageError("nothing to write: name --output, --npz or --tokens")

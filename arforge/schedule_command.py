@@ -10,7 +10,7 @@ import click
 
 from arforge.options import PATH, Grid
 from arforge.runner.images import write_whole
-from arforge.runner.specification import compile_schedule
+from arforge.runner.schedules.specification import compile_schedule
 
 STEPS_SHOWN = 6
 
@@ -40,7 +40,7 @@ def command(
         order=SEED                     the random order
         groups=published|causal        whether the cells of a group see each other
     """
-    from arforge.runner import schedule_plot
+    from arforge.runner.schedules import plot as schedule_plot
 
     schedule = compile_schedule(specification, grid)
     if json_file:

@@ -24,7 +24,7 @@ from build_engines import export
 from arforge.engines import onnxruntime
 from arforge.runner import Runner, open_bundle
 from arforge.runner.device import device_name
-from arforge.runner.profile import TimedEngine
+from arforge.runner.profiling.profile import TimedEngine
 from arforge.runner.runner import open_engine
 
 Times = tuple[np.ndarray, np.ndarray]  # of each step, and of the engine in it

@@ -25,11 +25,11 @@ from typing import Any
 
 from build_engines import export
 
+from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import Bundle, open_bundle
-from arforge.runner.engine import Engine
 from arforge.runner.errors import ArforgeError
 from arforge.runner.lockstep import GUIDANCE, lockstep
-from arforge.runner.profile import Settings, TimedEngine, Traffic, against_first, profile_schedule, summary
+from arforge.runner.profiling.profile import Settings, TimedEngine, Traffic, against_first, profile_schedule, summary
 from arforge.runner.runner import Runner, open_engine
 
 CASES = ("llamagen:L:24x24=ntp,zipar:16,zipar:8", "par:XL:24x24=par:4", "arpg:L:16x16=arpg:64")
@@ -185,7 +185,7 @@ def prepare(root: Path, precision: str) -> None:
     """Give the bundle the CPU's engine, and the graphs of the precision that the other runtimes share."""
     from arforge.engines import onnxruntime
     from arforge.engines.low_precision import add_graphs, entries, has_graphs
-    from arforge.runner.bundle_writer import changing, write_revision
+    from arforge.runner.bundle.writer import changing, write_revision
 
     with changing(root) as bundle:
         if not has_graphs(bundle, precision):

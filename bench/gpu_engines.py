@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from peers import write_in_place
 
+from arforge.runner.backends.cuda import Gpu
+from arforge.runner.backends.engine import Scalars, StepBuffers
+from arforge.runner.backends.image_codec import ImageTokenizer
+from arforge.runner.backends.onnxruntime_engine import cache_names
+from arforge.runner.backends.onnxruntime_session import UNWANTED, load_library
 from arforge.runner.bundle import Bundle
-from arforge.runner.cuda import Gpu
 from arforge.runner.device import device_name, streaming_bandwidth
-from arforge.runner.engine import Scalars, StepBuffers
 from arforge.runner.errors import EngineError
-from arforge.runner.image_tokenizer import ImageTokenizer
-from arforge.runner.onnxruntime_engine import cache_names
-from arforge.runner.onnxruntime_session import UNWANTED, load_library
 
 TYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.float32}
 WARM_UPS = 3  # before a capture, as torch asks
@@ -120,7 +120,8 @@ class TorchEngine(DeviceEngine):
     def __init__(self, bundle: Bundle, precision: str, device: str, compiled: bool) -> None:
         import torch
 
-        from arforge.export import arpg, layers, sampler
+        from arforge.export import layers, sampler
+        from arforge.export.families import arpg
         from arforge.export.verify import load_module
 
         super().__init__(bundle, precision, device)

@@ -78,7 +78,7 @@ def write_random_gguf(path: Path, config: Any, vocabulary: int) -> None:
     """A Llama of those dimensions: as many bytes to read a step as the image generator has in Q8_0."""
     import gguf
 
-    from arforge.export.llamagen import LlamaGenConfig
+    from arforge.export.families.llamagen import LlamaGenConfig
 
     dims = LlamaGenConfig(**config)
     partial = path.with_suffix(".partial")

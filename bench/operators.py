@@ -20,10 +20,10 @@ from typing import Any
 
 from peers import ROWS, fill
 
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import open_bundle
 from arforge.runner.device import device_name
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
-from arforge.runner.operator_times import TracedEngine
+from arforge.runner.profiling.operator_times import TracedEngine
 
 
 def one_step(engine: OnnxRuntimeEngine, slot: int, width: int) -> float:

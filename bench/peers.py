@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from arforge.runner.engine import StepBuffers
+from arforge.runner.backends.engine import StepBuffers
 
 ROWS = 2  # one image with guidance
 SPARE = 24  # slots behind the grid's, for the widest step

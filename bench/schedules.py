@@ -23,9 +23,9 @@ import numpy as np
 from build_engines import export
 
 from arforge.engines import onnxruntime
+from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.device import device_name
-from arforge.runner.engine import Engine
 from arforge.runner.plan import Plan, make_plan
 from arforge.runner.runner import guided_rows, open_engine
 

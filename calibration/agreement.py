@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from arforge.calibration.requests import Progress, Requests, generate
 from arforge.calibration.taps import Lockstep
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.plan import make_plan
 
 

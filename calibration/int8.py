@@ -24,7 +24,7 @@ from arforge.calibration.requests import Progress, Requests, generate, held_out,
 from arforge.calibration.smooth import Fold, Scales, find_folds, smooth, smoothing
 from arforge.calibration.taps import Observer, TappedEngine
 from arforge.runner.bundle import Bundle, open_bundle
-from arforge.runner.bundle_writer import changing, staged, write_text
+from arforge.runner.bundle.writer import changing, staged, write_text
 from arforge.version import VERSION
 
 RECORD = f"{FOLDER}/calibration.json"

@@ -10,7 +10,7 @@ from typing import Any
 
 from arforge.calibration.quantize import FOLDER, PRECISION
 from arforge.runner.bundle import Bundle, open_bundle
-from arforge.runner.bundle_writer import file_facts, write_manifest
+from arforge.runner.bundle.writer import file_facts, write_manifest
 from arforge.runner.errors import BundleError
 
 

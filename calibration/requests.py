@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import Bundle
-from arforge.runner.engine import Engine
 from arforge.runner.errors import CalibrationError
 from arforge.runner.runner import Runner
 

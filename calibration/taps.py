@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from arforge.runner.backends.engine import Scalars, StepBuffers
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
+from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import Bundle
-from arforge.runner.engine import Scalars, StepBuffers
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
-from arforge.runner.onnxruntime_session import open_session
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from arforge.runner.backends.engine import StepBuffers
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle
-from arforge.runner.engine import StepBuffers
 from arforge.runner.lockstep import lockstep
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.plan import PlannedStep
 
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from arforge.engines.profiles import used
+from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import Bundle
-from arforge.runner.engine import Engine
 from arforge.runner.runner import guided_rows
 
 ROUNDS = 7

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from arforge.engines.decode_widths import choose, measure, stored_widths
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine, cache_names
+from arforge.runner.backends.onnxruntime_session import load_library
 from arforge.runner.bundle import Bundle, open_bundle, sha256_of
-from arforge.runner.bundle_writer import add_engine, changing
+from arforge.runner.bundle.writer import add_engine, changing
 from arforge.runner.errors import BundleError, EngineError
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, cache_names
-from arforge.runner.onnxruntime_session import load_library
 
 TARGET = "onnxruntime"
 DEVICE = "cpu"

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from arforge.runner.backends.onnxruntime_engine import cache_names
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
-from arforge.runner.onnxruntime_engine import cache_names
 from arforge.runner.plan import make_plan
 from arforge.runner.runner import guided_rows
-from arforge.runner.schedule import Schedule
+from arforge.runner.schedules.schedule import Schedule
 
 SLOT_MULTIPLE = 8
 MAX_PROFILES = 256

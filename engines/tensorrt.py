@@ -16,11 +16,11 @@ from arforge.engines.profiles import Profiles, Shapes, plan_profiles, shapes
 from arforge.engines.tensorrt_graph import Lowered, lower_step, write_model
 from arforge.engines.tensorrt_layers import check_layers, dump_layers, expected, parse_layers
 from arforge.engines.tensorrt_library import load_builder, quiet
+from arforge.runner.backends.cuda import gpu_compute_capability
+from arforge.runner.backends.tensorrt_library import RTX, Library
 from arforge.runner.bundle import Bundle
-from arforge.runner.bundle_writer import add_engine, changing, facts_of, write_hashed
-from arforge.runner.cuda import gpu_compute_capability
+from arforge.runner.bundle.writer import add_engine, changing, facts_of, write_hashed
 from arforge.runner.errors import EngineError
-from arforge.runner.tensorrt_library import RTX, Library
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 TYPED = {"fp32": "float", "fp16": "half", "bf16": "bfloat16", "int8": "half"}  # of caches and activations

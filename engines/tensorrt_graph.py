@@ -19,9 +19,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from arforge.engines.attention import Choice, choose_attention, decompose_attention, prepare_fused
 from arforge.engines.precision import TYPES, lower_precision
+from arforge.runner.backends.onnxruntime_engine import cache_names
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import BundleError, EngineError
-from arforge.runner.onnxruntime_engine import cache_names
 from arforge.runner.runner import guided_rows
 
 ALIGNMENT = 4096  # lets a runtime map a tensor straight from the file

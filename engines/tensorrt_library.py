@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from arforge.runner import tensorrt_library
+from arforge.runner.backends import tensorrt_library
+from arforge.runner.backends.tensorrt_library import INSTALL, RTX, Library
 from arforge.runner.errors import EngineError
-from arforge.runner.tensorrt_library import INSTALL, RTX, Library
 
 SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from arforge.runner.backends.cuda import Gpu
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
+from arforge.runner.backends.tensorrt_engine import TensorRTEngine
+from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import Bundle
-from arforge.runner.cuda import Gpu
 from arforge.runner.errors import VerificationError
 from arforge.runner.lockstep import GUIDANCE, lockstep, written
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.runner import Runner
-from arforge.runner.tensorrt_engine import TensorRTEngine
-from arforge.runner.tensorrt_library import Library
 
 TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 2e-1, "int8": 2e-1}  # of keys and values, relative to the largest
 ON_CPU = {"bf16": "fp32"}  # what ONNX Runtime's CPU provider runs in place of a precision that it lacks

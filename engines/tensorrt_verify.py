@@ -12,12 +12,12 @@ import onnx_ir as ir
 from arforge.engines.compare import compare_precision
 from arforge.engines.tensorrt_layers import Layer, attention_kernels, check_layers, expected, is_product, load_layers
 from arforge.engines.tensorrt_library import load_builder, quiet
+from arforge.runner.backends.cuda import gpu_compute_capability
+from arforge.runner.backends.onnxruntime_engine import cache_names
+from arforge.runner.backends.tensorrt_identity import build_command, check_identity, devices
+from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import Bundle
-from arforge.runner.cuda import gpu_compute_capability
 from arforge.runner.errors import EngineError, VerificationError
-from arforge.runner.onnxruntime_engine import cache_names
-from arforge.runner.tensorrt_identity import build_command, check_identity, devices
-from arforge.runner.tensorrt_library import Library
 
 Report = Callable[[str], None]
 COMPARED_STEPS = 16

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from arforge.engines.profiles import Shapes
 from arforge.engines.tensorrt import GRAPH, Job, check_precision, decoder_shapes, prepare
-from arforge.runner.bundle_writer import changing, write_revision
+from arforge.runner.backends.tensorrt_library import RTX
+from arforge.runner.bundle.writer import changing, write_revision
 from arforge.runner.errors import EngineError
-from arforge.runner.tensorrt_library import RTX
 
 PROGRAMS = {"tensorrt": "trtexec", RTX: "tensorrt_rtx"}
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine, cache_names
+from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.errors import EngineError, VerificationError
 from arforge.runner.lockstep import lockstep, written
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine, cache_names
-from arforge.runner.onnxruntime_session import open_session
 from arforge.runner.plan import PlannedStep
 from arforge.runner.runner import Runner
 

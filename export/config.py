@@ -8,9 +8,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from arforge.export.family import Family
+from arforge.export.families.family import Family
 from arforge.runner.errors import CheckpointError, ScheduleError
-from arforge.runner.regions import region_order
+from arforge.runner.schedules.regions import region_order
 
 INTEGERS = ("dim", "n_layer", "n_head", "vocab_size", "num_classes", "n_kv_head", "multiple_of", "regions")
 NUMBERS = ("norm_eps", "rope_base", "ffn_dim_multiplier")

@@ -13,20 +13,21 @@ from typing import Any
 
 import onnx_ir as ir
 
-from arforge.export import tokenizer, weights
+from arforge.export import weights
 from arforge.export.checkpoint import Checkpoint, check_shapes, looks_like, open_checkpoint
 from arforge.export.config import variant_of
-from arforge.export.family import Family
+from arforge.export.families.family import Family
+from arforge.export.image_tokenizers import graphs as tokenizer
+from arforge.export.image_tokenizers.vq import GROUPS, VQConfig, VQModel
 from arforge.export.layers import pad_heads, pad_weight, padded_head, rotary_table
 from arforge.export.step_graph import trace_step, without_logits
 from arforge.export.trace import fake_module
-from arforge.export.vq import GROUPS, VQConfig, VQModel
-from arforge.runner import schedule_file
 from arforge.runner.bundle import FORMAT, VERSION, Sampler, sha256_of
-from arforge.runner.bundle_writer import file_facts, staged, write_manifest
+from arforge.runner.bundle.writer import file_facts, staged, write_manifest
 from arforge.runner.errors import CheckpointError
-from arforge.runner.schedule import Schedule
-from arforge.runner.specification import compile_schedule, parse, require_decoder, require_specials
+from arforge.runner.schedules import file as schedule_file
+from arforge.runner.schedules.schedule import Schedule
+from arforge.runner.schedules.specification import compile_schedule, parse, require_decoder, require_specials
 from arforge.version import VERSION as ARFORGE_VERSION
 
 PRECISION = "fp32"

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from arforge.export import sampler
 from arforge.export.trace import trace
-from arforge.runner.onnxruntime_engine import cache_names
+from arforge.runner.backends.onnxruntime_engine import cache_names
 
 
 class StepGraph(nn.Module):

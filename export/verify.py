@@ -15,10 +15,10 @@ from arforge.export.checkpoint import open_checkpoint
 from arforge.export.families import FAMILIES
 from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.sampler import guide
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle, sha256_of
 from arforge.runner.errors import VerificationError
 from arforge.runner.lockstep import lockstep
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
 
 TOLERANCE = 1e-3  # of logits, relative to the largest
 

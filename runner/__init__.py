@@ -10,8 +10,8 @@ from arforge.runner.errors import (
     ScheduleError,
 )
 from arforge.runner.runner import Result, Runner
-from arforge.runner.schedule import Schedule
-from arforge.runner.specification import compile_schedule
+from arforge.runner.schedules.schedule import Schedule
+from arforge.runner.schedules.specification import compile_schedule
 
 __all__ = [
     "ArforgeError",

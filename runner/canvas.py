@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.errors import RequestError
-from arforge.runner.schedule_check import MAX_CELLS
+from arforge.runner.schedules.check import MAX_CELLS
 
 UNKNOWN = -1
 

@@ -52,7 +52,7 @@ def parse_json(data: bytes, name: str, error: type[ArforgeError]) -> Any:
 
 
 def check_schema(value: Any, schema: str, name: str, error: type[ArforgeError]) -> None:
-    """Raise `error` unless `value` follows the JSON Schema `schema`, a file beside this module."""
+    """Raise `error` unless `value` follows the JSON Schema `schema`, a file of `arforge.runner.bundle`."""
     validate, invalid = _validator(schema)
     try:
         validate(value)
@@ -76,7 +76,7 @@ def floats(value: Any, place: str = "") -> Iterator[str]:
 def _validator(schema: str) -> tuple[Callable[[Any], Any], type[Exception]]:
     import fastjsonschema
 
-    text = resources.files("arforge.runner").joinpath(schema).read_text("utf-8")
+    text = resources.files("arforge.runner.bundle").joinpath(schema).read_text("utf-8")
     return fastjsonschema.compile(json.loads(text)), fastjsonschema.JsonSchemaException
 
 

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from arforge.runner.backends.engine import Engine, StepBuffers
+from arforge.runner.backends.onnxruntime_engine import cache_names
 from arforge.runner.bundle import Bundle
-from arforge.runner.engine import Engine, StepBuffers
-from arforge.runner.onnxruntime_engine import cache_names
 from arforge.runner.plan import PlannedStep, make_plan
 from arforge.runner.runner import guided_rows
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import Model
-from arforge.runner.engine import Engine
 from arforge.runner.errors import NumericsError
 from arforge.runner.plan import Plan
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from arforge.runner.backends.engine import StepBuffers
 from arforge.runner.bundle import Model
-from arforge.runner.engine import StepBuffers
 from arforge.runner.errors import EngineError
-from arforge.runner.narrow import narrowed
-from arforge.runner.schedule import Input, Schedule, Source
-from arforge.runner.visibility import masks
+from arforge.runner.schedules.narrow import narrowed
+from arforge.runner.schedules.schedule import Input, Schedule, Source
+from arforge.runner.schedules.visibility import masks
 
 
 @dataclass(frozen=True)

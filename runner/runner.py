@@ -17,12 +17,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from arforge.runner.backends.engine import Engine
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
+from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.canvas import make_canvas
-from arforge.runner.engine import Engine
 from arforge.runner.errors import EngineError
 from arforge.runner.numerics import check_step
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.plan import Plan, make_plan
 from arforge.runner.randomness import uniforms
 from arforge.runner.request import (
@@ -36,8 +37,7 @@ from arforge.runner.request import (
     check_seeds,
     whole,
 )
-from arforge.runner.specification import require_keeping
-from arforge.runner.tensorrt_engine import TensorRTEngine
+from arforge.runner.schedules.specification import require_keeping
 
 ENGINES: dict[str, Callable[[Bundle, str, int | None], Engine]] = {
     "onnxruntime": OnnxRuntimeEngine.built,

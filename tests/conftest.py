@@ -16,10 +16,10 @@ from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, PAR_CONFIG, VQ_CONFIG, ran
 from torch import Tensor
 
 from arforge.engines import onnxruntime
-from arforge.export import arpg, par
 from arforge.export.exporter import Job, export_bundle
-from arforge.export.llamagen import FAMILY
-from arforge.export.vq import VQModel
+from arforge.export.families import arpg, par
+from arforge.export.families.llamagen import FAMILY
+from arforge.export.image_tokenizers.vq import VQModel
 from arforge.runner import Runner
 
 settings.register_profile("arforge", deadline=None, database=None)

@@ -19,8 +19,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import Bundle
-from arforge.runner.tensorrt_library import Library
 
 NUMPY = {
     "tensor(int64)": np.int64,

@@ -84,7 +84,7 @@ def test_commands_of_the_introduction_are_targets_of_the_makefile() -> None:
 
 
 def test_format_section_names_every_field_of_the_schema() -> None:
-    schema = (ROOT / "runner/manifest.schema.json").read_text("utf-8")
+    schema = (ROOT / "runner/bundle/manifest.schema.json").read_text("utf-8")
     section = README[README.index("## Format") :]
     names = set(re.findall(r'^ {4,8}"(\w+)": \{', schema, flags=re.MULTILINE)) - {"properties", "definitions"}
     assert len(names) > 25

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from arforge.export import llamagen
-from arforge.export.arpg import ARPGConfig
-from arforge.export.family import Family
-from arforge.export.llamagen import LlamaGenConfig
-from arforge.export.par import PARConfig
-from arforge.export.vq import VQConfig
+from arforge.export.families import llamagen
+from arforge.export.families.arpg import ARPGConfig
+from arforge.export.families.family import Family
+from arforge.export.families.llamagen import LlamaGenConfig
+from arforge.export.families.par import PARConfig
+from arforge.export.image_tokenizers.vq import VQConfig
 
 CONFIG = LlamaGenConfig(dim=64, n_layer=2, n_head=4, grid=(8, 8), vocab_size=32, num_classes=10, multiple_of=32)
 GROUPED_CONFIG = LlamaGenConfig(

@@ -14,7 +14,7 @@ import click
 import data
 import onnxruntime
 
-from arforge.calibration.classifier import Classifier
+from arforge.calibration.quality.classifier import Classifier
 from arforge.runner import Runner
 from arforge.version import VERSION
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arforge.export.arpg import ARPG, ARPGConfig
-from arforge.export.llamagen import LlamaGen, LlamaGenConfig
-from arforge.export.par import PAR, PARConfig
-from arforge.runner.regions import region_order
+from arforge.export.families.arpg import ARPG, ARPGConfig
+from arforge.export.families.llamagen import LlamaGen, LlamaGenConfig
+from arforge.export.families.par import PAR, PARConfig
+from arforge.runner.schedules.regions import region_order
 
 DIMENSIONS = {"dim": 256, "n_head": 4, "grid": (8, 8), "vocab_size": 512, "num_classes": 10}
 BATCH = 128

@@ -23,22 +23,21 @@ import data
 import demo
 import quality_page
 
-from arforge.calibration import quality
-from arforge.calibration.classifier import Classifier
-from arforge.calibration.features import FeatureExtractor, feature_side
-from arforge.calibration.frechet import Gaussian, Moments, frechet_distance
-from arforge.calibration.image_set import ImageSet, open_image_set
 from arforge.calibration.int8 import Job as Calibration
 from arforge.calibration.int8 import calibrate
-from arforge.calibration.quality import DISTANCE, Samples
+from arforge.calibration.quality.classifier import Classifier
+from arforge.calibration.quality.evaluation import DISTANCE, Samples, quality
+from arforge.calibration.quality.features import FeatureExtractor, feature_side
+from arforge.calibration.quality.frechet import Gaussian, Moments, frechet_distance
+from arforge.calibration.quality.image_set import ImageSet, open_image_set
 from arforge.calibration.ranges import Rule
 from arforge.engines import onnxruntime
 from arforge.engines.low_precision import has_graphs
 from arforge.engines.onnxruntime import QUANTIZATIONS
 from arforge.runner import Runner, open_bundle
+from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import sha256_of
 from arforge.runner.images import save_npz
-from arforge.runner.onnxruntime_session import open_session
 from arforge.runner.request import Request
 
 DOCS = Path(__file__).parent.parent.parent / "docs"

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arforge.calibration.quality import DISTANCE
-from arforge.calibration.quality_plot import Point, save_plot
+from arforge.calibration.quality.evaluation import DISTANCE
+from arforge.calibration.quality.plot import Point, save_plot
 from arforge.runner.errors import EvaluationError
 from arforge.runner.images import write_whole
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from arforge.export.vq import VQConfig, VQModel
+from arforge.export.image_tokenizers.vq import VQConfig, VQModel
 
 CONFIG = VQConfig(codebook_size=512, codebook_width=8, channels=32, multipliers=(1, 1, 2), latent_channels=64)
 BATCH = 64

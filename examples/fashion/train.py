@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from arforge.calibration.classifier import Classifier
-from arforge.export import llamagen
-from arforge.export.llamagen import LlamaGenConfig
-from arforge.export.par import TRANSITION_EMBEDDING
-from arforge.export.vq import VQModel
+from arforge.calibration.quality.classifier import Classifier
+from arforge.export.families import llamagen
+from arforge.export.families.llamagen import LlamaGenConfig
+from arforge.export.families.par import TRANSITION_EMBEDDING
+from arforge.export.image_tokenizers.vq import VQModel
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 

@@ -17,8 +17,8 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 from PIL import Image
 
-from arforge.calibration.features import FeatureExtractor
-from arforge.calibration.frechet import Moments, frechet_distance
+from arforge.calibration.quality.features import FeatureExtractor
+from arforge.calibration.quality.frechet import Moments, frechet_distance
 from arforge.cli import main
 from arforge.runner import Runner
 from arforge.runner.images import save_npz

@@ -12,7 +12,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from arforge.export import arpg, layers, sampler
+from arforge.export import layers, sampler
+from arforge.export.families import arpg
 from arforge.runner import EngineError, Runner, open_bundle
 
 BENCH = Path(__file__).parent.parent.parent / "bench"

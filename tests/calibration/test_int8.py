@@ -17,7 +17,7 @@ from arforge.calibration.ranges import Rule
 from arforge.engines import onnxruntime
 from arforge.engines.verify import verify_bundle
 from arforge.runner import BundleError, Runner, open_bundle
-from arforge.runner.bundle_writer import add_engine, changing
+from arforge.runner.bundle.writer import add_engine, changing
 from arforge.runner.errors import CalibrationError, EngineError
 
 MAX = Rule("max", 100)

@@ -93,7 +93,7 @@ def test_weights_are_stored_once_as_int8(case: tuple[Path, list[Layer], Path]) -
 
 
 def test_onnx_runtime_makes_every_layer_an_integer_product(case: tuple[Path, list[Layer], Path]) -> None:
-    from arforge.runner.onnxruntime_session import UNWANTED
+    from arforge.runner.backends.onnxruntime_session import UNWANTED
 
     _, layers, folder = case
     options = onnxruntime.SessionOptions()

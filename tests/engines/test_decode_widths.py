@@ -14,7 +14,7 @@ from arforge.cli import main
 from arforge.engines import onnxruntime
 from arforge.engines.decode_widths import GAIN, choose, measure, stored_widths
 from arforge.runner import EngineError, Runner, open_bundle
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 
 
 @pytest.mark.parametrize(

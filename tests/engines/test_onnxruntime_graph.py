@@ -21,7 +21,7 @@ from arforge.engines.onnxruntime_graph import CONTRIB, fuse_norms, lower_step, q
 from arforge.engines.tensorrt_graph import write_model
 from arforge.engines.verify import verify_bundle
 from arforge.runner import EngineError, Runner, open_bundle
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 
 
 def restored(blocks: NDArray[np.uint8], scales: NDArray[np.float32], inputs: int) -> NDArray[np.float32]:

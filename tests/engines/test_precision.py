@@ -16,7 +16,7 @@ from arforge.engines.low_precision import add_graphs, entries
 from arforge.engines.precision import TYPES, lower_precision
 from arforge.runner import EngineError, open_bundle
 from arforge.runner.bundle import Bundle
-from arforge.runner.bundle_writer import changing, write_revision
+from arforge.runner.bundle.writer import changing, write_revision
 
 FLOAT = ir.DataType.FLOAT
 

@@ -29,12 +29,14 @@ from arforge.engines.tensorrt_layers import (
 from arforge.engines.tensorrt_library import load_builder
 from arforge.engines.trtexec import dry_run
 from arforge.engines.verify import verify_bundle
-from arforge.export import exporter, par
-from arforge.export.par import PARConfig
-from arforge.runner import EngineError, open_bundle, tensorrt_library
+from arforge.export import exporter
+from arforge.export.families import par
+from arforge.export.families.par import PARConfig
+from arforge.runner import EngineError, open_bundle
+from arforge.runner.backends import tensorrt_library
+from arforge.runner.backends.tensorrt_identity import build_command, check_identity
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import BundleError, VerificationError
-from arforge.runner.tensorrt_identity import build_command, check_identity
 
 RTX = "tensorrt-rtx"
 
@@ -156,7 +158,7 @@ def test_what_a_cut_build_has_left_goes(bundle_copy: Path) -> None:
 
 
 def test_two_builds_at_once_take_no_turns(bundle_copy: Path) -> None:
-    from arforge.runner.bundle_writer import changing
+    from arforge.runner.bundle.writer import changing
 
     with changing(bundle_copy), pytest.raises(BundleError, match="another process is changing"):
         build(Job(bundle_copy, RTX, "fp16"))

@@ -16,7 +16,7 @@ from arforge.engines.attention import against_fusing, choose_attention, decompos
 from arforge.engines.tensorrt_graph import lower_step, write_model
 from arforge.runner import EngineError, open_bundle
 from arforge.runner.bundle import Bundle
-from arforge.runner.bundle_writer import changing
+from arforge.runner.bundle.writer import changing
 
 SLOTS, ROWS, WIDTH = 24, 2, 3
 BUNDLES = ("bundle", "grouped_bundle", "arpg_bundle")

@@ -18,14 +18,14 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
-from arforge.calibration.classifier import Classifier
-from arforge.calibration.quality import DISTANCE
+from arforge.calibration.quality.classifier import Classifier
+from arforge.calibration.quality.evaluation import DISTANCE
 from arforge.engines import onnxruntime
 from arforge.export.config import read_config
 from arforge.export.exporter import Job, export_bundle
 from arforge.export.families import FAMILIES
 from arforge.runner import Runner
-from arforge.runner.onnxruntime_session import open_session
+from arforge.runner.backends.onnxruntime_session import open_session
 
 FASHION = Path(__file__).parent.parent.parent / "examples/fashion"
 CHECKPOINTS = FASHION / "checkpoints"

@@ -13,7 +13,7 @@ from tiny import CONFIG
 from torch import Tensor
 
 from arforge.export.checkpoint import check_shapes, open_checkpoint
-from arforge.export.llamagen import checkpoint_shapes
+from arforge.export.families.llamagen import checkpoint_shapes
 from arforge.runner.errors import CheckpointError
 
 SHAPES = checkpoint_shapes(CONFIG)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from arforge.export.config import check_config, read_config, variant_config, variant_of
-from arforge.export.llamagen import FAMILY, VARIANTS, LlamaGenConfig
+from arforge.export.families.llamagen import FAMILY, VARIANTS, LlamaGenConfig
 from arforge.runner.errors import CheckpointError
 
 FIELDS = {"dim": 64, "n_layer": 2, "n_head": 4, "vocab_size": 32, "num_classes": 10, "grid": [4, 6]}

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from arforge.engines import onnxruntime
 from arforge.export.exporter import Job, export_bundle
-from arforge.export.llamagen import FAMILY, default_schedules
+from arforge.export.families.llamagen import FAMILY, default_schedules
+from arforge.export.image_tokenizers.vq import VQModel
 from arforge.export.verify import stored_weights
-from arforge.export.vq import VQModel
 from arforge.runner import BundleError, Runner, ScheduleError, open_bundle
 from arforge.runner.bundle import sha256_of
 from arforge.runner.errors import CheckpointError
@@ -210,7 +210,7 @@ from pathlib import Path
 from tiny import CONFIG
 from dataclasses import replace
 from arforge.export.exporter import Job, export_bundle
-from arforge.export.llamagen import FAMILY
+from arforge.export.families.llamagen import FAMILY
 
 def report(line):
     if line.startswith("writing schedules"):

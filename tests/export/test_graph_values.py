@@ -13,7 +13,7 @@ import torch
 
 from arforge.export.verify import load_module
 from arforge.runner import Bundle, compile_schedule, open_bundle
-from arforge.runner.visibility import masks
+from arforge.runner.schedules.visibility import masks
 
 SCHEDULES = ["ntp", "zipar:3", "zipar:2,first-row=windowed,seed=nearest,holes=masked"]
 

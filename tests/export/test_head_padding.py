@@ -14,14 +14,14 @@ from tiny import GROUPED_CONFIG, random_weights
 from torch import Tensor, nn
 
 from arforge.engines import onnxruntime
-from arforge.export import arpg, llamagen, par
-from arforge.export.arpg import ARPGConfig
 from arforge.export.checkpoint import open_checkpoint
 from arforge.export.exporter import Job, export_bundle
-from arforge.export.family import Family
+from arforge.export.families import arpg, llamagen, par
+from arforge.export.families.arpg import ARPGConfig
+from arforge.export.families.family import Family
+from arforge.export.families.llamagen import LlamaGenConfig
+from arforge.export.families.par import PARConfig
 from arforge.export.layers import pad_heads, pad_weight, padded_head
-from arforge.export.llamagen import LlamaGenConfig
-from arforge.export.par import PARConfig
 from arforge.export.sampler import guide
 from arforge.export.verify import check_weights, compare_logits
 from arforge.runner import Runner, open_bundle

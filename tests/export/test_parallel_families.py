@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from arforge.engines import onnxruntime
 from arforge.engines.verify import verify_bundle
-from arforge.export import par
 from arforge.export.exporter import Job, export_bundle
-from arforge.export.par import PARConfig
+from arforge.export.families import par
+from arforge.export.families.par import PARConfig
 from arforge.export.verify import compare_logits, load_module
 from arforge.runner import Runner, ScheduleError, compile_schedule, open_bundle
-from arforge.runner.regions import region_order
+from arforge.runner.schedules.regions import region_order
 
 PAR_CONFIG = PARConfig(dim=40, n_layer=2, n_head=2, grid=(8, 8), vocab_size=32, num_classes=10, multiple_of=32)
 GUIDANCE = 2.0

@@ -40,7 +40,7 @@ from arforge.calibration.ranges import Rule
 from arforge.engines import onnxruntime, tensorrt
 from arforge.engines.tensorrt_library import load_builder
 from arforge.export import exporter
-from arforge.export.llamagen import FAMILY
+from arforge.export.families.llamagen import FAMILY
 from arforge.runner.bundle import open_bundle
 from arforge.runner.errors import ArforgeError
 

@@ -27,7 +27,7 @@ with atheris.instrument_imports(include=["arforge", "fastjsonschema"]):
 
     from arforge.runner.errors import ArforgeError, CheckpointError
     from arforge.runner.plan import make_plan
-    from arforge.runner.schedule_file import PREFIX, load
+    from arforge.runner.schedules.file import PREFIX, load
 
 VALUES = [None, True, 0, -1, 1, 2, 1.5, 2.0, 2**31, 2**63, 10**300, "", "..", "/x", "graphs", [], [0], {}, {"a": 1}]
 Target = Callable[[bytes], None]

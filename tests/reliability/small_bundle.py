@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from arforge.runner.backends.tensorrt_identity import build_command, check_identity, choose
 from arforge.runner.bundle import Bundle, open_bundle
-from arforge.runner.bundle_writer import file_facts
-from arforge.runner.schedule_file import dump
-from arforge.runner.specification import compile_schedule
-from arforge.runner.tensorrt_identity import build_command, check_identity, choose
+from arforge.runner.bundle.writer import file_facts
+from arforge.runner.schedules.file import dump
+from arforge.runner.schedules.specification import compile_schedule
 
 GRID = (4, 4)
 SPECIFICATION = "zipar:2,cfg-interval=3"

@@ -14,7 +14,7 @@ import pytest
 
 from arforge.engines import onnxruntime
 from arforge.runner import BundleError, Runner, open_bundle
-from arforge.runner.bundle_writer import changing
+from arforge.runner.bundle.writer import changing
 
 FAULTS = Path(__file__).with_name("faults.py")
 TRIALS = os.environ.get("ARFORGE_FAULT_TRIALS", "1")

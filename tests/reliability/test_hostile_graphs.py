@@ -14,9 +14,9 @@ from arforge.engines import onnxruntime
 from arforge.engines.graph_data import check_graphs
 from arforge.engines.verify import verify_bundle
 from arforge.runner import open_bundle
-from arforge.runner.bundle_writer import facts_of
+from arforge.runner.backends.onnxruntime_session import open_session
+from arforge.runner.bundle.writer import facts_of
 from arforge.runner.errors import EngineError, VerificationError
-from arforge.runner.onnxruntime_session import open_session
 
 STEP, WEIGHTS = "graphs/fp32/step.onnx", "graphs/fp32/weights/model.weights"
 Change = Callable[[onnx.TensorProto, onnx.TensorProto], object]

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from arforge.runner import Schedule, ScheduleError, compile_schedule
-from arforge.runner.schedule import Input, Source, Step, Target
-from arforge.runner.schedule_check import MAX_CELLS, capacity
-from arforge.runner.schedule_file import dump, load
+from arforge.runner.schedules.check import MAX_CELLS, capacity
+from arforge.runner.schedules.file import dump, load
+from arforge.runner.schedules.schedule import Input, Source, Step, Target
 
 pytestmark = pytest.mark.usefixtures("_little_memory")
 CLASS = Input(Source.CONDITION, 0, position=0, rank=0)

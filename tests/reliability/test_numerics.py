@@ -11,9 +11,9 @@ import torch
 
 from arforge.export.sampler import sample
 from arforge.runner import numerics, open_bundle
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.errors import NumericsError
 from arforge.runner.numerics import check_step
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.plan import make_plan
 
 ONE, OFF = torch.ones(1), torch.zeros(1, dtype=torch.int64)

@@ -15,8 +15,8 @@ from reliability.small_bundle import NATIVE, RTX, SCHEDULE, nodes, put, replaced
 
 from arforge.runner import ArforgeError, ScheduleError
 from arforge.runner.plan import make_plan
-from arforge.runner.schedule_check import capacity
-from arforge.runner.schedule_file import PREFIX, load
+from arforge.runner.schedules.check import capacity
+from arforge.runner.schedules.file import PREFIX, load
 
 NUMBERS = st.one_of(
     st.integers(), st.floats(), st.sampled_from([0, -1, 2**31 - 1, 2**31, 2**53, 2**63, 2**64, 10**400, 1e308, True])

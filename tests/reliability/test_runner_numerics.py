@@ -10,7 +10,8 @@ import pytest
 from fake_gpu import FakeGpu, fake_library
 
 from arforge.engines import tensorrt
-from arforge.runner import Runner, open_bundle, tensorrt_engine
+from arforge.runner import Runner, open_bundle
+from arforge.runner.backends import tensorrt_engine
 from arforge.runner.errors import NumericsError
 
 RTX = "tensorrt-rtx"

@@ -14,7 +14,7 @@ from arforge.export.verify import load_module
 from arforge.runner import RequestError, Runner, ScheduleError, compile_schedule, open_bundle
 from arforge.runner.canvas import UNKNOWN, nothing_known
 from arforge.runner.inpainting import kept_cells, known_tokens
-from arforge.runner.random_order import random_order
+from arforge.runner.schedules.random_order import random_order
 
 GRID = ARPG_CONFIG.grid
 SIZE = (2 * GRID[0], 2 * GRID[1])

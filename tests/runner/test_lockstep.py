@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from arforge.runner import Runner, ScheduleError, open_bundle
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.lockstep import GUIDANCE, lockstep
-from arforge.runner.onnxruntime_engine import OnnxRuntimeEngine
 
 
 def test_the_first_engine_decodes_what_the_runner_does(bundle: Path, runner: Runner) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from arforge.engines import onnxruntime
 from arforge.runner import EngineError, Runner, Schedule, compile_schedule, open_bundle
-from arforge.runner.narrow import narrowed
 from arforge.runner.plan import make_plan
-from arforge.runner.schedule import Input, Source, Step, Target
-from arforge.runner.schedule_check import checked
-from arforge.runner.visibility import masks
+from arforge.runner.schedules.check import checked
+from arforge.runner.schedules.narrow import narrowed
+from arforge.runner.schedules.schedule import Input, Source, Step, Target
+from arforge.runner.schedules.visibility import masks
 
 ZIPAR = compile_schedule("zipar:2", (8, 8))
 

@@ -7,10 +7,10 @@
 #include <string>
 
 #include "arforge.hpp"
-#include "bundle.h"
+#include "bundle/bundle.h"
 #include "plan.h"
-#include "schedule_file.h"
-#include "specification.h"
+#include "schedules/file.h"
+#include "schedules/specification.h"
 
 namespace {
 

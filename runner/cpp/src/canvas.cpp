@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "schedule.h"
+#include "schedules/schedule.h"
 #include "text.h"
 
 namespace arforge {

@@ -5,8 +5,8 @@
 #include <tuple>
 #include <vector>
 
-#include "bundle.h"
-#include "schedule.h"
+#include "bundle/bundle.h"
+#include "schedules/schedule.h"
 
 namespace arforge {
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "arforge.hpp"
-#include "bundle.h"
+#include "bundle/bundle.h"
 
 namespace arforge {
 

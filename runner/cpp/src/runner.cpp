@@ -5,12 +5,12 @@
 #include <mutex>
 
 #include "arforge.hpp"
-#include "bundle.h"
+#include "backends/onnxruntime_engine.h"
+#include "bundle/bundle.h"
 #include "canvas.h"
-#include "engine.h"
 #include "plan.h"
 #include "request.h"
-#include "specification.h"
+#include "schedules/specification.h"
 #include "state.h"
 #include "text.h"
 

@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "bundle.h"
-#include "engine.h"
+#include "backends/onnxruntime_engine.h"
+#include "bundle/bundle.h"
 #include "plan.h"
 
 namespace arforge {

@@ -29,7 +29,7 @@ from arforge.runner.errors import (
     PathError,
     ScheduleError,
 )
-from arforge.runner.schedule_file import dump
+from arforge.runner.schedules.file import dump
 
 HERE = Path(__file__).parent
 CODES: dict[type[ArforgeError], int] = {
@@ -58,8 +58,8 @@ def table(name: str) -> Any:
     return module
 
 
-MANIFEST_CASES = table("test_manifest_schema")
-SCHEDULE_CASES = table("test_schedule_file")
+MANIFEST_CASES = table("bundle/test_manifest_schema")
+SCHEDULE_CASES = table("schedules/test_file")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from arforge.runner import compile_schedule
-from arforge.runner.schedule_file import dump
+from arforge.runner.schedules.file import dump
 
 SANITIZERS = {"ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 FUZZ_SECONDS = 4

@@ -39,7 +39,7 @@ def test_clang_tidy_finds_nothing(onnxruntime_root: Path, tmp_path: Path, folder
     assert json is not None
     assert json.submodule_search_locations
     together = tmp_path / "together.cpp"
-    together.write_text("".join(f'#include "{path}"\n' for path in sorted((SOURCE / folder).glob("*.cpp"))))
+    together.write_text("".join(f'#include "{path}"\n' for path in sorted((SOURCE / folder).rglob("*.cpp"))))
     assert together.stat().st_size
     done = subprocess.run(
         [

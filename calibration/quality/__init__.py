@@ -1,0 +1,1 @@
+"""Judging generated images: Fréchet distance, class accuracy, and their page."""

@@ -1,0 +1,155 @@
+"""LlamaGen, class-conditional (arXiv 2406.06525): sizes, checkpoint layout, and the model that is traced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from arforge.export.checkpoint import Checkpoint
+from arforge.export.families.family import Family
+from arforge.export.layers import Block, Cache, RMSNorm, RotaryDecoder
+
+# layers, heads, dim
+VARIANTS = {
+    "B": (12, 12, 768),
+    "L": (24, 16, 1024),
+    "XL": (36, 20, 1280),
+    "XXL": (48, 24, 1536),
+    "3B": (24, 32, 3200),
+}
+
+
+@dataclass(frozen=True)
+class LlamaGenConfig:
+    dim: int
+    n_layer: int
+    n_head: int
+    grid: tuple[int, int]
+    vocab_size: int = 16384
+    num_classes: int = 1000
+    n_kv_head: int | None = None
+    norm_eps: float = 1e-5
+    rope_base: float = 10000.0
+    multiple_of: int = 256
+    ffn_dim_multiplier: float | None = None
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_head or self.n_head
+
+    @property
+    def head_size(self) -> int:
+        return self.dim // self.n_head
+
+    @property
+    def transition_tokens(self) -> int:
+        """Learned tokens beyond image and class tokens; PAR has some."""
+        return 0
+
+    @property
+    def tokens(self) -> int:
+        """Rows of the embedding table: image tokens, classes, the null class, transition tokens."""
+        return self.first_special + self.transition_tokens
+
+    @property
+    def first_class(self) -> int:
+        return self.vocab_size
+
+    @property
+    def null_class(self) -> int:
+        return self.first_class + self.num_classes
+
+    @property
+    def first_special(self) -> int:
+        return self.null_class + 1
+
+    @property
+    def caches(self) -> int:
+        """Pairs of key and value caches."""
+        return self.n_layer
+
+    @property
+    def cells(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def hidden(self) -> int:
+        """Width of the feed-forward layer: 2/3 of 4 dim, rounded up to a multiple of `multiple_of`."""
+        hidden = int(2 * 4 * self.dim / 3)
+        if self.ffn_dim_multiplier is not None:
+            hidden = int(self.ffn_dim_multiplier * hidden)
+        return -(-hidden // self.multiple_of) * self.multiple_of
+
+
+class LlamaGen(RotaryDecoder):
+    """The decoder. One id space: image tokens [0, vocab), classes [vocab, vocab + classes), then the null class."""
+
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__(config)
+        self.tok_embeddings = nn.Embedding(config.tokens, config.dim)
+        self.layers = nn.ModuleList(
+            Block(config.dim, config.n_head, config.kv_heads, config.hidden, config.norm_eps)
+            for _ in range(config.n_layer)
+        )
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        write_index: Tensor | None = None,
+        caches: list[Cache] | None = None,
+    ) -> tuple[Tensor, list[Cache]]:
+        """One step. Shapes as in the step graph; returns float32 logits [rows, width, vocab] and the caches.
+
+        Without caches (training) `mask` is [.., width, width] over the inputs themselves.
+        """
+        x = self.tok_embeddings(tokens)
+        rotary = self.rotary(positions)
+        new_caches: list[Any] = []
+        for index, layer in enumerate(self.layers):
+            x, cache = layer(x, rotary, mask, write_index, caches[index] if caches else None)
+            new_caches.append(cache)
+        return self.output(self.norm(x)).float(), new_caches
+
+
+EMBEDDING = "tok_embeddings.weight"
+CLASS_EMBEDDING = "cls_embedding.embedding_table.weight"
+
+
+def checkpoint_shapes(config: LlamaGenConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of the authors' checkpoints."""
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in LlamaGen(config).state_dict().items()}
+    shapes[EMBEDDING] = (config.vocab_size, config.dim)
+    shapes[CLASS_EMBEDDING] = (config.num_classes + 1, config.dim)
+    return shapes
+
+
+def parameter(checkpoint: Checkpoint, name: str) -> Tensor:
+    """A parameter of `LlamaGen` from the authors' checkpoint: the two embedding tables become one."""
+    if name == EMBEDDING:
+        return torch.cat([checkpoint.tensor(EMBEDDING), checkpoint.tensor(CLASS_EMBEDDING)])
+    return checkpoint.tensor(name)
+
+
+def default_schedules(config: LlamaGenConfig) -> list[str]:
+    """Next-token, and ZipAR at the windows of its paper that fit."""
+    return ["ntp", *(f"zipar:{window}" for window in (16, 12, 8, 4, 2) if window < config.grid[1])]
+
+
+FAMILY = Family(
+    name="llamagen",
+    variants=VARIANTS,
+    default_grid=(24, 24),
+    config=LlamaGenConfig,
+    module=LlamaGen,
+    checkpoint_shapes=checkpoint_shapes,
+    parameter=parameter,
+    schedules=default_schedules,
+)

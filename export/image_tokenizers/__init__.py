@@ -1,0 +1,1 @@
+"""The image tokenizers that arforge exports, one module a kind."""

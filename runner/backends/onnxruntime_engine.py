@@ -1,0 +1,245 @@
+"""The ONNX Runtime engine: caches allocated once, bound as input and output of the step graph.
+
+ONNX Runtime's attention reads every slot that it is given, so the caches are bound with the slots that are in use,
+rounded up; when a step needs more, the slots move apart in their memory, a few times in a generation.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arforge.runner.backends.engine import Scalars, StepBuffers
+from arforge.runner.backends.image_codec import ImageTokenizer
+from arforge.runner.backends.onnxruntime_session import open_session
+from arforge.runner.bundle import Bundle
+from arforge.runner.device import device_name, streaming_bandwidth
+from arforge.runner.errors import EngineError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+GROWTH = 64  # slots by which the bound part of the caches grows
+
+
+class OnnxRuntimeEngine:
+    """Runs a bundle's graphs on the CPU provider."""
+
+    largest_batch: int | None = None
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str,
+        threads: int | None = None,
+        widths: tuple[int, ...] | None = None,
+        graph: str = "step",
+        path: Path | None = None,
+    ) -> None:
+        """Load a step graph as it is. `threads`: CPU threads (None: one a core).
+
+        `graph` "step-logits" also gives the guided logits, for verification. `path`: a graph of the same inputs and
+        outputs to run in place of the bundle's.
+        """
+        self.widths = widths
+        self._bundle, self._precision, self._threads = bundle, precision, threads
+        self._path = path or bundle.graph(graph, precision)
+        self._session = self._open(graph)
+        check_caches(self._session, bundle, self._path)
+        self._with_logits = graph == "step-logits"
+        self._tokenizer = ImageTokenizer(bundle, threads)
+        self._shape: tuple[int, int, int] | None = None  # images, rows, slots
+        self._live = 0  # slots that are bound
+        self._cache_type = cache_type(self._session)
+        self._memory: dict[str, NDArray[Any]] = {}  # flat, grown when needed, never shrunk
+        self._buffers: dict[tuple[int, int], StepBuffers] = {}  # by width and queries
+        self._bound: dict[tuple[int, int], tuple[StepBuffers, Any]] = {}  # the same with the binding to the live slots
+        self._masks: dict[tuple[int, int], NDArray[np.bool_]] = {}  # of the live slots, as they are bound
+        self.scalars = Scalars(
+            guidance=np.ones(1, np.float32),
+            temperature=np.ones(1, np.float32),
+            top_k=np.zeros(1, np.int64),
+            top_p=np.ones(1, np.float32),
+        )
+
+    @classmethod
+    def built(cls, bundle: Bundle, precision: str, threads: int | None = None) -> Self:
+        """The engine that `arforge build` made. Raises EngineError where it is not built or does not fit."""
+        identity = bundle.engine("onnxruntime", precision)
+        check_identity(bundle, identity)
+        widths = identity.get("widths")
+        path = bundle.path(identity["graph"])
+        return cls(bundle, precision, threads, None if widths is None else tuple(widths), path=path)
+
+    @property
+    def device(self) -> str:
+        return device_name()
+
+    def bandwidth(self) -> float:
+        return streaming_bandwidth(self._threads or os.cpu_count() or 1)
+
+    @property
+    def cache_type(self) -> np.dtype[Any]:
+        return self._cache_type
+
+    def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
+        if self._shape != (images, rows, slots):
+            self._buffers.clear()
+            self._shape = (images, rows, slots)
+            self._allocate(rows * self._bundle.model.kv_heads * slots * self._bundle.model.head_size)
+        self._unbind(self._rounded(zero_slots))
+        for name in self._memory:
+            self.cache(name)[:, :, :zero_slots] = 0
+
+    def _allocate(self, size: int) -> None:
+        names = cache_names(self._bundle.model.caches)
+        try:
+            for name in names:
+                if name not in self._memory or self._memory[name].size < size:
+                    self._memory[name] = np.zeros(size, dtype=self._cache_type)
+        except MemoryError:
+            self._shape = None
+            needed = len(names) * size * self._cache_type.itemsize / 2**30
+            raise EngineError(f"no memory for caches of {needed:.1f} GiB: use a smaller batch") from None
+
+    def cache(self, name: str) -> NDArray[Any]:
+        """The live part of one cache, float32 or float16 (rows, kv_heads, live slots, head_size)."""
+        assert self._shape is not None
+        shape = (self._shape[1], self._bundle.model.kv_heads, self._live, self._bundle.model.head_size)
+        return self._memory[name][: np.prod(shape)].reshape(shape)
+
+    def _rounded(self, needed: int) -> int:
+        """The slots to bind where `needed` are in use."""
+        assert self._shape is not None
+        return min(self._shape[2], -(-max(needed, 1) // GROWTH) * GROWTH)
+
+    def _unbind(self, live: int) -> None:
+        self._live = live
+        self._bound.clear()
+        self._masks.clear()
+
+    def _grow(self, needed: int) -> None:
+        """Bind `needed` slots or more: every head's slots move to where they now begin, the last head's first."""
+        before = {name: self.cache(name) for name in self._memory}
+        self._unbind(self._rounded(needed))
+        for name, old in before.items():
+            new = self.cache(name)
+            for row, head in reversed(list(np.ndindex(*old.shape[:2]))):
+                new[row, head, : old.shape[2]] = old[row, head]
+
+    def buffers(self, width: int, queries: int = 0) -> StepBuffers:
+        if (width, queries) not in self._buffers:
+            self._buffers[width, queries] = self._make_buffers(width, queries)
+        return self._buffers[width, queries]
+
+    def run(self, width: int, queries: int = 0) -> None:
+        buffers = self.buffers(width, queries)
+        needed = int(buffers.write_index.max()) + width
+        if needed > self._live:
+            self._grow(needed)
+        if (width, queries) not in self._bound:
+            self._bound[width, queries] = self._bind(width, queries)
+        np.copyto(self._masks[width, queries], buffers.mask[..., : self._live])
+        try:
+            self._session.run_with_iobinding(self._bound[width, queries][1])
+        except RuntimeError as error:
+            raise EngineError(f"ONNX Runtime failed in a step of width {width}: {error}") from error
+
+    def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self._tokenizer.decode(tokens)
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return self._tokenizer.encode(images)
+
+    def close(self) -> None:
+        self._bound.clear()
+        self._buffers.clear()
+        self._memory.clear()
+        self._tokenizer.close()
+        del self._session
+
+    def _open(self, graph: str) -> onnxruntime.InferenceSession:
+        return open_session(self._path, self._threads)
+
+    def _make_buffers(self, width: int, queries: int) -> StepBuffers:
+        assert self._shape is not None
+        images, rows, slots = self._shape
+        outputs, vocabulary = queries or width, self._bundle.model.vocabulary
+        return StepBuffers(
+            tokens=np.zeros((rows, width), np.int64),
+            positions=np.zeros((rows, width), np.int64),
+            write_index=np.zeros(rows, np.int64),
+            mask=np.zeros((rows, 1, width, slots), np.bool_),
+            uniforms=np.zeros((images, outputs), np.float32),
+            next_tokens=np.zeros((images, outputs), np.int64),
+            query_positions=np.zeros((rows, queries), np.int64) if queries else None,
+            logits=np.zeros((images, outputs, vocabulary), np.float32) if self._with_logits else None,
+        )
+
+    def _bind(self, width: int, queries: int) -> tuple[StepBuffers, Any]:
+        buffers = self.buffers(width, queries)
+        rows = len(buffers.write_index)
+        mask = self._masks.setdefault((width, queries), np.zeros((rows, 1, width, self._live), np.bool_))
+        binding = self._session.io_binding()
+        for name, array in {**vars(buffers), **vars(self.scalars), "mask": mask}.items():
+            if array is None:
+                continue
+            bind = binding.bind_output if name in ("next_tokens", "logits") else binding.bind_input
+            bind(name, *place_of(array))
+        for name in cache_names(self._bundle.model.caches):
+            place = place_of(self.cache(name))
+            binding.bind_input(name, *place)
+            binding.bind_output(f"new_{name}", *place)
+        return buffers, binding
+
+
+def place_of(array: NDArray[Any]) -> tuple[str, int, type[np.generic], tuple[int, ...], int]:
+    """An array's memory as ONNX Runtime binds it."""
+    return "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
+
+
+def cache_type(session: onnxruntime.InferenceSession) -> np.dtype[Any]:
+    """The type of a step graph's caches."""
+    kinds = {value.type for value in session.get_inputs() if value.name.startswith("key_cache_")}
+    return np.dtype(np.float16 if kinds == {"tensor(float16)"} else np.float32)
+
+
+def check_caches(session: onnxruntime.InferenceSession, bundle: Bundle, path: Path) -> None:
+    """Raise EngineError unless the graph's caches are those of the manifest's model, which are allocated by it."""
+    model = bundle.model
+    expected = dict.fromkeys(cache_names(model.caches), (model.kv_heads, model.head_size))
+    shapes = {value.name: value.shape for value in session.get_inputs() if "_cache_" in value.name}
+    found = {name: (shape[1], shape[3]) if len(shape) == 4 else shape for name, shape in shapes.items()}
+    if found != expected:
+        name = min(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise EngineError(
+            f"{path}: {name} has heads and head size {found.get(name, 'missing')}, the manifest says "
+            f"{expected.get(name, 'none')}: export the bundle again"
+        )
+
+
+def cache_names(caches: int) -> list[str]:
+    return [f"{kind}_cache_{index}" for index in range(caches) for kind in ("key", "value")]
+
+
+def check_identity(bundle: Bundle, identity: dict[str, Any]) -> None:
+    """Raise EngineError unless the engine was built from the bundle's present graphs."""
+    for part in ("graph", "source"):  # the source is that of an engine with a graph of its own
+        path = identity.get(part)
+        if part == "source" and path is None:
+            continue
+        present = bundle.manifest["files"].get(path, {}).get("sha256") if isinstance(path, str) else None
+        if present is None or present != identity.get(f"{part}_sha256"):
+            raise EngineError(
+                f"the engine of {bundle.root} was built from another graph: rebuild it with "
+                f"`arforge build {bundle.root} --target onnxruntime`"
+            )
+    widths, widest = identity.get("widths"), bundle.model.positions
+    if widths is not None and not (
+        isinstance(widths, list) and widths and all(type(w) is int and 0 < w <= widest for w in widths)
+    ):
+        raise EngineError(f"the engine of {bundle.root} lists widths {widths!r}: rebuild it")

@@ -1,0 +1,235 @@
+// manifest.json and engine identities, field by field, as `manifest.schema.json` says.
+#include <algorithm>
+
+#include "bundle/bundle.h"
+#include "bundle/files.h"
+#include "bundle/json.h"
+#include "text.h"
+
+namespace arforge {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr const char* FORMAT = "arforge-bundle";
+constexpr std::int64_t VERSION = 1;
+constexpr std::size_t MAX_NAME_BYTES = 800; // 200 letters
+constexpr std::size_t MAX_WIDTHS = 4096;
+constexpr std::int64_t MAX_LAYERS = 4096;
+constexpr std::size_t MAX_PATH_LETTERS = 400;
+
+struct Pair {
+  std::int64_t first, second;
+};
+
+Pair pair(const Fields& fields, const char* name) {
+  const Json& list = fields.list(name, 2);
+  if (list.size() > 2) {
+    throw Error(Code::manifest, text("the manifest does not follow the format: ", fields.place(name), " must be two"));
+  }
+  return {whole_number(list[0], fields.place(name), 1, MAX_COUNT),
+          whole_number(list[1], fields.place(name), 1, MAX_COUNT)};
+}
+
+Model model_of(const Json& value) {
+  const Fields fields(value, "model",
+                      {"family", "variant", "config", "grid", "vocabulary", "classes", "first_class", "null_class",
+                       "first_special", "specials", "queries", "positions", "layers", "caches", "kv_heads", "head_size",
+                       "parameters"});
+  if (!fields.at("variant").is_null()) {
+    (void)fields.string("variant");
+  }
+  (void)fields.object("config");
+  (void)fields.whole("parameters", 1, INT64_MAX);
+  const Pair grid = pair(fields, "grid");
+  return {fields.string("family"),
+          grid.first,
+          grid.second,
+          fields.whole("vocabulary"),
+          fields.whole("classes"),
+          fields.whole("first_class"),
+          fields.whole("null_class"),
+          fields.whole("first_special"),
+          fields.whole("specials", 0, 1 << 20),
+          fields.boolean("queries"),
+          fields.whole("positions"),
+          fields.whole("layers", 1, MAX_LAYERS),
+          fields.whole("caches"),
+          fields.whole("kv_heads"),
+          fields.whole("head_size")};
+}
+
+std::optional<Tokenizer> tokenizer_of(const Json& value) {
+  if (value.is_null()) {
+    return std::nullopt;
+  }
+  const Fields fields(value, "tokenizer", {"codebook_size", "codebook_width", "downsampling", "image_size"});
+  (void)fields.whole("codebook_width");
+  const Pair size = pair(fields, "image_size");
+  return Tokenizer{fields.whole("codebook_size"), fields.whole("downsampling"), size.first, size.second};
+}
+
+Sampler sampler_of(const Json& value) {
+  const Fields fields(value, "sampler", {"guidance", "temperature", "top_k", "top_p"});
+  const double top_p = fields.number("top_p", 0, 1);
+  if (top_p == 0) {
+    throw Error(Code::manifest, "the manifest does not follow the format: sampler.top_p must be more than 0");
+  }
+  return {fields.number("guidance", 1, 1000), fields.number("temperature", 0, 1000), fields.whole("top_k", 0), top_p};
+}
+
+File file_of(const Json& value, const std::string& path) {
+  const Fields fields(value, "files." + path, {"bytes", "sha256"});
+  std::string sha256 = fields.string("sha256", 64);
+  const bool digits = sha256.find_first_not_of("0123456789abcdef") == std::string::npos;
+  if (sha256.size() != 64 || !digits) {
+    throw Error(Code::manifest,
+                text("the manifest does not follow the format: files.", path, ".sha256 must be 64 hexadecimal digits"));
+  }
+  return {fields.whole("bytes", 0, INT64_MAX), std::move(sha256)};
+}
+
+StoredSchedule schedule_of(const Json& value) {
+  const Fields fields(value, "schedules", {"specification", "path", "steps", "slots", "widths"});
+  for (const Json& width : fields.list("widths", 1)) {
+    (void)whole_number(width, fields.place("widths"), 1, MAX_COUNT);
+  }
+  return {fields.string("specification"), fields.string("path", MAX_PATH_LETTERS), fields.whole("steps"),
+          fields.whole("slots")};
+}
+
+Graph graph_of(const Json& value) {
+  const Fields fields(value, "graphs", {"name", "precision", "path", "weights"});
+  return {fields.one_of("name", {"step", "step-logits", "decoder", "encoder"}),
+          fields.one_of("precision", {"fp32", "fp16", "bf16", "int8"}), fields.string("path", MAX_PATH_LETTERS),
+          fields.string("weights", MAX_PATH_LETTERS)};
+}
+
+BuiltEngine engine_of(const Json& value) {
+  const Fields fields(value, "engines", {"target", "precision", "device", "path"});
+  return {fields.one_of("target", {"onnxruntime", "tensorrt", "tensorrt-rtx"}),
+          fields.one_of("precision", {"fp32", "fp16", "bf16", "int8"}), fields.string("device"),
+          fields.string("path", MAX_PATH_LETTERS)};
+}
+
+// The bundle's path of one of an identity's graphs; throws Error (engine) unless it is the one of then.
+std::string graph_of(const Bundle& bundle, const Json& identity, const std::string& part) {
+  const Json path = identity.value(part, Json());
+  const auto file = path.is_string() ? bundle.files.find(path.get<std::string>()) : bundle.files.end();
+  if (file == bundle.files.end() || identity.value(part + "_sha256", Json()) != file->second.sha256) {
+    throw Error(Code::engine, text("the engine of ", bundle.root.string(),
+                                   " was built from another graph: rebuild it "
+                                   "with `arforge build ",
+                                   bundle.root.string(), " --target onnxruntime`"));
+  }
+  return file->first;
+}
+
+} // namespace
+
+Bundle read_manifest(const fs::path& root) {
+  const fs::path path = root / "manifest.json";
+  std::error_code failed;
+  if (!fs::is_regular_file(fs::symlink_status(path, failed))) {
+    throw Error(Code::manifest, text(root.string(), " is not a bundle: it has no manifest.json"));
+  }
+  if (const auto size = fs::file_size(path, failed); failed || size > MAX_JSON) {
+    throw Error(Code::manifest, text(path.string(), " has ", size, " bytes, more than ", MAX_JSON));
+  }
+  Bundle bundle = parse_manifest(read_file(path, MAX_JSON, Code::manifest), path.string());
+  bundle.root = root;
+  return bundle;
+}
+
+Bundle parse_manifest(const std::string& content, const std::string& name) {
+  const Json manifest = parse_json(content, name, Code::manifest);
+  if (!manifest.is_object() || manifest.value("format", Json()) != FORMAT) {
+    throw Error(Code::manifest, text(name, " is not the manifest of an arforge bundle"));
+  }
+  if (const Json version = manifest.value("version", Json()); version.is_number_integer() && version > VERSION) {
+    throw Error(Code::format_version, text(name, " has bundle format ", version.dump(), ", this arforge reads up to ",
+                                           VERSION, ": update arforge, or export the bundle again with this one"));
+  }
+  const Fields fields(
+      manifest, "manifest",
+      {"format", "version", "model", "tokenizer", "graphs", "files", "schedules", "sampler", "engines", "provenance"});
+  (void)fields.whole("version", VERSION, VERSION);
+  (void)fields.object("provenance");
+  Bundle bundle{{},
+                model_of(fields.at("model")),
+                tokenizer_of(fields.at("tokenizer")),
+                sampler_of(fields.at("sampler")),
+                {},
+                {},
+                {},
+                {}};
+  for (const Json& entry : fields.list("graphs", 1)) {
+    bundle.graphs.push_back(graph_of(entry));
+  }
+  for (const auto& [path, entry] : fields.object("files").items()) {
+    bundle.files.emplace(path, file_of(entry, path));
+  }
+  if (bundle.files.empty()) {
+    throw Error(Code::manifest, "the manifest does not follow the format: manifest.files must not be empty");
+  }
+  for (const Json& entry : fields.list("schedules", 1)) {
+    bundle.schedules.push_back(schedule_of(entry));
+  }
+  for (const Json& entry : fields.list("engines", 0)) {
+    bundle.engines.push_back(engine_of(entry));
+  }
+  return bundle;
+}
+
+EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
+  const fs::path path = bundle.root / fs::u8path(engine.path);
+  const Json identity = parse_json(read_file(path, MAX_JSON, Code::engine), path.string(), Code::engine);
+  const auto refuse = [&](const std::string& problem) {
+    throw Error(Code::engine, text(engine.path, " ", problem, ": rebuild the engine"));
+  };
+  if (!identity.is_object()) {
+    refuse("is not an engine identity");
+  }
+  const std::pair<const char*, std::string> same[] = {
+      {"target", engine.target}, {"precision", engine.precision}, {"device", engine.device}};
+  for (const auto& [name, expected] : same) {
+    if (identity.value(name, Json()) != expected) {
+      refuse(text("is for another ", name, " than ", expected));
+    }
+  }
+  for (const char* name : {"library", "machine"}) {
+    const Json value = identity.value(name, Json());
+    if (!value.is_string() || value.get<std::string>().empty() || value.get<std::string>().size() > MAX_NAME_BYTES) {
+      refuse(text("lacks its ", name));
+    }
+  }
+  EngineIdentity result{bundle.root / fs::u8path(graph_of(bundle, identity, "graph")), {}, {}};
+  result.standard = result.graph;
+  if (identity.contains("source") || identity.contains("source_sha256")) { // of an engine with a graph of its own
+    result.standard = bundle.root / fs::u8path(graph_of(bundle, identity, "source"));
+  }
+  if (identity.contains("weights")) {
+    const Json& weights = identity["weights"];
+    if (!weights.is_string() || bundle.files.count(weights.get<std::string>()) == 0) {
+      refuse("names weights that are not listed among the bundle's files");
+    }
+    result.standard.clear();
+  }
+  if (!identity.contains("widths")) {
+    refuse("lacks its widths");
+  }
+  const Json& widths = identity["widths"];
+  if (widths.is_null()) {
+    return result;
+  }
+  const bool sound = widths.is_array() && !widths.empty() && widths.size() <= MAX_WIDTHS &&
+                     std::all_of(widths.begin(), widths.end(), [&](const Json& w) {
+                       return w.is_number_integer() && w > 0 && w <= bundle.model.positions;
+                     });
+  if (!sound) {
+    refuse(text("lists widths ", widths.dump()));
+  }
+  result.widths = widths.get<std::vector<std::int64_t>>();
+  return result;
+}
+
+} // namespace arforge

@@ -1,0 +1,216 @@
+#include "schedules/specification.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include "arforge.hpp"
+#include "schedules/generators.h"
+#include "text.h"
+
+namespace arforge {
+namespace {
+
+struct Option {
+  std::string name;
+  std::vector<std::string> words; // empty: a whole number
+  std::string usual;
+};
+
+struct Kind {
+  std::string name;
+  std::string number; // what the part after the colon is; empty where there is none
+  std::string family; // of the models that it can drive
+  bool keeps;         // whether it can start from cells that are known
+  std::vector<Option> options;
+};
+
+const std::vector<Kind>& kinds() {
+  static const Option interval = {"cfg-interval", {}, "-1"};
+  static const std::vector<Kind> known = {
+      {"ntp", "", "llamagen", false, {interval}},
+      {"zipar",
+       "WINDOW",
+       "llamagen",
+       false,
+       {{"first-row", {"published", "windowed"}, "published"},
+        {"seed", {"published", "nearest"}, "published"},
+        {"holes", {"published", "masked"}, "published"},
+        interval}},
+      {"par", "REGIONS", "par", false, {}},
+      {"arpg",
+       "STEPS",
+       "arpg",
+       true,
+       {{"ratio", {"arccos", "cosine"}, "arccos"},
+        {"cfg", {"linear", "constant"}, "linear"},
+        {"order", {}, "0"},
+        {"groups", {"published", "causal"}, "published"}}},
+  };
+  return known;
+}
+
+template <class List>
+auto find_named(const List& list, const std::string& name) {
+  return std::find_if(list.begin(), list.end(), [&](const auto& item) { return item.name == name; });
+}
+
+template <class List, class Chosen>
+std::string names_of(const List& list, Chosen chosen) {
+  std::vector<std::string> names;
+  for (const auto& item : list) {
+    if (chosen(item)) {
+      names.push_back(item.name);
+    }
+  }
+  return listed(names);
+}
+
+const Kind& kind_of(const std::string& name, const std::string& given) {
+  const auto found = find_named(kinds(), name);
+  if (found == kinds().end()) {
+    const std::string all = names_of(kinds(), [](const Kind&) { return true; });
+    throw Error(Code::schedule, text("unknown schedule '", given, "': known: ", all));
+  }
+  return *found;
+}
+
+std::int64_t integer(const std::string& digits, const std::string& what) {
+  std::int64_t value = 0;
+  const char* end = digits.data() + digits.size();
+  const auto [stop, failed] = std::from_chars(digits.data(), end, value);
+  if (digits.empty() || stop != end || failed != std::errc() || digits.size() > 20) {
+    throw Error(Code::schedule, text(what, " needs a whole number, not '", digits, "'"));
+  }
+  return value;
+}
+
+std::string stripped(const std::string& given) {
+  const char* blanks = " \t\n\r\f\v";
+  const std::size_t first = given.find_first_not_of(blanks);
+  return first == std::string::npos ? "" : given.substr(first, given.find_last_not_of(blanks) - first + 1);
+}
+
+std::vector<std::string> split(const std::string& given, char separator) {
+  std::vector<std::string> parts;
+  std::istringstream in(given + separator);
+  for (std::string part; std::getline(in, part, separator);) {
+    parts.push_back(part);
+  }
+  return parts;
+}
+
+void enter_option(Specification& specification, std::map<std::string, std::string>& met, const std::string& option) {
+  const Kind& kind = kind_of(specification.kind, specification.kind);
+  const std::size_t equals = option.find('=');
+  const auto known = find_named(kind.options, option.substr(0, equals));
+  if (known == kind.options.end() || equals == std::string::npos) {
+    const std::string all = names_of(kind.options, [](const Option&) { return true; });
+    throw Error(Code::schedule, text("unknown option '", option, "' of schedule ", kind.name, ": known: ", all));
+  }
+  std::string value = option.substr(equals + 1);
+  if (known->words.empty()) {
+    value = std::to_string(integer(value, "option " + known->name));
+  } else if (std::find(known->words.begin(), known->words.end(), value) == known->words.end()) {
+    throw Error(Code::schedule,
+                text("option ", known->name, " is one of ", listed(known->words), ", not '", value, "'"));
+  }
+  if (!met.emplace(known->name, value).second) {
+    throw Error(Code::schedule, text("a schedule gives option ", known->name, " twice"));
+  }
+  if (value != known->usual) {
+    specification.options[known->name] = value;
+  }
+}
+
+} // namespace
+
+Specification parse_specification(const std::string& given) {
+  const std::vector<std::string> parts = split(stripped(given), ',');
+  const std::string& head = parts.front();
+  const std::size_t colon = head.find(':');
+  Specification specification{head.substr(0, colon), {}, {}};
+  const Kind& kind = kind_of(specification.kind, given);
+  if (kind.number.empty() != (colon == std::string::npos)) {
+    const std::string form = kind.number.empty() ? kind.name : kind.name + ":" + kind.number;
+    throw Error(Code::schedule,
+                text("schedule '", given, "' is malformed: write it as ", form, ", options after commas"));
+  }
+  std::map<std::string, std::string> met;
+  for (std::size_t index = 1; index < parts.size(); index++) {
+    enter_option(specification, met, parts[index]);
+  }
+  if (colon != std::string::npos) {
+    specification.number = integer(head.substr(colon + 1), "schedule " + kind.name);
+  }
+  return specification;
+}
+
+std::string canonical_text(const Specification& specification) {
+  std::string result = specification.kind;
+  if (specification.number) {
+    result += text(":", *specification.number);
+  }
+  for (const auto& [name, value] : specification.options) {
+    result += text(",", name, "=", value);
+  }
+  return result;
+}
+
+Schedule compile_schedule(const Specification& specification, std::int64_t rows, std::int64_t columns,
+                          const std::vector<std::int32_t>& kept) {
+  if (rows < 1 || columns < 1 || rows > MAX_CELLS || rows * columns > MAX_CELLS) {
+    throw Error(Code::schedule, text("grid ", rows, "x", columns, " is out of range: use 1 to ", MAX_CELLS, " cells"));
+  }
+  const std::string name = canonical_text(specification);
+  Schedule schedule{name, rows, columns, {}, 1, 0, false, kept};
+  const auto option = [&](const char* key, const char* usual) {
+    const auto found = specification.options.find(key);
+    return found == specification.options.end() ? std::string(usual) : found->second;
+  };
+  const std::int64_t number = specification.number.value_or(0);
+  if (!kept.empty()) {
+    require_keeping(specification, name);
+  }
+  if (specification.kind == "ntp") {
+    next_token(schedule, integer(option("cfg-interval", "-1"), "option cfg-interval"));
+  } else if (specification.kind == "zipar") {
+    zipar(schedule, {number, option("first-row", "") == "windowed", option("seed", "") == "nearest",
+                     option("holes", "") == "masked", integer(option("cfg-interval", "-1"), "option cfg-interval")});
+  } else if (specification.kind == "par") {
+    par(schedule, number);
+  } else {
+    const std::int64_t order = integer(option("order", "0"), "option order");
+    if (order < 0) {
+      throw Error(Code::schedule, text("order seed ", order, " is out of range: use 0 to 2**63 - 1"));
+    }
+    arpg(schedule, {number, option("ratio", "") == "cosine", option("cfg", "") == "constant",
+                    static_cast<std::uint64_t>(order), option("groups", "") == "causal"});
+  }
+  return checked(std::move(schedule));
+}
+
+void require_decoder(const Specification& specification, const std::string& given, const std::string& family) {
+  if (kind_of(specification.kind, given).family != family) {
+    const std::string fitting = names_of(kinds(), [&](const Kind& kind) { return kind.family == family; });
+    throw Error(Code::schedule, text("schedule '", given, "' does not fit a ", family, " model: use one of ", fitting));
+  }
+}
+
+void require_keeping(const Specification& specification, const std::string& given) {
+  if (!kind_of(specification.kind, given).keeps) {
+    throw Error(Code::schedule, text("schedule '", given,
+                                     "' decodes in an order of its own and cannot keep cells or go beyond the "
+                                     "grid: that takes a model and a schedule of random order (",
+                                     names_of(kinds(), [](const Kind& kind) { return kind.keeps; }), ")"));
+  }
+}
+
+void require_specials(const Schedule& schedule, std::int64_t specials) {
+  if (const std::int64_t needed = specials_of(schedule); needed != specials) {
+    throw Error(Code::schedule, text("schedule ", schedule.specification, " needs ", needed,
+                                     " special tokens, the model was trained with ", specials,
+                                     ": use the schedule that it was trained for"));
+  }
+}
+
+} // namespace arforge

@@ -1,0 +1,35 @@
+// Schedule specifications such as `ntp`, `zipar:16,first-row=windowed`, and the schedules that they stand for.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "schedules/schedule.h"
+
+namespace arforge {
+
+struct Specification {
+  std::string kind;
+  std::optional<std::int64_t> number;         // the part after the colon
+  std::map<std::string, std::string> options; // only those that differ from the default
+};
+
+// Throws Error (schedule) that says what is unknown and what would be valid.
+Specification parse_specification(const std::string& given);
+
+std::string canonical_text(const Specification& specification);
+
+// The checked schedule for a grid; `kept`: cells that are known and stay. Throws Error (schedule).
+Schedule compile_schedule(const Specification& specification, std::int64_t rows, std::int64_t columns,
+                          const std::vector<std::int32_t>& kept);
+
+// Throw Error (schedule) unless: a model of `family` can be driven by this kind; this kind can start from known
+// cells; the schedule feeds just the special tokens that the model was trained with.
+void require_decoder(const Specification& specification, const std::string& given, const std::string& family);
+void require_keeping(const Specification& specification, const std::string& given);
+void require_specials(const Schedule& schedule, std::int64_t specials);
+
+} // namespace arforge

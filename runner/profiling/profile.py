@@ -1,0 +1,286 @@
+"""Measures schedules on an engine, step by step: time in the engine and beside it, bytes streamed, arithmetic.
+
+Not covered: operators (`operator_times.py`), and drawing (`profile_page.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arforge.runner.backends.engine import Engine, Scalars, StepBuffers
+from arforge.runner.bundle import Bundle
+from arforge.runner.device import power
+from arforge.runner.errors import Cancelled, RequestError
+from arforge.runner.plan import Plan, PlannedStep
+from arforge.runner.runner import Runner, guided_rows
+
+HIGH = (95, 99)  # percentiles beside the median
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured of each schedule. Raises RequestError for numbers out of range."""
+
+    images: int = 1
+    guidance: float | None = None
+    warm_ups: int = 1
+    repeats: int = 3
+    max_steps: int | None = None  # of a generation; None: all
+
+    def __post_init__(self) -> None:
+        least = {"images": 1, "warm_ups": 0, "repeats": 1, "max_steps": 1}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise RequestError(f"{name.replace('_', '-')} {value} is out of range: use {smallest} or more")
+
+
+@dataclass(frozen=True)
+class ScheduleProfile:
+    """One schedule's measurements; times in seconds, of `repeats` generations."""
+
+    schedule: str
+    plan: Plan
+    images: int
+    rows: int
+    total: NDArray[np.float64]  # (repeats, steps) from the end of a step to the end of the next
+    engine: NDArray[np.float64]  # (repeats, steps) of these, inside the engine
+    image_seconds: float | None  # tokens to pixels, a generation; None where it was not whole, or gives tokens only
+    watts: float | None  # mean of what the device told after each generation
+
+    @property
+    def measured(self) -> tuple[PlannedStep, ...]:
+        return self.plan.steps[: self.total.shape[1]]
+
+    @property
+    def whole(self) -> bool:
+        return len(self.measured) == len(self.plan.steps)
+
+
+class TimedEngine:
+    """An engine that notes when its preparation ended, and how long each step took."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.widths, self.largest_batch = engine.widths, engine.largest_batch
+        self.prepared = 0.0
+        self.first_step: float | None = None  # when the first step of all ended
+        self.seconds: list[float] = []
+
+    @property
+    def scalars(self) -> Scalars:
+        return self._engine.scalars
+
+    @property
+    def device(self) -> str:
+        return self._engine.device
+
+    def bandwidth(self) -> float:
+        return self._engine.bandwidth()
+
+    @property
+    def cache_type(self) -> np.dtype[Any]:
+        return self._engine.cache_type
+
+    def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
+        self._engine.prepare(images, rows, slots, zero_slots)
+        self.seconds.clear()
+        self.prepared = time.perf_counter()
+
+    def buffers(self, width: int, queries: int = 0) -> StepBuffers:
+        return self._engine.buffers(width, queries)
+
+    def run(self, width: int, queries: int = 0) -> None:
+        start = time.perf_counter()
+        self._engine.run(width, queries)
+        end = time.perf_counter()
+        self.seconds.append(end - start)
+        if self.first_step is None:
+            self.first_step = end
+
+    def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self._engine.decode(tokens)
+
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return self._engine.encode(images)
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class Clock:
+    """Takes the time of each step's end, and stops a generation after so many steps."""
+
+    def __init__(self, most: int | None) -> None:
+        self.most = most
+        self.ends: list[float] = []
+
+    def __call__(self, done: int, steps: int) -> None:
+        self.ends.append(time.perf_counter())
+
+    def is_set(self) -> bool:
+        return self.most is not None and len(self.ends) >= self.most
+
+
+def profile_schedule(runner: Runner, engine: TimedEngine, schedule: str, settings: Settings) -> ScheduleProfile:
+    """Measure `schedule` on `runner`, which runs on `engine`.
+
+    Raises ScheduleError or EngineError where it does not fit the model or the engine.
+    """
+    guidance = runner.bundle.sampler.guidance if settings.guidance is None else settings.guidance
+    total, inside, decoding, watts = [], [], [], []
+    for index in range(settings.warm_ups + settings.repeats):
+        clock, image_seconds = generate_once(runner, schedule, settings)
+        if index >= settings.warm_ups:
+            total.append([after - before for before, after in pairwise([engine.prepared, *clock.ends])])
+            inside.append(list(engine.seconds))
+            decoding.append(image_seconds)
+            watts.append(power())
+    seconds = [taken for taken in decoding if taken is not None]
+    told = [drawn for drawn in watts if drawn is not None]
+    return ScheduleProfile(
+        schedule=schedule,
+        plan=runner.plan(schedule),
+        images=settings.images,
+        rows=guided_rows(settings.images, guided=guidance != 1),
+        total=np.array(total),
+        engine=np.array(inside),
+        image_seconds=float(np.median(seconds)) if seconds else None,
+        watts=float(np.mean(told)) if told else None,
+    )
+
+
+def generate_once(runner: Runner, schedule: str, settings: Settings) -> tuple[Clock, float | None]:
+    """One generation, with the ends of its steps, and the seconds of its image decoding where it came to that."""
+    clock = Clock(settings.max_steps)
+    classes = [index % runner.bundle.model.classes for index in range(settings.images)]
+    try:
+        result = runner.generate(
+            classes,
+            schedule=schedule,
+            guidance=settings.guidance,
+            batch=settings.images,
+            progress=clock,
+            cancel=clock,
+        )
+    except Cancelled:
+        return clock, None
+    return clock, None if result.images is None else result.image_seconds
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a step must move and compute, whatever the engine; from the manifest and the plan."""
+
+    weights: int  # bytes that every step reads: all but the table of embeddings
+    slot: int  # bytes of one cache slot of one row, over all reads of a step
+    weight_count: int
+
+    @classmethod
+    def of(cls, bundle: Bundle, precision: str, cache_type: np.dtype[Any], target: str | None = None) -> Traffic:
+        """Every layer reads one cache, ARPG's later half the shared one. Int8 engines keep embeddings as floats.
+
+        `target`: whose engine it is, where that may have weights of its own.
+        """
+        model = bundle.model
+        kind = (target, precision)
+        engines = [entry for entry in bundle.manifest["engines"] if (entry["target"], entry["precision"]) == kind]
+        files = [bundle.identity(entry).get("weights") for entry in engines]
+        files += [
+            graph["weights"]
+            for graph in bundle.manifest["graphs"]
+            if (graph["name"], graph["precision"]) == ("step", precision)
+        ]
+        file = next(path for path in files if path)
+        table = (max(model.null_class, model.first_special + model.specials - 1) + 1) * model.config["dim"]
+        size = 2 if precision in ("fp16", "bf16") else 4
+        return cls(
+            weights=bundle.manifest["files"][file]["bytes"] - table * size,
+            slot=2 * model.layers * model.kv_heads * model.head_size * cache_type.itemsize,
+            weight_count=model.parameters - table,
+        )
+
+    def live_slots(self, step: PlannedStep) -> int:
+        return int(step.mask.any(axis=0).sum())
+
+    def cache_bytes(self, step: PlannedStep, rows: int) -> int:
+        """Bytes of keys and values that the step's inputs can see."""
+        return rows * self.live_slots(step) * self.slot
+
+    def operations(self, step: PlannedStep, rows: int) -> int:
+        """Two for each weight and token; where a model has queries, half of the layers see them in place of tokens."""
+        tokens = (step.width + step.queries) / 2 if step.queries else step.width
+        return int(2 * self.weight_count * rows * tokens)
+
+
+def milliseconds(seconds: NDArray[np.float64]) -> dict[str, float]:
+    """Median and high percentiles."""
+    scaled = 1000 * seconds
+    high = {f"p{rank}": float(np.percentile(scaled, rank)) for rank in HIGH}
+    return {"median": float(np.median(scaled)), **high}
+
+
+def by_width(profile: ScheduleProfile) -> Iterator[dict[str, Any]]:
+    """Times of the steps of each width, and number of queries where the model has them."""
+    kinds = [(step.width, step.queries) for step in profile.measured]
+    for (width, queries), count in sorted(Counter(kinds).items()):
+        chosen = [index for index, kind in enumerate(kinds) if kind == (width, queries)]
+        facts = {"width": width, **({"queries": queries} if queries else {}), "steps": count}
+        yield {**facts, **milliseconds(profile.total[:, chosen])}
+
+
+def summary(profile: ScheduleProfile, traffic: Traffic, bandwidth: float | None) -> dict[str, Any]:
+    """The figures of one schedule, as `arforge profile --json` gives them; `bandwidth` in bytes a second."""
+    steps = profile.measured
+    seconds = float(np.median(profile.total.sum(axis=1)))  # of the measured steps of a generation
+    inside = float(np.median(profile.engine.sum(axis=1)))
+    cache = [traffic.cache_bytes(step, profile.rows) for step in steps]
+    moved = len(steps) * traffic.weights + sum(cache)
+    operations = sum(traffic.operations(step, profile.rows) for step in steps)
+    whole = seconds + (profile.image_seconds or 0)
+    return {
+        "schedule": profile.schedule,
+        "steps": len(profile.plan.steps),
+        "measured_steps": len(steps),
+        "repeats": len(profile.total),
+        "batch": profile.images,
+        "rows": profile.rows,
+        "ms_per_step": milliseconds(profile.total),
+        "ms_per_step_by_width": list(by_width(profile)),
+        "ms_per_image": 1000 * whole / profile.images if profile.whole else None,
+        "ms_per_image_tokens": 1000 * seconds / profile.images if profile.whole else None,
+        "ms_per_image_decoder": None
+        if profile.image_seconds is None
+        else 1000 * profile.image_seconds / profile.images,
+        "images_per_second": profile.images / whole if profile.whole else None,
+        "engine_share": inside / seconds,
+        "runner_ms_per_step": 1000 * (seconds - inside) / len(steps),
+        "weight_bytes_per_step": traffic.weights,
+        "cache_bytes_per_step": sum(cache) / len(steps),
+        "bytes_per_second": moved / seconds,
+        "bandwidth_share": None if bandwidth is None else moved / seconds / bandwidth,
+        "operations_per_second": operations / seconds,
+        "watts": profile.watts,
+        "step_ms": (1000 * np.median(profile.total, axis=0)).tolist(),
+        "step_widths": [step.width for step in steps],
+    }
+
+
+def against_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """Steps and token time saved against the first schedule; their gap is overhead. Whole generations only."""
+    first = rows[0]
+    return [
+        {
+            "steps_saved": 1 - row["steps"] / first["steps"],
+            "time_saved": 1 - row["ms_per_image_tokens"] / first["ms_per_image_tokens"],
+        }
+        for row in rows
+    ]

@@ -1,0 +1,160 @@
+"""Schedule specifications: `ntp`, `zipar:16`, `zipar:16,first-row=windowed`. Compiles them to schedules."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from arforge.runner.errors import ScheduleError
+from arforge.runner.schedules import random_order, raster, regions
+from arforge.runner.schedules.check import MAX_CELLS, checked
+from arforge.runner.schedules.schedule import Schedule
+
+INTEGER = None  # an option that takes a whole number rather than one of a few words
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One family of schedules: its builder, its number (the part after the colon), its options with defaults."""
+
+    build: Callable[..., Schedule]
+    number: str | None  # the builder's name for it; None where the kind takes none
+    options: Mapping[str, tuple[tuple[str, ...] | None, str]]
+    decoders: tuple[str, ...]  # model families that it can drive
+    keeps: bool = False  # whether it can start from cells that are known
+
+
+CFG_INTERVAL = {"cfg-interval": (INTEGER, "-1")}
+KINDS = {
+    "ntp": Kind(raster.next_token, None, CFG_INTERVAL, ("llamagen",)),
+    "zipar": Kind(
+        raster.zipar,
+        "window",
+        {
+            "first-row": (("published", "windowed"), "published"),
+            "seed": (("published", "nearest"), "published"),
+            "holes": (("published", "masked"), "published"),
+            **CFG_INTERVAL,
+        },
+        ("llamagen",),
+    ),
+    "par": Kind(regions.par, "regions", {}, ("par",)),
+    "arpg": Kind(
+        random_order.arpg,
+        "steps",
+        {
+            "ratio": (("arccos", "cosine"), "arccos"),
+            "cfg": (("linear", "constant"), "linear"),
+            "order": (INTEGER, "0"),
+            "groups": (("published", "causal"), "published"),
+        },
+        ("arpg",),
+        keeps=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Specification:
+    kind: str
+    number: int | None
+    options: tuple[tuple[str, str], ...]  # only those that differ from the default, sorted
+
+    def __str__(self) -> str:
+        head = self.kind if self.number is None else f"{self.kind}:{self.number}"
+        return ",".join([head, *(f"{name}={value}" for name, value in self.options)])
+
+
+def parse(text: str) -> Specification:
+    """Parse a specification. Raises ScheduleError that names what is unknown and what would be valid."""
+    head, *options = text.strip().split(",")
+    name, colon, number = head.partition(":")
+    kind = KINDS.get(name)
+    if kind is None:
+        raise ScheduleError(f"unknown schedule {text!r}: {_suggest(name, KINDS)}")
+    if (kind.number is not None) != bool(colon):
+        form = name if kind.number is None else f"{name}:{kind.number.upper()}"
+        raise ScheduleError(f"schedule {text!r} is malformed: write it as {form}, options after commas")
+    given: dict[str, str] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if key not in kind.options or not equals:
+            raise ScheduleError(f"unknown option {option!r} of schedule {name}: {_suggest(key, kind.options)}")
+        if key in given:
+            raise ScheduleError(f"schedule {text!r} gives option {key} twice")
+        words, _ = kind.options[key]
+        given[key] = str(_integer(value, f"option {key}")) if words is INTEGER else _word(key, value, words)
+    kept = sorted((key, value) for key, value in given.items() if value != kind.options[key][1])
+    return Specification(name, _integer(number, f"schedule {name}") if colon else None, tuple(kept))
+
+
+@lru_cache(maxsize=64)
+def compile_schedule(text: str, grid: tuple[int, int], kept: tuple[int, ...] = ()) -> Schedule:
+    """Compile and check the schedule of a specification for a grid of (rows, columns).
+
+    `kept`: cells that are known and stay as they are. Raises ScheduleError for an unknown kind or option, numbers
+    that do not fit the grid, or kept cells where the kind decodes in an order of its own.
+    """
+    if min(grid) < 1 or grid[0] * grid[1] > MAX_CELLS:
+        raise ScheduleError(f"grid {grid[0]}x{grid[1]} is out of range: use 1 to {MAX_CELLS} cells")
+    specification = parse(text)
+    kind = KINDS[specification.kind]
+    arguments: dict[str, int | str | tuple[int, ...]] = {}
+    if kind.number is not None:
+        assert specification.number is not None
+        arguments[kind.number] = specification.number
+    for key, value in specification.options:
+        words, _ = kind.options[key]
+        arguments[key.replace("-", "_")] = int(value) if words is INTEGER else value
+    if kept:
+        require_keeping(text)
+        arguments["kept"] = kept
+    return checked(kind.build(str(specification), grid, **arguments))
+
+
+def require_decoder(text: str, family: str) -> None:
+    """Raise ScheduleError unless a model of `family` can be driven by this kind of schedule."""
+    kind = parse(text).kind
+    if family not in KINDS[kind].decoders:
+        fitting = ", ".join(name for name, known in KINDS.items() if family in known.decoders)
+        raise ScheduleError(f"schedule {text!r} does not fit a {family} model: use one of {fitting}")
+
+
+def require_keeping(text: str) -> None:
+    """Raise ScheduleError unless this kind of schedule can start from known cells."""
+    if not KINDS[parse(text).kind].keeps:
+        able = ", ".join(name for name, kind in KINDS.items() if kind.keeps)
+        raise ScheduleError(
+            f"schedule {text!r} decodes in an order of its own and cannot keep cells or go beyond the grid: that takes "
+            f"a model and a schedule of random order ({able})"
+        )
+
+
+def require_specials(schedule: Schedule, specials: int) -> None:
+    """Raise ScheduleError unless the schedule feeds just the special tokens that the model was trained with."""
+    if schedule.specials != specials:
+        raise ScheduleError(
+            f"schedule {schedule.specification} needs {schedule.specials} special tokens, the model was trained with "
+            f"{specials}: use the schedule that it was trained for"
+        )
+
+
+def _integer(text: str, what: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,19}", text):
+        raise ScheduleError(f"{what} needs a whole number, not {text!r}")
+    return int(text)
+
+
+def _word(key: str, value: str, words: tuple[str, ...]) -> str:
+    if value not in words:
+        raise ScheduleError(f"option {key} is one of {', '.join(words)}, not {value!r}")
+    return value
+
+
+def _suggest(name: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}known: {', '.join(known)}"
