@@ -11,7 +11,8 @@ def compare_precision(bundle: Bundle, precision: str, schedule: str, max_steps: 
     """Run both graphs side by side, each on its own caches, on the likeliest tokens of the float32 one."""
     engines = [OnnxRuntimeEngine(bundle, name, graph="step-logits") for name in ("fp32", precision)]
     comparison = LogitComparison()
-    for done in side_by_side(bundle, schedule, engines, [0, bundle.model.classes - 1], max_steps):
+    classes = [0, bundle.model.class_condition.classes - 1]
+    for done in side_by_side(bundle, schedule, engines, classes, max_steps):
         wanted, found = (logits_of(step, buffers) for step, buffers in done)
         comparison.add(wanted, found)
     for engine in engines:

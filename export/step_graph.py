@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from arforge.export import sampler
 from arforge.export.trace import trace
-from arforge.runner.bundle import Model
+from arforge.runner.bundle import ModelFacts
 from arforge.runner.step_graph import cache_names, contract
 
 SAMPLE = {"rows": 4, "images": 2, "width": 3, "queries": 5, "slots": 17}  # what is traced; all of them differ
@@ -20,7 +20,7 @@ SAMPLE = {"rows": 4, "images": 2, "width": 3, "queries": 5, "slots": 17}  # what
 class StepGraph(nn.Module):
     """A decoder with the sampler behind it; inputs and outputs are those of `step-logits`, in the contract's order."""
 
-    def __init__(self, decoder: nn.Module, model: Model) -> None:
+    def __init__(self, decoder: nn.Module, model: ModelFacts) -> None:
         super().__init__()
         self.decoder, self.caches = decoder, cache_names(model.caches)
         self.names = [tensor.name for tensor in contract(model, "step-logits").inputs]
@@ -48,7 +48,7 @@ def without_logits(model: ir.Model) -> ir.Model:
     return lean
 
 
-def trace_step(decoder: nn.Module, model: Model) -> ir.Model:
+def trace_step(decoder: nn.Module, model: ModelFacts) -> ir.Model:
     """Trace `decoder`, whose parameters are fake tensors, as `step-logits`; what the contract names stays free."""
     wanted = contract(model, "step-logits")
     free = {name: torch.export.Dim(name) for name in SAMPLE}

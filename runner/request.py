@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.backends.engine import SamplerSettings
-from arforge.runner.bundle import Sampler, Tokenizer
+from arforge.runner.bundle import ImageTokenizerFacts, SamplerDefaults
 from arforge.runner.errors import Cancelled, RequestError
 
 MAX_SEED = 2**64 - 1
@@ -95,7 +95,7 @@ class BatchSampling:
         settings.top_p[:] = self.top_p
 
 
-def sampling_of(request: Request, defaults: Sampler, images: int) -> BatchSampling:
+def sampling_of(request: Request, defaults: SamplerDefaults, images: int) -> BatchSampling:
     """The settings of each image. Raises RequestError for values out of range, or neither one nor one an image."""
 
     def each(what: str, given: Any, default: Any = None) -> list[Any]:
@@ -167,7 +167,7 @@ def check_seeds(seeds: Sequence[int] | None, images: int) -> NDArray[np.uint64]:
     return np.array([whole("seed", seed, 0, MAX_SEED) for seed in seeds], dtype=np.uint64)
 
 
-def check_images(images: NDArray[np.uint8], tokenizer: Tokenizer | None) -> None:
+def check_images(images: NDArray[np.uint8], tokenizer: ImageTokenizerFacts | None) -> None:
     """Raise RequestError unless these are uint8 [images, height, width, 3] that the tokenizer can encode."""
     if tokenizer is None:
         raise RequestError("the bundle has no image tokenizer: export it with --tokenizer FILE")

@@ -154,7 +154,7 @@ class Runner:
 
     def _generate(self, request: Request, progress: Progress | None, cancel: CancelFlag | None) -> Result:
         model = self.bundle.model
-        labels = check_classes(request.classes, model.classes)
+        labels = check_classes(request.classes, model.class_condition.classes)
         sampling = sampling_of(request, self.bundle.sampler, len(labels))
         schedule = request.schedule or self.bundle.default_schedule
         numbers = check_seeds(request.seeds, len(labels))
@@ -177,7 +177,7 @@ class Runner:
                     canvas.tokens[place] = self._decode(plan, images, canvas.tokens[place], watch)
             decoded = time.perf_counter()
             pixels = None
-            if self.bundle.tokenizer is not None:
+            if self.bundle.image_tokenizer is not None:
                 tokens = canvas.tokens.reshape(-1, *canvas.grid)
                 pixels = np.concatenate([self._codec.decode(tokens[part]) for part in parts])
             finished = time.perf_counter()
@@ -188,7 +188,7 @@ class Runner:
 
         Raises RequestError where the bundle has no tokenizer, or for images that are not a whole number of tokens.
         """
-        check_images(images, self.bundle.tokenizer)
+        check_images(images, self.bundle.image_tokenizer)
         with self._lock:
             self._live_engine()
             parts = [images[first : first + DEFAULT_BATCH] for first in range(0, len(images), DEFAULT_BATCH)]

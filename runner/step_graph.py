@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from arforge.runner.bundle import Model
+from arforge.runner.bundle import ClassCondition, FeaturesCondition, IdsCondition, ModelFacts
 from arforge.runner.errors import BundleError
 
 Dimension = str | int
@@ -64,8 +64,8 @@ def bound_caches(caches: Mapping[str, Item]) -> dict[str, Item]:
     return {**caches, **{written_name(name): item for name, item in caches.items()}}
 
 
-def contract(model: Model, graph: str, cache_type: str = "float32") -> Contract:
-    """The inputs and outputs of a graph kind. Raises BundleError for a kind that the format does not have.
+def contract(model: ModelFacts, graph: str, cache_type: str = "float32") -> Contract:
+    """The inputs and outputs of a graph kind. Raises BundleError for a kind that the format, or the model, lacks.
 
     `cache_type`: of keys and values, that of the graph's precision in `CACHE_TYPES`.
     """
@@ -81,7 +81,7 @@ def contract(model: Model, graph: str, cache_type: str = "float32") -> Contract:
     raise BundleError(f"unknown graph {graph!r}: use {known}")
 
 
-def step(model: Model, graph: str, cache_type: str) -> Contract:
+def step(model: ModelFacts, graph: str, cache_type: str) -> Contract:
     """One decoding step: the decoder over its caches, and the sampler."""
     outputs = "queries" if model.queries else "width"
     inputs = [
@@ -110,14 +110,14 @@ def step(model: Model, graph: str, cache_type: str) -> Contract:
     return Contract((*inputs, *caches(model, cache_type)), (*given, *written(model, cache_type)))
 
 
-def prefill(model: Model, cache_type: str) -> Contract:
+def prefill(model: ModelFacts, cache_type: str) -> Contract:
     """A step that only fills the caches: no head, no sampler."""
     taken = ("tokens", "positions", "write_index", "mask", "condition", *cache_names(model.caches))
     inputs = step(model, "step", cache_type).inputs
     return Contract(tuple(tensor for tensor in inputs if tensor.name in taken), written(model, cache_type))
 
 
-def lowered_step(model: Model, cache_type: str, filters: bool) -> Contract:
+def lowered_step(model: ModelFacts, cache_type: str, filters: bool) -> Contract:
     """The step as TensorRT is given it: one mask for all rows, and limits only where there are `filters`."""
     plain = step(model, "step", cache_type)
     kept = [tensor for tensor in plain.inputs if filters or tensor.name not in LIMITS]
@@ -127,35 +127,47 @@ def lowered_step(model: Model, cache_type: str, filters: bool) -> Contract:
     )
 
 
-def caches(model: Model, cache_type: str) -> tuple[Tensor, ...]:
+def caches(model: ModelFacts, cache_type: str) -> tuple[Tensor, ...]:
     shape = ("rows", model.kv_heads, "slots", model.head_size)
     return tuple(Tensor(name, cache_type, shape) for name in cache_names(model.caches))
 
 
-def written(model: Model, cache_type: str) -> tuple[Tensor, ...]:
+def written(model: ModelFacts, cache_type: str) -> tuple[Tensor, ...]:
     return tuple(replace(cache, name=written_name(cache.name)) for cache in caches(model, cache_type))
 
 
-def conditioned(model: Model) -> bool:
-    """Whether a step reads rows of a prompt. Prompts of classes are tokens, of which the step has its own table."""
-    return getattr(model, "condition", None) is not None and model.condition.kind != "class"
+def conditioned(model: ModelFacts) -> bool:
+    """Whether a step reads rows of a prompt. Classes are tokens, of which the step has its own table."""
+    return not isinstance(model.condition, ClassCondition)
 
 
-def condition(model: Model) -> Contract:
-    """From a prompt, features or ids, to the rows that a step reads; run once a request."""
-    given = Tensor("ids", "int64", ("prompts", "length"))
-    if model.condition.kind == "features":
-        given = Tensor("features", "float32", ("prompts", "length", model.condition.width))
+def condition(model: ModelFacts) -> Contract:
+    """From a prompt, features or ids, to the rows that a step reads; run once a request.
+
+    Raises BundleError for a model of classes.
+    """
+    if isinstance(model.condition, FeaturesCondition):
+        given = features(model.condition)
+    elif isinstance(model.condition, IdsCondition):
+        given = Tensor("ids", "int64", ("prompts", "length"))
+    else:
+        raise BundleError("a model of classes has no graph 'condition'")
     return Contract((given,), (Tensor("condition", "float32", ("prompts", "length", model.dim)),))
 
 
-def text(model: Model) -> Contract:
-    """The text encoder: from ids to the features of a prompt."""
+def text(model: ModelFacts) -> Contract:
+    """The text encoder: from ids to the features of a prompt. Raises BundleError for a model that takes no features."""
+    if not isinstance(model.condition, FeaturesCondition):
+        raise BundleError(f"a model whose condition is {model.condition.kind} has no graph 'text'")
     ids, mask = (Tensor(name, "int64", ("prompts", "length")) for name in ("ids", "mask"))
-    return Contract((ids, mask), (Tensor("features", "float32", ("prompts", "length", model.condition.width)),))
+    return Contract((ids, mask), (features(model.condition),))
 
 
-PROMPT_GRAPHS: dict[str, Callable[[Model], Contract]] = {"condition": condition, "text": text}
+def features(condition: FeaturesCondition) -> Tensor:
+    return Tensor("features", "float32", ("prompts", "length", condition.width))
+
+
+PROMPT_GRAPHS: dict[str, Callable[[ModelFacts], Contract]] = {"condition": condition, "text": text}
 TOKENS = Tensor("tokens", "int64", ("images", "rows", "columns"))
 PIXELS = Tensor("images", "uint8", ("images", "height", "width", 3))
 IMAGE_GRAPHS = {"decoder": Contract((TOKENS,), (PIXELS,)), "encoder": Contract((PIXELS,), (TOKENS,))}

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from arforge.runner.backends.tensorrt_engine import CACHE_TYPES
+from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import Bundle
 from arforge.runner.step_graph import lowered_step
@@ -237,15 +237,16 @@ class FakeTensorRT:
         """Let it know a bundle's engines."""
         model, profiles = bundle.model, identity["profiles"]
         steps, images = [], []
-        step = lowered_step(model, CACHE_TYPES[identity["types"]], identity["filters"])
+        step = lowered_step(model, ELEMENT_TYPES[identity["types"]], identity["filters"])
         for profile in profiles:
             dimensions = {**profile, "rows": 2 * profile["images"], "slots": identity["slots"]}
             steps.append({tensor.name: tensor.sizes(dimensions) for tensor in (*step.inputs, *step.outputs)})
         self.known[digest(bundle.path(identity["engine"]).read_bytes())] = (bundle.path(identity["lowered"]), steps)
         if identity["decoder"]:
-            assert bundle.tokenizer is not None
+            assert bundle.image_tokenizer is not None
             for count in sorted({profile["images"] for profile in profiles}):
-                images.append({"tokens": (count, *model.grid), "images": (count, *bundle.tokenizer.image_size, 3)})
+                pixels = (count, *bundle.image_tokenizer.image_size, 3)
+                images.append({"tokens": (count, *model.grid), "images": pixels})
             graph = bundle.graph("decoder", "fp32")
             self.known[digest(bundle.path(identity["decoder"]).read_bytes())] = (graph, images)
 

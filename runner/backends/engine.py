@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.runner.bundle import Model
+from arforge.runner.bundle import ModelFacts
 from arforge.runner.step_graph import Contract, Tensor, contract
 
 
@@ -80,7 +80,7 @@ class Engine(Protocol):
 class StepMemory:
     """Allocates the host memory of a request's steps: buffers for each kind of step, settings for all of them."""
 
-    def __init__(self, model: Model, graph: str = "step") -> None:
+    def __init__(self, model: ModelFacts, graph: str = "step") -> None:
         self._contract: Contract = contract(model, graph)
         self.images = self.rows = self.slots = 0
         self._buffers: dict[tuple[int, int], StepBuffers] = {}  # by width and queries

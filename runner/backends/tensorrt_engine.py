@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 
 from arforge.runner.backends.cuda import Gpu
 from arforge.runner.backends.engine import SamplerSettings, StepBuffers, StepMemory
-from arforge.runner.backends.tensorrt_identity import build_command, choose
+from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES, build_command, choose
 from arforge.runner.backends.tensorrt_library import Library, load_library
 from arforge.runner.backends.tensorrt_program import LoadedEngine, Program
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
 from arforge.runner.step_graph import bound_caches, cache_names, guided_rows, lowered_step, written_name
-
-CACHE_TYPES = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}  # by an identity's `types`
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class TensorRTEngine:
         self.largest_batch: int | None = self.batches[-1]
         lowered = bundle.path(identity["lowered"]) if identity["strip_weights"] else None
         self._loaded = LoadedEngine(bundle.path(identity["engine"]), library, gpu, lowered)
-        taken = lowered_step(bundle.model, CACHE_TYPES[identity["types"]], identity["filters"]).inputs
+        taken = lowered_step(bundle.model, ELEMENT_TYPES[identity["types"]], identity["filters"]).inputs
         self._inputs = {tensor.name: tensor.shape[0] for tensor in taken if "slots" not in tensor.shape}
         self._caches = self._place_caches()
         self._programs: dict[tuple[int, int, int], Program] = {}  # as in _profiles
@@ -58,7 +56,7 @@ class TensorRTEngine:
     @classmethod
     def built(cls, target: str, bundle: Bundle, precision: str) -> Self:
         """The engine that `arforge build` made. Raises EngineError where none is built, or fits, or there is no GPU."""
-        identities = bundle.engines(target, precision)
+        identities = bundle.identities(target, precision)
         library, gpu = load_library(target), Gpu()
         identity = choose(bundle, identities, library.name, gpu.compute_capability)
         return cls(bundle, identity, library, gpu)
@@ -72,7 +70,7 @@ class TensorRTEngine:
 
     @property
     def cache_type(self) -> np.dtype[Any]:
-        name = CACHE_TYPES[self.identity["types"]]
+        name = ELEMENT_TYPES[self.identity["types"]]
         return np.dtype("V2" if name == "bfloat16" else name)  # numpy lacks it
 
     @property

@@ -10,6 +10,8 @@ from typing import Any
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
 
+ELEMENT_TYPES = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
+"""Of caches, by an identity's `types`, in the words of a contract."""
 RTX_DEFAULT = "8.6"  # the least that TensorRT-RTX builds for where nothing else is asked
 
 
@@ -27,8 +29,7 @@ def check_identity(
 
     what = f"the {identity['target']} {identity['precision']} engine of {bundle.root}"
     for part, other in (("graph", "another graph"), ("weights", "other weights")):
-        present = bundle.manifest["files"].get(identity[part], {}).get("sha256")
-        if present != identity[f"{part}_sha256"]:
+        if bundle.sha256(identity[part]) != identity[f"{part}_sha256"]:
             refuse(f"{what} was built from {other} than the bundle's {identity[part]}")
     if library is not None and library != identity["library"]:
         refuse(f"{what} was built by {identity['library']}, here is {library}")
