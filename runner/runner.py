@@ -22,6 +22,7 @@ from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.canvas import make_canvas
+from arforge.runner.device import check_threads
 from arforge.runner.errors import EngineError
 from arforge.runner.numerics import check_step
 from arforge.runner.plan import Plan, make_plan
@@ -38,6 +39,7 @@ from arforge.runner.request import (
     whole,
 )
 from arforge.runner.schedules.specification import require_keeping
+from arforge.runner.targets import default_precision
 
 ENGINES: dict[str, Callable[[Bundle, str, int | None], Engine]] = {
     "onnxruntime": OnnxRuntimeEngine.built,
@@ -62,13 +64,13 @@ def guided_rows(images: int, guided: bool) -> int:
     return 2 * images if guided else images
 
 
-def open_engine(bundle: Bundle, target: str, precision: str, threads: int | None = None) -> Engine:
-    """Load the engine that `arforge build` made. Raises EngineError where it is not built or not known."""
-    if target not in ENGINES:
-        raise EngineError(f"unknown target {target!r}: this arforge runs {', '.join(ENGINES)}")
-    if threads is not None and threads < 1:
-        raise EngineError(f"{threads} threads: use at least 1, or leave it out for one a core")
-    return ENGINES[target](bundle, precision, threads)
+def open_engine(bundle: Bundle, target: str, precision: str | None = None, threads: int | None = None) -> Engine:
+    """Load the engine that `arforge build` made, by default of the target's usual precision.
+
+    Raises EngineError where it is not built or not known.
+    """
+    precision = precision or default_precision(target)
+    return ENGINES[target](bundle, precision, check_threads(threads))
 
 
 class Runner:
@@ -85,13 +87,14 @@ class Runner:
         cls,
         path: Path | str,
         target: str = "onnxruntime",
-        precision: str = "fp32",
+        precision: str | None = None,
         threads: int | None = None,
     ) -> Runner:
         """Open a bundle and load the engine that `arforge build` made for it.
 
         Raises BundleError for a bundle that cannot be used and EngineError for an engine that is not built or not
-        known. `threads`: CPU threads of the engine, None for one a core.
+        known. `precision`: by default fp32, of TensorRT fp16. `threads`: CPU threads of the engine, by default one
+        an available core.
         """
         bundle = open_bundle(path)
         return cls(bundle, open_engine(bundle, target, precision, threads))
