@@ -26,8 +26,13 @@ def load_library() -> Any:
     os.environ.setdefault(TELEMETRY_OFF, "1")
     try:
         import onnxruntime
-    except ImportError:
-        raise EngineError("onnxruntime is not installed: pip install 'arforge[cpu]'") from None
+    except ImportError as error:
+        what = "is not installed"
+        if not isinstance(error, ModuleNotFoundError):
+            what = f"cannot be loaded ({error})"
+        elif error.name != "onnxruntime":
+            what = f"is not whole, {error.name} is missing"
+        raise EngineError(f"onnxruntime {what}: pip install 'arforge[cpu]'") from None
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     if version < MINIMUM:
         wanted = ".".join(map(str, MINIMUM))
