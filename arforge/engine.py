@@ -40,4 +40,4 @@ def open_built(path: Path, target: str, precision: str) -> Bundle:
 
 
 def has_engine(bundle: Bundle, target: str, precision: str) -> bool:
-    return any((entry["target"], entry["precision"]) == (target, precision) for entry in bundle.manifest["engines"])
+    return any((engine.target, engine.precision) == (target, precision) for engine in bundle.engines)

@@ -86,10 +86,10 @@ def command(
     precision = precision or default_precision(target)
     opened = open_built(bundle, target, precision)
     with Runner(opened, open_engine(opened, target, precision, threads)) as runner:
-        size, known = quality.image_size(opened), opened.model.classes
+        size, known = quality.image_size(opened), opened.model.class_condition.classes
         for images in real.values():
             quality.check_images(images, size, bundle)
-        stored = [entry["specification"] for entry in opened.manifest["schedules"]]
+        stored = list(opened.specifications)
         chosen = list(dict.fromkeys(schedules or stored))
         for schedule in chosen:
             opened.schedule(schedule)  # refused before the long work, not after it

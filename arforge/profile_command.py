@@ -115,7 +115,7 @@ def measure(
     from arforge.runner.runner import Runner, open_engine
 
     opened = open_built(bundle, target, precision)
-    chosen = list(dict.fromkeys(schedules)) or [entry["specification"] for entry in opened.manifest["schedules"]]
+    chosen = list(dict.fromkeys(schedules)) or list(opened.specifications)
     if not chosen:
         raise RequestError(f"{bundle} stores no schedule: name one with --schedule")
     for schedule in chosen:
@@ -163,7 +163,7 @@ def operators(bundle: Path, schedule: str, settings: Settings, precision: str, t
 
     opened = open_bundle(bundle)
     engine = TracedEngine.built(opened, precision, threads)
-    with Runner(replace(opened, tokenizer=None), engine) as runner:
+    with Runner(replace(opened, image_tokenizer=None), engine) as runner:
         steps = len(generate_once(runner, schedule, settings)[0].ends)
         times = engine.times()
     return {

@@ -72,7 +72,7 @@ def command(
     from arforge.runner.images import save_npz, save_png, save_tokens
     from arforge.runner.inpainting import known_tokens
     from arforge.runner.runner import Runner, open_engine
-    from arforge.runner.schedules.specification import require_decoder, require_keeping
+    from arforge.runner.schedules.specification import require_keeping, require_order
     from arforge.runner.targets import default_precision
 
     if output is None and npz is None and tokens is None:
@@ -86,14 +86,14 @@ def command(
     precision = precision or default_precision(target)
     opened = open_built(bundle, target, precision)
     with Runner(opened, open_engine(opened, target, precision, threads)) as runner:
-        if runner.bundle.tokenizer is None and (output or npz):
+        if runner.bundle.image_tokenizer is None and (output or npz):
             raise RequestError(
                 f"{bundle} has no image tokenizer and gives tokens only: use --tokens, or export with --tokenizer"
             )
         schedule = schedule or runner.bundle.default_schedule
         known = None if grid is None else nothing_known(grid)
         if keep:
-            require_decoder(schedule, runner.bundle.model.family)
+            require_order(schedule, runner.bundle.model.order)
             require_keeping(schedule)
             known = known_tokens(runner, keep, mask, grid)
         with progress_bar(schedule, quiet=quiet) as progress:
