@@ -71,7 +71,7 @@ def command(
     from arforge.runner.canvas import nothing_known
     from arforge.runner.images import save_npz, save_png, save_tokens
     from arforge.runner.inpainting import known_tokens
-    from arforge.runner.runner import Runner, open_engine
+    from arforge.runner.runner import Runner
     from arforge.runner.schedules.specification import require_keeping, require_order
     from arforge.runner.targets import default_precision
 
@@ -84,8 +84,8 @@ def command(
     labels = spread_classes([label for group in classes for label in group], samples)
     numbers = spread_seeds([seed for group in seeds for seed in group], len(labels))
     precision = precision or default_precision(target)
-    opened = open_built(bundle, target, precision)
-    with Runner(opened, open_engine(opened, target, precision, threads)) as runner:
+    open_built(bundle, target, precision)
+    with Runner.open(bundle, target=target, precision=precision, threads=threads) as runner:
         if runner.bundle.image_tokenizer is None and (output or npz):
             raise RequestError(
                 f"{bundle} has no image tokenizer and gives tokens only: use --tokens, or export with --tokenizer"
