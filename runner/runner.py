@@ -39,6 +39,7 @@ from arforge.runner.request import (
     Watch,
     check_classes,
     check_images,
+    check_schedule,
     check_seeds,
     sampling_of,
     whole,
@@ -79,6 +80,8 @@ def open_engine(bundle: Bundle, target: str, precision: str | None = None, threa
 
     Raises EngineError where it is not built or not known.
     """
+    if precision is not None and not isinstance(precision, str):
+        raise RequestError(f"precision {precision!r} is no text: use one such as 'fp32', or None for the target's own")
     precision = precision or default_precision(target)
     return ENGINES[target](bundle, precision, check_threads(threads))
 
@@ -159,7 +162,7 @@ class Runner:
         model = self.bundle.model
         labels = check_classes(request.classes, model.class_condition.classes)
         sampling = sampling_of(request, self.bundle.sampler, len(labels))
-        schedule = request.schedule or self.bundle.default_schedule
+        schedule = check_schedule(request.schedule, self.bundle.default_schedule)
         numbers = check_seeds(request.seeds, len(labels))
         batch = whole("batch", request.batch, 1, MAX_BATCH)
         canvas = make_canvas(request.known, len(labels), model.grid, model.vocabulary)

@@ -10,6 +10,6 @@ TARGETS = tuple(DEFAULT_PRECISION)
 
 def default_precision(target: str) -> str:
     """Raises EngineError for a target that is not known."""
-    if target not in DEFAULT_PRECISION:
+    if not isinstance(target, str) or target not in DEFAULT_PRECISION:
         raise EngineError(f"unknown target {target!r}: this arforge runs {', '.join(TARGETS)}")
     return DEFAULT_PRECISION[target]

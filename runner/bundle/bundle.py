@@ -28,6 +28,7 @@ from arforge.runner.errors import (
     ManifestError,
     MissingFileError,
     PathError,
+    RequestError,
     ScheduleError,
 )
 from arforge.runner.schedules import file
@@ -121,6 +122,8 @@ class Bundle(Manifest):
 
 def open_bundle(root: Path | str) -> Bundle:
     """Open and check a bundle. Raises a BundleError whose class names the way in which it is wrong."""
+    if not isinstance(root, str | os.PathLike):
+        raise RequestError(f"{root!r} is no path of a bundle: give it as text or a Path")
     root = Path(root)
     if not root.is_dir():
         raise BundleError(f"no bundle at {root}: make one with `arforge export`")
