@@ -10,6 +10,7 @@ import click
 
 from arforge.options import PATH, human, threads_option
 from arforge.progress import progress_bars
+from arforge.runner.command_line import command_line
 
 if TYPE_CHECKING:
     from arforge.calibration.int8 import Calibrated
@@ -99,8 +100,8 @@ def show(done: Calibrated, bundle: Path) -> None:
     for engine in done.stale:
         click.echo(f"removed the engine {engine}: it was built from the int8 graph that this one replaces")
     click.echo(
-        f"next: arforge build {bundle} --precision int8 --quantization static, or with --target tensorrt-rtx in its "
-        f"place; what it does to images: arforge evaluate {bundle} "
+        f"next: {command_line('build', bundle, '--precision', 'int8', '--quantization', 'static')}, or with "
+        f"--target tensorrt-rtx in its place; what it does to images: {command_line('evaluate', bundle)} "
         "--reference … with --precision fp32 and int8"
     )
 
