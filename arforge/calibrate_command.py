@@ -16,7 +16,7 @@ from arforge.options import PATH, human
 if TYPE_CHECKING:
     from arforge.calibration.int8 import Calibrated
     from arforge.calibration.layer_error import LayerError
-    from arforge.calibration.requests import Progress
+    from arforge.calibration.requests import StageProgress
 
 SHOWN = 8  # layers
 
@@ -88,7 +88,7 @@ def command(
 
 
 @contextmanager
-def progress_bars(quiet: bool) -> Iterator[Progress]:
+def progress_bars(quiet: bool) -> Iterator[StageProgress]:
     """One bar after another, a new one for every new thing that is being done."""
     with ExitStack() as stack:
         bar: Any = None

@@ -79,7 +79,7 @@ def command(
     from arforge.calibration.quality.image_set import open_image_set
     from arforge.calibration.quality.plot import Point, save_plot
     from arforge.runner.profiling.page import require_matplotlib
-    from arforge.runner.request import Request
+    from arforge.runner.request import Sampling
     from arforge.runner.runner import Runner
 
     if plot:
@@ -95,14 +95,14 @@ def command(
         for schedule in chosen:
             opened.schedule(schedule)  # refused before the long work, not after it
         samplers = opened.sampler
-        request = Request(
+        sampling = Sampling(
             guidance=samplers.guidance if guidance is None else guidance,
             temperature=samplers.temperature if temperature is None else temperature,
             top_k=samplers.top_k if top_k is None else top_k,
             top_p=samplers.top_p if top_p is None else top_p,
         )
         labels = tuple(label for group in classes for label in group) or tuple(range(known))
-        wanted = quality.Samples(samples, labels, request, seed, min(batch, samples))
+        wanted = quality.Samples(samples, labels, sampling, seed, min(batch, samples))
         wanted.check(known)
         judge = Classifier(classifier, size, known, threads) if classifier else None
         extractor = FeatureExtractor(side or feature_side(size), threads)

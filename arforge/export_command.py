@@ -66,9 +66,9 @@ def command(
             "the CPU one install torch first)"
         ) from error
     from arforge.runner.bundle import SamplerDefaults
-    from arforge.runner.request import Request
+    from arforge.runner.request import Sampling
 
-    Request(guidance, temperature, top_k, top_p)  # refuses what no request could use
+    Sampling(guidance, temperature, top_k, top_p)  # refuses what no request could use
     kind = KNOWN[family]
     if config:
         dimensions = read_config(config, kind)

@@ -11,7 +11,7 @@ import click
 
 from arforge.options import PATH, human, measured_widths
 from arforge.runner.bundle import Bundle, ClassCondition, ModelFacts, open_bundle
-from arforge.runner.runner import guided_rows
+from arforge.runner.step_graph import guided_rows
 
 FLOAT_BYTES = 4
 

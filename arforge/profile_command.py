@@ -110,7 +110,7 @@ def measure(
     from arforge.runner.device import peak_memory
     from arforge.runner.errors import RequestError
     from arforge.runner.profiling.profile import TimedEngine, Traffic, against_first, profile_schedule, summary
-    from arforge.runner.runner import Runner, open_engine
+    from arforge.runner.runner import Runner, open_codec, open_engine
 
     start = time.perf_counter()
     opened = open_bundle(bundle)
@@ -119,10 +119,11 @@ def measure(
         raise RequestError(f"{bundle} stores no schedule: name one with --schedule")
     for schedule in chosen:
         opened.schedule(schedule)  # refused before the long work
-    engine = TimedEngine(open_engine(opened, target, precision, threads))
+    opened_engine = open_engine(opened, target, precision, threads)
+    engine, codec = TimedEngine(opened_engine), open_codec(opened, opened_engine, threads)
     loaded = time.perf_counter() - start
     traffic = Traffic.of(opened, precision, engine.cache_type, target)
-    with Runner(opened, engine) as runner:
+    with Runner(opened, engine, codec) as runner:
         profiles = [profile_schedule(runner, engine, schedule, settings) for schedule in chosen]
         peak = peak_memory()  # before the bandwidth is measured, which takes memory of its own
         bandwidth, device = engine.bandwidth(), engine.device

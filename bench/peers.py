@@ -48,7 +48,6 @@ class Arforge:
         self.slots = 1 + bundle.model.cells + SPARE
         self.engine = open_engine(bundle, "onnxruntime", precision, setting.threads)
         self.engine.prepare(images=1, rows=ROWS, slots=self.slots, zero_slots=0)
-        self.engine.scalars.guidance[:] = 2
 
     def step(self, slot: int, width: int) -> None:
         fill(self.engine.buffers(width), slot, width)
@@ -58,7 +57,7 @@ class Arforge:
 def fill(buffers: StepBuffers, slot: int, width: int) -> None:
     """A step of `width` tokens a row that see those before them."""
     given = np.arange(slot, slot + width)
-    buffers.tokens[:], buffers.uniforms[:] = 7, 0.5
+    buffers.tokens[:], buffers.uniforms[:], buffers.guidance[:] = 7, 0.5, 2
     buffers.positions[:], buffers.write_index[:] = given, slot
     buffers.mask[:] = np.arange(buffers.mask.shape[-1]) <= given[:, None]
 

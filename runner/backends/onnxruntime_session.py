@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arforge.runner.errors import EngineError
+from arforge.runner.step_graph import Contract, Tensor
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -13,6 +14,15 @@ if TYPE_CHECKING:
 MINIMUM = (1, 31)
 # It makes layers of one input share a quantizer, after which none of them becomes an integer product.
 UNWANTED = ["CommonSubexpressionElimination"]
+TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "bfloat16": "tensor(bfloat16)",
+    "int64": "tensor(int64)",
+    "bool": "tensor(bool)",
+    "uint8": "tensor(uint8)",
+}
+"""How the library writes the types of a contract."""
 
 
 def load_library() -> Any:
@@ -49,3 +59,13 @@ def open_session(
         )
     except Exception as error:  # the binding's exception classes share no narrower public base
         raise EngineError(f"ONNX Runtime cannot load {path}: {error}. Export the bundle again") from error
+
+
+def contract_of(session: onnxruntime.InferenceSession) -> Contract:
+    """The inputs and outputs of the graph that a session has; types that no contract knows stay as they are written."""
+    names = {written: dtype for dtype, written in TYPES.items()}
+    inputs, outputs = (
+        tuple(Tensor(value.name, names.get(value.type, value.type), tuple(value.shape)) for value in part)
+        for part in (session.get_inputs(), session.get_outputs())
+    )
+    return Contract(inputs, outputs)

@@ -10,6 +10,8 @@ from typing import Any
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
 
+ELEMENT_TYPES = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
+"""Of caches, by an identity's `types`, in the words of a contract."""
 RTX_DEFAULT = "8.6"  # the least that TensorRT-RTX builds for where nothing else is asked
 
 

@@ -11,8 +11,9 @@ import onnxruntime
 import pytest
 
 from arforge.runner import EngineError, Runner, open_bundle
-from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine, cache_names, check_identity
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine, check_identity
 from arforge.runner.backends.onnxruntime_session import load_library
+from arforge.runner.step_graph import cache_names
 
 LAYERS = 2
 
@@ -64,7 +65,7 @@ def test_outputs_bound_elsewhere_leave_the_input_memory_alone(
     for name in cache_names(LAYERS):
         engine.cache(name)[:] = 0
     fill(engine, width=3, slot=4)
-    _, binding = engine._bound[3, 0] = engine._bind(3, 0)
+    binding = engine._bound[3, 0] = engine._bind(3, 0)
     elsewhere = {name: np.full_like(engine.cache(name), 7) for name in cache_names(LAYERS)}
     for name, array in elsewhere.items():
         binding.bind_output(f"new_{name}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
@@ -141,7 +142,7 @@ def test_logits_come_from_the_graph_for_verification(bundle: Path) -> None:
     engine = OnnxRuntimeEngine(open_bundle(bundle), "fp32", threads=1, graph="step-logits")
     engine.prepare(images=1, rows=2, slots=4, zero_slots=0)
     fill(engine, width=2, slot=0)
-    engine.scalars.temperature[:] = 0
+    engine.settings.temperature[:] = 0
     engine.run(2)
     buffers = engine.buffers(2)
     assert buffers.logits is not None

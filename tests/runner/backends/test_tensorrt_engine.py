@@ -17,8 +17,8 @@ from arforge.engines import tensorrt
 from arforge.engines.tensorrt import Job
 from arforge.runner import EngineError, Runner, open_bundle
 from arforge.runner.backends import cuda, tensorrt_engine
-from arforge.runner.backends.onnxruntime_engine import cache_names
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
+from arforge.runner.step_graph import cache_names
 
 RTX = "tensorrt-rtx"
 Opened = tuple[Runner, TensorRTEngine, FakeGpu]
@@ -112,8 +112,8 @@ def test_a_grid_that_the_decoder_was_not_built_for_is_decoded_by_onnxruntime(
 ) -> None:
     mine, engine, _ = open_fake(built_arpg)
     tokens = np.arange(3 * 5 * 6).reshape(3, 5, 6) % 32
-    expected = arpg_runner._live_engine().decode(tokens)
-    np.testing.assert_array_equal(engine.decode(tokens), expected)
+    expected = arpg_runner._codec.decode(tokens)
+    np.testing.assert_array_equal(mine._codec.decode(tokens), expected)
     assert len(engine._loaded.library.trt.engines) == 1  # the step's alone
     np.testing.assert_array_equal(mine.encode(expected), arpg_runner.encode(expected))
 
@@ -142,7 +142,7 @@ def context_addresses(program: Any) -> dict[str, int]:
 def test_caches_stay_where_they_are_and_are_never_copied(built: Path, open_fake: Callable[..., Opened]) -> None:
     mine, engine, gpu = open_fake(built)
     mine.generate([1, 2, 3], schedule="zipar:4")
-    model, slots = mine.bundle.model, engine._identity["slots"]
+    model, slots = mine.bundle.model, engine.identity["slots"]
     size = 6 * model.kv_heads * slots * model.head_size * 4
     for program in engine._programs.values():
         bound = context_addresses(program)
@@ -162,7 +162,7 @@ def test_the_caches_hold_what_onnxruntimes_do(built: Path, runner: Runner, open_
         live = mine.plan("ntp").slots - 1
         for name in cache_names(mine.bundle.model.caches):
             found: NDArray[Any] = engine.cache(name)
-            wanted = other.cache(name)  # type: ignore[attr-defined]
+            wanted = other.cache(name)
             assert found.shape == (*wanted.shape[:2], live + 1, wanted.shape[3])
             np.testing.assert_allclose(found[:, :, :live], wanted[:, :, :live], atol=1e-5)
 
@@ -227,7 +227,7 @@ def test_the_engine_for_this_gpu_is_chosen(built: Path, open_fake: Callable[...,
     path = Path(shutil.copytree(built, tmp_path / "two.bundle"))
     tensorrt.build(Job(path, RTX, "fp32", ["12.0"], ["ntp"]))
     assert [identity["compute_capabilities"] for identity in open_bundle(path).engines(RTX, "fp32")] == [[], ["12.0"]]
-    assert open_fake(path, compute_capability="8.9")[1]._identity["compute_capabilities"] == []
+    assert open_fake(path, compute_capability="8.9")[1].identity["compute_capabilities"] == []
     with pytest.raises(EngineError, match="built for compute capability 8.6 and later, here is .* 7.5: rebuild it"):
         open_fake(path, compute_capability="7.5")
 
@@ -240,7 +240,7 @@ def test_a_library_that_refuses_or_fails_is_quoted(built: Path, open_fake: Calla
         mine.generate([1], schedule="zipar:4")
     engine._loaded.library.trt.known.clear()
     with pytest.raises(EngineError, match=r"cannot load .*\.engine: the file is not an engine"):
-        TensorRTEngine(mine.bundle, engine._identity, engine._loaded.library, FakeGpu())  # type: ignore[arg-type]
+        TensorRTEngine(mine.bundle, engine.identity, engine._loaded.library, FakeGpu())  # type: ignore[arg-type]
 
 
 def test_an_engine_that_copies_its_caches_is_refused(
