@@ -18,6 +18,9 @@ namespace arforge {
 namespace fs = std::filesystem;
 namespace {
 
+constexpr int THREADS_A_PROCESSOR = 4;
+constexpr int LEAST_LIMIT = 64; // threads that every machine bears
+
 // The cores that these logical processors belong to; each is its own where the system does not tell.
 int physical_cores(const std::vector<int>& processors, const fs::path& root) {
   std::set<std::string> names;
@@ -108,6 +111,8 @@ std::vector<fs::path> groups_of(const std::string& line, const fs::path& root) {
 } // namespace
 
 int machine_cores(const fs::path& root) { return physical_cores(all_processors(), root); }
+
+int most_threads() { return std::max(LEAST_LIMIT, THREADS_A_PROCESSOR * static_cast<int>(all_processors().size())); }
 
 int available_cores(const fs::path& root) {
   double cores = physical_cores(allowed_processors(), root);

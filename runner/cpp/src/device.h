@@ -12,4 +12,7 @@ int available_cores(const std::filesystem::path& root = "/");
 // All cores of the machine.
 int machine_cores(const std::filesystem::path& root = "/");
 
+// The most threads that a session may be told: more only wait for each other, or take the machine down.
+int most_threads();
+
 } // namespace arforge

@@ -63,8 +63,9 @@ Facts facts_of(const Bundle& bundle) {
 }
 
 void check_threads(int threads) {
-  if (threads < 0) {
-    throw Error(Code::engine, text(threads, " threads: use at least 1, or 0 for one a core"));
+  if (threads < 0 || threads > most_threads()) {
+    throw Error(Code::engine, text(threads, " threads: use at least 1, and here at most ", most_threads(),
+                                   ", or 0 for one an available core"));
   }
 }
 

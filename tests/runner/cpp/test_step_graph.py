@@ -16,7 +16,6 @@ from arforge.runner.bundle import FeaturesCondition, IdsCondition, open_bundle
 from arforge.runner.step_graph import CACHE_TYPES, Contract, contract
 
 GRAPHS = ("step", "step-logits", "step-noise", "prefill", "condition", "text", "decoder", "encoder")
-STEP = "graphs/fp32/step.onnx"
 CONDITIONS: dict[str, Any] = {
     "class": None,
     "features": FeaturesCondition(120, 2048),
@@ -106,15 +105,16 @@ def other_type(model: onnx.ModelProto) -> None:
 def test_a_graph_of_another_contract_is_refused_when_it_is_opened(
     library: Any, bundle_copy: Path, change: Any, message: str
 ) -> None:
-    model = onnx.load(bundle_copy / STEP, load_external_data=False)
+    path = open_bundle(bundle_copy).engine("onnxruntime", "fp32")["graph"]
+    model = onnx.load(bundle_copy / path, load_external_data=False)
     change(model)
     data = model.SerializeToString()
-    (bundle_copy / STEP).unlink()
-    (bundle_copy / STEP).write_bytes(data)
+    (bundle_copy / path).write_bytes(data)
     manifest = json.loads((bundle_copy / "manifest.json").read_text())
-    manifest["files"][STEP]["bytes"] = len(data)
+    manifest["files"][path]["bytes"] = len(data)
     (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(Failure, match=rf"the step graph of .* does not fit the manifest: {message}: export it again"
+    with pytest.raises(
+        Failure, match=rf"the step graph of .* does not fit the manifest: {message}: export it again"
     ) as refused:
         cpp_abi.Runner(library, bundle_copy)
     assert refused.value.status == STATUS["engine"]
