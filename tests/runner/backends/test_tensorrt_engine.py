@@ -127,7 +127,9 @@ def test_rows_that_see_different_slots_are_refused(built: Path, open_fake: Calla
         buffers.mask[..., :3] = True
         engine.run(1)
         buffers.mask[rows - 1, ..., 2] = False
-        with pytest.raises(EngineError, match=r"rows of a step see different slots, and tensorrt-rtx \S+ has one mask for all: decode"):
+        with pytest.raises(
+            EngineError, match=r"see different slots, and tensorrt-rtx \S+ has one mask for all: decode"
+        ):
             engine.run(1)
 
 
@@ -262,7 +264,8 @@ def test_wishes_that_the_engine_was_not_built_for(
 def test_the_engine_for_this_gpu_is_chosen(built: Path, open_fake: Callable[..., Opened], tmp_path: Path) -> None:
     path = Path(shutil.copytree(built, tmp_path / "two.bundle"))
     tensorrt.build(Job(path, RTX, "fp32", ["12.0"], ["ntp"]))
-    assert [identity["compute_capabilities"] for identity in open_bundle(path).identities(RTX, "fp32")] == [[], ["12.0"]]
+    identities = open_bundle(path).identities(RTX, "fp32")
+    assert [identity["compute_capabilities"] for identity in identities] == [[], ["12.0"]]
     assert open_fake(path, compute_capability="8.9")[1].identity["compute_capabilities"] == []
     with pytest.raises(EngineError, match="built for compute capability 8.6 and later, here is .* 7.5: rebuild it"):
         open_fake(path, compute_capability="7.5")
