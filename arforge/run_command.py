@@ -73,7 +73,7 @@ def command(
     from arforge.runner.images import save_npz, save_png, save_tokens
     from arforge.runner.inpainting import known_tokens
     from arforge.runner.runner import Runner
-    from arforge.runner.schedules.specification import require_decoder, require_keeping
+    from arforge.runner.schedules.specification import require_keeping, require_order
 
     if output is None and npz is None and tokens is None:
         raise click.UsageError("nothing to write: name --output, --npz or --tokens")
@@ -84,14 +84,14 @@ def command(
     labels = spread_classes([label for group in classes for label in group], samples)
     numbers = spread_seeds([seed for group in seeds for seed in group], len(labels))
     with Runner.open(bundle, target=target, precision=precision, threads=threads) as runner:
-        if runner.bundle.tokenizer is None and (output or npz):
+        if runner.bundle.image_tokenizer is None and (output or npz):
             raise RequestError(
                 f"{bundle} has no image tokenizer and gives tokens only: use --tokens, or export with --tokenizer"
             )
         schedule = schedule or runner.bundle.default_schedule
         known = None if grid is None else nothing_known(grid)
         if keep:
-            require_decoder(schedule, runner.bundle.model.family)
+            require_order(schedule, runner.bundle.model.order)
             require_keeping(schedule)
             known = known_tokens(runner, keep, mask, grid)
         with click.progressbar(length=PARTS, label=schedule, file=sys.stderr, hidden=quiet) as bar:

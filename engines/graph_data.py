@@ -38,7 +38,7 @@ def check_graphs(bundle: Bundle, paths: list[str]) -> None:
         for name, tensor in stored(model):
             place = location(bundle, path, name, tensor)
             offset, length = tensor.offset or 0, tensor.length
-            size = bundle.manifest["files"][place]["bytes"]
+            size = bundle.files[place].bytes
             needed = math.ceil(math.prod(tensor.shape.numpy()) * tensor.dtype.bitwidth / 8)
             if length is None or length != needed or offset < 0 or offset + length > size:
                 raise VerificationError(
@@ -78,7 +78,7 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 def location(bundle: Bundle, path: str, name: str, tensor: ir.ExternalTensor) -> str:
     """The bundle's path of a tensor's file. Raises VerificationError unless it is one of the bundle's."""
     place = (PurePosixPath(path).parent / str(tensor.location)).as_posix()
-    if place not in bundle.manifest["files"]:
+    if place not in bundle.files:
         raise VerificationError(f"{path}: {name} lies in {str(tensor.location)!r}, which is no file of the bundle")
     return place
 

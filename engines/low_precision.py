@@ -8,14 +8,14 @@ import onnx_ir as ir
 
 from arforge.engines.precision import TYPES, lower_precision
 from arforge.engines.tensorrt_graph import place_weights
-from arforge.runner.bundle import Bundle
+from arforge.runner.bundle import Bundle, Graph
 
 NAMES = ("step", "step-logits")
 WEIGHTS = "weights/model.weights"
 
 
 def has_graphs(bundle: Bundle, precision: str) -> bool:
-    return any(graph["precision"] == precision for graph in bundle.manifest["graphs"])
+    return any(graph.precision == precision for graph in bundle.graphs)
 
 
 def add_graphs(bundle: Bundle, precision: str) -> list[Path]:
@@ -35,10 +35,7 @@ def add_graphs(bundle: Bundle, precision: str) -> list[Path]:
     return [folder / WEIGHTS, *(folder / f"{name}.onnx" for name in models)]
 
 
-def entries(precision: str) -> list[dict[str, str]]:
+def entries(precision: str) -> tuple[Graph, ...]:
     """The manifest's entries of those graphs."""
     folder = f"graphs/{precision}"
-    return [
-        {"name": name, "precision": precision, "path": f"{folder}/{name}.onnx", "weights": f"{folder}/{WEIGHTS}"}
-        for name in NAMES
-    ]
+    return tuple(Graph(name, precision, f"{folder}/{name}.onnx", f"{folder}/{WEIGHTS}") for name in NAMES)

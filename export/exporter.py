@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,12 @@ from arforge.export.layers import pad_heads, pad_weight, padded_head
 from arforge.export.recognition import check_shapes, looks_like
 from arforge.export.step_graph import trace_step, without_logits
 from arforge.export.trace import fake_module
-from arforge.runner.bundle import FORMAT, VERSION
-from arforge.runner.bundle.facts import SamplerDefaults
+from arforge.runner.bundle import Graph, Manifest, SamplerDefaults, StoredSchedule
 from arforge.runner.bundle.writer import file_facts, staged, write_manifest
 from arforge.runner.errors import CheckpointError
 from arforge.runner.schedules import file as schedule_file
 from arforge.runner.schedules.schedule import Schedule
-from arforge.runner.schedules.specification import compile_schedule, parse, require_decoder, require_specials
+from arforge.runner.schedules.specification import compile_schedule, parse, require_order, require_specials
 
 PRECISION = "fp32"
 Report = Callable[[str], None]
@@ -68,7 +67,7 @@ def export_bundle(job: Job, report: Report = lambda line: None) -> None:
     wanted = dict.fromkeys(str(parse(text)) for text in job.schedules or family.schedules(config))
     schedules = [compile_schedule(text, config.grid) for text in wanted]
     for schedule in schedules:
-        require_decoder(schedule.specification, family.name)
+        require_order(schedule.specification, family.order)
         require_specials(schedule, len(family.specials(config)))
     checkpoint = open_checkpoint(job.checkpoint, job.weights)
     check_shapes(checkpoint, family.checkpoint_shapes(config), family.name)
@@ -78,6 +77,7 @@ def export_bundle(job: Job, report: Report = lambda line: None) -> None:
     for opened in [checkpoint, *([images.checkpoint] if images else [])]:
         for note in opened.notes:
             report(f"{opened.path.name}: {note}")
+    image_facts = None if images is None else facts.image_tokenizer_facts(images.kind, images.config, config.grid)
     with staged(job.output, job.overwrite) as stage:
         report(f"tracing the step graph ({config.n_layer} layers)")
         graphs = export_decoder(family, config, checkpoint, stage, report)
@@ -85,21 +85,18 @@ def export_bundle(job: Job, report: Report = lambda line: None) -> None:
             report("exporting the image tokenizer")
             graphs += export_image_tokenizer(images, stage)
         report("writing schedules and hashes")
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "model": version_1(facts.model_facts(family, config, checkpoint)),
-            "tokenizer": None
-            if images is None
-            else version_1_image(facts.image_tokenizer_facts(images.kind, images.config, config.grid)),
-            "graphs": graphs,
-            "files": {},
-            "schedules": write_schedules(schedules, stage),
-            "sampler": version_1_sampler(job.sampler or family.sampler(config)),
-            "engines": [],
-            "provenance": facts.provenance(checkpoint, images.checkpoint if images else None),
-        }
-        manifest["files"] = file_facts(stage)
+        stored = write_schedules(schedules, stage)
+        manifest = Manifest(
+            model=facts.model_facts(family, config, checkpoint),
+            image_tokenizer=image_facts,
+            text_tokenizer=None,
+            graphs=tuple(graphs),
+            files=file_facts(stage),
+            schedules=tuple(stored),
+            sampler=job.sampler or family.sampler(config),
+            engines=(),
+            provenance=facts.provenance(checkpoint, images.checkpoint if images else None),
+        )
         write_manifest(stage, manifest)
 
 
@@ -133,7 +130,7 @@ def open_image_tokenizer(path: Path, vocabulary: int, table: str | None = None) 
 
 def export_decoder(
     family: Family[Any], config: Configuration, checkpoint: Checkpoint, stage: Path, report: Report
-) -> list[dict[str, str]]:
+) -> list[Graph]:
     head_size = config.head_size
     decoder, mode = fake_module(lambda: pad_heads(family.module(config), head_size))
     with mode:
@@ -149,7 +146,7 @@ def export_decoder(
     return write_graphs(models, "decoder.", "model.weights", source, stage)
 
 
-def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[dict[str, str]]:
+def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[Graph]:
     model, mode = fake_module(opened.module)
     assert isinstance(model, ImageTokenizer)
     with mode:
@@ -159,7 +156,7 @@ def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[di
 
 def write_graphs(
     models: dict[str, ir.Model], prefix: str, file: str, source: weights.Source, stage: Path
-) -> list[dict[str, str]]:
+) -> list[Graph]:
     """Write graphs that share one weights file beside them; returns their manifest entries."""
     folder = stage / "graphs" / PRECISION
     (folder / "weights").mkdir(parents=True, exist_ok=True)
@@ -170,50 +167,17 @@ def write_graphs(
         weights.bind(model, layout, prefix, f"weights/{file}")
         ir.save(model, folder / f"{name}.onnx")
         path = f"graphs/{PRECISION}"
-        entries.append(
-            {"name": name, "precision": PRECISION, "path": f"{path}/{name}.onnx", "weights": f"{path}/weights/{file}"}
-        )
+        entries.append(Graph(name, PRECISION, f"{path}/{name}.onnx", f"{path}/weights/{file}"))
     return entries
 
 
-def write_schedules(schedules: Sequence[Schedule], stage: Path) -> list[dict[str, Any]]:
+def write_schedules(schedules: Sequence[Schedule], stage: Path) -> list[StoredSchedule]:
     (stage / "schedules").mkdir()
     entries = []
     for schedule in schedules:
         name = schedule.specification.replace(":", "-").replace(",", "_").replace("=", "-")
         path = f"schedules/{name}.schedule"
         (stage / path).write_bytes(schedule_file.dump(schedule))
-        entries.append(
-            {
-                "specification": schedule.specification,
-                "path": path,
-                "steps": len(schedule.steps),
-                "slots": schedule.slots,
-                "widths": list(schedule.widths),
-            }
-        )
+        steps, slots = len(schedule.steps), schedule.slots
+        entries.append(StoredSchedule(schedule.specification, path, steps, slots, schedule.widths))
     return entries
-
-
-def version_1(model: Any) -> dict[str, Any]:
-    table = asdict(model)
-    for name in ("order", "dim", "condition", "row_end", "labels", "source_precision", "position_rows"):
-        table.pop(name)
-    condition = model.condition
-    table.update(classes=condition.classes, first_class=condition.first_class, null_class=condition.null_class)
-    table.update(first_special=condition.null_class + 1)
-    table.update(specials=len(model.specials), positions=model.position_rows, grid=list(model.grid))
-    return table
-
-
-def version_1_image(tokenizer: Any) -> dict[str, Any]:
-    table = asdict(tokenizer)
-    table.pop("kind")
-    table.update(image_size=list(tokenizer.image_size))
-    return table
-
-
-def version_1_sampler(sampler: SamplerDefaults) -> dict[str, Any]:
-    table = asdict(sampler)
-    table.pop("kind")
-    return table

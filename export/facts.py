@@ -17,7 +17,7 @@ from arforge.export.families.family import Configuration, Family, Grid
 from arforge.export.image_tokenizers.image_tokenizer import Configuration as ImageTokenizerConfiguration
 from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizerKind
 from arforge.export.layers import padded_head
-from arforge.runner.bundle.facts import ImageTokenizerFacts, ModelFacts
+from arforge.runner.bundle import ImageTokenizerFacts, ModelFacts
 from arforge.version import VERSION
 
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")

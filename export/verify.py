@@ -61,7 +61,7 @@ def stored_weights(graph: Path) -> dict[str, torch.Tensor]:
 
 def check_provenance(bundle: Bundle, checkpoint: Path) -> str:
     """Whether the manifest's provenance names this file. Raises VerificationError where it names none."""
-    recorded = bundle.manifest["provenance"].get("checkpoint")
+    recorded = bundle.provenance.get("checkpoint")
     digest = recorded.get("sha256") if isinstance(recorded, dict) else None
     if not isinstance(digest, str):
         raise VerificationError(f"{bundle.root} does not say which checkpoint it was made from: export it again")
@@ -87,7 +87,7 @@ def compare_logits(bundle: Bundle, schedule: str, max_steps: int) -> Agreement:
     """Run graph and module side by side, each on its own caches, greedily; raise VerificationError where they part."""
     module = load_module(bundle)
     engine = OnnxRuntimeEngine(bundle, "fp32", graph="step-logits")
-    classes = [0, bundle.model.classes - 1]
+    classes = [0, bundle.model.class_condition.classes - 1]
     images, caches = len(classes), None
     steps, largest, same, cells = 0, 0.0, 0, 0
     for [(step, buffers)] in lockstep(bundle, schedule, [engine], classes, max_steps):

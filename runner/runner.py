@@ -131,7 +131,7 @@ class Runner:
             top_p=sampler.top_p if top_p is None else top_p,
         )
         schedule = schedule or self.bundle.default_schedule
-        labels = check_classes(classes, self.bundle.model.classes)
+        labels = check_classes(classes, self.bundle.model.class_condition.classes)
         numbers = check_seeds(seeds, len(labels))
         batch = whole("batch", batch, 1, MAX_BATCH)
         canvas = make_canvas(known, len(labels), self.bundle.model.grid, self.bundle.model.vocabulary)
@@ -154,7 +154,7 @@ class Runner:
                     )
             decoded = time.perf_counter()
             images = None
-            if self.bundle.tokenizer is not None:
+            if self.bundle.image_tokenizer is not None:
                 engine, tokens = self._live_engine(), canvas.tokens.reshape(-1, *canvas.grid)
                 images = np.concatenate([engine.decode(tokens[part]) for part in parts])
             finished = time.perf_counter()
@@ -165,7 +165,7 @@ class Runner:
 
         Raises RequestError where the bundle has no tokenizer, or for images that are not a whole number of tokens.
         """
-        check_images(images, self.bundle.tokenizer)
+        check_images(images, self.bundle.image_tokenizer)
         with self._lock:
             engine = self._live_engine()
             parts = [images[first : first + DEFAULT_BATCH] for first in range(0, len(images), DEFAULT_BATCH)]

@@ -19,7 +19,7 @@ from arforge.export.families import llamagen
 from arforge.export.families.family import Family, Shapes, Size
 from arforge.export.families.llamagen import LlamaGenConfig
 from arforge.export.layers import Cache, FeedForward, RMSNorm, Rotary, RotaryDecoder, write_cache
-from arforge.runner.bundle.facts import SamplerDefaults
+from arforge.runner.bundle import SamplerDefaults
 
 VARIANTS = {name: llamagen.VARIANTS[name] for name in ("L", "XL", "XXL")}
 GUIDANCE = {"L": 4.5, "XL": 6.0, "XXL": 7.5}  # of the authors' results at 64 steps, where it rises linearly to this

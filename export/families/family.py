@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.layers import rotary_table
-from arforge.runner.bundle.facts import Condition, Order, SamplerDefaults
+from arforge.runner.bundle import Condition, Order, SamplerDefaults
 
 Grid = tuple[int, int]
 """Rows and columns of tokens."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.families.family import Family, Shapes, Size
 from arforge.export.layers import Block, Cache, RMSNorm, RotaryDecoder
-from arforge.runner.bundle.facts import ClassCondition, SamplerDefaults
+from arforge.runner.bundle import ClassCondition, SamplerDefaults
 
 VARIANTS = {
     "B": Size(12, 12, 768),

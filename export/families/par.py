@@ -17,7 +17,7 @@ from arforge.export.checkpoint import Checkpoint
 from arforge.export.families import llamagen
 from arforge.export.families.family import Family, Option, Shapes, Size
 from arforge.export.families.llamagen import LlamaGen, LlamaGenConfig
-from arforge.runner.bundle.facts import SamplerDefaults
+from arforge.runner.bundle import SamplerDefaults
 from arforge.runner.errors import ScheduleError
 from arforge.runner.schedules.regions import region_order
 

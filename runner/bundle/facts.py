@@ -1,4 +1,4 @@
-"""What a manifest says, typed: the model, its condition, image tokenizer and sampler, graphs, schedules, engines, files.
+"""What a manifest says, typed: model, condition, image tokenizer, sampler, graphs, schedules, engines, files.
 
 Field names are the manifest's own, so that `dataclasses.asdict` gives its JSON.
 """
