@@ -128,12 +128,13 @@ def tables_of(content: Mapping[str, Any]) -> dict[str, Table]:
 def split(table: Table) -> dict[str, Table]:
     """A table whose names begin with those of several tables, as each of these; else the table, as ""."""
     inside, _ = without_prefix(table)
-    firsts = dict.fromkeys(key.partition(".")[0] for key in inside)
+    firsts = {key.partition(".")[0] for key in inside}
     if not all("." in key for key in inside) or not all(first in TABLES for first in firsts):
         return {"": table}
     return {
         first: {key.removeprefix(f"{first}."): tensor for key, tensor in inside.items() if key.startswith(f"{first}.")}
-        for first in firsts
+        for first in TABLES
+        if first in firsts
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -74,23 +75,31 @@ def provenance(checkpoint: Checkpoint, image_tokenizer: Checkpoint | None) -> di
 
 
 def source(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint by its name, size and sha256, with each of its files, and which of its weights were taken.
-
-    The sha256 of several files is that of one after another.
-    """
-    files, together = [], hashlib.sha256()
-    for path in checkpoint.files:
-        alone = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                alone.update(block)
-                if len(checkpoint.files) > 1:
-                    together.update(block)
-        files.append({"name": path.name, "bytes": path.stat().st_size, "sha256": alone.hexdigest()})
+    """A checkpoint by its name, size and sha256, with each of its files, and which of its weights were taken."""
+    alone, together = hashes(checkpoint.files)
+    sizes = [path.stat().st_size for path in checkpoint.files]
+    files = [
+        {"name": path.name, "bytes": size, "sha256": sha256}
+        for path, size, sha256 in zip(checkpoint.files, sizes, alone, strict=True)
+    ]
     return {
         "name": checkpoint.path.name,
-        "bytes": sum(int(str(file["bytes"])) for file in files),
-        "sha256": together.hexdigest() if len(files) > 1 else files[0]["sha256"],
+        "bytes": sum(sizes),
+        "sha256": together,
         "files": files,
         "weights": checkpoint.table,
     }
+
+
+def hashes(files: Sequence[Path]) -> tuple[list[str], str]:
+    """The sha256 of each file, and that of all, one after another."""
+    alone, together = [], hashlib.sha256()
+    for path in files:
+        one = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                one.update(block)
+                if len(files) > 1:
+                    together.update(block)
+        alone.append(one.hexdigest())
+    return alone, together.hexdigest() if len(files) > 1 else alone[0]

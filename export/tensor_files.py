@@ -78,10 +78,12 @@ def load_weights(path: Path) -> Any:
         try:
             try:
                 return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            except RuntimeError as error:
-                if "mmap" not in str(error):
+            except (RuntimeError, SafetensorError) as error:
+                if "mmap" not in str(error) and path.suffix != ".safetensors":
                     raise
-                return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
+                # The format before torch 1.6; or torch went by the suffix, which a file without a name has not.
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
                 f"{path} holds more than tensors ({refused(str(error))}), and arforge does not execute what a file "
