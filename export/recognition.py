@@ -13,18 +13,22 @@ from arforge.export.image_tokenizers import IMAGE_TOKENIZERS
 from arforge.runner.errors import CheckpointError
 
 FOREIGN = {"llamagen (text-conditional)": ("cls_embedding.cap_proj.",)}  # known, and not exported
-SIGNS: dict[str, tuple[str, ...]] = {
-    **{name: family.sign for name, family in FAMILIES.items()},
-    **{kind.title: kind.sign for kind in IMAGE_TOKENIZERS.values()},
-    **FOREIGN,
-}
+
+
+def signs() -> dict[str, tuple[str, ...]]:
+    """By the name of each known kind of checkpoint, parts of tensor names that all stand for it together."""
+    return {
+        **{name: family.sign for name, family in FAMILIES.items()},
+        **{kind.title: kind.sign for kind in IMAGE_TOKENIZERS.values()},
+        **FOREIGN,
+    }
 
 
 def kind_of(checkpoint: Checkpoint) -> str | None:
     """The name of the family, or of the other kind of checkpoint, whose signs the tensors' names show."""
     fitting = [
         (len(sign), name)
-        for name, sign in SIGNS.items()
+        for name, sign in signs().items()
         if all(any(part in tensor for tensor in checkpoint.shapes) for part in sign)
     ]
     return max(fitting)[1] if fitting else None
