@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from arforge.options import PATH, Grid
-from arforge.runner.errors import ArforgeError
+from arforge.runner.command_line import command_line
+from arforge.runner.optional import installed, needed
 
 if TYPE_CHECKING:
     from arforge.export.families.family import Family
@@ -25,7 +24,7 @@ class ExportCommand(click.Command):
 
 
 def family_options() -> list[click.Parameter]:
-    if any(find_spec(name) is None for name in ("torch", "safetensors")):
+    if not all(installed(name) for name in ("torch", "safetensors")):
         return []
     owners: dict[str, list[str]] = {}
     found: dict[str, click.Parameter] = {}
@@ -39,14 +38,10 @@ def family_options() -> list[click.Parameter]:
 
 
 def known_families() -> dict[str, Family[Any]]:
-    try:
+    with needed("exporting", "export"):
         from arforge.export.families import FAMILIES
-    except ImportError as error:
-        raise ArforgeError(
-            f"exporting needs {error.name}: pip install 'arforge[export]' (an unpinned torch is the CUDA build; for "
-            "the CPU one install torch first)"
-        ) from error
-    return FAMILIES
+
+        return FAMILIES
 
 
 @click.command(cls=ExportCommand)
@@ -111,7 +106,7 @@ def command(
     from arforge.export.checkpoint import open_checkpoint
     from arforge.export.dimensions import Named, model_of
     from arforge.export.exporter import Job, export_bundle
-    from arforge.runner.request import Request
+    from arforge.runner.request import Sampling
 
     def report(line: str) -> None:
         click.echo(line, err=True)
@@ -127,7 +122,7 @@ def command(
         top_k=usual.top_k if top_k is None else top_k,
         top_p=usual.top_p if top_p is None else top_p,
     )
-    Request(sampler.guidance, sampler.temperature, sampler.top_k, sampler.top_p)  # refuses what no request could use
+    Sampling(sampler.guidance, sampler.temperature, sampler.top_k, sampler.top_p)  # refuses what no request could use
     target = output or Path(f"{bundle_name(path)}.bundle")
     job = Job(
         family=family,
@@ -142,7 +137,7 @@ def command(
         image_tokenizer_weights=image_tokenizer_weights,
     )
     export_bundle(job, report)
-    click.echo(f"wrote {target}; next: arforge build {shlex.quote(str(target))} --target onnxruntime")
+    click.echo(f"wrote {target}; next: {command_line('build', target, '--target', 'onnxruntime')}")
 
 
 def bundle_name(checkpoint: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from arforge.export.families import FAMILIES
 from arforge.export.families.family import Configuration, Family, Grid
 from arforge.export.recognition import check_shapes, family_of, looks_like
 from arforge.runner.errors import CheckpointError
+from arforge.runner.report import Report
 
 PIXELS = {256: (16, 16), 384: (24, 24), 512: (32, 32)}  # sides of published models' images, and their grids
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,19 @@ from arforge.export.image_tokenizers import IMAGE_TOKENIZERS
 from arforge.export.image_tokenizers import graphs as image_graphs
 from arforge.export.image_tokenizers.image_tokenizer import Configuration as ImageTokenizerConfiguration
 from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerKind
-from arforge.export.layers import pad_heads, pad_weight, padded_head
+from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.recognition import check_shapes, looks_like
 from arforge.export.step_graph import trace_step, without_logits
 from arforge.export.trace import fake_module
-from arforge.runner.bundle import Graph, Manifest, SamplerDefaults, StoredSchedule
+from arforge.runner.bundle import Graph, Manifest, ModelFacts, SamplerDefaults, StoredSchedule
 from arforge.runner.bundle.writer import file_facts, staged, write_manifest
 from arforge.runner.errors import CheckpointError
+from arforge.runner.report import Report
 from arforge.runner.schedules import file as schedule_file
 from arforge.runner.schedules.schedule import Schedule
 from arforge.runner.schedules.specification import compile_schedule, parse, require_order, require_specials
 
 PRECISION = "fp32"
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,15 @@ def export_bundle(job: Job, report: Report = lambda line: None) -> None:
     image_facts = None if images is None else facts.image_tokenizer_facts(images.kind, images.config, config.grid)
     with staged(job.output, job.overwrite) as stage:
         report(f"tracing the step graph ({config.n_layer} layers)")
-        graphs = export_decoder(family, config, checkpoint, stage, report)
+        model = facts.model_facts(family, config, checkpoint)
+        graphs = export_decoder(family, config, model, checkpoint, stage, report)
         if images is not None:
             report("exporting the image tokenizer")
             graphs += export_image_tokenizer(images, stage)
         report("writing schedules and hashes")
         stored = write_schedules(schedules, stage)
         manifest = Manifest(
-            model=facts.model_facts(family, config, checkpoint),
+            model=model,
             image_tokenizer=image_facts,
             text_tokenizer=None,
             graphs=tuple(graphs),
@@ -129,12 +130,17 @@ def open_image_tokenizer(path: Path, vocabulary: int, table: str | None = None) 
 
 
 def export_decoder(
-    family: Family[Any], config: Configuration, checkpoint: Checkpoint, stage: Path, report: Report
+    family: Family[Any],
+    config: Configuration,
+    model: ModelFacts,
+    checkpoint: Checkpoint,
+    stage: Path,
+    report: Report,
 ) -> list[Graph]:
     head_size = config.head_size
     decoder, mode = fake_module(lambda: pad_heads(family.module(config), head_size))
     with mode:
-        full = trace_step(decoder, config.caches, config.kv_heads, padded_head(head_size), family.queries)
+        full = trace_step(decoder, model)
     models = {"step": without_logits(full), "step-logits": full}
     tables = family.tables(config)
 
