@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,21 @@ def test_grouped_heads_and_odd_feed_forward_widths_are_read_off() -> None:
         config = replace(CONFIG, ffn_dim_multiplier=multiplier, multiple_of=multiple)
         _, dimensions, _ = told(checkpoint_of("llamagen", config), grid=(8, 8), n_head=4)
         assert dimensions.hidden == config.hidden  # type: ignore[attr-defined]
+
+
+def test_a_configuration_says_all_but_the_family(tmp_path: Path) -> None:
+    facts = {
+        "dim": 64,
+        "n_layer": 4,
+        "n_head": 4,
+        "grid": [4, 6],
+        "vocab_size": 32,
+        "num_classes": 10,
+        "multiple_of": 32,
+    }
+    (tmp_path / "x.json").write_text(json.dumps(facts))
+    found, dimensions, said = told(checkpoint_of("arpg", ARPG_CONFIG), config=tmp_path / "x.json")
+    assert (found, dimensions, said) == ("arpg", ARPG_CONFIG, "")
 
 
 def without(checkpoint: Checkpoint, *parts: str) -> Checkpoint:
