@@ -9,12 +9,14 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from arforge.export.checkpoint import open_checkpoint
+from arforge.export.checkpoint import is_averaged, open_checkpoint
+from arforge.export.checkpoint_files import files_of
+from arforge.export.facts import hashes
 from arforge.export.families import FAMILIES
 from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.sampler import guide
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
-from arforge.runner.bundle import Bundle, sha256_of
+from arforge.runner.bundle import Bundle
 from arforge.runner.errors import VerificationError
 from arforge.runner.side_by_side import LogitAgreement, LogitComparison, logits_of, side_by_side
 
@@ -56,14 +58,16 @@ def check_provenance(bundle: Bundle, checkpoint: Path) -> str:
     digest = recorded.get("sha256") if isinstance(recorded, dict) else None
     if not isinstance(digest, str):
         raise VerificationError(f"{bundle.root} does not say which checkpoint it was made from: export it again")
-    if digest == sha256_of(checkpoint):
+    if digest == hashes(files_of(checkpoint))[1]:
         return f"the bundle was made from this file, sha256 {digest}"
     return f"the bundle was made from another file with the same weights, sha256 {digest}"
 
 
 def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> int:
     """Raise VerificationError unless the stored weights are the checkpoint's; returns how many there are."""
-    source, parameter = open_checkpoint(checkpoint), FAMILIES[bundle.model.family].parameter
+    recorded = bundle.provenance.get("checkpoint")
+    averaged = isinstance(recorded, dict) and is_averaged(str(recorded.get("weights")))
+    source, parameter = open_checkpoint(checkpoint, averaged=averaged), FAMILIES[bundle.model.family].parameter
     module = load_module(bundle, precision)
     stored = module.state_dict()
     for name, tensor in stored.items():

@@ -32,6 +32,11 @@ def test_weights_are_compared_with_the_checkpoint(
     torch.save(changed, tmp_path / "other.pt")
     with pytest.raises(VerificationError, match=r"weight norm.weight of .* differs from .*other.pt: export it again"):
         check_weights(opened, tmp_path / "other.pt")
+    torch.save({"model": changed, "ema": weights}, tmp_path / "both.pt")
+    with pytest.raises(VerificationError, match="differs"):
+        check_weights(opened, tmp_path / "both.pt")
+    averaged = replace(opened, provenance={"checkpoint": {"weights": "ema"}})
+    assert check_weights(averaged, tmp_path / "both.pt") == len(weights) - 1
 
 
 def test_a_graph_that_computes_something_else_is_found(bundle_copy: Path) -> None:
