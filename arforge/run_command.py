@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from arforge.options import PATH, Grid, Numbers
 from arforge.runner.errors import RequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PARTS = 1000  # of the progress bar
 
@@ -70,8 +76,9 @@ def command(
     arforge run llamagen-l.bundle --schedule zipar:16 --class 207,360 --seed 0 --guidance 2 --output out.png
     """
     from arforge.runner.canvas import nothing_known
-    from arforge.runner.images import save_npz, save_png, save_tokens
+    from arforge.runner.images import Add, Page, npz_of, save_page, save_tokens
     from arforge.runner.inpainting import known_tokens
+    from arforge.runner.output import check_outputs
     from arforge.runner.runner import Runner
     from arforge.runner.schedules.specification import require_decoder, require_keeping
 
@@ -81,9 +88,12 @@ def command(
         raise click.UsageError("--greedy is temperature 0: leave out one of --greedy and --temperature")
     if mask and not keep:
         raise click.UsageError("--mask says what of an image to paint: name the image with --keep")
+    check_outputs({"--output": output, "--npz": npz, "--tokens": tokens})
     labels = spread_classes([label for group in classes for label in group], samples)
     numbers = spread_seeds([seed for group in seeds for seed in group], len(labels))
-    with Runner.open(bundle, target=target, precision=precision, threads=threads) as runner:
+    page = Page(len(labels), columns) if output else None
+    with ExitStack() as stack:
+        runner = stack.enter_context(Runner.open(bundle, target=target, precision=precision, threads=threads))
         if runner.bundle.tokenizer is None and (output or npz):
             raise RequestError(
                 f"{bundle} has no image tokenizer and gives tokens only: use --tokens, or export with --tokenizer"
@@ -94,31 +104,38 @@ def command(
             require_decoder(schedule, runner.bundle.model.family)
             require_keeping(schedule)
             known = known_tokens(runner, keep, mask, grid)
-        with click.progressbar(length=PARTS, label=schedule, file=sys.stderr, hidden=quiet) as bar:
+        receivers: list[Add] = [page.add] if page else []
+        if npz:
+            receivers.append(stack.enter_context(npz_of(npz, len(labels))))
 
-            def progress(done: int, steps: int) -> None:
-                bar.update(PARTS * done // steps - bar.pos)
+        def receive(images: NDArray[np.uint8]) -> None:
+            for add in receivers:
+                add(images)
 
-            device = runner.device
-            result = runner.generate(
-                labels,
-                numbers,
-                schedule=schedule,
-                guidance=guidance,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                greedy=greedy,
-                batch=batch,
-                known=known,
-                progress=progress,
-            )
-    if tokens:
-        save_tokens(tokens, result.tokens)
-    if result.images is not None and output:
-        save_png(output, result.images, columns, zoom)
-    if result.images is not None and npz:
-        save_npz(npz, result.images)
+        bar = stack.enter_context(click.progressbar(length=PARTS, label=schedule, file=sys.stderr, hidden=quiet))
+
+        def progress(done: int, steps: int) -> None:
+            bar.update(PARTS * done // steps - bar.pos)
+
+        device = runner.device
+        result = runner.generate(
+            labels,
+            numbers,
+            schedule=schedule,
+            guidance=guidance,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            greedy=greedy,
+            batch=batch,
+            known=known,
+            progress=progress,
+            images=receive if receivers else False,
+        )
+        if tokens:
+            save_tokens(tokens, result.tokens)
+    if page and output:
+        save_page(output, page.pixels, zoom)
     each = 1000 * (result.seconds + result.image_seconds) / len(labels)
     click.echo(
         f"{len(labels)} images, {schedule}: {result.steps} steps, {each:.1f} ms an image "

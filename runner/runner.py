@@ -51,10 +51,31 @@ DEFAULT_BATCH = 32
 class Result:
     tokens: NDArray[np.int64]  # (images, cells), raster order of the grid
     grid: tuple[int, int]  # rows, columns: the model's, or that of the known tokens
-    images: NDArray[np.uint8] | None  # (images, height, width, 3); None where the bundle has no tokenizer
+    images: NDArray[np.uint8] | None  # (images, height, width, 3); None without a tokenizer, or as asked
     steps: int  # engine calls an image took
     seconds: float  # decoding of tokens, wall clock
     image_seconds: float  # tokens to pixels, wall clock
+
+
+class Pixels:
+    """The images of a generation, as they come: handed on, or all kept in one array."""
+
+    def __init__(self, count: int, keep: bool | Callable[[NDArray[np.uint8]], object]) -> None:
+        self.kept: NDArray[np.uint8] | None = None
+        self._count, self._done = count, 0
+        self._receive = None if keep is True else keep
+
+    def add(self, images: NDArray[np.uint8]) -> None:
+        """Take the next ones, uint8 [images, height, width, 3]."""
+        if callable(self._receive):
+            self._receive(images)
+        elif len(images) == self._count:
+            self.kept = images
+        else:
+            if self.kept is None:
+                self.kept = np.empty((self._count, *images.shape[1:]), dtype=np.uint8)
+            self.kept[self._done : self._done + len(images)] = images
+        self._done += len(images)
 
 
 def guided_rows(images: int, guided: bool) -> int:
@@ -110,6 +131,7 @@ class Runner:
         progress: Progress | None = None,
         cancel: CancelFlag | None = None,
         known: NDArray[np.int64] | None = None,
+        images: bool | Callable[[NDArray[np.uint8]], object] = True,
     ) -> Result:
         """Generate one image for each class.
 
@@ -122,6 +144,9 @@ class Runner:
         `known`, for models of random order: tokens that stay, int64 [rows, columns] for all images or
         [images, rows, columns], -1 in the cells to decide (`encode` gives those of an image). A grid larger than the
         model's is decoded window by window.
+
+        `images`: whether the result holds pixels, where the bundle has an image tokenizer; or a function that is given
+        those of each batch, uint8 [images, height, width, 3] in order, in their place: any number in little memory.
         """
         sampler = self.bundle.sampler
         request = Request(
@@ -144,21 +169,23 @@ class Runner:
             parts = [slice(first, first + together) for first in range(0, len(labels), together)]
             steps = sum(len(plan.steps) for plan in plans)
             watch = Watch(steps * len(parts), progress, cancel)
-            start = time.perf_counter()
+            pixels = Pixels(len(labels), images) if images and self.bundle.tokenizer is not None else None
+            seconds = image_seconds = 0.0
             for part in parts:
+                start = time.perf_counter()
                 for plan, window in zip(plans, canvas.windows, strict=True):
                     place = (part, window.cells)
                     given, numbers_of = canvas.tokens[place], random[place]
                     canvas.tokens[place] = self._decode(
                         plan, request, labels[part], given, numbers_of, watch, part.start
                     )
-            decoded = time.perf_counter()
-            images = None
-            if self.bundle.tokenizer is not None:
-                engine, tokens = self._live_engine(), canvas.tokens.reshape(-1, *canvas.grid)
-                images = np.concatenate([engine.decode(tokens[part]) for part in parts])
-            finished = time.perf_counter()
-        return Result(canvas.tokens, canvas.grid, images, steps, decoded - start, finished - decoded)
+                decoded = time.perf_counter()
+                seconds += decoded - start
+                if pixels is not None:
+                    pixels.add(self._live_engine().decode(canvas.tokens[part].reshape(-1, *canvas.grid)))
+                    image_seconds += time.perf_counter() - decoded
+        kept = None if pixels is None else pixels.kept
+        return Result(canvas.tokens, canvas.grid, kept, steps, seconds, image_seconds)
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """The tokens of images, uint8 [images, height, width, 3] to int64 [images, rows, columns].
