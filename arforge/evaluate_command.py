@@ -89,10 +89,10 @@ def command(
     real = {what: open_image_set(path) for what, path in (("reference", reference), ("floor", floor)) if path}
     with Runner.open(bundle, target=target, precision=precision, threads=threads) as runner:
         opened = runner.bundle
-        size, known = quality.image_size(opened), opened.model.classes
+        size, known = quality.image_size(opened), opened.model.class_condition.classes
         for images in real.values():
             quality.check_images(images, size, bundle)
-        stored = [entry["specification"] for entry in opened.manifest["schedules"]]
+        stored = list(opened.specifications)
         chosen = list(dict.fromkeys(schedules or stored))
         for schedule in chosen:
             opened.schedule(schedule)  # refused before the long work, not after it

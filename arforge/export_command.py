@@ -65,7 +65,7 @@ def command(
             f"exporting needs {error.name}: pip install 'arforge[export]' (an unpinned torch is the CUDA build; for "
             "the CPU one install torch first)"
         ) from error
-    from arforge.runner.bundle import Sampler
+    from arforge.runner.bundle import SamplerDefaults
     from arforge.runner.request import Request
 
     Request(guidance, temperature, top_k, top_p)  # refuses what no request could use
@@ -82,7 +82,7 @@ def command(
         tokenizer=tokenizer,
         output=output,
         schedules=schedules,
-        sampler=Sampler(guidance, temperature, top_k, top_p),
+        sampler=SamplerDefaults(guidance, temperature, top_k, top_p),
         overwrite=overwrite,
     )
     export_bundle(job, lambda line: click.echo(line, err=True))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from arforge.options import PATH, human, measured_widths
-from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.bundle import Bundle, ClassCondition, ModelFacts, open_bundle
 from arforge.runner.runner import guided_rows
 
 FLOAT_BYTES = 4
@@ -31,11 +32,11 @@ def command(bundle: Path, as_json: bool) -> None:
     click.echo(f"{bundle}: {name}, {model.parameters / 1e6:.1f} M parameters, {grid} tokens of {model.vocabulary}")
     click.echo(
         f"  {model.layers} layers, {model.caches} caches of {model.kv_heads} heads of {model.head_size}, "
-        f"{model.classes} classes"
+        f"{condition_of(model)}, {model.order} order, {model.source_precision} weights"
     )
-    if opened.tokenizer:
-        height, width = opened.tokenizer.image_size
-        click.echo(f"  images of {height}x{width}, codebook of {opened.tokenizer.codebook_width} channels")
+    if opened.image_tokenizer:
+        height, width = opened.image_tokenizer.image_size
+        click.echo(f"  images of {height}x{width}, codebook of {opened.image_tokenizer.codebook_width} channels")
     else:
         click.echo("  no image tokenizer: gives tokens only")
     click.echo(
@@ -43,9 +44,9 @@ def command(bundle: Path, as_json: bool) -> None:
         f"top-k {sampler.top_k}, top-p {sampler.top_p:g}, unless they say otherwise"
     )
     click.echo("graphs")
-    for graph in opened.manifest["graphs"]:
-        size = human(opened.manifest["files"][graph["weights"]]["bytes"])
-        click.echo(f"  {graph['name']:12} {graph['precision']}  {graph['path']}  (weights {graph['weights']}, {size})")
+    for graph in opened.graphs:
+        size = human(opened.files[graph.weights].bytes)
+        click.echo(f"  {graph.name:12} {graph.precision}  {graph.path}  (weights {graph.weights}, {size})")
     click.echo("schedules                      steps  saved  tokens a step  slots  cache of a guided image")
     for entry in facts["schedules"]:
         widths = f"{entry['widths'][0]}-{entry['widths'][-1]}" if len(entry["widths"]) > 1 else str(entry["widths"][0])
@@ -82,22 +83,30 @@ def command(bundle: Path, as_json: bool) -> None:
             click.echo(f"  {part} {source[part]['name']}, sha256 {source[part]['sha256']}")
 
 
+def condition_of(model: ModelFacts) -> str:
+    """What stands where a prompt would."""
+    condition = model.condition
+    if isinstance(condition, ClassCondition):
+        return f"{condition.classes} classes"
+    return f"prompts of up to {condition.slots} {condition.kind}"
+
+
 def facts_of(bundle: Bundle) -> dict[str, Any]:
     """The manifest, with what follows from it: the caches of each schedule, the identity of each engine."""
     model = bundle.model
     cache_slot_bytes = guided_rows(1, guided=True) * 2 * model.kv_heads * model.head_size * FLOAT_BYTES
     schedules = [
         {
-            **entry,
-            "steps_saved": 1 - entry["steps"] / model.cells,
-            "cache_bytes": model.caches * entry["slots"] * cache_slot_bytes,
+            **asdict(entry),
+            "steps_saved": 1 - entry.steps / model.cells,
+            "cache_bytes": model.caches * entry.slots * cache_slot_bytes,
         }
-        for entry in bundle.manifest["schedules"]
+        for entry in bundle.schedules
     ]
-    engines = [bundle.identity(entry) for entry in bundle.manifest["engines"]]
+    engines = [bundle.identity(engine) for engine in bundle.engines]
     decoder_only = model.layers * model.cells * cache_slot_bytes
     return {
-        **bundle.manifest,
+        **bundle.to_json(),
         "schedules": schedules,
         "decoder_only_cache_bytes": decoder_only,  # next-token, a cache a layer
         "engines": engines,

@@ -115,7 +115,7 @@ def measure(
 
     start = time.perf_counter()
     opened = open_bundle(bundle)
-    chosen = list(dict.fromkeys(schedules)) or [entry["specification"] for entry in opened.manifest["schedules"]]
+    chosen = list(dict.fromkeys(schedules)) or list(opened.specifications)
     if not chosen:
         raise RequestError(f"{bundle} stores no schedule: name one with --schedule")
     for schedule in chosen:
@@ -162,7 +162,7 @@ def operators(bundle: Path, schedule: str, settings: Settings, precision: str, t
 
     opened = open_bundle(bundle)
     engine = TracedEngine.built(opened, precision, threads)
-    with Runner(replace(opened, tokenizer=None), engine) as runner:
+    with Runner(replace(opened, image_tokenizer=None), engine) as runner:
         steps = len(generate_once(runner, schedule, settings)[0].ends)
         times = engine.times()
     return {

@@ -80,7 +80,7 @@ def command(
     from arforge.runner.inpainting import known_tokens
     from arforge.runner.output import check_outputs
     from arforge.runner.runner import Runner
-    from arforge.runner.schedules.specification import require_decoder, require_keeping
+    from arforge.runner.schedules.specification import require_keeping, require_order
 
     if output is None and npz is None and tokens is None:
         raise click.UsageError("nothing to write: name --output, --npz or --tokens")
@@ -94,14 +94,14 @@ def command(
     page = Page(len(labels), columns) if output else None
     with ExitStack() as stack:
         runner = stack.enter_context(Runner.open(bundle, target=target, precision=precision, threads=threads))
-        if runner.bundle.tokenizer is None and (output or npz):
+        if runner.bundle.image_tokenizer is None and (output or npz):
             raise RequestError(
                 f"{bundle} has no image tokenizer and gives tokens only: use --tokens, or export with --tokenizer"
             )
         schedule = schedule or runner.bundle.default_schedule
         known = None if grid is None else nothing_known(grid)
         if keep:
-            require_decoder(schedule, runner.bundle.model.family)
+            require_order(schedule, runner.bundle.model.order)
             require_keeping(schedule)
             known = known_tokens(runner, keep, mask, grid)
         receivers: list[Add] = [page.add] if page else []

@@ -50,8 +50,7 @@ def command(
     if checkpoint:
         click.echo(f"ok  weights: {check_weights(opened, checkpoint)} tensors equal {checkpoint.name}")
         click.echo(f"ok  provenance: {check_provenance(opened, checkpoint)}")
-    stored = [entry["specification"] for entry in opened.manifest["schedules"]]
-    for schedule in schedules or stored:
+    for schedule in schedules or opened.specifications:
         found = compare_logits(opened, schedule, max_steps)
         click.echo(
             f"ok  torch module, {schedule}: {found.steps} steps, logits within {found.largest_error:.1e}, "

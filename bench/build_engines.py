@@ -21,6 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from arforge.runner import open_bundle
+
 MODELS = ("llamagen:L:24x24", "arpg:L:16x16")
 LIBRARIES = ("arforge", "polygraphy", "tensorrt_rtx_cu13_libs", "onnx-ir")
 
@@ -57,9 +59,8 @@ def build(bundle: Path, precision: str) -> dict[str, Any]:
     if child.returncode:
         raise SystemExit(f"arforge {' '.join(command)} failed with status {child.returncode}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    entry = next(e for e in manifest["engines"] if (e["target"], e["precision"]) == ("tensorrt-rtx", precision))
-    identity = json.loads((bundle / entry["path"]).read_text())
+    opened = open_bundle(bundle)
+    identity = opened.engine("tensorrt-rtx", precision)
     return {
         "model": bundle.stem,
         "precision": precision,
@@ -68,8 +69,8 @@ def build(bundle: Path, precision: str) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
         "peak_bytes": after.ru_maxrss * 1024,
-        "engine_bytes": manifest["files"][identity["engine"]]["bytes"],
-        "weights_bytes": manifest["files"][identity["weights"]]["bytes"],
+        "engine_bytes": opened.files[identity["engine"]].bytes,
+        "weights_bytes": opened.files[identity["weights"]].bytes,
         "profiles": len(identity["profiles"]),
         "widths": identity["widths"],
         "slots": identity["slots"],

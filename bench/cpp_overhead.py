@@ -89,7 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     bundle = export("llamagen", "B", (16, 16), arguments.work)
-    if not open_bundle(bundle).manifest["engines"]:
+    if not open_bundle(bundle).engines:
         onnxruntime.build(bundle)
     if arguments.prepare:
         return

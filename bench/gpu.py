@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -190,8 +191,7 @@ def prepare(root: Path, precision: str) -> None:
     with changing(root) as bundle:
         if not has_graphs(bundle, precision):
             new = add_graphs(bundle, precision)
-            graphs = [*bundle.manifest["graphs"], *entries(precision)]
-            write_revision(bundle, {**bundle.manifest, "graphs": graphs}, new)
+            write_revision(replace(bundle, graphs=(*bundle.graphs, *entries(precision))), new)
     onnxruntime.build(root)
 
 

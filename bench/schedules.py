@@ -39,7 +39,7 @@ MODELS: list[tuple[str, str, tuple[int, int], list[str]]] = [
 
 def ready(bundle: Path, precision: str) -> Bundle:
     opened = open_bundle(bundle)
-    if not any(engine["precision"] == precision for engine in opened.manifest["engines"]):
+    if not any(engine.precision == precision for engine in opened.engines):
         onnxruntime.build(bundle, precision)
     return open_bundle(bundle)
 

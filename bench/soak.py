@@ -66,9 +66,9 @@ class Known:
     def __init__(self, path: Path, precision: str) -> None:
         self.path, self.precision = path, precision
         with self.open() as runner:
-            schedules = [entry["specification"] for entry in runner.bundle.manifest["schedules"]]
+            schedules = list(runner.bundle.specifications)
             self.settings: list[Setting] = list(itertools.product(schedules, (1.0, 2.0), (False, True)))
-            self.classes = range(min(CLASSES, runner.bundle.model.classes))
+            self.classes = range(min(CLASSES, runner.bundle.model.class_condition.classes))
             self.images: dict[tuple[Setting, int, int], tuple[Any, Any]] = {}
             for setting, label, seed in itertools.product(self.settings, self.classes, range(SEEDS)):
                 result = runner.generate([label], [seed], setting[0], guidance=setting[1], greedy=setting[2])

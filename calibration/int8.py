@@ -23,8 +23,9 @@ from arforge.calibration.replacement import enter
 from arforge.calibration.requests import Progress, Requests, generate, held_out, spread
 from arforge.calibration.smooth import Fold, Scales, find_folds, smooth, smoothing
 from arforge.calibration.taps import Observer, TappedEngine
-from arforge.runner.bundle import Bundle, open_bundle
-from arforge.runner.bundle.writer import changing, staged, write_text
+from arforge.export.stored_tensors import load_whole
+from arforge.runner.bundle import Bundle, Graph, open_bundle
+from arforge.runner.bundle.writer import changing, remade, write_text
 from arforge.version import VERSION
 
 RECORD = f"{FOLDER}/calibration.json"
@@ -90,21 +91,13 @@ class Study:
 
     def write(self, root: Path, excluded: frozenset[str]) -> Bundle:
         """Write the int8 graphs below `root`; returns a bundle of them alone."""
-        model = onnx.load(self.bundle.graph("step-logits", "fp32"))
+        model = load_whole(self.bundle.graph("step-logits", "fp32"))
         smooth(model, self.folds, self.scales)
         kept = [layer for layer in self.layers if layer.name not in excluded]
         (root / FOLDER).mkdir(parents=True)
         names = write_graphs(quantize(model, kept, self.limits), root / FOLDER)
-        graphs = [
-            {
-                "name": name,
-                "precision": PRECISION,
-                "path": f"{FOLDER}/{name}.onnx",
-                "weights": f"{FOLDER}/{WEIGHTS}",
-            }
-            for name in names
-        ]
-        return replace(self.bundle, root=root, manifest={**self.bundle.manifest, "graphs": graphs})
+        graphs = tuple(Graph(name, PRECISION, f"{FOLDER}/{name}.onnx", f"{FOLDER}/{WEIGHTS}") for name in names)
+        return replace(self.bundle, root=root, graphs=graphs)
 
 
 def calibrate(job: Job, progress: Progress = lambda what, done, total: None) -> Calibrated:
@@ -119,8 +112,8 @@ def calibrate(job: Job, progress: Progress = lambda what, done, total: None) -> 
         layers = find_layers(graph)
         excluded = select(layers, job.exclude)
         requests = spread(bundle, job.schedules, job.samples, job.seed, job.guidance, job.batch)
-        study = measure(job, bundle, graph, layers, excluded, requests, progress)
-        with staged(job.bundle, overwrite=True) as stage:
+        with remade(bundle) as stage:  # before the work: it may not be writable
+            study = measure(job, bundle, graph, layers, excluded, requests, progress)
             int8 = study.write(stage, excluded)
             report = check(study, int8, excluded, requests, progress) if job.check else Report()
             record = {**provenance(study, excluded, requests), "report": asdict(report)}
@@ -165,7 +158,7 @@ def measure(
 def check(study: Study, int8: Bundle, excluded: frozenset[str], requests: Requests, progress: Progress) -> Report:
     """Compare with float32 on requests that the ranges have not seen."""
     job, bundle = study.job, study.bundle
-    unseen = held_out(requests, job.check, bundle.model.classes)
+    unseen = held_out(requests, job.check, bundle.model.class_condition.classes)
     kept = [layer for layer in study.layers if layer.name not in excluded]
     sample = RowSample(job.seed)
     engine = TappedEngine(bundle, list(activations(kept)), sample, job.threads)
@@ -210,12 +203,11 @@ def try_exclusions(
 
 def provenance(study: Study, excluded: frozenset[str], requests: Requests) -> dict[str, Any]:
     """What the graphs were made from and how; the same for the same calibration."""
-    job, manifest = study.job, study.bundle.manifest
-    float32 = next(g for g in manifest["graphs"] if (g["name"], g["precision"]) == ("step-logits", "fp32"))
+    job, float32 = study.job, study.bundle.stored_graph("step-logits", "fp32")
     return {
         "arforge": VERSION,
         "versions": {name: version(name) for name in LIBRARIES},
-        "source": {path: manifest["files"][path]["sha256"] for path in (float32["path"], float32["weights"])},
+        "source": {path: study.bundle.sha256(path) for path in (float32.path, float32.weights)},
         "device": f"onnxruntime {version('onnxruntime')}, {platform.machine()} CPU",
         "requests": asdict(requests),
         "method": job.rule.method,

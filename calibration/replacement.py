@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from arforge.calibration.quantize import FOLDER, PRECISION
 from arforge.runner.bundle import Bundle, open_bundle
-from arforge.runner.bundle.writer import file_facts, write_manifest
+from arforge.runner.bundle.writer import file_facts, link, write_manifest
 from arforge.runner.errors import BundleError
 
 
@@ -20,39 +19,28 @@ def enter(bundle: Bundle, int8: Bundle) -> tuple[str, ...]:
     Returns the engines that were built from other int8 graphs; they are left out. Raises BundleError where the bundle
     is no longer what was calibrated.
     """
-    if open_bundle(bundle.root).manifest != bundle.manifest:
+    if open_bundle(bundle.root) != bundle:
         raise BundleError(f"{bundle.root} has changed meanwhile: calibrate it again")
-    stage, manifest = int8.root, bundle.manifest
-    files = {path: facts for path, facts in manifest["files"].items() if not path.startswith(f"{FOLDER}/")}
+    stage = int8.root
+    files = {path: facts for path, facts in bundle.files.items() if not path.startswith(f"{FOLDER}/")}
     new = file_facts(stage)
-    changed = any(manifest["files"].get(entry["path"]) != new[entry["path"]] for entry in int8.manifest["graphs"])
-    stale = [entry for entry in manifest["engines"] if changed and made_from_int8(bundle.identity(entry))]
-    for entry in stale:
-        files = {path: facts for path, facts in files.items() if Path(path).parent != Path(entry["path"]).parent}
+    made = tuple(graph for graph in int8.graphs if graph.precision == PRECISION)
+    changed = any(bundle.files.get(graph.path) != new[graph.path] for graph in made)
+    stale = [engine for engine in bundle.engines if changed and made_from_int8(bundle.identity(engine))]
+    for engine in stale:
+        files = {path: facts for path, facts in files.items() if Path(path).parent != Path(engine.path).parent}
     for path in files:
         link(bundle.path(path), stage / path)
-    graphs = [entry for entry in manifest["graphs"] if entry["precision"] != PRECISION]
-    write_manifest(
-        stage,
-        {
-            **manifest,
-            "graphs": [*graphs, *int8.manifest["graphs"]],
-            "files": {**files, **new},
-            "engines": [entry for entry in manifest["engines"] if entry not in stale],
-        },
+    completed = replace(
+        bundle,
+        graphs=(*(graph for graph in bundle.graphs if graph.precision != PRECISION), *made),
+        files={**files, **new},
+        engines=tuple(engine for engine in bundle.engines if engine not in stale),
     )
-    return tuple(f"{entry['target']} {entry['precision']} for {entry['device']}" for entry in stale)
+    write_manifest(stage, completed)
+    return tuple(map(str, stale))
 
 
 def made_from_int8(identity: Mapping[str, Any]) -> bool:
     """Whether an engine was built from calibrated graphs; ONNX Runtime's own int8 graph comes from the float32 one."""
     return str(identity.get("graph")).startswith(f"{FOLDER}/")
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a file, which nobody changes in place, a second name; a copy where the file system has no links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

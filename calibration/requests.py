@@ -39,9 +39,8 @@ def spread(
 
     Seeds count up from `seed`. Raises ScheduleError for a schedule that does not fit the model.
     """
-    stored = [entry["specification"] for entry in bundle.manifest["schedules"]]
-    chosen = dict.fromkeys(bundle.schedule(text).specification for text in schedules or stored)
-    known = bundle.model.classes
+    chosen = dict.fromkeys(bundle.schedule(text).specification for text in schedules or bundle.specifications)
+    known = bundle.model.class_condition.classes
     return Requests(
         schedules=tuple(chosen),
         classes=tuple(index * known // samples if samples < known else index % known for index in range(samples)),
@@ -69,7 +68,7 @@ def generate(
 
     Sampling is the bundle's own, or greedy. Images are not decoded.
     """
-    with Runner(replace(bundle, tokenizer=None), engine) as runner:
+    with Runner(replace(bundle, image_tokenizer=None), engine) as runner:
         for schedule in requests.schedules:
             result = runner.generate(
                 requests.classes,

@@ -25,7 +25,7 @@ def compare_precision(bundle: Bundle, precision: str, schedule: str, max_steps: 
     """Run both graphs side by side, each on its own caches, on the likeliest tokens of the float32 one."""
     engines = [OnnxRuntimeEngine(bundle, name, graph="step-logits") for name in ("fp32", precision)]
     steps, largest, same, cells = 0, 0.0, 0, 0
-    for done in lockstep(bundle, schedule, engines, [0, bundle.model.classes - 1], max_steps):
+    for done in lockstep(bundle, schedule, engines, [0, bundle.model.class_condition.classes - 1], max_steps):
         steps += 1
         wanted, found = (logits_of(step, buffers) for step, buffers in done)
         if wanted.size:

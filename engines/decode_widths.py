@@ -21,7 +21,7 @@ GAIN = 0.03  # of a step's time: what padding must save, more than one measureme
 
 def stored_widths(bundle: Bundle) -> list[int]:
     """The widths that the bundle's schedules use, in order."""
-    return sorted(used([bundle.schedule(entry["specification"]) for entry in bundle.manifest["schedules"]]))
+    return sorted(used([bundle.schedule(name) for name in bundle.specifications]))
 
 
 def measure(engine: Engine, bundle: Bundle, widths: Sequence[int]) -> dict[int, float]:

@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import onnx_ir as ir
 
+from arforge.engines.stored_values import stored_values
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import VerificationError
 
@@ -38,7 +39,7 @@ def check_graphs(bundle: Bundle, paths: list[str]) -> None:
         for name, tensor in stored(model):
             place = location(bundle, path, name, tensor)
             offset, length = tensor.offset or 0, tensor.length
-            size = bundle.manifest["files"][place]["bytes"]
+            size = bundle.files[place].bytes
             needed = math.ceil(math.prod(tensor.shape.numpy()) * tensor.dtype.bitwidth / 8)
             if length is None or length != needed or offset < 0 or offset + length > size:
                 raise VerificationError(
@@ -78,7 +79,7 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 def location(bundle: Bundle, path: str, name: str, tensor: ir.ExternalTensor) -> str:
     """The bundle's path of a tensor's file. Raises VerificationError unless it is one of the bundle's."""
     place = (PurePosixPath(path).parent / str(tensor.location)).as_posix()
-    if place not in bundle.manifest["files"]:
+    if place not in bundle.files:
         raise VerificationError(f"{path}: {name} lies in {str(tensor.location)!r}, which is no file of the bundle")
     return place
 
@@ -89,7 +90,7 @@ def check_scales(path: str, model: ir.Model) -> None:
         value = node.inputs[index] if index is not None and len(node.inputs) > index else None
         if value is None or value.const_value is None:
             continue
-        scales = value.const_value.numpy().astype(np.float32)
+        scales = stored_values(value.const_value).astype(np.float32)
         if not (np.isfinite(scales).all() and (scales > 0).all()):
             raise VerificationError(
                 f"{path}: scale {value.name} is not a positive number: calibrate or build int8 again"

@@ -7,15 +7,16 @@ from pathlib import Path
 import onnx_ir as ir
 
 from arforge.engines.precision import TYPES, lower_precision
-from arforge.engines.tensorrt_graph import place_weights
-from arforge.runner.bundle import Bundle
+from arforge.engines.tensorrt_graph import content_of, place_weights
+from arforge.runner.bundle import Bundle, Graph
+from arforge.runner.bundle.writer import replace_file
 
 NAMES = ("step", "step-logits")
 WEIGHTS = "weights/model.weights"
 
 
 def has_graphs(bundle: Bundle, precision: str) -> bool:
-    return any(graph["precision"] == precision for graph in bundle.manifest["graphs"])
+    return any(graph.precision == precision for graph in bundle.graphs)
 
 
 def add_graphs(bundle: Bundle, precision: str) -> list[Path]:
@@ -28,17 +29,13 @@ def add_graphs(bundle: Bundle, precision: str) -> list[Path]:
     for model in models.values():
         lower_precision(model, TYPES[precision])
     folder = bundle.path(f"graphs/{precision}")
-    folder.mkdir(parents=True, exist_ok=True)
-    place_weights(models, folder, WEIGHTS)
+    place_weights(models, folder, lambda partial: partial.replace(folder / WEIGHTS))
     for name, model in models.items():
-        ir.save(model, folder / f"{name}.onnx")
+        replace_file(folder / f"{name}.onnx", content_of(model))
     return [folder / WEIGHTS, *(folder / f"{name}.onnx" for name in models)]
 
 
-def entries(precision: str) -> list[dict[str, str]]:
+def entries(precision: str) -> tuple[Graph, ...]:
     """The manifest's entries of those graphs."""
     folder = f"graphs/{precision}"
-    return [
-        {"name": name, "precision": precision, "path": f"{folder}/{name}.onnx", "weights": f"{folder}/{WEIGHTS}"}
-        for name in NAMES
-    ]
+    return tuple(Graph(name, precision, f"{folder}/{name}.onnx", f"{folder}/{WEIGHTS}") for name in NAMES)

@@ -21,7 +21,7 @@ import numpy as np
 from arforge.engines.decode_widths import choose, measure, stored_widths
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine, cache_names
 from arforge.runner.backends.onnxruntime_session import load_library
-from arforge.runner.bundle import Bundle, open_bundle, sha256_of
+from arforge.runner.bundle import BuiltEngine, Bundle, open_bundle, sha256_of
 from arforge.runner.bundle.writer import add_engine, changing
 from arforge.runner.errors import BundleError, EngineError
 
@@ -65,8 +65,8 @@ def build(
         raise EngineError(f"widths {list(widths)} must all be at least 1")
     open_bundle(root)  # what is no bundle says so, before anything looks for a lock
     with changing(root) as bundle:
-        if max(widths, default=1) > bundle.model.positions:
-            raise EngineError(f"width {max(widths)} is more than the model's {bundle.model.positions} positions")
+        if max(widths, default=1) > bundle.model.position_rows:
+            raise EngineError(f"width {max(widths)} is more than the model's {bundle.model.position_rows} positions")
         return _build(bundle, precision, tuple(sorted(set(widths))) or None, quantization, measure_widths)
 
 
@@ -104,9 +104,9 @@ def _build(
         identity["width_milliseconds"] = {str(width): round(1000 * one, 3) for width, one in measured.items()}
     if precision == "int8":
         identity["quantization"] = quantization or QUANTIZATIONS[0]
-    entry = {"target": TARGET, "precision": precision, "device": DEVICE, "path": folder}
+    kind = BuiltEngine(TARGET, precision, DEVICE, folder)
     gone = unused_graphs(bundle, graph["graph"]) if precision == "fp32" else ()
-    add_engine(bundle, entry, identity, new, gone)
+    add_engine(bundle, kind, identity, new, gone)
     return Built(identity, seconds)
 
 
@@ -132,12 +132,12 @@ def lowered(bundle: Bundle, precision: str, folder: Path) -> tuple[dict[str, str
     facts = {"graph": place(bundle, files[0]), "source": name}
     if len(files) > 1:
         facts["weights"] = place(bundle, files[1])
-    return {**facts, "source_sha256": bundle.manifest["files"][name]["sha256"]}, files
+    return {**facts, "source_sha256": bundle.files[name].sha256}, files
 
 
 def unused_graphs(bundle: Bundle, graph: str) -> list[str]:
     """Graphs that earlier builds wrote beside the bundle's, now that the fp32 engine has `graph`."""
-    written = (name for name in bundle.manifest["files"] if PurePosixPath(name).name.startswith(f"{OWN}-"))
+    written = (name for name in bundle.files if PurePosixPath(name).name.startswith(f"{OWN}-"))
     return [name for name in written if name != graph]
 
 
@@ -151,7 +151,7 @@ def try_out(bundle: Bundle, engine: OnnxRuntimeEngine) -> None:
     engine.prepare(images=1, rows=2, slots=2 + width, zero_slots=1)
     queries = width if bundle.model.queries else 0
     buffers = engine.buffers(width, queries)
-    buffers.tokens[:] = bundle.model.null_class
+    buffers.tokens[:] = bundle.model.class_condition.null_class
     buffers.positions[:] = 1
     buffers.write_index[:] = 1
     buffers.mask[:] = False

@@ -50,8 +50,7 @@ def plan_profiles(bundle: Bundle, names: Sequence[str], images: Sequence[int], w
     for what, numbers in (("images", images), ("widths", widths)):
         if any(number < 1 for number in numbers):
             raise EngineError(f"{what} {list(numbers)} must all be at least 1")
-    stored = [entry["specification"] for entry in bundle.manifest["schedules"]]
-    schedules = [bundle.schedule(name) for name in names or stored]
+    schedules = [bundle.schedule(name) for name in names or bundle.specifications]
     chosen = tuple(sorted(set(widths))) or default_widths(used(schedules), halves=not bundle.model.queries)
     for schedule in schedules:
         if max(used([schedule])) > chosen[-1]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,7 @@ from arforge.engines.tensorrt_layers import check_layers, dump_layers, expected,
 from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.runner.backends.cuda import gpu_compute_capability
 from arforge.runner.backends.tensorrt_library import RTX, Library
-from arforge.runner.bundle import Bundle
+from arforge.runner.bundle import BuiltEngine, Bundle
 from arforge.runner.bundle.writer import add_engine, changing, facts_of, write_hashed
 from arforge.runner.errors import EngineError
 
@@ -99,8 +98,7 @@ def prepare(job: Job, bundle: Bundle) -> Prepared:
     new: list[Path] = []
     if job.precision in TYPES and not has_graphs(bundle, job.precision):
         new = add_graphs(bundle, job.precision)
-        graphs = [*bundle.manifest["graphs"], *entries(job.precision)]
-        bundle = replace(bundle, manifest={**bundle.manifest, "graphs": graphs})
+        bundle = replace(bundle, graphs=(*bundle.graphs, *entries(job.precision)))
     batches = sorted(set(job.images))
     one = batches[0] if len(batches) == 1 else None
     lowered = lower_step(bundle, job.precision, profiles.slots, one, filters, job.attention)
@@ -120,8 +118,9 @@ def build(job: Job, report: Report = lambda line: None) -> Built:
         ready = prepare(job, bundle)
         chosen = ready.lowered.attention
         report(f"attention {chosen.lowering}: {chosen.reason}; {len(ready.profiles.profiles)} profiles")
-        kind = {"target": job.target, "precision": job.precision, "device": device_name(devices)}
-        folder = bundle.path(f"engines/{'-'.join(kind.values())}")
+        device = device_name(devices)
+        kind = BuiltEngine(job.target, job.precision, device, f"engines/{job.target}-{job.precision}-{device}")
+        folder = bundle.path(kind.path)
         start = time.perf_counter()
         step = run_builder(library, ready.graph, ready.shapes, job, devices, next(folder.glob("timing-*.cache"), None))
         seconds = time.perf_counter() - start
@@ -139,8 +138,7 @@ def build(job: Job, report: Report = lambda line: None) -> Built:
         }
         identity = describe(ready, library, devices, files, reason)
         new = [*ready.files, *(path for path in files.values() if path)]
-        entry = {**kind, "path": folder.relative_to(bundle.root).as_posix()}
-        add_engine(ready.bundle, entry, identity, new, unused_graphs(bundle, kind, ready.graph))
+        add_engine(ready.bundle, kind, identity, new, unused_graphs(bundle, kind, ready.graph))
     return Built(identity, seconds, len(step.engine))
 
 
@@ -234,7 +232,7 @@ def build_decoder(
 ) -> tuple[bytes | None, str | None]:
     """The image decoder as an engine in float32, a profile for each batch; or why it stays on ONNX Runtime."""
     bundle = ready.bundle
-    if bundle.tokenizer is None:
+    if bundle.image_tokenizer is None:
         return None, "the bundle has no image tokenizer"
     report("building the image decoder")
     try:
@@ -248,15 +246,14 @@ def decoder_shapes(job: Job, bundle: Bundle) -> list[Shapes]:
     return [{"tokens": (count, *bundle.model.grid)} for count in sorted(set(job.images))]
 
 
-def unused_graphs(bundle: Bundle, kind: dict[str, str], graph: Path) -> list[str]:
+def unused_graphs(bundle: Bundle, kind: BuiltEngine, graph: Path) -> list[str]:
     """The lowered graph, and its weights, of the engine of that kind, unless another engine has it too."""
     used: set[str | None] = {graph.relative_to(bundle.root).as_posix()}
     old: set[str | None] = set()
-    for entry in bundle.manifest["engines"]:
-        same = all(entry[key] == value for key, value in kind.items())
-        (old if same else used).add(json.loads(bundle.path(entry["path"]).read_text("utf-8")).get("lowered"))
+    for engine in bundle.engines:
+        (old if engine.key == kind.key else used).add(bundle.identity(engine).get("lowered"))
     stems = {PurePosixPath(path).stem for path in old - used if path}
-    return [name for name in bundle.manifest["files"] if PurePosixPath(name).stem in stems]
+    return [name for name in bundle.files if PurePosixPath(name).stem in stems]
 
 
 def describe(
@@ -264,10 +261,9 @@ def describe(
 ) -> dict[str, Any]:
     """The identity of an engine: what it was made from, by what, for what, and how."""
     job, bundle = ready.job, ready.bundle
-    source = next(g for g in bundle.manifest["graphs"] if (g["name"], g["precision"]) == ("step", job.precision))
-    facts = bundle.manifest["files"]
-    sources = {"graph": source["path"], "weights": source["weights"]}
-    hashes = {part: facts.get(path) or facts_of(bundle.path(path)) for part, path in sources.items()}
+    source = bundle.stored_graph("step", job.precision)
+    sources = {"graph": source.path, "weights": source.weights}
+    hashes = {part: bundle.files.get(path) or facts_of(bundle.path(path)) for part, path in sources.items()}
     profiles = ready.profiles
     places = {part: path and path.relative_to(bundle.root).as_posix() for part, path in files.items()}
 
@@ -278,7 +274,7 @@ def describe(
         "library": library.name,
         "compute_capabilities": list(devices),
         **sources,
-        **{f"{part}_sha256": hashed["sha256"] for part, hashed in hashes.items()},
+        **{f"{part}_sha256": hashed.sha256 for part, hashed in hashes.items()},
         "lowered": ready.graph.relative_to(bundle.root).as_posix(),
         **places,
         "decoder_reason": reason,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from arforge.runner.backends.cuda import gpu_compute_capability
 from arforge.runner.backends.onnxruntime_engine import cache_names
 from arforge.runner.backends.tensorrt_identity import build_command, check_identity, devices
 from arforge.runner.backends.tensorrt_library import Library
-from arforge.runner.bundle import Bundle
+from arforge.runner.bundle import BuiltEngine, Bundle
 from arforge.runner.errors import EngineError, VerificationError
 
 Report = Callable[[str], None]
@@ -24,16 +23,16 @@ COMPARED_STEPS = 16
 TOLERANCE = 3e-2  # of logits, relative to the largest
 
 
-def verify_engine(bundle: Bundle, entry: Mapping[str, Any], report: Report, required: bool = True) -> None:
+def verify_engine(bundle: Bundle, engine: BuiltEngine, report: Report, required: bool = True) -> None:
     """Check one engine of the manifest; raises EngineError or VerificationError for what is not as it should be.
 
     Where the library is missing and not `required`, only what needs none is looked at.
     """
-    identity = read_identity(bundle, entry)
-    name = f"engine {entry['target']} {entry['precision']} {entry['device']}"
+    identity = bundle.identity(engine)
+    name = f"engine {engine.target} {engine.precision} {engine.device}"
     library = None
     try:
-        library = load_builder(entry["target"])
+        library = load_builder(engine.target)
     except EngineError as error:
         if required:
             raise
@@ -50,7 +49,7 @@ def verify_engine(bundle: Bundle, entry: Mapping[str, Any], report: Report, requ
         report(f"{name}: {line}")
     if library is not None and capability is not None:
         report(f"{name}: {check_run(bundle, identity, library)}")
-    if entry["precision"] == "fp16":  # ONNX Runtime's CPU provider runs no bf16; int8 is compared by `calibrate`
+    if engine.precision == "fp16":  # ONNX Runtime's CPU provider runs no bf16; int8 is compared by `calibrate`
         found = compare_precision(bundle, "fp16", bundle.default_schedule, COMPARED_STEPS)
         if not found.largest_error <= TOLERANCE:
             raise VerificationError(
@@ -74,14 +73,6 @@ def check_run(bundle: Bundle, identity: Mapping[str, Any], library: Library) -> 
         f"{100 * found.same_step_tokens:.1f} % of tokens the same, "
         f"{100 * found.same_image_tokens:.1f} % over whole images"
     )
-
-
-def read_identity(bundle: Bundle, entry: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        identity: dict[str, Any] = json.loads(bundle.path(entry["path"]).read_text("utf-8"))
-    except ValueError as error:
-        raise EngineError(f"{entry['path']} is not an engine identity ({error}): rebuild the engine") from None
-    return identity
 
 
 def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, library: Library) -> list[str]:
@@ -152,7 +143,7 @@ def expected_casts(identity: Mapping[str, Any], model: ir.Model) -> int:
 
 def check_listing(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model) -> list[str]:
     """Check the layers that the builder listed; one line a profile says what they are."""
-    size = bundle.manifest["files"][identity["engine"]]["bytes"]
+    size = bundle.files[identity["engine"]].bytes
     sizes = f"engine of {size} bytes, {identity['slots']} slots, widths {', '.join(map(str, identity['widths']))}"
     if identity["layers"] is None:
         return [f"{sizes}; {identity['library']} lists no layers while it builds, so none were looked at"]

@@ -25,10 +25,10 @@ def dry_run(job: Job) -> list[str]:
         raise EngineError(f"{job.target} builds for the GPU that it runs on: leave --compute-capability out")
     with changing(job.bundle) as bundle:
         ready = prepare(job, bundle)
-        write_revision(bundle, ready.bundle.manifest, ready.files)
+        write_revision(ready.bundle, ready.files)
     graph = ready.graph.relative_to(bundle.root)
     commands = [command(job, graph, f"{graph.stem.removeprefix(f'{GRAPH}-')}-{job.precision}", ready.shapes)]
-    if bundle.tokenizer is not None:
+    if bundle.image_tokenizer is not None:
         decoder = bundle.graph("decoder", "fp32").relative_to(bundle.root)
         commands.append(command(job, decoder, "decoder-fp32", decoder_shapes(job, bundle)))
     return commands

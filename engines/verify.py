@@ -31,29 +31,29 @@ def verify_bundle(root: Path, report: Report, target: str | None = None) -> Bund
     `target`: look into the engines of that target alone, and fail where there is none, or its library is missing.
     """
     bundle = open_bundle(root)
-    report(f"structure: {len(bundle.manifest['files'])} files, manifest, paths and sizes")
+    report(f"structure: {len(bundle.files)} files, manifest, paths and sizes")
     bundle.check_hashes()
     report("hashes: every file matches its sha256")
-    for entry in bundle.manifest["schedules"]:
-        schedule = bundle.schedule(entry["specification"])
+    for name in bundle.specifications:
+        schedule = bundle.schedule(name)
         report(f"schedule {schedule.specification}: {len(schedule.steps)} steps decide {schedule.cells} cells")
     check_data(bundle, report)
-    for graph in bundle.manifest["graphs"]:
-        check_contract(bundle, graph["name"], graph["precision"], bundle.path(graph["path"]))
-        report(f"graph {graph['name']} {graph['precision']}: inputs and outputs as the format says")
-    engines = [entry for entry in bundle.manifest["engines"] if target in (None, entry["target"])]
+    for graph in bundle.graphs:
+        check_contract(bundle, graph.name, graph.precision, bundle.path(graph.path))
+        report(f"graph {graph.name} {graph.precision}: inputs and outputs as the format says")
+    engines = [engine for engine in bundle.engines if target in (None, engine.target)]
     if target is not None and not engines:
         raise EngineError(f"{root} has no {target} engine: build it with `arforge build {root} --target {target}`")
-    for entry in engines:
-        if entry["target"] == "onnxruntime":
-            check_engine(bundle, entry["target"], entry["precision"])
-            report(f"engine {entry['target']} {entry['precision']}: same tokens alone and in a batch")
-            if entry["precision"] == "fp32":
-                report(f"engine {entry['target']} fp32: {check_own_graph(bundle)}")
+    for engine in engines:
+        if engine.target == "onnxruntime":
+            check_engine(bundle, engine.target, engine.precision)
+            report(f"engine {engine.target} {engine.precision}: same tokens alone and in a batch")
+            if engine.precision == "fp32":
+                report(f"engine {engine.target} fp32: {check_own_graph(bundle)}")
         else:
             from arforge.engines.tensorrt_verify import verify_engine
 
-            verify_engine(bundle, entry, report, required=target is not None)
+            verify_engine(bundle, engine, report, required=target is not None)
     return bundle
 
 
@@ -64,7 +64,7 @@ def check_data(bundle: Bundle, report: Report) -> None:
     except ImportError:
         report("graphs' data: not looked at (no onnx-ir; pip install onnx-ir)")
         return
-    paths = [path for path in bundle.manifest["files"] if path.endswith(".onnx")]
+    paths = [path for path in bundle.files if path.endswith(".onnx")]
     check_graphs(bundle, paths)
     report(f"graphs' data: {len(paths)} graphs read inside their files, tensors apart")
 
@@ -141,9 +141,8 @@ def contract(bundle: Bundle, name: str, precision: str = "fp32") -> tuple[Contra
 
 def check_engine(bundle: Bundle, target: str, precision: str) -> None:
     """Generate two images alone and together; raise VerificationError where the tokens differ."""
-    stored = [entry["specification"] for entry in bundle.manifest["schedules"]]
-    request: dict[str, Any] = {"schedule": stored[0], "guidance": 2.0}
-    classes = [0, bundle.model.classes - 1]
+    request: dict[str, Any] = {"schedule": bundle.default_schedule, "guidance": 2.0}
+    classes = [0, bundle.model.class_condition.classes - 1]
     with Runner.open(bundle.root, target=target, precision=precision) as runner:
         together = runner.generate(classes, seeds=[0, 1], **request).tokens
         for index, label in enumerate(classes):
@@ -167,12 +166,12 @@ def check_own_graph(bundle: Bundle) -> str:
     engines = [OnnxRuntimeEngine(bundle, "fp32", path=graph) for graph in (source, path)]
     errors = []
     try:
-        for entry in bundle.manifest["schedules"]:
-            for done in lockstep(bundle, entry["specification"], engines, [0], COMPARED_STEPS):
+        for name in bundle.specifications:
+            for done in lockstep(bundle, name, engines, [0], COMPARED_STEPS):
                 errors.append(difference(bundle, engines, done[0][0]))
                 if not errors[-1] <= ROUNDING:
                     raise VerificationError(
-                        f"{path}: step {len(errors)} of {entry['specification']} writes keys or values with an error "
+                        f"{path}: step {len(errors)} of {name} writes keys or values with an error "
                         f"of {errors[-1]:.1e} of their largest, allowed is {ROUNDING:.0e}: rebuild the engine"
                     )
     finally:

@@ -22,17 +22,26 @@ from arforge.export.image_tokenizers.vq import GROUPS, VQConfig, VQModel
 from arforge.export.layers import pad_heads, pad_weight, padded_head, rotary_table
 from arforge.export.step_graph import trace_step, without_logits
 from arforge.export.trace import fake_module
-from arforge.runner.bundle import FORMAT, VERSION, Sampler, sha256_of
+from arforge.runner.bundle import (
+    ClassCondition,
+    Graph,
+    ImageTokenizerFacts,
+    Manifest,
+    ModelFacts,
+    SamplerDefaults,
+    StoredSchedule,
+    sha256_of,
+)
 from arforge.runner.bundle.writer import file_facts, staged, write_manifest
 from arforge.runner.errors import CheckpointError
 from arforge.runner.schedules import file as schedule_file
 from arforge.runner.schedules.schedule import Schedule
-from arforge.runner.schedules.specification import compile_schedule, parse, require_decoder, require_specials
+from arforge.runner.schedules.specification import compile_schedule, parse, require_order, require_specials
 from arforge.version import VERSION as ARFORGE_VERSION
 
 PRECISION = "fp32"
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")
-PUBLISHED = Sampler(guidance=2.0, temperature=1.0, top_k=0, top_p=1.0)  # of LlamaGen on ImageNet
+PUBLISHED = SamplerDefaults(guidance=2.0, temperature=1.0, top_k=0, top_p=1.0)  # of LlamaGen on ImageNet
 Report = Callable[[str], None]
 
 
@@ -46,7 +55,7 @@ class Job:
     tokenizer: Path | None
     output: Path
     schedules: Sequence[str] = ()
-    sampler: Sampler = PUBLISHED
+    sampler: SamplerDefaults = PUBLISHED
     overwrite: bool = False
 
 
@@ -60,7 +69,7 @@ def export_bundle(job: Job, report: Report = lambda line: None) -> None:
     wanted = dict.fromkeys(str(parse(text)) for text in job.schedules or family.schedules(config))
     schedules = [compile_schedule(text, config.grid) for text in wanted]
     for schedule in schedules:
-        require_decoder(schedule.specification, family.name)
+        require_order(schedule.specification, family.order)
         require_specials(schedule, config.transition_tokens)
     decoder_weights = open_checkpoint(job.checkpoint)
     check_shapes(decoder_weights, family.checkpoint_shapes(config), family.name)
@@ -72,19 +81,18 @@ def export_bundle(job: Job, report: Report = lambda line: None) -> None:
             report("exporting the image tokenizer")
             graphs += export_tokenizer(*images, stage)
         report("writing schedules and hashes")
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "model": model_facts(family, config),
-            "tokenizer": None if images is None else tokenizer_facts(images[0], config.grid),
-            "graphs": graphs,
-            "files": {},
-            "schedules": write_schedules(schedules, stage),
-            "sampler": asdict(job.sampler),
-            "engines": [],
-            "provenance": provenance(job),
-        }
-        manifest["files"] = file_facts(stage)
+        stored = write_schedules(schedules, stage)
+        manifest = Manifest(
+            model=model_facts(family, config),
+            image_tokenizer=None if images is None else image_tokenizer_facts(images[0], config.grid),
+            text_tokenizer=None,
+            graphs=tuple(graphs),
+            files=file_facts(stage),
+            schedules=tuple(stored),
+            sampler=job.sampler,
+            engines=(),
+            provenance=provenance(job),
+        )
         write_manifest(stage, manifest)
 
 
@@ -109,7 +117,7 @@ def open_tokenizer(path: Path, config: Any) -> tuple[VQConfig, Checkpoint]:
     return found, checkpoint
 
 
-def export_decoder(job: Job, checkpoint: Checkpoint, stage: Path, report: Report) -> list[dict[str, str]]:
+def export_decoder(job: Job, checkpoint: Checkpoint, stage: Path, report: Report) -> list[Graph]:
     config = job.config
     head_size = config.head_size
     decoder, mode = fake_module(lambda: pad_heads(job.family.module(config), head_size))
@@ -126,7 +134,7 @@ def export_decoder(job: Job, checkpoint: Checkpoint, stage: Path, report: Report
     return write_graphs(models, "decoder.", "model.weights", source, stage)
 
 
-def export_tokenizer(config: VQConfig, checkpoint: Checkpoint, stage: Path) -> list[dict[str, str]]:
+def export_tokenizer(config: VQConfig, checkpoint: Checkpoint, stage: Path) -> list[Graph]:
     model, mode = fake_module(lambda: VQModel(config))
     assert isinstance(model, VQModel)
     with mode:
@@ -136,7 +144,7 @@ def export_tokenizer(config: VQConfig, checkpoint: Checkpoint, stage: Path) -> l
 
 def write_graphs(
     models: dict[str, ir.Model], prefix: str, file: str, source: weights.Source, stage: Path
-) -> list[dict[str, str]]:
+) -> list[Graph]:
     """Write graphs that share one weights file beside them; returns their manifest entries."""
     folder = stage / "graphs" / PRECISION
     (folder / "weights").mkdir(parents=True, exist_ok=True)
@@ -147,61 +155,50 @@ def write_graphs(
         weights.bind(model, layout, prefix, f"weights/{file}")
         ir.save(model, folder / f"{name}.onnx")
         path = f"graphs/{PRECISION}"
-        entries.append(
-            {"name": name, "precision": PRECISION, "path": f"{path}/{name}.onnx", "weights": f"{path}/weights/{file}"}
-        )
+        entries.append(Graph(name, PRECISION, f"{path}/{name}.onnx", f"{path}/weights/{file}"))
     return entries
 
 
-def write_schedules(schedules: Sequence[Schedule], stage: Path) -> list[dict[str, Any]]:
+def write_schedules(schedules: Sequence[Schedule], stage: Path) -> list[StoredSchedule]:
     (stage / "schedules").mkdir()
     entries = []
     for schedule in schedules:
         name = schedule.specification.replace(":", "-").replace(",", "_").replace("=", "-")
         path = f"schedules/{name}.schedule"
         (stage / path).write_bytes(schedule_file.dump(schedule))
-        entries.append(
-            {
-                "specification": schedule.specification,
-                "path": path,
-                "steps": len(schedule.steps),
-                "slots": schedule.slots,
-                "widths": list(schedule.widths),
-            }
-        )
+        steps, slots = len(schedule.steps), schedule.slots
+        entries.append(StoredSchedule(schedule.specification, path, steps, slots, schedule.widths))
     return entries
 
 
-def model_facts(family: Family, config: Any) -> dict[str, Any]:
-    parameters = sum(math.prod(shape) for shape in family.checkpoint_shapes(config).values())
-    return {
-        "family": family.name,
-        "variant": variant_of(family, config),
-        "config": asdict(config),
-        "grid": list(config.grid),
-        "vocabulary": config.vocab_size,
-        "classes": config.num_classes,
-        "first_class": config.first_class,
-        "null_class": config.null_class,
-        "first_special": config.first_special,
-        "specials": config.transition_tokens,
-        "queries": family.queries,
-        "positions": 1 + config.cells,
-        "layers": config.n_layer,
-        "caches": config.caches,
-        "kv_heads": config.kv_heads,
-        "head_size": padded_head(config.head_size),
-        "parameters": parameters,
-    }
+def model_facts(family: Family, config: Any) -> ModelFacts:
+    return ModelFacts(
+        family=family.name,
+        variant=variant_of(family, config),
+        config=asdict(config),
+        order=family.order,
+        grid=config.grid,
+        vocabulary=config.vocab_size,
+        dim=config.dim,
+        condition=ClassCondition(config.num_classes, config.first_class, config.null_class),
+        specials=tuple(config.first_special + index for index in range(config.transition_tokens)),
+        row_end=None,
+        labels=None,
+        source_precision="fp32",
+        queries=family.queries,
+        positions="grid",
+        position_rows=1 + config.cells,
+        layers=config.n_layer,
+        caches=config.caches,
+        kv_heads=config.kv_heads,
+        head_size=padded_head(config.head_size),
+        parameters=sum(math.prod(shape) for shape in family.checkpoint_shapes(config).values()),
+    )
 
 
-def tokenizer_facts(config: VQConfig, grid: tuple[int, int]) -> dict[str, Any]:
-    return {
-        "codebook_size": config.codebook_size,
-        "codebook_width": config.codebook_width,
-        "downsampling": config.downsampling,
-        "image_size": [side * config.downsampling for side in grid],
-    }
+def image_tokenizer_facts(config: VQConfig, grid: tuple[int, int]) -> ImageTokenizerFacts:
+    height, width = (side * config.downsampling for side in grid)
+    return ImageTokenizerFacts("vq", config.codebook_size, config.codebook_width, config.downsampling, (height, width))
 
 
 def provenance(job: Job) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from onnx import numpy_helper
 
@@ -15,6 +14,7 @@ from arforge.export.checkpoint import open_checkpoint
 from arforge.export.families import FAMILIES
 from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.sampler import guide
+from arforge.export.stored_tensors import load_whole
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle, sha256_of
 from arforge.runner.errors import VerificationError
@@ -53,7 +53,7 @@ def load_module(bundle: Bundle, precision: str = "fp32") -> Any:
 
 def stored_weights(graph: Path) -> dict[str, torch.Tensor]:
     """A graph's weights by parameter name, in the module's layout: matrix factors are stored transposed."""
-    model = onnx.load(graph)
+    model = load_whole(graph)
     factors = {node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     return {name: torch.from_numpy((a.T if name in factors else a).copy()) for name, a in arrays.items()}
@@ -61,7 +61,7 @@ def stored_weights(graph: Path) -> dict[str, torch.Tensor]:
 
 def check_provenance(bundle: Bundle, checkpoint: Path) -> str:
     """Whether the manifest's provenance names this file. Raises VerificationError where it names none."""
-    recorded = bundle.manifest["provenance"].get("checkpoint")
+    recorded = bundle.provenance.get("checkpoint")
     digest = recorded.get("sha256") if isinstance(recorded, dict) else None
     if not isinstance(digest, str):
         raise VerificationError(f"{bundle.root} does not say which checkpoint it was made from: export it again")
@@ -87,7 +87,7 @@ def compare_logits(bundle: Bundle, schedule: str, max_steps: int) -> Agreement:
     """Run graph and module side by side, each on its own caches, greedily; raise VerificationError where they part."""
     module = load_module(bundle)
     engine = OnnxRuntimeEngine(bundle, "fp32", graph="step-logits")
-    classes = [0, bundle.model.classes - 1]
+    classes = [0, bundle.model.class_condition.classes - 1]
     images, caches = len(classes), None
     steps, largest, same, cells = 0, 0.0, 0, 0
     for [(step, buffers)] in lockstep(bundle, schedule, [engine], classes, max_steps):

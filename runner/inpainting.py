@@ -30,7 +30,7 @@ def known_tokens(
     `grid`: the tokens of the image, a side; default the model's. Raises RequestError for files that cannot be read,
     sizes that do not fit, and masks that leave nothing to paint or nothing to keep.
     """
-    tokenizer = runner.bundle.tokenizer
+    tokenizer = runner.bundle.image_tokenizer
     if tokenizer is None:
         raise RequestError(f"{runner.bundle.root} has no image tokenizer: export it with --tokenizer FILE")
     rows, columns = grid or runner.bundle.model.grid

@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from arforge.runner.backends.engine import Engine
-from arforge.runner.bundle import Model
+from arforge.runner.bundle import ModelFacts
 from arforge.runner.errors import NumericsError
 from arforge.runner.plan import Plan
 
 NO_TOKEN = -1
 
 
-def check_step(engine: Engine, model: Model, plan: Plan, index: int, first_image: int = 0) -> None:
+def check_step(engine: Engine, model: ModelFacts, plan: Plan, index: int, first_image: int = 0) -> None:
     """Raise NumericsError unless the step `index`, which has just run, gave tokens for all its cells.
 
     The error names the images, counted from `first_image`, and the first cache that is spoilt where the engine shows
@@ -41,7 +41,7 @@ def check_step(engine: Engine, model: Model, plan: Plan, index: int, first_image
     raise NumericsError(f"{where}: the logits are NaN or infinite{spoilt}; {advice}")
 
 
-def spoilt_cache(engine: Engine, model: Model, slots: int) -> str:
+def spoilt_cache(engine: Engine, model: ModelFacts, slots: int) -> str:
     """Where NaN or infinity first shows in the slots that are written, in the order of the layers."""
     caches = getattr(engine, "cache", None)
     if caches is None:

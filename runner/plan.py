@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.backends.engine import StepBuffers
-from arforge.runner.bundle import Model
+from arforge.runner.bundle import ModelFacts
 from arforge.runner.errors import EngineError
 from arforge.runner.schedules.narrow import narrowed
 from arforge.runner.schedules.schedule import Input, Schedule, Source
@@ -66,7 +66,7 @@ class Plan:
     slots: int
 
     def known(
-        self, model: Model, classes: NDArray[np.int64], rows: int, tokens: NDArray[np.int64] | None = None
+        self, model: ModelFacts, classes: NDArray[np.int64], rows: int, tokens: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64]:
         """The tokens known before the first step; the rows beyond the images are unconditional.
 
@@ -78,9 +78,10 @@ class Plan:
         if kept := list(self.schedule.kept):
             assert tokens is not None
             known[:, kept] = np.tile(tokens[:, kept], (rows // images, 1))
-        known[:images, cells] = model.first_class + classes
-        known[images:, cells] = model.null_class
-        known[:, special:] = model.first_special + np.arange(self.schedule.specials)
+        condition = model.class_condition
+        known[:images, cells] = condition.first_class + classes
+        known[images:, cells] = condition.null_class
+        known[:, special:] = model.specials[: self.schedule.specials]
         return known
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.runner.bundle import Tokenizer
+from arforge.runner.bundle import ImageTokenizerFacts
 from arforge.runner.errors import Cancelled, RequestError
 
 MAX_SEED = 2**64 - 1
@@ -75,7 +75,7 @@ def check_seeds(seeds: Sequence[int] | None, images: int) -> NDArray[np.uint64]:
     return np.array([whole("seed", seed, 0, MAX_SEED) for seed in seeds], dtype=np.uint64)
 
 
-def check_images(images: NDArray[np.uint8], tokenizer: Tokenizer | None) -> None:
+def check_images(images: NDArray[np.uint8], tokenizer: ImageTokenizerFacts | None) -> None:
     """Raise RequestError unless these are uint8 [images, height, width, 3] that the tokenizer can encode."""
     if tokenizer is None:
         raise RequestError("the bundle has no image tokenizer: export it with --tokenizer FILE")

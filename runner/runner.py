@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from arforge.runner.backends.engine import Engine
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
-from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.bundle import Bundle, use_bundle
 from arforge.runner.canvas import make_canvas
 from arforge.runner.errors import EngineError
 from arforge.runner.numerics import check_step
@@ -114,8 +114,7 @@ class Runner:
         Raises BundleError for a bundle that cannot be used and EngineError for an engine that is not built or not
         known. `threads`: CPU threads of the engine, None for one a core.
         """
-        bundle = open_bundle(path)
-        return cls(bundle, open_engine(bundle, target, precision, threads))
+        return use_bundle(path, lambda bundle: cls(bundle, open_engine(bundle, target, precision, threads)))
 
     def generate(
         self,
@@ -156,7 +155,7 @@ class Runner:
             top_p=sampler.top_p if top_p is None else top_p,
         )
         schedule = schedule or self.bundle.default_schedule
-        labels = check_classes(classes, self.bundle.model.classes)
+        labels = check_classes(classes, self.bundle.model.class_condition.classes)
         numbers = check_seeds(seeds, len(labels))
         batch = whole("batch", batch, 1, MAX_BATCH)
         canvas = make_canvas(known, len(labels), self.bundle.model.grid, self.bundle.model.vocabulary)
@@ -169,7 +168,7 @@ class Runner:
             parts = [slice(first, first + together) for first in range(0, len(labels), together)]
             steps = sum(len(plan.steps) for plan in plans)
             watch = Watch(steps * len(parts), progress, cancel)
-            pixels = Pixels(len(labels), images) if images and self.bundle.tokenizer is not None else None
+            pixels = Pixels(len(labels), images) if images and self.bundle.image_tokenizer is not None else None
             seconds = image_seconds = 0.0
             for part in parts:
                 start = time.perf_counter()
@@ -192,7 +191,7 @@ class Runner:
 
         Raises RequestError where the bundle has no tokenizer, or for images that are not a whole number of tokens.
         """
-        check_images(images, self.bundle.tokenizer)
+        check_images(images, self.bundle.image_tokenizer)
         with self._lock:
             engine = self._live_engine()
             parts = [images[first : first + DEFAULT_BATCH] for first in range(0, len(images), DEFAULT_BATCH)]

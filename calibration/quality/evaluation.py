@@ -152,9 +152,9 @@ def gaussian_of(
 
 def image_size(bundle: Bundle) -> tuple[int, int]:
     """Height and width of the images of a bundle. Raises EvaluationError where it gives none."""
-    if bundle.tokenizer is None:
+    if bundle.image_tokenizer is None:
         raise EvaluationError(f"{bundle.root} has no image tokenizer and gives tokens only: export with --tokenizer")
-    return bundle.tokenizer.image_size
+    return bundle.image_tokenizer.image_size
 
 
 def check_images(images: ImageSet, size: tuple[int, int], bundle: Path) -> None:

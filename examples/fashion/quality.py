@@ -128,7 +128,7 @@ def measure(
         quality.save_json(file, figures)
     for family in wanted:
         bundle = current_bundle(family, output)
-        checkpoint = open_bundle(bundle).manifest["provenance"]["checkpoint"]["sha256"]
+        checkpoint = open_bundle(bundle).provenance["checkpoint"]["sha256"]
         with Runner.open(bundle, threads=threads) as runner:
             bench = Bench(runner, checkpoint, reference, extractor, classifier)
             first = SCHEDULES[family][0]
@@ -212,7 +212,7 @@ def int8(threads: int | None, families: tuple[str, ...], file: Path, output: Pat
     figures.setdefault("int8", [])
     for family in families or INT8:
         bundle = current_bundle(family, output)
-        checkpoint = open_bundle(bundle).manifest["provenance"]["checkpoint"]["sha256"]
+        checkpoint = open_bundle(bundle).provenance["checkpoint"]["sha256"]
         if not has_graphs(open_bundle(bundle), "int8"):
             calibrate(Calibration(bundle, Rule("max", 100.0), samples=CALIBRATED, check=0, threads=threads))
         for quantization in QUANTIZATIONS:
@@ -335,7 +335,7 @@ def current_bundle(family: str, output: Path) -> Path:
     """A bundle in `output` of the shipped checkpoint; made where there is none."""
     checkpoint = sha256_of(demo.CHECKPOINTS / f"{family}.safetensors")
     for bundle in sorted(output.glob("*.bundle")):
-        if open_bundle(bundle).manifest["provenance"]["checkpoint"]["sha256"] == checkpoint:
+        if open_bundle(bundle).provenance["checkpoint"]["sha256"] == checkpoint:
             return bundle
     return demo.compile_bundle(family, output)
 

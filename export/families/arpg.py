@@ -194,6 +194,7 @@ def default_schedules(config: ARPGConfig) -> list[str]:
 FAMILY = Family(
     name="arpg",
     variants=VARIANTS,
+    order="random",
     default_grid=(16, 16),
     config=ARPGConfig,
     module=ARPG,

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
+from arforge.runner.bundle import Order
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -17,6 +18,7 @@ Shapes = dict[str, tuple[int, ...]]
 class Family:
     name: str
     variants: Mapping[str, tuple[int, int, int]]  # layers, heads, dim
+    order: Order  # of cells
     default_grid: tuple[int, int]  # of a variant
     config: type[Any]  # the dataclass of its dimensions
     module: Callable[[Any], nn.Module]

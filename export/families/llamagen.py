@@ -146,6 +146,7 @@ def default_schedules(config: LlamaGenConfig) -> list[str]:
 FAMILY = Family(
     name="llamagen",
     variants=VARIANTS,
+    order="raster",
     default_grid=(24, 24),
     config=LlamaGenConfig,
     module=LlamaGen,

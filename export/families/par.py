@@ -52,6 +52,7 @@ def parameter(checkpoint: Checkpoint, name: str) -> Tensor:
 FAMILY = Family(
     name="par",
     variants=VARIANTS,
+    order="regions",
     default_grid=(24, 24),
     config=PARConfig,
     module=PAR,

@@ -232,13 +232,13 @@ def check_identity(bundle: Bundle, identity: dict[str, Any]) -> None:
         path = identity.get(part)
         if part == "source" and path is None:
             continue
-        present = bundle.manifest["files"].get(path, {}).get("sha256") if isinstance(path, str) else None
+        present = bundle.sha256(path)
         if present is None or present != identity.get(f"{part}_sha256"):
             raise EngineError(
                 f"the engine of {bundle.root} was built from another graph: rebuild it with "
                 f"`arforge build {bundle.root} --target onnxruntime`"
             )
-    widths, widest = identity.get("widths"), bundle.model.positions
+    widths, widest = identity.get("widths"), bundle.model.position_rows
     if widths is not None and not (
         isinstance(widths, list) and widths and all(type(w) is int and 0 < w <= widest for w in widths)
     ):

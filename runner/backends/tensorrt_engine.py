@@ -68,7 +68,7 @@ class TensorRTEngine:
     @classmethod
     def built(cls, target: str, bundle: Bundle, precision: str, threads: int | None = None) -> Self:
         """The engine that `arforge build` made. Raises EngineError where none is built, or fits, or there is no GPU."""
-        identities = bundle.engines(target, precision)
+        identities = bundle.identities(target, precision)
         library, gpu = load_library(target), Gpu()
         identity = choose(bundle, identities, library.name, gpu.compute_capability)
         return cls(bundle, identity, library, gpu, threads)

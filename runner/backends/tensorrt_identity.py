@@ -27,8 +27,7 @@ def check_identity(
 
     what = f"the {identity['target']} {identity['precision']} engine of {bundle.root}"
     for part, other in (("graph", "another graph"), ("weights", "other weights")):
-        present = bundle.manifest["files"].get(identity[part], {}).get("sha256")
-        if present != identity[f"{part}_sha256"]:
+        if bundle.sha256(identity[part]) != identity[f"{part}_sha256"]:
             refuse(f"{what} was built from {other} than the bundle's {identity[part]}")
     if library is not None and library != identity["library"]:
         refuse(f"{what} was built by {identity['library']}, here is {library}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from arforge.runner.bundle.facts import BuiltEngine
 from arforge.runner.errors import EngineError
 from arforge.runner.json_file import check_schema, floats, read_json
 
@@ -24,23 +25,21 @@ OWN = {
 }
 
 
-def read_identity(root: Path, entry: Mapping[str, Any], files: Container[str]) -> dict[str, Any]:
-    """The identity of the manifest's engine `entry`, whose path lies below `root`.
+def read_identity(root: Path, engine: BuiltEngine, files: Container[str]) -> dict[str, Any]:
+    """The identity of an engine that the manifest lists, whose path lies below `root`.
 
-    Raises EngineError unless it follows its target's JSON Schema, is of the entry's kind, and names only `files`.
+    Raises EngineError unless it follows its target's JSON Schema, is of that kind, and names only `files`.
     """
-    path, target = root / entry["path"], entry["target"]
+    path, target = root / engine.path, engine.target
     identity = read_json(path, EngineError)
     if not isinstance(identity, dict):
         raise EngineError(f"{path} is not an engine identity: rebuild the engine")
     check_schema(identity, SCHEMAS[target], str(path), EngineError)
     for place in floats({key: identity.get(key) for key in COUNTS}):
         raise EngineError(f"{path} does not follow the format: {place} must be a whole number, without a point")
-    for key in SAME:
-        if identity[key] != entry[key]:
-            raise EngineError(
-                f"{path} is for {key} {identity[key]}, the manifest says {entry[key]}: rebuild the engine"
-            )
+    for key, listed in zip(SAME, engine.key, strict=True):
+        if identity[key] != listed:
+            raise EngineError(f"{path} is for {key} {identity[key]}, the manifest says {listed}: rebuild the engine")
     for key in OWN[target]:
         if identity.get(key) is not None and identity[key] not in files:
             raise EngineError(

@@ -10,11 +10,6 @@ import os
 from pathlib import Path
 from typing import Self
 
-try:
-    import fcntl
-except ImportError:  # not on this system
-    fcntl = None  # type: ignore[assignment]
-
 # Of file systems without locks, or without locks on folders, as NFS and Lustre may be.
 UNSUPPORTED = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -28,7 +23,9 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self.held = False
         self._descriptor: int | None = None
-        if fcntl is None:
+        try:
+            import fcntl
+        except ImportError:  # not on this system
             return
         self._descriptor = os.open(folder, os.O_RDONLY)
         try:

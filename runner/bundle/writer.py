@@ -8,17 +8,19 @@ import json
 import os
 import re
 import secrets
-import shlex
 import shutil
 import sys
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arforge.runner.bundle import MANIFEST, Bundle, open_bundle, sha256_of
-from arforge.runner.bundle.files import require_utf8
+from arforge.runner.bundle.bundle import Bundle, open_bundle
+from arforge.runner.bundle.facts import BuiltEngine, File
+from arforge.runner.bundle.files import require_utf8, sha256_of
 from arforge.runner.bundle.lock import FolderLock
+from arforge.runner.bundle.manifest import MANIFEST, Manifest
 from arforge.runner.bundle.names import foreign, is_added, is_folder
 from arforge.runner.errors import ArforgeError, BundleError
 
@@ -62,7 +64,7 @@ def remade(bundle: Bundle) -> Iterator[Path]:
     root = Path(os.path.realpath(bundle.root))
     with beside(root) as stage:
         yield stage
-        for path in foreign(root, bundle.manifest["files"]):
+        for path in foreign(root, bundle.files):
             link(root / path, stage / path)
         exchange(stage, root)
 
@@ -179,14 +181,14 @@ def remove_unlisted(bundle: Bundle) -> None:
             if is_folder(name):
                 with suppress(OSError):  # it has files
                     path.rmdir()
-        elif is_added(name) and name not in bundle.manifest["files"]:
+        elif is_added(name) and name not in bundle.files:
             path.unlink(missing_ok=True)
 
 
 def refuse_foreign(root: Path) -> None:
     """Raise BundleError where the bundle at `root`, which is to be replaced, holds files that arforge did not write."""
     try:
-        listed: Container[str] = open_bundle(root).manifest["files"]
+        listed: Container[str] = open_bundle(root).files
     except ArforgeError:  # a damaged one, or of another format
         listed = ()
     found = list(foreign(root, listed))
@@ -235,27 +237,32 @@ def link(source: Path, target: Path) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def write_revision(bundle: Bundle, manifest: Mapping[str, Any], new: Iterable[Path], gone: Container[str] = ()) -> None:
-    """Replace the manifest in one step, with the facts of `new` files and without `gone` ones."""
-    files = {path: facts for path, facts in bundle.manifest["files"].items() if path not in gone}
+def write_revision(bundle: Bundle, new: Iterable[Path], gone: Container[str] = ()) -> None:
+    """Replace the manifest by `bundle`'s in one step, with the facts of `new` files and without `gone` ones."""
+    files = {path: facts for path, facts in bundle.files.items() if path not in gone}
     for path in new:
         files[path.relative_to(bundle.root).as_posix()] = facts_of(path)
-    write_manifest(bundle.root, {**manifest, "files": files})
+    write_manifest(bundle.root, replace(bundle, files=files))
 
 
-def file_facts(root: Path) -> dict[str, dict[str, Any]]:
+def file_facts(root: Path) -> dict[str, File]:
     """Size and sha256 of every file below `root` but the manifest, by its relative path."""
     paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {path.relative_to(root).as_posix(): facts_of(path) for path in paths}
 
 
-def facts_of(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+def facts_of(path: Path) -> File:
+    return File(path.stat().st_size, sha256_of(path))
 
 
-def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
+def write_manifest(root: Path, manifest: Manifest) -> None:
     """Replace the manifest in one step."""
-    write_text(root / MANIFEST, json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+    write_json(root / MANIFEST, manifest.to_json())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small JSON file in one step. Raises BundleError where it cannot be written, ValueError for NaN."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -301,12 +308,12 @@ def new_file(folder: Path) -> Iterator[Path]:
 
 def add_engine(
     bundle: Bundle,
-    entry: Mapping[str, Any],
-    identity: Mapping[str, Any],
+    kind: BuiltEngine,
+    identity: dict[str, Any],
     new: Iterable[Path] = (),
     gone: Iterable[str] = (),
 ) -> None:
-    """Write an engine's identity into the folder `entry["path"]` and enter it, in place of one of the same kind.
+    """Write an engine's identity into the folder `kind.path` and enter it, in place of one of the same kind.
 
     `new`: further files, written already; `gone`: listed ones outside that folder that go. Names hold hashes, and
     the manifest changes in one step between writing the new files and removing the old ones, so that a cut leaves
@@ -314,14 +321,13 @@ def add_engine(
     """
     text = json.dumps(identity, indent=1, allow_nan=False) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
-    path = f"{entry['path']}/engine-{digest[:12]}.json"
+    path = f"{kind.path}/engine-{digest[:12]}.json"
     write_text(bundle.path(path), text)
-    same = ("target", "precision", "device")
-    engines = [old for old in bundle.manifest["engines"] if any(old[key] != entry[key] for key in same)]
+    others = tuple(engine for engine in bundle.engines if engine.key != kind.key)
     added = [bundle.path(path), *new]
     names = {file.relative_to(bundle.root).as_posix() for file in added}
-    inside = (name for name in bundle.manifest["files"] if name.startswith(f"{entry['path']}/"))
+    inside = (name for name in bundle.files if name.startswith(f"{kind.path}/"))
     stale = {*gone, *inside} - names
-    write_revision(bundle, {**bundle.manifest, "engines": [*engines, {**entry, "path": path}]}, added, stale)
+    write_revision(replace(bundle, engines=(*others, replace(kind, path=path))), added, stale)
     for name in stale:
         bundle.path(name).unlink(missing_ok=True)

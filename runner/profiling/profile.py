@@ -161,7 +161,7 @@ def profile_schedule(runner: Runner, engine: TimedEngine, schedule: str, setting
 def generate_once(runner: Runner, schedule: str, settings: Settings) -> tuple[Clock, float | None]:
     """One generation, with the ends of its steps, and the seconds of its image decoding where it came to that."""
     clock = Clock(settings.max_steps)
-    classes = [index % runner.bundle.model.classes for index in range(settings.images)]
+    classes = [index % runner.bundle.model.class_condition.classes for index in range(settings.images)]
     try:
         result = runner.generate(
             classes,
@@ -191,19 +191,14 @@ class Traffic:
         `target`: whose engine it is, where that may have weights of its own.
         """
         model = bundle.model
-        kind = (target, precision)
-        engines = [entry for entry in bundle.manifest["engines"] if (entry["target"], entry["precision"]) == kind]
-        files = [bundle.identity(entry).get("weights") for entry in engines]
-        files += [
-            graph["weights"]
-            for graph in bundle.manifest["graphs"]
-            if (graph["name"], graph["precision"]) == ("step", precision)
-        ]
+        engines = [engine for engine in bundle.engines if (engine.target, engine.precision) == (target, precision)]
+        files = [bundle.identity(engine).get("weights") for engine in engines]
+        files += [graph.weights for graph in bundle.graphs if graph.key == ("step", precision)]
         file = next(path for path in files if path)
-        table = (max(model.null_class, model.first_special + model.specials - 1) + 1) * model.config["dim"]
+        table = model.ids * model.dim
         size = 2 if precision in ("fp16", "bf16") else 4
         return cls(
-            weights=bundle.manifest["files"][file]["bytes"] - table * size,
+            weights=bundle.files[file].bytes - table * size,
             slot=2 * model.layers * model.kv_heads * model.head_size * cache_type.itemsize,
             weight_count=model.parameters - table,
         )

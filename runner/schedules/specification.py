@@ -18,18 +18,18 @@ INTEGER = None  # an option that takes a whole number rather than one of a few w
 
 @dataclass(frozen=True)
 class Kind:
-    """One family of schedules: its builder, its number (the part after the colon), its options with defaults."""
+    """One kind of schedules: its builder, its number (the part after the colon), its options with defaults."""
 
     build: Callable[..., Schedule]
     number: str | None  # the builder's name for it; None where the kind takes none
     options: Mapping[str, tuple[tuple[str, ...] | None, str]]
-    decoders: tuple[str, ...]  # model families that it can drive
+    order: str  # of cells that a model must have been trained for
     keeps: bool = False  # whether it can start from cells that are known
 
 
 CFG_INTERVAL = {"cfg-interval": (INTEGER, "-1")}
 KINDS = {
-    "ntp": Kind(raster.next_token, None, CFG_INTERVAL, ("llamagen",)),
+    "ntp": Kind(raster.next_token, None, CFG_INTERVAL, "raster"),
     "zipar": Kind(
         raster.zipar,
         "window",
@@ -39,9 +39,9 @@ KINDS = {
             "holes": (("published", "masked"), "published"),
             **CFG_INTERVAL,
         },
-        ("llamagen",),
+        "raster",
     ),
-    "par": Kind(regions.par, "regions", {}, ("par",)),
+    "par": Kind(regions.par, "regions", {}, "regions"),
     "arpg": Kind(
         random_order.arpg,
         "steps",
@@ -51,7 +51,7 @@ KINDS = {
             "order": (INTEGER, "0"),
             "groups": (("published", "causal"), "published"),
         },
-        ("arpg",),
+        "random",
         keeps=True,
     ),
 }
@@ -115,12 +115,14 @@ def compile_schedule(text: str, grid: tuple[int, int], kept: tuple[int, ...] = (
     return checked(kind.build(str(specification), grid, **arguments))
 
 
-def require_decoder(text: str, family: str) -> None:
-    """Raise ScheduleError unless a model of `family` can be driven by this kind of schedule."""
+def require_order(text: str, order: str) -> None:
+    """Raise ScheduleError unless this kind of schedule decodes in `order`, for which a model was trained."""
     kind = parse(text).kind
-    if family not in KINDS[kind].decoders:
-        fitting = ", ".join(name for name, known in KINDS.items() if family in known.decoders)
-        raise ScheduleError(f"schedule {text!r} does not fit a {family} model: use one of {fitting}")
+    if KINDS[kind].order != order:
+        fitting = ", ".join(name for name, known in KINDS.items() if known.order == order)
+        raise ScheduleError(
+            f"schedule {text!r} decodes in {KINDS[kind].order} order, this model in {order} order: use one of {fitting}"
+        )
 
 
 def require_keeping(text: str) -> None:
