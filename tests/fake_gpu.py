@@ -255,9 +255,10 @@ class FakeTensorRT:
             steps.append(shapes)
         self.known[digest(bundle.path(identity["engine"]).read_bytes())] = (bundle.path(identity["lowered"]), steps)
         if identity["decoder"]:
-            assert bundle.tokenizer is not None
+            assert bundle.image_tokenizer is not None
             for count in sorted({profile["images"] for profile in profiles}):
-                images.append({"tokens": (count, *model.grid), "images": (count, *bundle.tokenizer.image_size, 3)})
+                pixels = (count, *bundle.image_tokenizer.image_size, 3)
+                images.append({"tokens": (count, *model.grid), "images": pixels})
             graph = bundle.graph("decoder", "fp32")
             self.known[digest(bundle.path(identity["decoder"]).read_bytes())] = (graph, images)
 

@@ -84,8 +84,8 @@ def read_manifest(root: Path) -> Manifest:
 
 
 def _check_version(root: Path, version: object) -> None:
-    if not isinstance(version, int) or isinstance(version, bool) or version == VERSION:
-        return  # what is no number is for the schema to refuse
+    if not isinstance(version, int) or isinstance(version, bool) or version == VERSION or version < 1:
+        return  # what is no version is for the schema to refuse
     if version > VERSION:
         raise FormatVersionError(
             f"{root} has bundle format {version}, this arforge reads format {VERSION}: update arforge, "

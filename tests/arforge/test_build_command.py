@@ -36,7 +36,7 @@ def test_a_dry_run_builds_nothing(bundle_copy: Path) -> None:
     step, decoder = output.splitlines()
     assert step.startswith("trtexec --onnx=graphs/fp16/step-tensorrt-")
     assert decoder.startswith("trtexec --onnx=graphs/fp32/decoder.onnx")
-    assert [entry["target"] for entry in open_bundle(bundle_copy).manifest["engines"]] == ["onnxruntime"]
+    assert [engine.target for engine in open_bundle(bundle_copy).engines] == ["onnxruntime"]
 
 
 @pytest.mark.parametrize(

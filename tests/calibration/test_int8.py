@@ -42,13 +42,13 @@ def test_the_bundle_has_int8_graphs_beside_what_it_had(whole: tuple[Path, Calibr
     opened.check_hashes()
     for name in ("step", "step-logits"):
         assert opened.graph(name, "int8") == root / f"graphs/int8/{name}.onnx"
-    weights = opened.manifest["files"]["graphs/int8/weights/model.weights"]["bytes"]
-    assert weights < 0.45 * before.manifest["files"]["graphs/fp32/weights/model.weights"]["bytes"]
-    files = {path for path in opened.manifest["files"] if not path.startswith("graphs/int8/")}
-    assert {path: opened.manifest["files"][path] for path in files} == before.manifest["files"]
-    assert opened.manifest["engines"] == before.manifest["engines"]
+    weights = opened.files["graphs/int8/weights/model.weights"]["bytes"]
+    assert weights < 0.45 * before.files["graphs/fp32/weights/model.weights"]["bytes"]
+    files = {path for path in opened.files if not path.startswith("graphs/int8/")}
+    assert {path: opened.files[path] for path in files} == before.files
+    assert opened.engines == before.engines
     assert [path.name for path in root.parent.iterdir()] == [root.name]
-    assert sorted(contents(root)) == sorted([*opened.manifest["files"], "manifest.json"])
+    assert sorted(contents(root)) == sorted([*opened.files, "manifest.json"])
 
 
 def test_the_record_says_what_was_done(whole: tuple[Path, Calibrated]) -> None:
@@ -65,7 +65,7 @@ def test_the_record_says_what_was_done(whole: tuple[Path, Calibrated]) -> None:
     assert (record["method"], record["percentile"], record["smooth"]) == ("percentile", 99.999, 0.75)
     assert len(record["limits"]) == 9
     assert all(limit > 0 for limit in record["limits"].values())
-    files = open_bundle(root).manifest["files"]
+    files = open_bundle(root).files
     assert record["source"] == {path: files[path]["sha256"] for path in record["source"]}
 
 
@@ -143,7 +143,7 @@ def test_another_calibration_replaces_the_graphs_and_drops_their_engine(bundle_c
     assert {path for path in first if first[path] == after.get(path)} == {
         path for path in first if "int8" not in path and path != "manifest.json"
     }
-    assert len([entry for entry in opened.manifest["graphs"] if entry["precision"] == "int8"]) == 2
+    assert len([entry for entry in opened.graphs if entry.precision == "int8"]) == 2
     with pytest.raises(EngineError, match="arforge build .* --target onnxruntime --precision int8"):
         Runner.open(bundle_copy, precision="int8")
 
@@ -167,14 +167,14 @@ def test_a_bundle_that_changes_meanwhile_is_left_alone(bundle_copy: Path) -> Non
     def build_meanwhile(*_: object) -> None:
         bundle = open_bundle(bundle_copy)
         if not bundle.engine("onnxruntime", "fp32")["widths"]:  # by someone who heeds no lock
-            entry = bundle.manifest["engines"][0]
-            add_engine(bundle, {**entry, "path": "engines/other"}, {**bundle.identity(entry), "widths": [8]})
+            engine = bundle.engines[0]
+            add_engine(bundle, replace(engine, path="engines/other"), {**bundle.identity(engine), "widths": [8]})
 
     with pytest.raises(BundleError, match="has changed meanwhile: calibrate it again"):
         calibrate(Job(bundle_copy, MAX, **QUICK), build_meanwhile)
     opened = open_bundle(bundle_copy)
     assert opened.engine("onnxruntime", "fp32")["widths"] == [8]
-    assert not any(entry["precision"] == "int8" for entry in opened.manifest["graphs"])
+    assert not any(entry.precision == "int8" for entry in opened.graphs)
 
 
 def test_two_at_once_are_one_too_many(bundle_copy: Path) -> None:

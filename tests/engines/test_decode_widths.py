@@ -47,7 +47,7 @@ def test_padding_costs_no_step_more_and_saves_each_padded_one_something(seconds:
 def test_every_width_of_the_stored_schedules_is_timed(name: str, request: pytest.FixtureRequest) -> None:
     opened = open_bundle(request.getfixturevalue(name))
     widths = stored_widths(opened)
-    schedules = [opened.schedule(entry["specification"]) for entry in opened.manifest["schedules"]]
+    schedules = [opened.schedule(name) for name in opened.specifications]
     expected = {width for schedule in schedules for width in schedule.widths}
     assert expected <= set(widths)
     engine = OnnxRuntimeEngine(opened, "fp32", threads=1)

@@ -144,10 +144,10 @@ def test_an_int8_engine_needs_no_calibration_and_brings_its_own_graph(bundle_cop
     assert identity["quantization"] == "blocks"
     assert identity["source"] == "graphs/fp32/step.onnx"
     assert identity["graph"].startswith("engines/onnxruntime-int8-cpu/step-")
-    assert {identity["graph"], identity["weights"]} <= opened.manifest["files"].keys()
-    before = sorted(path for path in opened.manifest["files"] if "int8" in path)
+    assert {identity["graph"], identity["weights"]} <= opened.files.keys()
+    before = sorted(path for path in opened.files if "int8" in path)
     onnxruntime.build(bundle_copy, "int8")
-    assert sorted(path for path in open_bundle(bundle_copy).manifest["files"] if "int8" in path) == before
+    assert sorted(path for path in open_bundle(bundle_copy).files if "int8" in path) == before
     lines: list[str] = []
     verify_bundle(bundle_copy, lines.append)
     assert "engine onnxruntime int8: same tokens alone and in a batch" in lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -28,8 +29,8 @@ def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     root = Path(shutil.copytree(source, tmp_path_factory.mktemp("lowered") / source.name))
     with changing(root) as bundle:
         new = [path for precision in TYPES for path in add_graphs(bundle, precision)]
-        graphs = [*bundle.manifest["graphs"], *(entry for precision in TYPES for entry in entries(precision))]
-        write_revision(bundle, {**bundle.manifest, "graphs": graphs}, new)
+        graphs = (*bundle.graphs, *(graph for precision in TYPES for graph in entries(precision)))
+        write_revision(replace(bundle, graphs=graphs), new)
     opened = open_bundle(root)
     opened.check_hashes()
     return opened
@@ -107,9 +108,9 @@ def test_both_graphs_share_one_file_of_half_the_size(lowered: Bundle) -> None:
 
 
 def test_float16_gives_the_tokens_of_float32_on_real_steps(lowered: Bundle) -> None:
-    for entry in lowered.manifest["schedules"]:
-        found = compare_precision(lowered, "fp16", entry["specification"], max_steps=1000)
-        assert found.steps == entry["steps"]
+    for entry in lowered.schedules:
+        found = compare_precision(lowered, "fp16", entry.specification, max_steps=1000)
+        assert found.steps == entry.steps
         assert 0 < found.largest_error < 1e-2
         assert found.same_tokens > 0.97
 

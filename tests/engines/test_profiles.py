@@ -48,7 +48,7 @@ def test_64_growing_groups_need_a_dozen_profiles() -> None:
 
 def test_all_stored_schedules_are_the_default(bundle: Path) -> None:
     opened = open_bundle(bundle)
-    stored = [entry["specification"] for entry in opened.manifest["schedules"]]
+    stored = opened.specifications
     assert plan_profiles(opened, [], [1], []) == plan_profiles(opened, stored, [1], [])
 
 

@@ -35,14 +35,14 @@ from arforge.export.families.par import PARConfig
 from arforge.runner import EngineError, open_bundle
 from arforge.runner.backends import tensorrt_library
 from arforge.runner.backends.tensorrt_identity import build_command, check_identity
-from arforge.runner.bundle import Bundle
+from arforge.runner.bundle import BuiltEngine, Bundle
 from arforge.runner.errors import BundleError, VerificationError
 
 RTX = "tensorrt-rtx"
 
 
-def entry_of(bundle: Bundle, precision: str) -> dict[str, Any]:
-    return next(e for e in bundle.manifest["engines"] if (e["target"], e["precision"]) == (RTX, precision))
+def entry_of(bundle: Bundle, precision: str) -> BuiltEngine:
+    return next(e for e in bundle.engines if (e.target, e.precision) == (RTX, precision))
 
 
 def layers_of(bundle: Bundle, identity: dict[str, Any]) -> list[Layer]:
@@ -133,9 +133,9 @@ def test_the_engine_is_replaced_with_its_files(rtx_copy: Path) -> None:
     after.check_hashes()
     new = after.engine(RTX, "fp16")
     assert (new["attention"]["lowering"], new["attention"]["reason"]) == ("decomposed", "as asked")
-    assert len(after.manifest["engines"]) == len(before.manifest["engines"])
-    assert not {old[part] for part in ("engine", "layers", "lowered")} & after.manifest["files"].keys()
-    assert {path for path in snapshot(rtx_copy) if path != "manifest.json"} == set(after.manifest["files"])
+    assert len(after.engines) == len(before.engines)
+    assert not {old[part] for part in ("engine", "layers", "lowered")} & after.files.keys()
+    assert {path for path in snapshot(rtx_copy) if path != "manifest.json"} == set(after.files)
 
 
 def test_a_failed_build_leaves_the_bundle_as_it_was(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +279,7 @@ def test_verification_looks_into_every_engine(rtx_bundle: Path) -> None:
 def tamper(root: Path, precision: str, **fields: Any) -> Bundle:
     """Change an engine's identity behind the manifest's back."""
     opened = open_bundle(root)
-    path = opened.path(entry_of(opened, precision)["path"])
+    path = opened.path(entry_of(opened, precision).path)
     text = json.dumps({**json.loads(path.read_text()), **fields}, indent=1) + "\n"
     path.write_text(text)
     return opened
@@ -355,7 +355,7 @@ def test_a_dry_run_prints_commands_and_needs_no_library(bundle_copy: Path, monke
     assert "tokens:1x8x8" in decoder
     opened = open_bundle(bundle_copy)
     opened.check_hashes()
-    assert options["onnx"] in opened.manifest["files"]  # what the commands read stays in the bundle
+    assert options["onnx"] in opened.files  # what the commands read stays in the bundle
     assert opened.graph("step-logits", "fp16").exists()
     shutil.rmtree(bundle_copy / "graphs/fp32")  # the device needs the lowered graph and its weights alone
     import onnx

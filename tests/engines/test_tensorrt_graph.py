@@ -31,7 +31,7 @@ def step_inputs(bundle: Bundle, filters: bool) -> dict[str, Any]:
     given: dict[str, Any] = {name: random.standard_normal(shape, np.float32) for name in names}
     given |= {
         "tokens": random.integers(0, model.vocabulary, (ROWS, WIDTH)),
-        "positions": random.integers(0, model.positions, (ROWS, WIDTH)),
+        "positions": random.integers(0, model.position_rows, (ROWS, WIDTH)),
         "write_index": np.full(ROWS, 5),
         "mask": np.tile(np.tril(np.ones((WIDTH, SLOTS), bool), 5), (ROWS, 1, 1, 1)),
         "uniforms": random.random((1, WIDTH), np.float32),
@@ -41,7 +41,7 @@ def step_inputs(bundle: Bundle, filters: bool) -> dict[str, Any]:
         "top_p": np.float32([0.8 if filters else 1]),
     }
     if model.queries:
-        given["query_positions"] = random.integers(1, model.positions, (ROWS, WIDTH))
+        given["query_positions"] = random.integers(1, model.position_rows, (ROWS, WIDTH))
     return given
 
 

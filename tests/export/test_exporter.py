@@ -43,11 +43,11 @@ def test_facts_of_a_bundle_are_those_of_its_checkpoint(
 ) -> None:
     opened = open_bundle(bundle)
     opened.check_hashes()
-    model, provenance = opened.model, opened.manifest["provenance"]
+    model, provenance = opened.model, opened.provenance
     weights = torch.load(checkpoint)["model"]
     assert model.parameters == sum(tensor.numel() for tensor in weights.values())
     assert model.config == {**asdict(CONFIG), "grid": [8, 8]}
-    assert (model.first_class, model.positions, model.kv_heads, model.head_size) == (32, 65, 4, 16)
+    assert (model.class_condition.first_class, model.position_rows, model.kv_heads, model.head_size) == (32, 65, 4, 16)
     assert provenance["checkpoint"]["sha256"] == sha256_of(checkpoint)
     assert provenance["tokenizer"]["sha256"] == sha256_of(tokenizer_checkpoint)
     assert provenance["checkpoint"]["name"] == "tiny.pt"
@@ -58,8 +58,8 @@ def test_facts_of_a_bundle_are_those_of_its_checkpoint(
 def test_every_file_of_a_bundle_is_listed_and_schedules_are_stored(bundle: Path) -> None:
     opened = open_bundle(bundle)
     files = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
-    assert files - {"manifest.json"} == set(opened.manifest["files"])
-    assert [entry["specification"] for entry in opened.manifest["schedules"]] == ["ntp", "zipar:4", "zipar:2"]
+    assert files - {"manifest.json"} == set(opened.files)
+    assert list(opened.specifications) == ["ntp", "zipar:4", "zipar:2"]
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_a_bundle_of_half_precision_weights_gives_the_published_tokens(
 
 
 def test_two_spellings_of_a_schedule_are_stored_once(half_bundle: Path) -> None:
-    entries = open_bundle(half_bundle).manifest["schedules"]
-    assert [entry["specification"] for entry in entries] == ["zipar:2"]
+    entries = open_bundle(half_bundle).schedules
+    assert [entry.specification for entry in entries] == ["zipar:2"]
 
 
 def refused(job: Job, error: type[Exception], message: str) -> None:

@@ -60,7 +60,8 @@ def test_step_graph_and_torch_module_agree_on_a_whole_schedule(
     module, graph = load_module(bundle), GraphSteps(bundle, rows, plan.slots)
     caches = module.empty_caches(rows, plan.slots)
     known = np.zeros((rows, plan.cells + 1), dtype=np.int64)  # the last column is the class
-    known[:, -1] = [*(model.first_class + label for label in classes), model.null_class, model.null_class]
+    condition = model.class_condition
+    known[:, -1] = [*(condition.first_class + label for label in classes), condition.null_class, condition.null_class]
     for step, write_index, mask in zip(plan.steps, plan.write_indices, masks(plan, plan.slots), strict=True):
         columns = [-1 if read.source == 1 else read.value for read in step.inputs]
         inputs = {
@@ -79,8 +80,9 @@ def test_step_graph_and_torch_module_agree_on_a_whole_schedule(
 
 
 def first_step(bundle: Bundle, rows: int) -> dict[str, np.ndarray]:
-    tokens = np.full((rows, 1), bundle.model.null_class, dtype=np.int64)
-    tokens[: rows // 2, 0] = bundle.model.first_class + np.arange(rows // 2) % bundle.model.classes
+    condition = bundle.model.class_condition
+    tokens = np.full((rows, 1), condition.null_class, dtype=np.int64)
+    tokens[: rows // 2, 0] = condition.first_class + np.arange(rows // 2) % condition.classes
     return {
         "tokens": tokens,
         "positions": np.zeros((rows, 1), dtype=np.int64),

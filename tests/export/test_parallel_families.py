@@ -130,9 +130,9 @@ def test_bundles_verify_with_and_without_torch(name: str, request: pytest.Fixtur
     lines: list[str] = []
     bundle = verify_bundle(request.getfixturevalue(name), lines.append)
     # structure, hashes, data of the graphs, one engine with two lines
-    assert len(lines) == 5 + len(bundle.manifest["schedules"]) + len(bundle.manifest["graphs"])
-    for entry in bundle.manifest["schedules"]:
-        assert compare_logits(bundle, entry["specification"], max_steps=64).same_tokens == 1.0
+    assert len(lines) == 5 + len(bundle.schedules) + len(bundle.graphs)
+    for entry in bundle.schedules:
+        assert compare_logits(bundle, entry.specification, max_steps=64).same_tokens == 1.0
 
 
 def test_schedules_of_another_family_or_size_are_refused(par_bundle: Path, arpg_bundle: Path) -> None:

@@ -70,7 +70,7 @@ def state(root: Path) -> dict[str, Any]:
     """The manifest, without the time of writing, of a bundle of which every byte is as it says. Raises ArforgeError."""
     bundle = open_bundle(root)
     bundle.check_hashes()
-    for entry in bundle.manifest["engines"]:
+    for entry in bundle.engines:
         bundle.identity(entry)
     manifest = json.loads((root / "manifest.json").read_text())
     del manifest["provenance"]
@@ -85,7 +85,7 @@ def outlines(found: dict[str, Any]) -> tuple[Any, ...]:
 
 def strays(root: Path) -> list[str]:
     """Files of the bundle that its manifest does not list, and what lies beside it."""
-    listed = open_bundle(root).manifest["files"].keys() | {"manifest.json"}
+    listed = open_bundle(root).files.keys() | {"manifest.json"}
     found = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     return sorted({*found} - listed) + [path.name for path in root.parent.iterdir() if path != root]
 

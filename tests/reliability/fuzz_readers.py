@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,9 @@ def identities(root: Path) -> tuple[Target, list[bytes]]:
 
     def target(data: bytes) -> None:
         (root / small.NATIVE).write_bytes(data)
-        for entry in bundle.manifest["engines"]:
+        for engine in bundle.engines:
             try:
-                small.use_identity(bundle, {**entry, "path": small.NATIVE})
+                small.use_identity(bundle, replace(engine, path=small.NATIVE))
             except ArforgeError:
                 continue
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from arforge.runner.backends.tensorrt_identity import build_command, check_identity, choose
-from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.bundle import BuiltEngine, Bundle, open_bundle
 from arforge.runner.bundle.writer import file_facts
 from arforge.runner.schedules.file import dump
 from arforge.runner.schedules.specification import compile_schedule
@@ -19,8 +20,10 @@ STEP, WEIGHTS, SCHEDULE = "graphs/fp32/step.onnx", "graphs/fp32/weights/model.we
 NATIVE, RTX = "engines/onnxruntime-fp32-cpu/engine-1.json", "engines/tensorrt-rtx-fp32-rtx/engine-2.json"
 ENGINE_FILES = {part: f"engines/tensorrt-rtx-fp32-rtx/{part}" for part in ("lowered", "engine", "decoder")}
 MODEL = {
-    "family": "llamagen", "variant": None, "config": {"dim": 8}, "grid": list(GRID), "vocabulary": 16, "classes": 3,
-    "first_class": 16, "null_class": 19, "first_special": 20, "specials": 0, "queries": False, "positions": 17,
+    "family": "llamagen", "variant": None, "config": {"dim": 8}, "order": "raster", "grid": list(GRID),
+    "vocabulary": 16, "dim": 8,
+    "condition": {"kind": "class", "classes": 3, "first_class": 16, "null_class": 19}, "specials": [], "row_end": None,
+    "labels": None, "source_precision": "fp32", "queries": False, "positions": "grid", "position_rows": 17,
     "layers": 2, "caches": 2, "kv_heads": 1, "head_size": 8, "parameters": 1000,
 }  # fmt: skip
 Edit = Callable[[dict[str, Any]], object]
@@ -36,21 +39,28 @@ def write_small_bundle(root: Path) -> Path:
     (root / SCHEDULE).write_bytes(dump(schedule))
     facts = file_facts(root)
     (root / NATIVE).parent.mkdir()
-    (root / NATIVE).write_text(json.dumps(native_identity(facts[STEP]["sha256"])))
-    (root / RTX).write_text(json.dumps(rtx_identity(facts[STEP]["sha256"], facts[WEIGHTS]["sha256"])))
+    (root / NATIVE).write_text(json.dumps(native_identity(facts[STEP].sha256)))
+    (root / RTX).write_text(json.dumps(rtx_identity(facts[STEP].sha256, facts[WEIGHTS].sha256)))
     stored = {
         "specification": schedule.specification, "path": SCHEDULE, "steps": len(schedule.steps),
         "slots": schedule.slots, "widths": list(schedule.widths),
     }  # fmt: skip
     manifest = {
         "format": "arforge-bundle",
-        "version": 1,
+        "version": 2,
         "model": MODEL,
-        "tokenizer": {"codebook_size": 16, "codebook_width": 8, "downsampling": 2, "image_size": [8, 8]},
+        "image_tokenizer": {
+            "kind": "vq",
+            "codebook_size": 16,
+            "codebook_width": 8,
+            "downsampling": 2,
+            "image_size": [8, 8],
+        },
+        "text_tokenizer": None,
         "graphs": [{"name": "step", "precision": "fp32", "path": STEP, "weights": WEIGHTS}],
-        "files": file_facts(root),
+        "files": {path: asdict(facts) for path, facts in file_facts(root).items()},
         "schedules": [stored],
-        "sampler": {"guidance": 2.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+        "sampler": {"kind": "uniform", "guidance": 2.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
         "engines": [
             {"target": "onnxruntime", "precision": "fp32", "device": "cpu", "path": NATIVE},
             {"target": "tensorrt-rtx", "precision": "fp32", "device": "rtx", "path": RTX},
@@ -97,16 +107,16 @@ def put(root: Path, path: str, content: bytes) -> None:
 def use(root: Path) -> Bundle:
     """Everything that readers do with a bundle before an engine is loaded; only an ArforgeError may come out."""
     bundle = open_bundle(root)
-    for entry in bundle.manifest["schedules"]:
-        bundle.schedule(entry["specification"])
-    for entry in bundle.manifest["engines"]:
-        use_identity(bundle, entry)
+    for name in bundle.specifications:
+        bundle.schedule(name)
+    for engine in bundle.engines:
+        use_identity(bundle, engine)
     return bundle
 
 
-def use_identity(bundle: Bundle, entry: dict[str, Any]) -> None:
-    identity = bundle.identity(entry)
-    if entry["target"] != "onnxruntime":
+def use_identity(bundle: Bundle, engine: BuiltEngine) -> None:
+    identity = bundle.identity(engine)
+    if engine.target != "onnxruntime":
         build_command(bundle.root, identity)
         check_identity(bundle, identity, None, None)
         choose(bundle, [identity], identity["library"], "8.6")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,15 +67,13 @@ def test_tokens_are_read_from_cells_conditions_and_special_tokens(bundle: Path) 
         ),
     )
     plan = make_plan(schedule, None)
-    model = open_bundle(bundle).model
+    model = replace(open_bundle(bundle).model, specials=(50, 60, 70, 80))
     known = plan.known(model, np.array([4, 7]), rows=4)
     known[:, 1] = [20, 21, 20, 21]
-    first_special = model.first_special
     first, second = (known[:, step.columns].tolist() for step in plan.steps)
-    null = model.null_class
-    third = first_special + 3
-    assert first == [[third, model.first_class + 4], [third, model.first_class + 7], [third, null], [third, null]]
-    assert second == [[first_special + 1, cell] for cell in (20, 21, 20, 21)]
+    null, zero = model.class_condition.null_class, model.class_condition.first_class
+    assert first == [[80, zero + 4], [80, zero + 7], [80, null], [80, null]]
+    assert second == [[60, cell] for cell in (20, 21, 20, 21)]
 
 
 def test_guidance_weights_scale_the_requests_guidance() -> None:

@@ -153,7 +153,7 @@ def test_logits_come_from_the_graph_for_verification(bundle: Path) -> None:
 def test_an_engine_that_is_not_built_names_the_command(bundle_copy: Path) -> None:
     from arforge.runner.bundle.writer import write_manifest
 
-    write_manifest(bundle_copy, {**open_bundle(bundle_copy).manifest, "engines": []})
+    write_manifest(bundle_copy, replace(open_bundle(bundle_copy), engines=()))
     message = r"\(built: none\). Build it: arforge build .* --target onnxruntime --precision fp32"
     with pytest.raises(EngineError, match=message):
         Runner.open(bundle_copy)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from arforge.runner import ArforgeError, BundleError, EngineError, ScheduleError, compile_schedule, open_bundle
+from arforge.runner.bundle import ClassCondition
 from arforge.runner.errors import (
     FileSizeError,
     FormatVersionError,
@@ -34,16 +35,16 @@ def test_a_bundle_opens_with_its_facts(bundle: Path) -> None:
     opened = open_bundle(bundle)
     assert opened.root == bundle
     assert (opened.model.family, opened.model.variant, opened.model.grid) == ("llamagen", None, (8, 8))
-    assert (opened.model.vocabulary, opened.model.classes, opened.model.null_class) == (32, 10, 42)
-    assert opened.tokenizer is not None
-    assert opened.tokenizer.image_size == (16, 16)
+    assert (opened.model.vocabulary, opened.model.condition) == (32, ClassCondition(10, 32, 42))
+    assert opened.image_tokenizer is not None
+    assert opened.image_tokenizer.image_size == (16, 16)
     assert opened.sampler.guidance == 2.0
     assert opened.graph("step", "fp32") == bundle / STEP
 
 
 def test_a_bundle_without_tokenizer_says_how_to_get_one(grouped_bundle: Path) -> None:
     opened = open_bundle(str(grouped_bundle))
-    assert opened.tokenizer is None
+    assert opened.image_tokenizer is None
     with pytest.raises(BundleError, match="no fp32 graph 'decoder': export it with --tokenizer FILE"):
         opened.graph("decoder", "fp32")
     with pytest.raises(BundleError, match="no int8 graph 'step': export it again"):
@@ -94,9 +95,51 @@ def test_a_manifest_too_large_is_not_parsed(bundle_copy: Path) -> None:
 
 
 def test_a_newer_format_asks_for_an_update(bundle_copy: Path) -> None:
-    edit(bundle_copy, lambda manifest: manifest.update(version=2, new_part={}))
-    with pytest.raises(FormatVersionError, match="bundle format 2, this arforge reads up to 1: update arforge"):
+    edit(bundle_copy, lambda manifest: manifest.update(version=3, new_part={}))
+    with pytest.raises(FormatVersionError, match="bundle format 3, this arforge reads format 2: update arforge"):
         open_bundle(bundle_copy)
+
+
+def test_the_format_of_before_asks_for_another_export(bundle_copy: Path) -> None:
+    edit(bundle_copy, lambda manifest: manifest.update(version=1))
+    with pytest.raises(FormatVersionError, match="format 1, which this arforge no longer reads: export it again"):
+        open_bundle(bundle_copy)
+
+
+CLASSES = {"kind": "class", "classes": 10, "first_class": 32, "null_class": 42}
+FEATURES = {"kind": "features", "slots": 120, "width": 2048}
+IDS = {
+    "kind": "ids",
+    "slots": 64,
+    "vocabulary": 65536,
+    "prefix": [0],
+    "suffix": [8710],
+    "padding": 1,
+    "reserved": [8197],
+    "unconditional": "image",
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("model", {"condition": FEATURES}, r"needs prompts \(features\)"),
+        ("model", {"condition": IDS}, r"needs prompts \(ids\)"),
+        ("model", {"positions": "sequence", "position_rows": 1}, "needs positions in sequence"),
+        ("model", {"specials": [50], "row_end": 0}, "needs special tokens at the end of rows"),
+        ("sampler", {"kind": "noise"}, "needs a sampler of noise"),
+    ],
+)
+def test_what_the_format_has_and_the_runner_has_not_is_refused(
+    bundle_copy: Path, part: str, change: dict[str, Any], message: str
+) -> None:
+    edit(bundle_copy, lambda manifest: manifest[part].update(change))
+    with pytest.raises(FormatVersionError, match=f"{message}, which this arforge does not run yet"):
+        open_bundle(bundle_copy)
+
+
+def test_a_manifest_is_written_as_it_was_read(bundle: Path) -> None:
+    assert open_bundle(bundle).to_json() == json.loads((bundle / "manifest.json").read_text())
 
 
 def test_a_missing_file_is_named(bundle_copy: Path) -> None:
@@ -134,7 +177,7 @@ def test_hashes_find_a_flipped_bit_that_sizes_do_not(bundle_copy: Path) -> None:
 def test_hashes_of_a_whole_bundle_pass_and_report_each_file(bundle: Path) -> None:
     opened, seen = open_bundle(bundle), []
     opened.check_hashes(seen.append)
-    assert seen == list(opened.manifest["files"])
+    assert seen == list(opened.files)
 
 
 @pytest.mark.parametrize(
@@ -185,13 +228,18 @@ def test_weights_that_are_used_but_not_listed_are_refused(bundle_copy: Path) -> 
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("tokenizer", {"codebook_size": 64}, "tokenizer has 64 codes, the model 32 tokens"),
-        ("tokenizer", {"image_size": [16, 32]}, r"image size \(16, 32\), the grid makes \(16, 16\)"),
-        ("tokenizer", {"downsampling": 4}, r"the grid makes \(32, 32\)"),
-        ("model", {"positions": 64}, "64 positions for 64 cells"),
-        ("model", {"first_class": 31}, "class ids overlap"),
-        ("model", {"null_class": 41}, "class ids overlap"),
-        ("model", {"classes": 11}, "class ids overlap"),
+        ("image_tokenizer", {"codebook_size": 64}, "image tokenizer has 64 codes, the model 32 tokens"),
+        ("image_tokenizer", {"image_size": [16, 32]}, r"image size \(16, 32\), the grid makes \(16, 16\)"),
+        ("image_tokenizer", {"downsampling": 4}, r"the grid makes \(32, 32\)"),
+        ("model", {"position_rows": 64}, "64 positions for 64 cells"),
+        ("model", {"condition": {**CLASSES, "first_class": 31}}, "class ids overlap"),
+        ("model", {"condition": {**CLASSES, "null_class": 41}}, "class ids overlap"),
+        ("model", {"condition": {**CLASSES, "classes": 11}}, "class ids overlap"),
+        ("model", {"labels": ["one", "two"]}, "2 labels for 10 classes"),
+        ("model", {"labels": ["one"], "condition": FEATURES}, "labels, and no classes"),
+        ("model", {"specials": [42]}, "special tokens overlap"),
+        ("model", {"specials": [43, 43]}, "special tokens overlap"),
+        ("model", {"row_end": 0}, "row_end 0 of 0 special tokens"),
     ],
 )
 def test_facts_that_contradict_each_other_are_refused(
@@ -238,7 +286,7 @@ def test_an_engine_that_is_not_built_names_the_command(bundle: Path, target: str
 
 @pytest.mark.parametrize("text", ["[]", "3", "{", "\ud800"])
 def test_a_damaged_engine_identity_raises_an_error_of_arforge(bundle_copy: Path, text: str) -> None:
-    path = bundle_copy / open_bundle(bundle_copy).manifest["engines"][0]["path"]
+    path = bundle_copy / open_bundle(bundle_copy).engines[0].path
     data = text.encode("utf-8", "surrogatepass")
     path.write_bytes(data)
     name = path.relative_to(bundle_copy).as_posix()

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from arforge.runner import BundleError, open_bundle
-from arforge.runner.bundle import sha256_of
-from arforge.runner.bundle.writer import add_engine, exchange, file_facts, staged, write_manifest
+from arforge.runner.bundle import BuiltEngine, File, sha256_of
+from arforge.runner.bundle.writer import add_engine, exchange, file_facts, staged, write_json
 
-ENGINE = {"target": "onnxruntime", "precision": "int8", "device": "cpu", "path": "engines/new"}
+ENGINE = BuiltEngine("onnxruntime", "int8", "cpu", "engines/new")
 
 
 def identity(number: int) -> dict[str, object]:
-    kind = {key: ENGINE[key] for key in ("target", "precision", "device")}
+    kind = dict(zip(("target", "precision", "device"), ENGINE.key, strict=True))
     graph = {"graph": "graphs/int8/step.onnx", "graph_sha256": "0" * 64}
     return {**kind, **graph, "library": "onnxruntime 1", "machine": f"machine {number}", "widths": None}
 
@@ -101,7 +101,7 @@ def test_a_disk_that_fills_while_the_manifest_is_written_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: full_disk())
     with pytest.raises(BundleError, match="No space left"), staged(tmp_path / "new.bundle", overwrite=False) as stage:
-        write_manifest(stage, {"format": "x"})
+        write_json(stage / "manifest.json", {"format": "x"})
     assert names(tmp_path) == []
 
 
@@ -217,7 +217,7 @@ def test_file_facts_list_everything_but_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/c").write_bytes(b"abc")
     (tmp_path / "manifest.json").write_text("{}")
-    assert file_facts(tmp_path) == {"a/b/c": {"bytes": 3, "sha256": sha256_of(tmp_path / "a/b/c")}}
+    assert file_facts(tmp_path) == {"a/b/c": File(3, sha256_of(tmp_path / "a/b/c"))}
     assert sha256_of(tmp_path / "a/b/c").startswith("ba7816bf8f01cfea")
 
 
@@ -226,7 +226,7 @@ def test_an_added_engine_is_listed_hashed_and_replaces_its_like(bundle_copy: Pat
         add_engine(open_bundle(bundle_copy), ENGINE, identity(number))
     opened = open_bundle(bundle_copy)
     opened.check_hashes()
-    assert [entry["precision"] for entry in opened.manifest["engines"]] == ["fp32", "int8"]
+    assert [engine.precision for engine in opened.engines] == ["fp32", "int8"]
     assert opened.engine("onnxruntime", "int8") == identity(2)
     assert not list(bundle_copy.rglob("*.partial"))
 
@@ -258,6 +258,6 @@ def test_a_full_disk_while_a_rebuilt_engine_is_written_leaves_the_bundle_usable(
 def test_a_manifest_is_never_written_with_numbers_that_json_lacks(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_manifest(tmp_path, {"guidance": float("nan")})
+        write_json(tmp_path / "manifest.json", {"guidance": float("nan")})
     assert json.loads((tmp_path / "manifest.json").read_text()) == {}
     assert names(tmp_path) == ["manifest.json"]

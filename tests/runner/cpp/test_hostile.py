@@ -95,7 +95,7 @@ def fitted(path: str, content: bytes) -> Edit:
 
 def identity(change: dict[str, Any] | bytes) -> Edit:
     def edit(root: Path) -> None:
-        path = open_bundle(root).manifest["engines"][0]["path"]
+        path = open_bundle(root).engines[0].path
         content = change
         if isinstance(content, dict):
             content = json.dumps({**json.loads((root / path).read_text()), **content}).encode()

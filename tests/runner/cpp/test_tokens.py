@@ -52,7 +52,7 @@ def compare(ours: cpp_abi.Runner, theirs: Runner, *arguments: Any, **settings: A
 def test_tokens_and_images_are_pythons(library: Any, request: pytest.FixtureRequest, name: str) -> None:
     root = request.getfixturevalue(name)
     theirs: Runner = request.getfixturevalue({"bundle": "runner"}.get(name, name.replace("bundle", "runner")))
-    stored = [entry["specification"] for entry in theirs.bundle.manifest["schedules"]]
+    stored = list(theirs.bundle.specifications)
     assert stored
     ours = cpp_abi.Runner(library, root, threads=1)
     for schedule in {*stored, *FAMILIES[name]}:
@@ -79,10 +79,10 @@ def int8_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 def test_int8_tokens_and_images_are_pythons(library: Any, int8_bundle: Path) -> None:
     ours = cpp_abi.Runner(library, int8_bundle, precision="int8", threads=1)
     with Runner.open(int8_bundle, precision="int8", threads=1) as theirs:
-        for entry in theirs.bundle.manifest["schedules"]:
+        for entry in theirs.bundle.schedules:
             for settings in ({}, {"greedy": True}, {"guidance": 1.0, "top_k": 7}):
-                compare(ours, theirs, CLASSES, SEEDS, schedule=entry["specification"], **settings)
-                compare(ours, theirs, CLASSES[:1], SEEDS[:1], schedule=entry["specification"], **settings)
+                compare(ours, theirs, CLASSES, SEEDS, schedule=entry.specification, **settings)
+                compare(ours, theirs, CLASSES[:1], SEEDS[:1], schedule=entry.specification, **settings)
     ours.close()
 
 

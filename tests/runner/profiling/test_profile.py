@@ -95,7 +95,7 @@ def test_traffic_is_read_off_the_manifest(bundle: Path, arpg_bundle: Path) -> No
         opened = open_bundle(path)
         model = opened.model
         traffic = Traffic.of(opened, "fp32", np.dtype(np.float32))
-        table = (model.vocabulary + model.classes + 1 + extra) * model.config["dim"]
+        table = (model.vocabulary + model.class_condition.classes + 1 + extra) * model.config["dim"]
         assert traffic.weight_count == model.parameters - table
         assert traffic.slot == model.layers * 2 * model.config["dim"] * 4
         # float32 weights, the rotary tables, and what aligns them

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arforge.runner import Schedule, ScheduleError, compile_schedule
-from arforge.runner.schedules.specification import KINDS, parse, require_decoder
+from arforge.runner.schedules.specification import KINDS, parse, require_order
 
 
 @pytest.mark.parametrize(
@@ -95,15 +95,16 @@ def test_options_reach_the_schedule() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["llamagen", "painter"])
-def test_a_family_takes_the_kinds_that_drive_it_and_no_others(kind: str, family: str) -> None:
+@pytest.mark.parametrize("order", ["raster", "regions", "random"])
+def test_an_order_takes_its_own_kinds_and_no_others(kind: str, order: str) -> None:
     text = kind if KINDS[kind].number is None else f"{kind}:4"
-    if family in KINDS[kind].decoders:
-        require_decoder(text, family)
-        assert kind in ("ntp", "zipar")
+    assert (order == "raster") is (KINDS[kind].order == order) or kind not in ("ntp", "zipar")
+    if KINDS[kind].order == order:
+        require_order(text, order)
     else:
-        with pytest.raises(ScheduleError, match=f"'{text}' does not fit a {family} model: use one of"):
-            require_decoder(text, family)
+        message = f"'{text}' decodes in {KINDS[kind].order} order, this model in {order} order: use one of"
+        with pytest.raises(ScheduleError, match=message):
+            require_order(text, order)
 
 
 @given(st.text(max_size=40))
