@@ -12,6 +12,7 @@ HASH = "[0-9a-f]{12}"
 PRECISION = "(?:fp32|fp16|bf16|int8|int4)"
 ENGINE = rf"engines/(?:onnxruntime|tensorrt|tensorrt-rtx)-{PRECISION}-\w+(?:\+\w+)*"
 PARTIAL = r"\.arforge-[0-9a-f]{16}\.partial"
+SCRATCH = rf"\.{PARTIAL}\.\w+"  # onnx-ir's, for a file of that name
 FOLDERS = rf"(?:graphs/{PRECISION}|{ENGINE})(?:/weights)?"
 # Of builds and calibrations, which are cut off at times; graphs of fp32 come from the exporter alone, which writes all.
 ADDED = "|".join(
@@ -27,7 +28,7 @@ ADDED = "|".join(
         rf"{ENGINE}/(?:step|decoder)-{HASH}\.engine",
         rf"{ENGINE}/layers-{HASH}\.json",
         rf"{ENGINE}/timing-{HASH}\.cache",
-        rf"(?:{FOLDERS}/)?{PARTIAL}",
+        rf"(?:{FOLDERS}/)?(?:{SCRATCH}/)?{PARTIAL}",
     )
 )
 EXPORTED = "|".join(
@@ -47,7 +48,7 @@ def is_added(path: str) -> bool:
 
 def is_folder(path: str) -> bool:
     """Whether arforge makes a folder of that path below the bundle, to put files into."""
-    return re.fullmatch(FOLDERS, path) is not None
+    return re.fullmatch(f"{FOLDERS}(?:/{SCRATCH})?", path) is not None
 
 
 def foreign(root: Path, listed: Container[str]) -> Iterator[str]:

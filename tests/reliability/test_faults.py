@@ -30,7 +30,8 @@ TRIALS = os.environ.get("ARFORGE_FAULT_TRIALS", "1")
         ("disk", "build"),
         ("kill", "build-rtx"),
         ("kill", "rebuild"),
-        ("disk", "rebuild-fp32"),
+        ("kill", "rebuild-fp32"),
+        ("disk", "rebuild"),
         ("disk", "rebuild-rtx"),
     ],
 )

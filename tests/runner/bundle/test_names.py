@@ -30,6 +30,7 @@ def test_arforge_knows_all_names_that_it_writes(name: str, request: pytest.Fixtu
         "engines/onnxruntime-int8-cpu/weights/step-0123456789ab.weights",
         ".arforge-0123456789abcdef.partial",
         "engines/onnxruntime-fp32-cpu/.arforge-0123456789abcdef.partial",
+        "graphs/fp16/weights/..arforge-0123456789abcdef.partial.ki7z22k7/.arforge-0123456789abcdef.partial",
     ],
 )
 def test_names_of_builds(path: str) -> None:
