@@ -29,9 +29,9 @@ from build_engines import export
 from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.errors import ArforgeError
-from arforge.runner.lockstep import GUIDANCE, lockstep
 from arforge.runner.profiling.profile import Settings, TimedEngine, Traffic, against_first, profile_schedule, summary
-from arforge.runner.runner import Runner, open_engine
+from arforge.runner.runner import Runner, open_codec, open_engine
+from arforge.runner.side_by_side import GUIDANCE, side_by_side
 
 CASES = ("llamagen:L:24x24=ntp,zipar:16,zipar:8", "par:XL:24x24=par:4", "arpg:L:16x16=arpg:64")
 RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "torch-compile")
@@ -65,7 +65,7 @@ def engine_of(runtime: str, bundle: Bundle, precision: str, schedules: list[str]
 def same_step_tokens(bundle: Bundle, reference: Engine, engine: Engine, schedule: str) -> float:
     """Share of tokens, likeliest ones, that both find the same, each step given the reference's so far."""
     same = cells = 0
-    for done in lockstep(bundle, schedule, [reference, engine], [0], COMPARED_STEPS):
+    for done in side_by_side(bundle, schedule, [reference, engine], [0], COMPARED_STEPS):
         wanted, found = (buffers.next_tokens[:, step.target_rows] for step, buffers in done)
         same, cells = same + int((wanted == found).sum()), cells + wanted.size
     return same / cells
@@ -77,12 +77,13 @@ def measure(
     """In a child process: all figures of one runtime on one model."""
     bundle = open_bundle(root)
     start = time.perf_counter()
-    engine = TimedEngine(engine_of(runtime, bundle, precision, schedules, batches))
+    measured = engine_of(runtime, bundle, precision, schedules, batches)
+    engine, codec = TimedEngine(measured), open_codec(bundle, measured)
     ready = time.perf_counter() - start
     traffic = Traffic.of(open_bundle(root), precision, engine.cache_type)
     reference = open_engine(bundle, "onnxruntime", "fp32")
     figures: dict[str, Any] = {"device": engine.device, "seconds_to_build_and_load": ready, "schedules": []}
-    with Runner(bundle, engine) as runner, Runner(bundle, reference) as expected:
+    with Runner(bundle, engine, codec) as runner, Runner(bundle, reference) as expected:
         bandwidth = engine.bandwidth()
         figures["bytes_per_second_of_a_copy"] = bandwidth
         for batch in batches:

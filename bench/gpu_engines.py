@@ -15,31 +15,27 @@ from numpy.typing import NDArray
 from peers import write_in_place
 
 from arforge.runner.backends.cuda import Gpu
-from arforge.runner.backends.engine import Scalars, StepBuffers
-from arforge.runner.backends.image_codec import ImageTokenizer
-from arforge.runner.backends.onnxruntime_engine import cache_names
+from arforge.runner.backends.engine import SamplerSettings, StepBuffers, StepMemory
 from arforge.runner.backends.onnxruntime_session import UNWANTED, load_library
 from arforge.runner.bundle import Bundle
 from arforge.runner.device import device_name, streaming_bandwidth
 from arforge.runner.errors import EngineError
+from arforge.runner.step_graph import cache_names, written_name
 
 TYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.float32}
 WARM_UPS = 3  # before a capture, as torch asks
 
 
 class DeviceEngine(ABC):
-    """What both have in common: step memory on the host, caches on a device, and who decodes images."""
+    """What both have in common: step memory on the host, caches on a device."""
 
     widths: tuple[int, ...] | None = None
     largest_batch: int | None = None
 
     def __init__(self, bundle: Bundle, precision: str, device: str) -> None:
         self._bundle, self._precision, self._kind = bundle, precision, device
-        one = np.ones(1, np.float32)
-        self.scalars = Scalars(one, one.copy(), np.zeros(1, np.int64), one.copy())
-        self._request = (0, 0, 0)  # images, rows, slots
-        self._steps: dict[tuple[int, int], tuple[StepBuffers, Callable[[], None]]] = {}
-        self._tokenizer = ImageTokenizer(bundle, None)
+        self._memory = StepMemory(bundle.model)
+        self._steps: dict[tuple[int, int], Callable[[], None]] = {}
 
     @property
     def device(self) -> str:
@@ -64,42 +60,33 @@ class DeviceEngine(ABC):
     def cache_type(self) -> np.dtype[Any]:
         return np.dtype(TYPES[self._precision])
 
+    @property
+    def settings(self) -> SamplerSettings:
+        return self._memory.settings
+
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
-        if self._request != (images, rows, slots):
+        if self._memory.prepare(images, rows, slots):
             self._steps.clear()
-            self._request = (images, rows, slots)
             self.allocate(rows, slots)
         if zero_slots:
             self.clear(zero_slots)
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
+        buffers = self._memory.buffers(width, queries)
         if (width, queries) not in self._steps:
-            images, rows, slots = self._request
-            outputs = queries or width
-            made = StepBuffers(
-                tokens=np.zeros((rows, width), np.int64),
-                positions=np.zeros((rows, width), np.int64),
-                write_index=np.zeros(rows, np.int64),
-                mask=np.zeros((rows, 1, width, slots), np.bool_),
-                uniforms=np.zeros((images, outputs), np.float32),
-                next_tokens=np.zeros((images, outputs), np.int64),
-                query_positions=np.zeros((rows, queries), np.int64) if queries else None,
-            )
-            self._steps[width, queries] = (made, self.bind(made, width, queries))
-        return self._steps[width, queries][0]
+            self._steps[width, queries] = self.bind(buffers, width, queries)
+        return buffers
 
     def run(self, width: int, queries: int = 0) -> None:
-        self._steps[width, queries][1]()
-
-    def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return self._tokenizer.decode(tokens)
-
-    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        return self._tokenizer.encode(images)
+        self._steps[width, queries]()
 
     def close(self) -> None:
         self._steps.clear()
-        self._tokenizer.close()
+        self._memory.clear()
+
+    @abstractmethod
+    def cache(self, name: str) -> NDArray[Any]:
+        """A copy of one cache."""
 
     @abstractmethod
     def allocate(self, rows: int, slots: int) -> None:
@@ -137,6 +124,12 @@ class TorchEngine(DeviceEngine):
         made = self.module.empty_caches(rows, slots)
         self.caches = [(key.to(self._kind, self.dtype), value.to(self._kind, self.dtype)) for key, value in made]
 
+    def cache(self, name: str) -> NDArray[Any]:
+        flat = [cache for pair in self.caches for cache in pair]
+        held = dict(zip(cache_names(len(self.caches)), flat, strict=True))
+        copied: NDArray[Any] = held[name].cpu().numpy()
+        return copied
+
     def clear(self, zero_slots: int) -> None:
         for pair in self.caches:
             for cache in pair:
@@ -144,7 +137,7 @@ class TorchEngine(DeviceEngine):
 
     def bind(self, buffers: StepBuffers, width: int, queries: int) -> Callable[[], None]:
         torch = self.torch
-        arrays = {**vars(buffers), **vars(self.scalars)}
+        arrays = {**vars(buffers), **vars(self.settings)}
         host = {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
         drawn = host.pop("next_tokens")
         on_device = {name: tensor.to(self._kind) for name, tensor in host.items()}
@@ -233,20 +226,25 @@ class ProviderEngine(DeviceEngine):
         names = cache_names(model.caches)
         self.caches = {name: make(np.zeros(shape, self.cache_type), self._kind, 0) for name in names}
 
+    def cache(self, name: str) -> NDArray[Any]:
+        copied: NDArray[Any] = self.caches[name].numpy()
+        return copied
+
     def clear(self, zero_slots: int) -> None:
         """They start as zeros, and slots up to there are never written."""
 
     def bind(self, buffers: StepBuffers, width: int, queries: int) -> Callable[[], None]:
         make = self.runtime.OrtValue.ortvalue_from_numpy
-        arrays = {name: array for name, array in {**vars(buffers), **vars(self.scalars)}.items() if array is not None}
+        arrays = {name: array for name, array in {**vars(buffers), **vars(self.settings)}.items() if array is not None}
         drawn = arrays.pop("next_tokens")
         values = {name: make(array, self._kind, 0) for name, array in arrays.items()}
         result = make(drawn, self._kind, 0)
         binding = self.session.io_binding()
         for name, value in {**values, **self.caches}.items():
             binding.bind_ortvalue_input(name, value)
-        for name, value in {"next_tokens": result, **{f"new_{n}": v for n, v in self.caches.items()}}.items():
-            binding.bind_ortvalue_output(name, value)
+            if name in self.caches:
+                binding.bind_ortvalue_output(written_name(name), value)
+        binding.bind_ortvalue_output("next_tokens", result)
         self.shapes += 1
         options = self.runtime.RunOptions()
         if self.graphs:

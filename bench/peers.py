@@ -38,17 +38,15 @@ class Arforge:
     """The engine's step as the runner calls it, sampler included."""
 
     def __init__(self, setting: Setting, precision: str) -> None:
-        import onnxruntime
-
+        from arforge.runner.backends.onnxruntime_session import load_library
         from arforge.runner.bundle import open_bundle
         from arforge.runner.runner import open_engine
 
-        self.version = f"onnxruntime {onnxruntime.__version__}"
+        self.version = f"onnxruntime {load_library().__version__}"
         bundle = open_bundle(setting.bundle)
         self.slots = 1 + bundle.model.cells + SPARE
         self.engine = open_engine(bundle, "onnxruntime", precision, setting.threads)
         self.engine.prepare(images=1, rows=ROWS, slots=self.slots, zero_slots=0)
-        self.engine.scalars.guidance[:] = 2
 
     def step(self, slot: int, width: int) -> None:
         fill(self.engine.buffers(width), slot, width)
@@ -58,7 +56,7 @@ class Arforge:
 def fill(buffers: StepBuffers, slot: int, width: int) -> None:
     """A step of `width` tokens a row that see those before them."""
     given = np.arange(slot, slot + width)
-    buffers.tokens[:], buffers.uniforms[:] = 7, 0.5
+    buffers.tokens[:], buffers.uniforms[:], buffers.guidance[:] = 7, 0.5, 2
     buffers.positions[:], buffers.write_index[:] = given, slot
     buffers.mask[:] = np.arange(buffers.mask.shape[-1]) <= given[:, None]
 

@@ -27,7 +27,8 @@ from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.device import device_name
 from arforge.runner.plan import Plan, make_plan
-from arforge.runner.runner import guided_rows, open_engine
+from arforge.runner.runner import open_engine
+from arforge.runner.step_graph import guided_rows
 
 # family, variant, grid, schedules
 MODELS: list[tuple[str, str, tuple[int, int], list[str]]] = [
@@ -49,12 +50,11 @@ def seconds_of(engine: Engine, bundle: Bundle, plan: Plan, images: int) -> float
     rows = guided_rows(images, guided=True)
     known = plan.known(bundle.model, np.arange(images), rows, np.zeros((images, bundle.model.cells), np.int64))
     engine.prepare(images, rows, plan.slots, plan.schedule.zero_slots)
-    engine.scalars.guidance[:] = 2
     start = time.perf_counter()
     for step in plan.steps:
         buffers = engine.buffers(step.width, step.queries)
         step.fill(buffers, known)
-        buffers.uniforms[:] = 0.5
+        buffers.uniforms[:], buffers.guidance[:] = 0.5, 2
         engine.run(step.width, step.queries)
         step.store(buffers, known)
     return time.perf_counter() - start
@@ -66,7 +66,7 @@ def one_token_seconds(engine: Engine, cells: int, images: int) -> float:
     buffers = engine.buffers(1)
     start = time.perf_counter()
     for slot in range(cells):
-        buffers.write_index[:] = slot
+        buffers.write_index[:], buffers.guidance[:] = slot, 2
         buffers.mask[:] = np.arange(cells) <= slot
         engine.run(1)
     return time.perf_counter() - start

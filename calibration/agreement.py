@@ -8,15 +8,15 @@ from itertools import cycle
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.calibration.requests import Progress, Requests, generate
-from arforge.calibration.taps import Lockstep
+from arforge.calibration.requests import Requests, StageProgress, generate
+from arforge.calibration.taps import PairedEngine
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle
 from arforge.runner.plan import make_plan
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Int8Agreement:
     schedule: str
     tokens: int  # compared
     top1: float  # share of tokens where both find the same one likeliest, given the same tokens so far
@@ -39,20 +39,20 @@ class Comparison:
         self._noise += float(np.square(found - expected, dtype=np.float64).sum())
         self._signal += float(np.square(expected - expected.mean(-1, keepdims=True), dtype=np.float64).sum())
 
-    def result(self) -> Agreement:
+    def result(self) -> Int8Agreement:
         error = (self._noise / self._signal) ** 0.5 if self._signal else 0.0
-        return Agreement(self.schedule, self._tokens, self._same / max(1, self._tokens), error)
+        return Int8Agreement(self.schedule, self._tokens, self._same / max(1, self._tokens), error)
 
 
 def teacher_forced(
-    float32: Bundle, int8: Bundle, requests: Requests, what: str, progress: Progress, threads: int | None
-) -> list[Agreement]:
+    float32: Bundle, int8: Bundle, requests: Requests, what: str, progress: StageProgress, threads: int | None
+) -> list[Int8Agreement]:
     """Run both graphs on the tokens that the float32 one samples, each on caches of its own."""
 
-    def compare(schedule: str) -> Agreement:
+    def compare(schedule: str) -> Int8Agreement:
         comparison = Comparison(float32, schedule)
         follower = OnnxRuntimeEngine(int8, "int8", threads, graph="step-logits")
-        engine = Lockstep(float32, follower, comparison, threads)
+        engine = PairedEngine(float32, follower, comparison, threads)
         dict(generate(float32, engine, replace(requests, schedules=(schedule,)), what, progress))
         return comparison.result()
 
@@ -60,7 +60,7 @@ def teacher_forced(
 
 
 def same_tokens(
-    float32: Bundle, int8: Bundle, requests: Requests, progress: Progress, threads: int | None
+    float32: Bundle, int8: Bundle, requests: Requests, progress: StageProgress, threads: int | None
 ) -> dict[str, float]:
     """By schedule, the share of equal tokens in images that each graph generates alone, greedily."""
     alone = [

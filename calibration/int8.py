@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from arforge.calibration.agreement import Agreement, same_tokens, teacher_forced
+from arforge.calibration.agreement import Int8Agreement, same_tokens, teacher_forced
 from arforge.calibration.layer_error import LayerError, RowSample, layer_errors
 from arforge.calibration.layers import Layer, activations, find_layers, select
 from arforge.calibration.quantize import FOLDER, PRECISION, WEIGHTS, quantize, write_graphs
 from arforge.calibration.ranges import ChannelMaxima, Histograms, Rule
 from arforge.calibration.replacement import enter
-from arforge.calibration.requests import Progress, Requests, generate, held_out, spread
+from arforge.calibration.requests import Requests, StageProgress, generate, held_out, spread
 from arforge.calibration.smooth import Fold, Scales, find_folds, smooth, smoothing
 from arforge.calibration.taps import Observer, TappedEngine
 from arforge.export.stored_tensors import load_whole
@@ -55,14 +55,14 @@ class Trial:
     """The int8 graph with some more layers in float32, on the first schedule."""
 
     excluded: tuple[str, ...]
-    agreement: Agreement
+    agreement: Int8Agreement
     bytes_added: int
 
 
 @dataclass(frozen=True)
-class Report:
+class Int8Report:
     layers: list[LayerError] = field(default_factory=list)
-    agreement: list[Agreement] = field(default_factory=list)
+    agreement: list[Int8Agreement] = field(default_factory=list)
     same_tokens: dict[str, float] = field(default_factory=dict)  # by schedule; greedy, each graph alone
     trials: list[Trial] = field(default_factory=list)
 
@@ -73,7 +73,7 @@ class Calibrated:
     layers: int  # quantised
     excluded: tuple[str, ...]
     smoothed: int  # activations
-    report: Report
+    report: Int8Report
     stale: tuple[str, ...]  # engines of an older int8 graph, taken out of the bundle
     record: dict[str, Any]  # as stored in the bundle
 
@@ -100,7 +100,7 @@ class Study:
         return replace(self.bundle, root=root, graphs=graphs)
 
 
-def calibrate(job: Job, progress: Progress = lambda what, done, total: None) -> Calibrated:
+def calibrate(job: Job, progress: StageProgress = lambda what, done, total: None) -> Calibrated:
     """Put int8 graphs into the bundle, in place of older ones; the bundle is as before or whole at every moment.
 
     Raises CalibrationError for requests or layers that leave nothing to do, ScheduleError for a schedule that does
@@ -115,7 +115,7 @@ def calibrate(job: Job, progress: Progress = lambda what, done, total: None) -> 
         with remade(bundle) as stage:  # before the work: it may not be writable
             study = measure(job, bundle, graph, layers, excluded, requests, progress)
             int8 = study.write(stage, excluded)
-            report = check(study, int8, excluded, requests, progress) if job.check else Report()
+            report = check(study, int8, excluded, requests, progress) if job.check else Int8Report()
             record = {**provenance(study, excluded, requests), "report": asdict(report)}
             write_text(stage / RECORD, json.dumps(record, indent=1) + "\n")
             stale = enter(bundle, int8)
@@ -130,7 +130,7 @@ def measure(
     layers: list[Layer],
     excluded: frozenset[str],
     requests: Requests,
-    progress: Progress,
+    progress: StageProgress,
 ) -> Study:
     """Find ranges, and the scales of smoothing: a pass for the largest values, another where a rule needs more."""
     used = [layer for layer in layers if layer.name not in excluded]
@@ -155,7 +155,9 @@ def measure(
     return Study(job, bundle, layers, folds, limits, scales)
 
 
-def check(study: Study, int8: Bundle, excluded: frozenset[str], requests: Requests, progress: Progress) -> Report:
+def check(
+    study: Study, int8: Bundle, excluded: frozenset[str], requests: Requests, progress: StageProgress
+) -> Int8Report:
     """Compare with float32 on requests that the ranges have not seen."""
     job, bundle = study.job, study.bundle
     unseen = held_out(requests, job.check, bundle.model.class_condition.classes)
@@ -166,7 +168,7 @@ def check(study: Study, int8: Bundle, excluded: frozenset[str], requests: Reques
     columns = {fold.into: study.scales[fold.activation] for fold in study.folds}
     graphs = (bundle.graph("step-logits", "fp32"), int8.graph("step-logits", PRECISION))
     errors = layer_errors(kept, sample.rows, study.limits, study.scales, columns, *graphs)
-    return Report(
+    return Int8Report(
         errors,
         teacher_forced(bundle, int8, unseen, "likeliest tokens", progress, job.threads),
         same_tokens(bundle, int8, unseen, progress, job.threads),
@@ -180,7 +182,7 @@ def try_exclusions(
     excluded: frozenset[str],
     errors: Sequence[LayerError],
     unseen: Requests,
-    progress: Progress,
+    progress: StageProgress,
 ) -> Iterator[Trial]:
     """Leave out each of the worst layers, then all of them, and compare again on the first schedule."""
     sizes = {layer.name: layer.bytes_saved for layer in study.layers}

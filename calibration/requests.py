@@ -13,7 +13,7 @@ from arforge.runner.bundle import Bundle
 from arforge.runner.errors import CalibrationError
 from arforge.runner.runner import Runner
 
-Progress = Callable[[str, int, int], None]
+StageProgress = Callable[[str, int, int], None]
 """Called with what is being done, the steps done and the steps in all."""
 
 
@@ -62,7 +62,7 @@ def held_out(requests: Requests, samples: int, classes: int) -> Requests:
 
 
 def generate(
-    bundle: Bundle, engine: Engine, requests: Requests, what: str, progress: Progress, *, greedy: bool = False
+    bundle: Bundle, engine: Engine, requests: Requests, what: str, progress: StageProgress, *, greedy: bool = False
 ) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Run every request; yields each schedule with its tokens, int64 [images, cells], and closes the engine.
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from arforge.runner.backends.engine import Scalars, StepBuffers
+from arforge.runner.backends.engine import SamplerSettings, StepBuffers
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import Bundle
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 Arrays = Mapping[str, NDArray[np.float32]]
 Observer = Callable[[Arrays], None]
@@ -26,31 +22,21 @@ class TappedEngine(OnnxRuntimeEngine):
     """Runs an instrumented copy of the float32 step graph; the copy is never on disk."""
 
     def __init__(self, bundle: Bundle, tensors: Sequence[str], observe: Observer, threads: int | None = None) -> None:
-        self._tensors, self._observe = tuple(tensors), observe
-        super().__init__(bundle, "fp32", threads)
+        self._observe = observe
+        path = bundle.graph("step", "fp32")
+        model = onnx.load(path, load_external_data=False)
+        model.graph.output.extend(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors
+        )
+        session = open_session(path, threads, model.SerializeToString())
+        super().__init__(bundle, "fp32", threads, session=session, extra_outputs=tensors)
 
     def run(self, width: int, queries: int = 0) -> None:
         super().run(width, queries)
-        _, binding = self._bound[width, queries]
-        given = binding.get_outputs()[-len(self._tensors) :]  # in the order in which they were bound
-        self._observe({name: value.numpy() for name, value in zip(self._tensors, given, strict=True)})
-
-    def _open(self, graph: str) -> onnxruntime.InferenceSession:
-        path = self._bundle.graph(graph, self._precision)
-        model = onnx.load(path, load_external_data=False)
-        model.graph.output.extend(
-            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in self._tensors
-        )
-        return open_session(path, self._threads, model.SerializeToString())
-
-    def _bind(self, width: int, queries: int) -> tuple[StepBuffers, Any]:
-        buffers, binding = super()._bind(width, queries)
-        for name in self._tensors:
-            binding.bind_output(name, "cpu")
-        return buffers, binding
+        self._observe(self.extra_outputs(width, queries))
 
 
-class Lockstep(OnnxRuntimeEngine):
+class PairedEngine(OnnxRuntimeEngine):
     """Runs the float32 step-logits graph, and `follower`, an engine of another one, on the same inputs.
 
     `compare` is called after every step with the guided logits of both, float32 [images, outputs, vocabulary].
@@ -73,7 +59,7 @@ class Lockstep(OnnxRuntimeEngine):
     def run(self, width: int, queries: int = 0) -> None:
         mine, theirs = self.buffers(width, queries), self._follower.buffers(width, queries)
         copy(mine, theirs)
-        copy(self.scalars, self._follower.scalars)
+        copy(self.settings, self._follower.settings)
         super().run(width, queries)
         self._follower.run(width, queries)
         assert mine.logits is not None
@@ -85,7 +71,7 @@ class Lockstep(OnnxRuntimeEngine):
         self._follower.close()
 
 
-def copy(source: StepBuffers | Scalars, target: StepBuffers | Scalars) -> None:
+def copy(source: StepBuffers | SamplerSettings, target: StepBuffers | SamplerSettings) -> None:
     for name, array in vars(source).items():
         if array is not None:
             np.copyto(getattr(target, name), array)

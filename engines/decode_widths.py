@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from arforge.engines.profiles import used
 from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import Bundle
-from arforge.runner.runner import guided_rows
+from arforge.runner.step_graph import guided_rows
 
 ROUNDS = 7
 GAIN = 0.03  # of a step's time: what padding must save, more than one measurement differs from the next

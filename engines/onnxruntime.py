@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from arforge.engines.decode_widths import choose, measure, stored_widths
-from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine, cache_names
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import load_library
 from arforge.runner.bundle import BuiltEngine, Bundle, open_bundle, sha256_of
 from arforge.runner.bundle.writer import add_engine, changing
 from arforge.runner.errors import BundleError, EngineError
+from arforge.runner.step_graph import cache_names, guided_rows
 
 TARGET = "onnxruntime"
 DEVICE = "cpu"
@@ -120,13 +121,13 @@ def calibrated_graph(bundle: Bundle) -> Path:
 def lowered(bundle: Bundle, precision: str, folder: Path) -> tuple[dict[str, str], list[Path]]:
     """Write the engine's own graph; what an identity says of it, and the new files."""
     try:
-        from arforge.engines.onnxruntime_graph import lower_step
+        from arforge.engines.onnxruntime_graph import lower_for_onnxruntime
         from arforge.engines.tensorrt_graph import write_model
     except ImportError:
         raise EngineError("building needs onnx-ir: pip install 'arforge[build]'") from None
 
     source = bundle.graph("step", "fp32")
-    model = lower_step(source, precision)
+    model = lower_for_onnxruntime(source, precision)
     files = list(write_model(model, folder, "step") if precision == "int8" else write_model(model, source.parent, OWN))
     name = place(bundle, source)
     facts = {"graph": place(bundle, files[0]), "source": name}
@@ -148,7 +149,7 @@ def place(bundle: Bundle, path: Path) -> str:
 def try_out(bundle: Bundle, engine: OnnxRuntimeEngine) -> None:
     """One guided step of the null class: slot 1 of every cache must be written, and nothing else."""
     width = min(engine.widths or (1,))
-    engine.prepare(images=1, rows=2, slots=2 + width, zero_slots=1)
+    engine.prepare(images=1, rows=guided_rows(1, guided=True), slots=2 + width, zero_slots=1)
     queries = width if bundle.model.queries else 0
     buffers = engine.buffers(width, queries)
     buffers.tokens[:] = bundle.model.class_condition.null_class

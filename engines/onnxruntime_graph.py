@@ -25,7 +25,7 @@ BLOCKS = (256, 128, 64, 32, 16)  # inputs that share a scale: the first that div
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy level of that name
 
 
-def lower_step(path: Path, precision: str) -> ir.Model:
+def lower_for_onnxruntime(path: Path, precision: str) -> ir.Model:
     """The graph at `path` for "fp32" or "int8", whose weights are new, to be kept in a file of their own.
 
     Raises EngineError for a graph that is none of a decoding step.

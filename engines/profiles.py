@@ -10,14 +10,13 @@ of 8, which is what matrix units want.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from arforge.runner.backends.onnxruntime_engine import cache_names
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
 from arforge.runner.plan import make_plan
-from arforge.runner.runner import guided_rows
 from arforge.runner.schedules.schedule import Schedule
+from arforge.runner.step_graph import guided_rows, lowered_step
 
 SLOT_MULTIPLE = 8
 MAX_PROFILES = 256
@@ -86,16 +85,7 @@ def rounded(count: int, halves: bool) -> int:
 
 
 def shapes(bundle: Bundle, profile: Profile, slots: int) -> Shapes:
-    """The shape of every input of a step graph that is free in the graph, in that profile."""
-    model, rows = bundle.model, profile.rows
-    given: Shapes = {
-        "tokens": (rows, profile.width),
-        "positions": (rows, profile.width),
-        "write_index": (rows,),
-        "mask": (1, 1, profile.width, slots),
-        "uniforms": (profile.images, profile.queries or profile.width),
-    }
-    if model.queries:
-        given["query_positions"] = (rows, profile.queries)
-    cache = (rows, model.kv_heads, slots, model.head_size)
-    return given | dict.fromkeys(cache_names(model.caches), cache)
+    """The shape of every input of a step graph in that profile, as the graph is lowered for TensorRT."""
+    dimensions = {**asdict(profile), "rows": profile.rows, "slots": slots}
+    taken = lowered_step(bundle.model, cache_type="float32", filters=True).inputs
+    return {tensor.name: tensor.sizes(dimensions) for tensor in taken}

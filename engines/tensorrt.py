@@ -12,7 +12,7 @@ from typing import Any
 from arforge.engines.low_precision import add_graphs, entries, has_graphs
 from arforge.engines.precision import TYPES
 from arforge.engines.profiles import Profiles, Shapes, plan_profiles, shapes
-from arforge.engines.tensorrt_graph import Lowered, lower_step, write_model
+from arforge.engines.tensorrt_graph import Lowered, lower_for_tensorrt, write_model
 from arforge.engines.tensorrt_layers import check_layers, dump_layers, expected, parse_layers
 from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.runner.backends.cuda import gpu_compute_capability
@@ -20,12 +20,12 @@ from arforge.runner.backends.tensorrt_library import RTX, Library
 from arforge.runner.bundle import BuiltEngine, Bundle
 from arforge.runner.bundle.writer import add_engine, changing, facts_of, write_hashed
 from arforge.runner.errors import EngineError
+from arforge.runner.report import Report
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 TYPED = {"fp32": "float", "fp16": "half", "bf16": "bfloat16", "int8": "half"}  # of caches and activations
 BF16_SINCE = "8.0"
 GRAPH = "step-tensorrt"
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def prepare(job: Job, bundle: Bundle) -> Prepared:
         bundle = replace(bundle, graphs=(*bundle.graphs, *entries(job.precision)))
     batches = sorted(set(job.images))
     one = batches[0] if len(batches) == 1 else None
-    lowered = lower_step(bundle, job.precision, profiles.slots, one, filters, job.attention)
+    lowered = lower_for_tensorrt(bundle, job.precision, profiles.slots, one, filters, job.attention)
     graph = write_model(lowered.model, bundle.graph("step", job.precision).parent, GRAPH)
     return Prepared(job, bundle, profiles, filters, lowered, graph[0], (*new, *graph))
 

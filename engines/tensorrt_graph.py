@@ -18,14 +18,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from arforge.engines.attention import Choice, choose_attention, decompose_attention, prepare_fused
 from arforge.engines.precision import TYPES, lower_precision
-from arforge.runner.backends.onnxruntime_engine import cache_names
 from arforge.runner.bundle import Bundle
 from arforge.runner.bundle.writer import new_file, settle, write_hashed
 from arforge.runner.errors import BundleError, EngineError
-from arforge.runner.runner import guided_rows
+from arforge.runner.step_graph import LIMITS, cache_names, guided_rows
 
 ALIGNMENT = 4096  # lets a runtime map a tensor straight from the file
-LIMITS = ("top_k", "top_p")
 MASK_RANK = 4
 OUTSIDE = 1024  # bytes from which a tensor is stored outside the graph
 
@@ -37,7 +35,7 @@ class Lowered:
     attentions: int  # Attention nodes of the source
 
 
-def lower_step(
+def lower_for_tensorrt(
     bundle: Bundle, precision: str, slots: int, images: int | None, filters: bool, attention: str
 ) -> Lowered:
     """The step graph of that precision for TensorRT. Raises EngineError where it cannot be made.

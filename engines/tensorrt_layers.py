@@ -10,8 +10,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from arforge.runner.backends.onnxruntime_engine import cache_names
 from arforge.runner.errors import EngineError
+from arforge.runner.step_graph import cache_names
 
 LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "

@@ -15,8 +15,8 @@ from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import VerificationError
-from arforge.runner.lockstep import GUIDANCE, lockstep, written
 from arforge.runner.runner import Runner
+from arforge.runner.side_by_side import GUIDANCE, side_by_side, written
 
 TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 2e-1, "int8": 2e-1}  # of keys and values, relative to the largest
 ON_CPU = {"bf16": "fp32"}  # what ONNX Runtime's CPU provider runs in place of a precision that it lacks
@@ -24,7 +24,7 @@ COMPARED_STEPS = 16
 
 
 @dataclass(frozen=True)
-class Agreement:
+class EngineAgreement:
     schedule: str
     steps: int  # compared one by one
     largest_error: float  # of new keys and values, relative to the largest of their cache
@@ -34,7 +34,7 @@ class Agreement:
 
 def compare_engine(
     bundle: Bundle, identity: Mapping[str, Any], library: Library, schedule: str, gpu: Gpu | None = None
-) -> Agreement:
+) -> EngineAgreement:
     """Raises VerificationError where keys or values of a step differ by more than the precision explains.
 
     Tokens that differ are counted, not refused: another rounding can tip a near tie.
@@ -47,7 +47,7 @@ def compare_engine(
         images = min(2, engine.largest_batch or 2)
         request: dict[str, Any] = {"schedule": schedule, "guidance": GUIDANCE, "greedy": True}
         tokens = [runner.generate(list(range(images)), **request).tokens for runner in (expected, found)]
-    return Agreement(schedule, steps, largest, same, float((tokens[0] == tokens[1]).mean()))
+    return EngineAgreement(schedule, steps, largest, same, float((tokens[0] == tokens[1]).mean()))
 
 
 def step_by_step(
@@ -55,7 +55,7 @@ def step_by_step(
 ) -> tuple[int, float, float]:
     """Both engines on the tokens that the reference prefers: steps, the share of same tokens, and the largest error."""
     steps, same, cells, largest = 0, 0, 0, 0.0
-    for done in lockstep(bundle, schedule, [reference, engine], [0], COMPARED_STEPS):
+    for done in side_by_side(bundle, schedule, [reference, engine], [0], COMPARED_STEPS):
         first = done[0][0]  # not padded
         outputs = [
             {name: comparable(array) for name, array in written(bundle, one, first).items()}

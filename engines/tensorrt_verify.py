@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -12,13 +12,14 @@ from arforge.engines.compare import compare_precision
 from arforge.engines.tensorrt_layers import Layer, attention_kernels, check_layers, expected, is_product, load_layers
 from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.runner.backends.cuda import gpu_compute_capability
-from arforge.runner.backends.onnxruntime_engine import cache_names
-from arforge.runner.backends.tensorrt_identity import build_command, check_identity, devices
+from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES, build_command, check_identity, devices
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import BuiltEngine, Bundle
 from arforge.runner.errors import EngineError, VerificationError
+from arforge.runner.report import Report
+from arforge.runner.step_graph import cache_names, lowered_step, written_name
 
-Report = Callable[[str], None]
+TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "bool": "BOOL"}  # the library's
 COMPARED_STEPS = 16
 TOLERANCE = 3e-2  # of logits, relative to the largest
 
@@ -95,23 +96,24 @@ def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, 
             again = build_command(bundle.root, identity)
             raise VerificationError(f"{identity['lowered']}: {problem}. Rebuild the engine with `{again}`")
 
+    wanted_graph = lowered_step(bundle.model, ELEMENT_TYPES[identity["types"]], identity["filters"])
     caches = cache_names(bundle.model.caches)
-    kind = {"half": "HALF", "bfloat16": "BF16", "float": "FLOAT"}[identity["types"]]
     for name in caches:
-        given, result = tensors["input"].get(name), tensors["output"].get(f"new_{name}")
+        kind = TYPES[wanted_graph[name].dtype]
+        given, result = tensors["input"].get(name), tensors["output"].get(written_name(name))
         require(given is not None and given == result, f"cache {name} goes in as {given} and out as {result}")
         assert given is not None
         shape = given[1]
         require(given[0] == kind, f"cache {name} is {given[0]}, expected {kind}")
         wanted = (bundle.model.kv_heads, identity["slots"], bundle.model.head_size)
         require(shape[1:] == wanted, f"cache {name} has heads, slots and head size {shape[1:]}, expected {wanted}")
-    others = {"tokens", "positions", "write_index", "mask", "uniforms", "guidance", "temperature"}
-    others |= {"query_positions"} if bundle.model.queries else set()
-    others |= {"top_k", "top_p"} if identity["filters"] else set()
-    found = set(tensors["input"]) - set(caches)
-    require(found == others, f"its inputs are {sorted(found)}, expected {sorted(others)}")
-    tokens = tensors["output"].get("next_tokens", ("missing",))
-    require(tokens[0] == "INT64", f"next_tokens is {tokens[0]}, expected INT64")
+    wanted_kinds = {
+        what: {tensor.name: TYPES[tensor.dtype] for tensor in part if "cache" not in tensor.name}
+        for what, part in (("input", wanted_graph.inputs), ("output", wanted_graph.outputs))
+    }
+    for what, kinds_there in wanted_kinds.items():
+        found = {name: dtype for name, (dtype, _) in tensors[what].items() if "cache" not in name}
+        require(found == kinds_there, f"its {what}s are {found}, expected {kinds_there}")
     require(
         kinds["KV_CACHE_UPDATE"] == len(caches),
         f"{kinds['KV_CACHE_UPDATE']} of {len(caches)} caches are updated in place",

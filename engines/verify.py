@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine, cache_names
-from arforge.runner.backends.onnxruntime_session import open_session
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
+from arforge.runner.backends.onnxruntime_session import contract_of, open_session
 from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.command_line import command_line
 from arforge.runner.errors import EngineError, VerificationError
-from arforge.runner.lockstep import lockstep, written
 from arforge.runner.plan import PlannedStep
+from arforge.runner.report import Report
 from arforge.runner.runner import Runner
+from arforge.runner.side_by_side import side_by_side, written
+from arforge.runner.step_graph import CACHE_TYPES, Contract, Tensor, contract, difference
 
-Report = Callable[[str], None]
-FLOAT, INT64, BOOL, UINT8 = "tensor(float)", "tensor(int64)", "tensor(bool)", "tensor(uint8)"
-CACHES = {"fp32": FLOAT, "int8": FLOAT, "fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 COMPARED_STEPS = 12  # of each stored schedule
 TINY = float(np.finfo(np.float32).tiny)
 ROUNDING = 1e-3  # of keys and values of float32 graphs, relative to the largest that a step writes
-Contract = dict[str, tuple[str, list[str | int]]]
 
 
 def verify_bundle(root: Path, report: Report, target: str | None = None) -> Bundle:
@@ -43,7 +42,8 @@ def verify_bundle(root: Path, report: Report, target: str | None = None) -> Bund
         report(f"graph {graph.name} {graph.precision}: inputs and outputs as the format says")
     engines = [engine for engine in bundle.engines if target in (None, engine.target)]
     if target is not None and not engines:
-        raise EngineError(f"{root} has no {target} engine: build it with `arforge build {root} --target {target}`")
+        command = command_line("build", root, "--target", target)
+        raise EngineError(f"{root} has no {target} engine: build it with `{command}`")
     for engine in engines:
         if engine.target == "onnxruntime":
             check_engine(bundle, engine.target, engine.precision)
@@ -71,72 +71,28 @@ def check_data(bundle: Bundle, report: Report) -> None:
 
 def check_contract(bundle: Bundle, name: str, precision: str, path: Path) -> None:
     """Raise VerificationError unless the graph has exactly the inputs and outputs of its kind."""
-    expected = contract(bundle, name, precision)
-    for what, wanted, found in zip(("input", "output"), expected, described(path, precision), strict=True):
-        for key in wanted.keys() | found.keys():
-            if wanted.get(key) != found.get(key):
-                raise VerificationError(
-                    f"{path}: {what} {key} is {found.get(key, 'missing')}, expected {wanted.get(key, 'none')}: "
-                    "export the bundle again"
-                )
+    expected, there = contract(bundle.model, name, CACHE_TYPES[precision]), read_contract(path, precision)
+    for what, wanted, found in (("input", expected.inputs, there.inputs), ("output", expected.outputs, there.outputs)):
+        problem = difference(wanted, found)
+        if problem:
+            raise VerificationError(f"{path}: {what} {problem}: export the bundle again")
 
 
-def described(path: Path, precision: str) -> tuple[Contract, Contract]:
-    """The inputs and outputs that a graph has."""
-    if precision == "bf16":  # ONNX Runtime's CPU provider opens no such graph
-        return read_contract(path)
-    session = open_session(path, threads=1)
-    values = (session.get_inputs(), session.get_outputs())
-    found = [{value.name: (value.type, list(value.shape)) for value in part} for part in values]
-    return found[0], found[1]
-
-
-def read_contract(path: Path) -> tuple[Contract, Contract]:
-    """The same without a runtime. Raises EngineError where onnx-ir is missing."""
-    try:
+def read_contract(path: Path, precision: str) -> Contract:
+    """The inputs and outputs that a graph has. Raises EngineError where reading it needs onnx-ir, which is missing."""
+    if precision != "bf16":
+        return contract_of(open_session(path, threads=1))
+    try:  # ONNX Runtime's CPU provider opens no such graph
         import onnx_ir
     except ImportError:
         raise EngineError(f"reading {path} needs onnx-ir: pip install onnx-ir") from None
-    kinds = {"FLOAT": FLOAT, "INT64": INT64, "BOOL": BOOL, "BFLOAT16": CACHES["bf16"]}
+
+    def tensor(value: onnx_ir.Value) -> Tensor:
+        dims = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ())
+        return Tensor(str(value.name), str(value.dtype.numpy()) if value.dtype else "unknown", dims)
+
     graph = onnx_ir.load(path).graph
-    found: list[Contract] = []
-    for part in (graph.inputs, graph.outputs):
-        one: Contract = {}
-        for value in part:
-            dims: list[str | int] = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()]
-            one[str(value.name)] = (kinds[value.dtype.name] if value.dtype else "unknown", dims)
-        found.append(one)
-    return found[0], found[1]
-
-
-def contract(bundle: Bundle, name: str, precision: str = "fp32") -> tuple[Contract, Contract]:
-    """The inputs and outputs of a graph kind, as type and shape."""
-    model = bundle.model
-    if name in ("decoder", "encoder"):
-        tokens: Contract = {"tokens": (INT64, ["images", "rows", "columns"])}
-        pixels: Contract = {"images": (UINT8, ["images", "height", "width", 3])}
-        return (tokens, pixels) if name == "decoder" else (pixels, tokens)
-    cache: tuple[str, list[str | int]] = (CACHES[precision], ["rows", model.kv_heads, "slots", model.head_size])
-    outputs = "queries" if model.queries else "width"
-    inputs: Contract = {
-        "tokens": (INT64, ["rows", "width"]),
-        "positions": (INT64, ["rows", "width"]),
-        "write_index": (INT64, ["rows"]),
-        "mask": (BOOL, ["rows", 1, "width", "slots"]),
-        "uniforms": (FLOAT, ["images", outputs]),
-        "guidance": (FLOAT, [1]),
-        "temperature": (FLOAT, [1]),
-        "top_k": (INT64, [1]),
-        "top_p": (FLOAT, [1]),
-    }
-    if model.queries:
-        inputs["query_positions"] = (INT64, ["rows", outputs])
-    given: Contract = {"next_tokens": (INT64, ["images", outputs])}
-    if name == "step-logits":
-        given["logits"] = (FLOAT, ["images", outputs, model.vocabulary])
-    for cache_name in cache_names(model.caches):
-        inputs[cache_name] = given[f"new_{cache_name}"] = cache
-    return inputs, given
+    return Contract(tuple(map(tensor, graph.inputs)), tuple(map(tensor, graph.outputs)))
 
 
 def check_engine(bundle: Bundle, target: str, precision: str) -> None:
@@ -167,8 +123,8 @@ def check_own_graph(bundle: Bundle) -> str:
     errors = []
     try:
         for name in bundle.specifications:
-            for done in lockstep(bundle, name, engines, [0], COMPARED_STEPS):
-                errors.append(difference(bundle, engines, done[0][0]))
+            for done in side_by_side(bundle, name, engines, [0], COMPARED_STEPS):
+                errors.append(written_error(bundle, engines, done[0][0]))
                 if not errors[-1] <= ROUNDING:
                     raise VerificationError(
                         f"{path}: step {len(errors)} of {name} writes keys or values with an error "
@@ -180,7 +136,7 @@ def check_own_graph(bundle: Bundle) -> str:
     return f"keys and values of {len(errors)} steps are those of {source.name} (error {max(errors):.0e} of the largest)"
 
 
-def difference(bundle: Bundle, engines: Sequence[OnnxRuntimeEngine], step: PlannedStep) -> float:
+def written_error(bundle: Bundle, engines: Sequence[OnnxRuntimeEngine], step: PlannedStep) -> float:
     """The largest difference of what two engines wrote in a step, relative to the largest that the first wrote."""
     wanted, found = (written(bundle, engine, step) for engine in engines)
     errors = (np.abs(found[name] - array).max() / max(np.abs(array).max(), TINY) for name, array in wanted.items())

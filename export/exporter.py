@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -34,6 +34,7 @@ from arforge.runner.bundle import (
 )
 from arforge.runner.bundle.writer import file_facts, staged, write_manifest
 from arforge.runner.errors import CheckpointError
+from arforge.runner.report import Report
 from arforge.runner.schedules import file as schedule_file
 from arforge.runner.schedules.schedule import Schedule
 from arforge.runner.schedules.specification import compile_schedule, parse, require_order, require_specials
@@ -42,7 +43,6 @@ from arforge.version import VERSION as ARFORGE_VERSION
 PRECISION = "fp32"
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")
 PUBLISHED = SamplerDefaults(guidance=2.0, temperature=1.0, top_k=0, top_p=1.0)  # of LlamaGen on ImageNet
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def export_decoder(job: Job, checkpoint: Checkpoint, stage: Path, report: Report
     head_size = config.head_size
     decoder, mode = fake_module(lambda: pad_heads(job.family.module(config), head_size))
     with mode:
-        full = trace_step(decoder, config.caches, config.kv_heads, padded_head(head_size), job.family.queries)
+        full = trace_step(decoder, model_facts(job.family, config))
     models = {"step": without_logits(full), "step-logits": full}
     tables = dict(zip(("cosine", "sine"), rotary_table(config.grid, config.head_size, config.rope_base), strict=True))
 

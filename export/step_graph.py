@@ -11,36 +11,33 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from arforge.export import sampler
 from arforge.export.trace import trace
-from arforge.runner.backends.onnxruntime_engine import cache_names
+from arforge.runner.bundle import ModelFacts
+from arforge.runner.step_graph import cache_names, contract
+
+SAMPLE = {"rows": 4, "images": 2, "width": 3, "queries": 5, "slots": 17}  # what is traced; all of them differ
 
 
 class StepGraph(nn.Module):
-    """A decoder with the sampler behind it; caches come as key, value, key, value, …"""
+    """A decoder with the sampler behind it; inputs and outputs are those of `step-logits`, in the contract's order."""
 
-    def __init__(self, decoder: nn.Module) -> None:
+    def __init__(self, decoder: nn.Module, model: ModelFacts) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.decoder, self.caches = decoder, cache_names(model.caches)
+        self.names = [tensor.name for tensor in contract(model, "step-logits").inputs]
 
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        write_index: Tensor,
-        mask: Tensor,
-        uniforms: Tensor,
-        guidance: Tensor,
-        temperature: Tensor,
-        top_k: Tensor,
-        top_p: Tensor,
-        caches: list[Tensor],
-        query_positions: Tensor | None = None,
-    ) -> list[Tensor]:
-        pairs = list(zip(caches[0::2], caches[1::2], strict=True))
+    def forward(self, tensors: list[Tensor]) -> list[Tensor]:
+        given = dict(zip(self.names, tensors, strict=True))
+        memory = [given[name] for name in self.caches]
+        pairs = list(zip(memory[0::2], memory[1::2], strict=True))
+        mask = given["mask"]
         asked: tuple[Tensor, ...] = ()
-        if query_positions is not None:  # queries see what the last input sees: everything that is known
-            asked = (query_positions, mask[:, :, -1:].expand(-1, -1, query_positions.shape[1], -1))
-        logits, written = self.decoder(tokens, positions, mask, *asked, write_index, pairs)
-        drawn, guided = sampler.sample(logits, uniforms, guidance, temperature, top_k, top_p)
+        if "query_positions" in given:  # queries see what the last input sees: everything that is known
+            positions = given["query_positions"]
+            asked = (positions, mask[:, :, -1:].expand(-1, -1, positions.shape[1], -1))
+        logits, written = self.decoder(given["tokens"], given["positions"], mask, *asked, given["write_index"], pairs)
+        drawn, guided = sampler.sample(
+            logits, *(given[name] for name in ("uniforms", "guidance", "temperature", "top_k", "top_p"))
+        )
         return [drawn, guided, *(tensor for pair in written for tensor in pair)]
 
 
@@ -51,40 +48,19 @@ def without_logits(model: ir.Model) -> ir.Model:
     return lean
 
 
-def trace_step(decoder: nn.Module, caches: int, kv_heads: int, head_size: int, queries: bool = False) -> ir.Model:
-    """Trace `decoder`, whose parameters are fake tensors, with all of rows, images, width, slots and queries free.
-
-    Inputs and outputs are those of the design's step graph, and `top_k` int64 [1], `top_p` float32 [1]. Cache
-    outputs are called `new_…`, since ONNX names a value once; bind them to the memory of the inputs.
-    """
-    rows, images, width, slots = (torch.export.Dim(n) for n in ("rows", "images", "width", "slots"))
-    outputs = torch.export.Dim("queries") if queries else width
-    long, r, b, q, s = torch.int64, 4, 2, 3, 17
-    k = 5 if queries else q
-    names = cache_names(caches)
-    inputs = {
-        "tokens": (torch.zeros(r, q, dtype=long), {0: rows, 1: width}),
-        "positions": (torch.zeros(r, q, dtype=long), {0: rows, 1: width}),
-        "write_index": (torch.zeros(r, dtype=long), {0: rows}),
-        "mask": (torch.zeros(r, 1, q, s, dtype=torch.bool), {0: rows, 2: width, 3: slots}),
-        "uniforms": (torch.zeros(b, k), {0: images, 1: outputs}),
-        "guidance": (torch.zeros(1), None),
-        "temperature": (torch.zeros(1), None),
-        "top_k": (torch.zeros(1, dtype=long), None),
-        "top_p": (torch.zeros(1), None),
-    }
-    memory = [torch.zeros(r, kv_heads, s, head_size) for _ in names]
-    args = [*(tensor for tensor, _ in inputs.values()), memory]
-    dims = [*(dim for _, dim in inputs.values()), [{0: rows, 2: slots} for _ in memory]]
-    input_names = [*inputs, *names]
-    if queries:
-        args.append(torch.zeros(r, k, dtype=long))
-        dims.append({0: rows, 1: outputs})
-        input_names.append("query_positions")
-    output_names = ["next_tokens", "logits", *(f"new_{name}" for name in names)]
-    model = trace(StepGraph(decoder), tuple(args), tuple(dims), input_names, output_names)
-    splice_filter(model)
-    return model
+def trace_step(decoder: nn.Module, model: ModelFacts) -> ir.Model:
+    """Trace `decoder`, whose parameters are fake tensors, as `step-logits`; what the contract names stays free."""
+    wanted = contract(model, "step-logits")
+    free = {name: torch.export.Dim(name) for name in SAMPLE}
+    args = [torch.zeros(tensor.sizes(SAMPLE), dtype=getattr(torch, tensor.dtype)) for tensor in wanted.inputs]
+    dims = [
+        {axis: free[size] for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+        for tensor in wanted.inputs
+    ]
+    names = [[tensor.name for tensor in part] for part in (wanted.inputs, wanted.outputs)]
+    traced = trace(StepGraph(decoder, model), (args,), (dims,), *names)
+    splice_filter(traced)
+    return traced
 
 
 class FilterGraph(nn.Module):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from onnx import numpy_helper
 
@@ -18,16 +16,9 @@ from arforge.export.stored_tensors import load_whole
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle, sha256_of
 from arforge.runner.errors import VerificationError
-from arforge.runner.lockstep import lockstep
+from arforge.runner.side_by_side import LogitAgreement, LogitComparison, logits_of, side_by_side
 
 TOLERANCE = 1e-3  # of logits, relative to the largest
-
-
-@dataclass(frozen=True)
-class Agreement:
-    steps: int
-    largest_error: float  # of guided logits, relative to the largest logit
-    same_tokens: float  # share of sampled cells with the same likeliest token
 
 
 def load_module(bundle: Bundle, precision: str = "fp32") -> Any:
@@ -83,32 +74,25 @@ def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> 
 
 
 @torch.no_grad()
-def compare_logits(bundle: Bundle, schedule: str, max_steps: int) -> Agreement:
+def compare_logits(bundle: Bundle, schedule: str, max_steps: int) -> LogitAgreement:
     """Run graph and module side by side, each on its own caches, greedily; raise VerificationError where they part."""
     module = load_module(bundle)
     engine = OnnxRuntimeEngine(bundle, "fp32", graph="step-logits")
     classes = [0, bundle.model.class_condition.classes - 1]
-    images, caches = len(classes), None
-    steps, largest, same, cells = 0, 0.0, 0, 0
-    for [(step, buffers)] in lockstep(bundle, schedule, [engine], classes, max_steps):
-        steps += 1
+    comparison, caches = LogitComparison(), None
+    for [(step, buffers)] in side_by_side(bundle, schedule, [engine], classes, max_steps):
         caches = caches or module.empty_caches(len(buffers.mask), buffers.mask.shape[-1])
         given = [buffers.tokens, buffers.positions, buffers.mask, buffers.write_index]
         if buffers.query_positions is not None:
             given[3:3] = [buffers.query_positions, buffers.mask[:, :, -1:]]
         logits, caches = module(*(torch.from_numpy(array) for array in given), caches)
-        if len(step.target_rows):
-            assert buffers.logits is not None
-            expected = guide(logits, images, torch.from_numpy(engine.scalars.guidance)).numpy()[:, step.target_rows]
-            found = buffers.logits[:, step.target_rows]
-            largest = max(largest, float(np.abs(found - expected).max() / np.abs(expected).max()))
-            same += int((found.argmax(-1) == expected.argmax(-1)).sum())
-            cells += images * len(step.target_rows)
+        expected = guide(logits, len(classes), torch.from_numpy(buffers.guidance)).numpy()
+        comparison.add(expected[:, step.target_rows], logits_of(step, buffers))
     engine.close()
-    agreement = Agreement(steps, largest, same / max(1, cells))
+    agreement = comparison.result()
     if not agreement.largest_error <= TOLERANCE:
         raise VerificationError(
-            f"schedule {schedule}: the graph's logits differ from the torch module's by {largest:.2e} of the largest, "
-            f"allowed is {TOLERANCE:.0e}: export the bundle again"
+            f"schedule {schedule}: the graph's logits differ from the torch module's by {agreement.largest_error:.2e} "
+            f"of the largest, allowed is {TOLERANCE:.0e}: export the bundle again"
         )
     return agreement

@@ -13,10 +13,45 @@ from numpy.typing import NDArray
 
 from arforge.runner.output import write_whole, writing
 
-__all__ = ["GAP", "Page", "grid", "npz_of", "save_npz", "save_page", "save_png", "save_tokens", "write_whole"]
+__all__ = [
+    "GAP",
+    "Keep",
+    "Page",
+    "Pixels",
+    "grid",
+    "npz_of",
+    "save_npz",
+    "save_page",
+    "save_png",
+    "save_tokens",
+    "write_whole",
+]
 GAP = 2  # pixels between the images of a grid
 Add = Callable[[NDArray[np.uint8]], object]
 """Takes the next images, uint8 [images, height, width, 3]."""
+Keep = bool | Add
+"""What becomes of the images of a generation: kept (True), left out, or handed to a function."""
+
+
+class Pixels:
+    """The images of a generation, as they come: handed on, or all kept in one array."""
+
+    def __init__(self, count: int, keep: Keep) -> None:
+        self.kept: NDArray[np.uint8] | None = None
+        self._count, self._done = count, 0
+        self._receive = None if keep is True else keep
+
+    def add(self, images: NDArray[np.uint8]) -> None:
+        """Take the next ones, uint8 [images, height, width, 3]."""
+        if callable(self._receive):
+            self._receive(images)
+        elif len(images) == self._count:
+            self.kept = images
+        else:
+            if self.kept is None:
+                self.kept = np.empty((self._count, *images.shape[1:]), dtype=np.uint8)
+            self.kept[self._done : self._done + len(images)] = images
+        self._done += len(images)
 
 
 class Page:

@@ -12,6 +12,7 @@ from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.errors import NumericsError
 from arforge.runner.plan import Plan
+from arforge.runner.step_graph import cache_names
 
 NO_TOKEN = -1
 
@@ -19,8 +20,8 @@ NO_TOKEN = -1
 def check_step(engine: Engine, model: ModelFacts, plan: Plan, index: int, first_image: int = 0) -> None:
     """Raise NumericsError unless the step `index`, which has just run, gave tokens for all its cells.
 
-    The error names the images, counted from `first_image`, and the first cache that is spoilt where the engine shows
-    its caches. They are cleared before: NaN in a slot that no mask lets through would still reach the next request.
+    The error names the images, counted from `first_image`, and the first cache that is spoilt. The caches are cleared
+    before: NaN in a slot that no mask lets through would still reach the next request.
     """
     step = plan.steps[index]
     buffers = engine.buffers(step.width, step.queries)
@@ -43,13 +44,10 @@ def check_step(engine: Engine, model: ModelFacts, plan: Plan, index: int, first_
 
 def spoilt_cache(engine: Engine, model: ModelFacts, slots: int) -> str:
     """Where NaN or infinity first shows in the slots that are written, in the order of the layers."""
-    caches = getattr(engine, "cache", None)
-    if caches is None:
-        return ""
-    for index in range(model.caches):
-        for kind in ("key", "value"):
-            found = caches(f"{kind}_cache_{index}")[:, :, :slots]
-            if found.dtype.kind == "f" and not np.isfinite(found).all():
-                what = "layer" if model.caches == model.layers else "cache"
-                return f", first seen in the {kind}s of {what} {index}"
+    for name in cache_names(model.caches):
+        found = engine.cache(name)[:, :, :slots]
+        if found.dtype.kind == "f" and not np.isfinite(found).all():
+            kind, _, index = name.split("_")
+            what = "layer" if model.caches == model.layers else "cache"
+            return f", first seen in the {kind}s of {what} {index}"
     return ", with sound caches: they come from the last layer or the output"

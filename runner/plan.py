@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +38,12 @@ class PlannedStep:
     def queries(self) -> int:
         return len(self.query_positions)
 
-    def scale(self, guidance: float) -> float:
-        """This step's guidance scale in a request of scale `guidance`."""
+    @overload
+    def scale(self, guidance: float) -> float: ...
+    @overload
+    def scale(self, guidance: NDArray[np.float64]) -> NDArray[np.float64]: ...
+    def scale(self, guidance: Any) -> Any:
+        """This step's guidance scale in a request of scale `guidance`, one number or one an image."""
         return 1 + (guidance - 1) * self.guidance
 
     def fill(self, buffers: StepBuffers, known: NDArray[np.int64]) -> None:

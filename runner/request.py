@@ -6,21 +6,24 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.runner.bundle import ImageTokenizerFacts
+from arforge.runner.backends.engine import SamplerSettings
+from arforge.runner.bundle import ImageTokenizerFacts, SamplerDefaults
 from arforge.runner.errors import Cancelled, RequestError
 
 MAX_SEED = 2**64 - 1
 MAX_SCALE = 1000  # of guidance and temperature
 MAX_TOP_K = 2**30
 MAX_BATCH = 2**30
+DEFAULT_BATCH = 32
 
 Progress = Callable[[int, int], None]
-"""Called after every step with the steps done and the steps of the whole request."""
+"""Called with what is done and what there is in all: the steps of a request, or the images of an evaluation."""
 
 
 class CancelFlag(Protocol):
@@ -31,7 +34,32 @@ class CancelFlag(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """The sampling side of a generation. Raises RequestError for a value out of range."""
+    """What to generate: one image for each class.
+
+    `seeds` (default 0, 1, …) decide each image alone: neither the batch nor the order matters. Schedule and sampler
+    settings left out are the bundle's defaults. Guidance, temperature, top-k, top-p and `greedy`, which is temperature
+    0, are one value for all images or one an image; an image gets what it would get alone.
+
+    `batch`: images decoded at a time, fewer where the engine was built for fewer. `known`, for models of random order:
+    tokens that stay, int64 [rows, columns] for all images or [images, rows, columns], -1 in the cells to decide
+    (`Runner.encode` gives those of an image). A grid larger than the model's is decoded window by window.
+    """
+
+    classes: Sequence[int]
+    seeds: Sequence[int] | None = None
+    schedule: str | None = None
+    guidance: float | Sequence[float] | None = None
+    temperature: float | Sequence[float] | None = None
+    top_k: int | Sequence[int] | None = None
+    top_p: float | Sequence[float] | None = None
+    greedy: bool | Sequence[bool] = False
+    batch: int = DEFAULT_BATCH
+    known: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampler settings of one image. Raises RequestError for a value out of range."""
 
     guidance: float
     temperature: float
@@ -39,13 +67,72 @@ class Request:
     top_p: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.guidance) and 1 <= self.guidance <= MAX_SCALE):
-            raise RequestError(f"guidance {self.guidance} is out of range: use 1 (off) to {MAX_SCALE}")
-        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= MAX_SCALE):
-            raise RequestError(f"temperature {self.temperature} is out of range: use 0 (greedy) to {MAX_SCALE}")
+        number("guidance", self.guidance, f"use 1 (off) to {MAX_SCALE}", lambda value: 1 <= value <= MAX_SCALE)
+        number("temperature", self.temperature, f"use 0 (greedy) to {MAX_SCALE}", lambda value: 0 <= value <= MAX_SCALE)
         whole("top-k", self.top_k, 0, MAX_TOP_K)
-        if not 0 < self.top_p <= 1:
-            raise RequestError(f"top-p {self.top_p} is out of range: use a number in (0, 1]; 1 is off")
+        number("top-p", self.top_p, "use a number in (0, 1]; 1 is off", lambda value: 0 < value <= 1)
+
+
+@dataclass(frozen=True)
+class BatchSampling:
+    """Sampler settings of several images, each of shape (images)."""
+
+    guidance: NDArray[np.float64]
+    temperature: NDArray[np.float32]
+    top_k: NDArray[np.int64]
+    top_p: NDArray[np.float32]
+
+    @property
+    def guided(self) -> bool:
+        """Whether some image needs its unconditional row."""
+        return bool((self.guidance != 1).any())
+
+    def part(self, images: slice) -> BatchSampling:
+        return BatchSampling(self.guidance[images], self.temperature[images], self.top_k[images], self.top_p[images])
+
+    def fill(self, settings: SamplerSettings) -> None:
+        settings.temperature[:] = self.temperature
+        settings.top_k[:] = self.top_k
+        settings.top_p[:] = self.top_p
+
+
+def sampling_of(request: Request, defaults: SamplerDefaults, images: int) -> BatchSampling:
+    """The settings of each image. Raises RequestError for values out of range, or neither one nor one an image."""
+
+    def each(what: str, given: Any, default: Any = None) -> list[Any]:
+        if given is None:
+            given = default
+        if not is_list(given):
+            return [given] * images
+        if len(given) != images:
+            raise RequestError(f"{len(given)} values of {what} for {images} images: give one for all, or one an image")
+        return list(given)
+
+    guidance = each("guidance", request.guidance, defaults.guidance)
+    temperature = each("temperature", request.temperature, defaults.temperature)
+    cold = [truth("greedy", value) for value in each("greedy", request.greedy, default=False)]
+    degrees = [0.0 if greedy else one for one, greedy in zip(temperature, cold, strict=True)]
+    top_k, top_p = each("top-k", request.top_k, defaults.top_k), each("top-p", request.top_p, defaults.top_p)
+    for values in zip(guidance, degrees, top_k, top_p, strict=True):
+        Sampling(*values)
+    return BatchSampling(
+        guidance=np.array(guidance, np.float64),
+        temperature=np.array(degrees, np.float32),
+        top_k=np.array(top_k, np.int64),
+        top_p=np.array(top_p, np.float32),
+    )
+
+
+def number(what: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:
+    """Raise RequestError unless `value` is a finite number that is allowed."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise RequestError(f"{what} {value!r} is not a number: {allowed}")
+    try:
+        fine = math.isfinite(value) and holds(float(value))
+    except OverflowError:  # a whole number beyond all floats
+        fine = False
+    if not fine:
+        raise RequestError(f"{what} {value} is out of range: {allowed}")
 
 
 def whole(what: str, value: Any, least: int, most: int) -> int:
@@ -59,9 +146,29 @@ def whole(what: str, value: Any, least: int, most: int) -> int:
     return number
 
 
+def truth(what: str, value: Any) -> bool:
+    """`value` as a bool, or 0 or 1. Raises RequestError for others."""
+    return bool(value) if isinstance(value, bool | np.bool_) else bool(whole(what, value, 0, 1))
+
+
+def is_list(values: Any) -> bool:
+    """Whether these are one value an image: a sequence or an array, but no text."""
+    if isinstance(values, np.ndarray):
+        return values.ndim > 0
+    return isinstance(values, Sequence) and not isinstance(values, str | bytes | bytearray)
+
+
+def listed(what: str, values: Any) -> Sequence[Any]:
+    """`values`. Raises RequestError for what is no list of them."""
+    if not is_list(values):
+        raise RequestError(f"{what} {values!r} are no list: give one for each image, such as [0, 1]")
+    found: Sequence[Any] = values
+    return found
+
+
 def check_classes(classes: Sequence[int], count: int) -> NDArray[np.int64]:
     """Class labels below `count`, at least one, int64 [images]. Raises RequestError."""
-    if len(classes) == 0:
+    if len(listed("classes", classes)) == 0:
         raise RequestError("no classes given: name at least one")
     return np.array([whole("class", label, 0, count - 1) for label in classes], dtype=np.int64)
 
@@ -70,15 +177,24 @@ def check_seeds(seeds: Sequence[int] | None, images: int) -> NDArray[np.uint64]:
     """One seed an image, uint64 [images]; None: 0, 1, … Raises RequestError."""
     if seeds is None:
         return np.arange(images, dtype=np.uint64)
-    if len(seeds) != images:
+    if len(listed("seeds", seeds)) != images:
         raise RequestError(f"{len(seeds)} seeds for {images} classes: give one seed an image")
     return np.array([whole("seed", seed, 0, MAX_SEED) for seed in seeds], dtype=np.uint64)
+
+
+def check_schedule(schedule: str | None, default: str) -> str:
+    """The specification as given, or the default. Raises RequestError for what is no text."""
+    if schedule is not None and not isinstance(schedule, str):
+        raise RequestError(f"schedule {schedule!r} is no text: use one such as 'ntp', or None for {default!r}")
+    return schedule or default
 
 
 def check_images(images: NDArray[np.uint8], tokenizer: ImageTokenizerFacts | None) -> None:
     """Raise RequestError unless these are uint8 [images, height, width, 3] that the tokenizer can encode."""
     if tokenizer is None:
         raise RequestError("the bundle has no image tokenizer: export it with --tokenizer FILE")
+    if not isinstance(images, np.ndarray):
+        raise RequestError(f"images are a {type(images).__name__}: use an array, uint8 [images, height, width, 3]")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
         raise RequestError(f"images are {images.dtype} {list(images.shape)}: use uint8 [images, height, width, 3]")
     side = tokenizer.downsampling
@@ -96,6 +212,13 @@ class Watch:
     progress: Progress | None
     cancel: CancelFlag | None
     done: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises RequestError for what cannot be called, before the work."""
+        if self.progress is not None and not callable(self.progress):
+            raise RequestError(f"progress {self.progress!r} cannot be called: give a function of steps done and steps")
+        if self.cancel is not None and not callable(getattr(self.cancel, "is_set", None)):
+            raise RequestError(f"cancel {self.cancel!r} has no is_set(): give something like threading.Event()")
 
     def before_step(self) -> None:
         """Raise Cancelled where the caller has asked for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from ctypes import c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint8, c_uint64, c_void_p
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ class Request(ctypes.Structure):
         ("temperature", c_double),
         ("top_p", c_double),
         ("top_k", c_int64),
+        ("guidances", ctypes.POINTER(c_double)),
+        ("temperatures", ctypes.POINTER(c_double)),
+        ("top_ps", ctypes.POINTER(c_double)),
+        ("top_ks", ctypes.POINTER(c_int64)),
         ("greedy", c_int32),
         ("batch", c_int64),
         ("known", ctypes.POINTER(c_int64)),
@@ -107,11 +112,11 @@ class Runner:
         library.arforge_options_init(ctypes.byref(given))
         for name, value in options.items():
             setattr(given, name, value.encode() if isinstance(value, str) else value)
-        self.check(library.arforge_open(str(bundle).encode(), ctypes.byref(given), ctypes.byref(self.handle)))
+        self.check(library.arforge_open(os.fsencode(bundle), ctypes.byref(given), ctypes.byref(self.handle)))
 
     def check(self, status: int) -> None:
         if status:
-            raise Failure(status, self.library.arforge_last_error().decode())
+            raise Failure(status, self.library.arforge_last_error().decode(errors="surrogateescape"))
 
     def facts(self) -> Facts:
         found = Facts(size=ctypes.sizeof(Facts))
@@ -127,7 +132,7 @@ class Runner:
         progress: Callable[[int, int], object] | None = None,
         **settings: Any,
     ) -> Result:
-        """`progress` cancels where it returns something true."""
+        """`progress` cancels where it returns something true. Settings: one value, or a list of one an image."""
         request = Request()
         self.library.arforge_request_init(ctypes.byref(request))
         request.classes = (c_int64 * len(classes))(*classes)
@@ -144,7 +149,11 @@ class Runner:
         if progress is not None:
             request.progress = PROGRESS(lambda _, done, steps: int(bool(progress(done, steps))))
         for name, value in settings.items():
-            setattr(request, name, value)
+            if isinstance(value, Sequence):
+                kind = c_int64 if name == "top_k" else c_double
+                setattr(request, f"{name}s", (kind * len(value))(*value))
+            else:
+                setattr(request, name, value)
         result = c_void_p()
         self.check(self.library.arforge_generate(self.handle, ctypes.byref(request), ctypes.byref(result)))
         try:

@@ -19,8 +19,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import Bundle
+from arforge.runner.step_graph import lowered_step
 
 NUMPY = {
     "tensor(int64)": np.int64,
@@ -235,24 +237,10 @@ class FakeTensorRT:
         """Let it know a bundle's engines."""
         model, profiles = bundle.model, identity["profiles"]
         steps, images = [], []
+        step = lowered_step(model, ELEMENT_TYPES[identity["types"]], identity["filters"])
         for profile in profiles:
-            count, width, queries = profile["images"], profile["width"], profile["queries"]
-            rows, outputs = 2 * count, queries or width
-            cache = (rows, model.kv_heads, identity["slots"], model.head_size)
-            shapes: dict[str, tuple[int, ...]] = {
-                "tokens": (rows, width),
-                "positions": (rows, width),
-                "write_index": (rows,),
-                "mask": (1, 1, width, identity["slots"]),
-                "query_positions": (rows, queries),
-                "uniforms": (count, outputs),
-                "next_tokens": (count, outputs),
-            }
-            shapes |= dict.fromkeys(("guidance", "temperature", "top_k", "top_p"), (1,))
-            for index in range(model.caches):
-                for kind in ("key", "value"):
-                    shapes[f"{kind}_cache_{index}"] = shapes[f"new_{kind}_cache_{index}"] = cache
-            steps.append(shapes)
+            dimensions = {**profile, "rows": 2 * profile["images"], "slots": identity["slots"]}
+            steps.append({tensor.name: tensor.sizes(dimensions) for tensor in (*step.inputs, *step.outputs)})
         self.known[digest(bundle.path(identity["engine"]).read_bytes())] = (bundle.path(identity["lowered"]), steps)
         if identity["decoder"]:
             assert bundle.image_tokenizer is not None

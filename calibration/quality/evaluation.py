@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from arforge.runner.bundle import Bundle
 from arforge.runner.device import device_name
 from arforge.runner.errors import EvaluationError
 from arforge.runner.output import write_whole
-from arforge.runner.request import MAX_SEED, Request, whole
+from arforge.runner.request import MAX_SEED, Progress, Sampling, whole
 from arforge.runner.runner import Runner
 from arforge.version import VERSION
 
@@ -32,9 +32,6 @@ MEASURE = (
     "equal numbers of samples and one input side only"
 )
 
-Progress = Callable[[int, int], None]
-"""Called with the images done and the images of all."""
-
 
 @dataclass(frozen=True)
 class Samples:
@@ -42,7 +39,7 @@ class Samples:
 
     count: int
     classes: tuple[int, ...]
-    request: Request
+    sampling: Sampling
     first_seed: int = 0
     batch: int = 32
 
@@ -65,7 +62,7 @@ class Samples:
             "batch": self.batch,
             "seeds": seeds,
             "classes": self.classes,
-            **asdict(self.request),
+            **asdict(self.sampling),
         }
 
 
@@ -113,7 +110,7 @@ def evaluate_schedule(
     moments, hits, token_seconds, decoder_seconds, steps = Moments(), 0, 0.0, 0.0, 0
     done = 0
     for index, (classes, seeds) in enumerate(samples.parts()):
-        request: dict[str, Any] = {"schedule": schedule, "batch": samples.batch, **asdict(samples.request)}
+        request: dict[str, Any] = {"schedule": schedule, "batch": samples.batch, **asdict(samples.sampling)}
         if index == 0:
             runner.generate(classes, seeds, **request)
         result = runner.generate(classes, seeds, **request)

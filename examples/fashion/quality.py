@@ -38,7 +38,7 @@ from arforge.runner import Runner, open_bundle
 from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import sha256_of
 from arforge.runner.images import save_npz
-from arforge.runner.request import Request
+from arforge.runner.request import Sampling
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
@@ -168,8 +168,8 @@ class Bench:
         return {"family": self.runner.bundle.model.family, **self.facts, **asdict(job), "checkpoint": self.checkpoint}
 
     def run(self, job: Job) -> dict[str, Any]:
-        request = Request(job.guidance, temperature=1.0, top_k=0, top_p=1.0)
-        samples = Samples(job.samples, tuple(range(len(data.CLASSES))), request, job.first_seed, BATCH)
+        sampling = Sampling(job.guidance, temperature=1.0, top_k=0, top_p=1.0)
+        samples = Samples(job.samples, tuple(range(len(data.CLASSES))), sampling, job.first_seed, BATCH)
         found = quality.evaluate_schedule(
             self.runner, job.schedule, samples, self.reference, self.extractor, self.classifier
         )

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from arforge.runner.bundle import ModelFacts
+from arforge.runner.step_graph import Contract, Tensor, contract
+
 
 @dataclass(frozen=True)
 class StepBuffers:
     """Host memory of one kind of step; the runner fills it, the engine fills the outputs.
 
-    `outputs` is the number of queries where the model has them, else the width.
+    Names, types and shapes are those of the step graph. `outputs` is the number of queries where the model has them,
+    else the width.
     """
 
     tokens: NDArray[np.int64]  # (rows, width)
     positions: NDArray[np.int64]  # (rows, width)
     write_index: NDArray[np.int64]  # (rows)
-    mask: NDArray[np.bool_]  # (rows, 1, width, slots), or (1, 1, width, slots) where the engine needs just one
+    mask: NDArray[np.bool_]  # (rows, 1, width, slots)
     uniforms: NDArray[np.float32]  # (images, outputs)
+    guidance: NDArray[np.float32]  # (images, outputs)
     next_tokens: NDArray[np.int64]  # (images, outputs), output
     query_positions: NDArray[np.int64] | None = None  # (rows, queries)
     logits: NDArray[np.float32] | None = None  # (images, outputs, vocabulary), output of graphs for verification
 
 
 @dataclass(frozen=True)
-class Scalars:
-    """Run-time settings of the sampler, each of shape (1)."""
+class SamplerSettings:
+    """The sampler's inputs that stay the same in all steps of a request, one entry an image."""
 
-    guidance: NDArray[np.float32]
-    temperature: NDArray[np.float32]
-    top_k: NDArray[np.int64]
-    top_p: NDArray[np.float32]
+    temperature: NDArray[np.float32]  # (images)
+    top_k: NDArray[np.int64]  # (images)
+    top_p: NDArray[np.float32]  # (images)
 
 
 class Engine(Protocol):
@@ -54,21 +59,64 @@ class Engine(Protocol):
         """The type of keys and values in the caches."""
 
     @property
-    def scalars(self) -> Scalars: ...
+    def settings(self) -> SamplerSettings:
+        """Those of the images that were prepared for; the runner fills them before the first step."""
 
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
-        """Make caches of that shape ready, their first `zero_slots` slots zero."""
+        """Make caches and settings of that shape ready, the first `zero_slots` slots zero."""
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         """The memory of steps of that width, and of that many queries where the model has them."""
 
     def run(self, width: int, queries: int = 0) -> None:
-        """Execute one step from those buffers."""
+        """Execute one step from those buffers. Raises EngineError where the runtime fails."""
 
-    def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images (images, height, width, 3) of tokens (images, rows, columns)."""
-
-    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The reverse of `decode`."""
+    def cache(self, name: str) -> NDArray[Any]:
+        """What a cache holds now, (rows, kv_heads, slots, head_size); slots beyond those written may be left out."""
 
     def close(self) -> None: ...
+
+
+class StepMemory:
+    """Allocates the host memory of a request's steps: buffers for each kind of step, settings for all of them."""
+
+    def __init__(self, model: ModelFacts, graph: str = "step") -> None:
+        self._contract: Contract = contract(model, graph)
+        self.images = self.rows = self.slots = 0
+        self._buffers: dict[tuple[int, int], StepBuffers] = {}  # by width and queries
+        self.settings = self._make_settings()
+
+    def prepare(self, images: int, rows: int, slots: int) -> bool:
+        """Forget what was allocated for a request of another shape. Returns whether it was one."""
+        if (self.images, self.rows, self.slots) == (images, rows, slots):
+            return False
+        self.images, self.rows, self.slots = images, rows, slots
+        self.clear()
+        self.settings = self._make_settings()
+        return True
+
+    def clear(self) -> None:
+        self._buffers.clear()
+
+    def buffers(self, width: int, queries: int = 0) -> StepBuffers:
+        """Those of that kind of step, new ones are zero, with guidance off; the same arrays until the shape changes."""
+        if (width, queries) not in self._buffers:
+            self._buffers[width, queries] = self._make_buffers(width, queries)
+        return self._buffers[width, queries]
+
+    def _make_buffers(self, width: int, queries: int) -> StepBuffers:
+        kind = {"images": self.images, "rows": self.rows, "slots": self.slots, "width": width, "queries": queries}
+        made = StepBuffers(**allocated(self._contract, StepBuffers.__annotations__, kind))
+        made.guidance[:] = 1  # off
+        return made
+
+    def _make_settings(self) -> SamplerSettings:
+        made = SamplerSettings(**allocated(self._contract, SamplerSettings.__annotations__, {"images": self.images}))
+        made.temperature[:], made.top_p[:] = 1, 1  # which with top-k 0 leaves the model's own distribution
+        return made
+
+
+def allocated(wanted: Contract, names: Iterable[str], dimensions: dict[str, int]) -> dict[str, NDArray[Any]]:
+    """Zeros for the tensors of a contract that are called so."""
+    chosen: list[Tensor] = [tensor for tensor in (*wanted.inputs, *wanted.outputs) if tensor.name in set(names)]
+    return {tensor.name: np.zeros(tensor.sizes(dimensions), tensor.dtype) for tensor in chosen}

@@ -1,8 +1,8 @@
-"""The image tokenizer on ONNX Runtime: images to tokens and back."""
+"""From tokens to images and back: what codes images for the runner, and ONNX Runtime's way of doing it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,20 @@ if TYPE_CHECKING:
     import onnxruntime
 
 
-class ImageTokenizer:
-    """Opens the graphs of a bundle's tokenizer when they are first used; they are float32 in every bundle."""
+class ImageCodec(Protocol):
+    def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Images (images, height, width, 3) of tokens (images, rows, columns)."""
 
-    def __init__(self, bundle: Bundle, threads: int | None) -> None:
+    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """The reverse of `decode`."""
+
+    def close(self) -> None: ...
+
+
+class OnnxRuntimeCodec:
+    """Opens the graphs of a bundle's image tokenizer when they are first used; they are float32 in every bundle."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self._bundle, self._threads = bundle, threads
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 

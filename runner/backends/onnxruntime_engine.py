@@ -7,18 +7,20 @@ rounded up; when a step needs more, the slots move apart in their memory, a few 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.runner.backends.engine import Scalars, StepBuffers
-from arforge.runner.backends.image_codec import ImageTokenizer
-from arforge.runner.backends.onnxruntime_session import open_session
+from arforge.runner.backends.engine import SamplerSettings, StepBuffers, StepMemory
+from arforge.runner.backends.onnxruntime_session import contract_of, open_session
 from arforge.runner.bundle import Bundle
+from arforge.runner.command_line import command_line
 from arforge.runner.device import device_name, streaming_bandwidth
 from arforge.runner.errors import EngineError
+from arforge.runner.step_graph import Contract, cache_names, contract, difference, written_name
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -39,32 +41,28 @@ class OnnxRuntimeEngine:
         widths: tuple[int, ...] | None = None,
         graph: str = "step",
         path: Path | None = None,
+        session: onnxruntime.InferenceSession | None = None,
+        extra_outputs: Sequence[str] = (),
     ) -> None:
         """Load a step graph as it is. `threads`: CPU threads (None: one a core).
 
         `graph` "step-logits" also gives the guided logits, for verification. `path`: a graph of the same inputs and
-        outputs to run in place of the bundle's.
+        outputs to run in place of the bundle's. `session`: one that is open already, whose graph may also have
+        `extra_outputs`, which can be read after each step. Raises EngineError for a graph with other inputs.
         """
         self.widths = widths
-        self._bundle, self._precision, self._threads = bundle, precision, threads
-        self._path = path or bundle.graph(graph, precision)
-        self._session = self._open(graph)
-        check_caches(self._session, bundle, self._path)
-        self._with_logits = graph == "step-logits"
-        self._tokenizer = ImageTokenizer(bundle, threads)
-        self._shape: tuple[int, int, int] | None = None  # images, rows, slots
+        self._bundle, self._threads = bundle, threads
+        path = path or bundle.graph(graph, precision)
+        self._session = session or open_session(path, threads)
+        check_caches(self._session, bundle, path)
+        self._caches, self._cache_type = cache_names(bundle.model.caches), cache_type(self._session)
+        check_inputs(self._session, contract(bundle.model, graph, self._cache_type.name), path)
+        self._extra = tuple(extra_outputs)
+        self._steps = StepMemory(bundle.model, graph)
         self._live = 0  # slots that are bound
-        self._cache_type = cache_type(self._session)
         self._memory: dict[str, NDArray[Any]] = {}  # flat, grown when needed, never shrunk
-        self._buffers: dict[tuple[int, int], StepBuffers] = {}  # by width and queries
-        self._bound: dict[tuple[int, int], tuple[StepBuffers, Any]] = {}  # the same with the binding to the live slots
+        self._bound: dict[tuple[int, int], Any] = {}  # by width and queries: the binding to the live slots
         self._masks: dict[tuple[int, int], NDArray[np.bool_]] = {}  # of the live slots, as they are bound
-        self.scalars = Scalars(
-            guidance=np.ones(1, np.float32),
-            temperature=np.ones(1, np.float32),
-            top_k=np.zeros(1, np.int64),
-            top_p=np.ones(1, np.float32),
-        )
 
     @classmethod
     def built(cls, bundle: Bundle, precision: str, threads: int | None = None) -> Self:
@@ -86,36 +84,35 @@ class OnnxRuntimeEngine:
     def cache_type(self) -> np.dtype[Any]:
         return self._cache_type
 
+    @property
+    def settings(self) -> SamplerSettings:
+        return self._steps.settings
+
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
-        if self._shape != (images, rows, slots):
-            self._buffers.clear()
-            self._shape = (images, rows, slots)
+        if self._steps.prepare(images, rows, slots):
             self._allocate(rows * self._bundle.model.kv_heads * slots * self._bundle.model.head_size)
         self._unbind(self._rounded(zero_slots))
         for name in self._memory:
             self.cache(name)[:, :, :zero_slots] = 0
 
     def _allocate(self, size: int) -> None:
-        names = cache_names(self._bundle.model.caches)
         try:
-            for name in names:
+            for name in self._caches:
                 if name not in self._memory or self._memory[name].size < size:
                     self._memory[name] = np.zeros(size, dtype=self._cache_type)
         except MemoryError:
-            self._shape = None
-            needed = len(names) * size * self._cache_type.itemsize / 2**30
+            self._steps.prepare(0, 0, 0)
+            needed = len(self._caches) * size * self._cache_type.itemsize / 2**30
             raise EngineError(f"no memory for caches of {needed:.1f} GiB: use a smaller batch") from None
 
     def cache(self, name: str) -> NDArray[Any]:
         """The live part of one cache, float32 or float16 (rows, kv_heads, live slots, head_size)."""
-        assert self._shape is not None
-        shape = (self._shape[1], self._bundle.model.kv_heads, self._live, self._bundle.model.head_size)
+        shape = (self._steps.rows, self._bundle.model.kv_heads, self._live, self._bundle.model.head_size)
         return self._memory[name][: np.prod(shape)].reshape(shape)
 
     def _rounded(self, needed: int) -> int:
         """The slots to bind where `needed` are in use."""
-        assert self._shape is not None
-        return min(self._shape[2], -(-max(needed, 1) // GROWTH) * GROWTH)
+        return min(self._steps.slots, -(-max(needed, 1) // GROWTH) * GROWTH)
 
     def _unbind(self, live: int) -> None:
         self._live = live
@@ -132,9 +129,7 @@ class OnnxRuntimeEngine:
                 new[row, head, : old.shape[2]] = old[row, head]
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
-        if (width, queries) not in self._buffers:
-            self._buffers[width, queries] = self._make_buffers(width, queries)
-        return self._buffers[width, queries]
+        return self._steps.buffers(width, queries)
 
     def run(self, width: int, queries: int = 0) -> None:
         buffers = self.buffers(width, queries)
@@ -145,56 +140,40 @@ class OnnxRuntimeEngine:
             self._bound[width, queries] = self._bind(width, queries)
         np.copyto(self._masks[width, queries], buffers.mask[..., : self._live])
         try:
-            self._session.run_with_iobinding(self._bound[width, queries][1])
+            self._session.run_with_iobinding(self._bound[width, queries])
         except RuntimeError as error:
             raise EngineError(f"ONNX Runtime failed in a step of width {width}: {error}") from error
 
-    def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return self._tokenizer.decode(tokens)
-
-    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        return self._tokenizer.encode(images)
+    def extra_outputs(self, width: int, queries: int = 0) -> dict[str, NDArray[Any]]:
+        """Those that the last step of that kind gave; they last until the next."""
+        if not self._extra:
+            return {}
+        given = self._bound[width, queries].get_outputs()[-len(self._extra) :]  # in the order in which they were bound
+        return {name: value.numpy() for name, value in zip(self._extra, given, strict=True)}
 
     def close(self) -> None:
         self._bound.clear()
-        self._buffers.clear()
+        self._steps.clear()
         self._memory.clear()
-        self._tokenizer.close()
         del self._session
 
-    def _open(self, graph: str) -> onnxruntime.InferenceSession:
-        return open_session(self._path, self._threads)
-
-    def _make_buffers(self, width: int, queries: int) -> StepBuffers:
-        assert self._shape is not None
-        images, rows, slots = self._shape
-        outputs, vocabulary = queries or width, self._bundle.model.vocabulary
-        return StepBuffers(
-            tokens=np.zeros((rows, width), np.int64),
-            positions=np.zeros((rows, width), np.int64),
-            write_index=np.zeros(rows, np.int64),
-            mask=np.zeros((rows, 1, width, slots), np.bool_),
-            uniforms=np.zeros((images, outputs), np.float32),
-            next_tokens=np.zeros((images, outputs), np.int64),
-            query_positions=np.zeros((rows, queries), np.int64) if queries else None,
-            logits=np.zeros((images, outputs, vocabulary), np.float32) if self._with_logits else None,
-        )
-
-    def _bind(self, width: int, queries: int) -> tuple[StepBuffers, Any]:
+    def _bind(self, width: int, queries: int) -> Any:
         buffers = self.buffers(width, queries)
-        rows = len(buffers.write_index)
-        mask = self._masks.setdefault((width, queries), np.zeros((rows, 1, width, self._live), np.bool_))
+        shape = (self._steps.rows, 1, width, self._live)
+        mask = self._masks.setdefault((width, queries), np.zeros(shape, np.bool_))
         binding = self._session.io_binding()
-        for name, array in {**vars(buffers), **vars(self.scalars), "mask": mask}.items():
+        for name, array in {**vars(buffers), **vars(self.settings), "mask": mask}.items():
             if array is None:
                 continue
             bind = binding.bind_output if name in ("next_tokens", "logits") else binding.bind_input
             bind(name, *place_of(array))
-        for name in cache_names(self._bundle.model.caches):
+        for name in self._caches:
             place = place_of(self.cache(name))
             binding.bind_input(name, *place)
-            binding.bind_output(f"new_{name}", *place)
-        return buffers, binding
+            binding.bind_output(written_name(name), *place)
+        for name in self._extra:
+            binding.bind_output(name, "cpu")
+        return binding
 
 
 def place_of(array: NDArray[Any]) -> tuple[str, int, type[np.generic], tuple[int, ...], int]:
@@ -222,8 +201,11 @@ def check_caches(session: onnxruntime.InferenceSession, bundle: Bundle, path: Pa
         )
 
 
-def cache_names(caches: int) -> list[str]:
-    return [f"{kind}_cache_{index}" for index in range(caches) for kind in ("key", "value")]
+def check_inputs(session: onnxruntime.InferenceSession, wanted: Contract, path: Path) -> None:
+    """Raise EngineError unless the graph takes what a step gives it."""
+    problem = difference(wanted.inputs, contract_of(session).inputs)
+    if problem:
+        raise EngineError(f"{path}: input {problem}: export the bundle again")
 
 
 def check_identity(bundle: Bundle, identity: dict[str, Any]) -> None:
@@ -236,7 +218,7 @@ def check_identity(bundle: Bundle, identity: dict[str, Any]) -> None:
         if present is None or present != identity.get(f"{part}_sha256"):
             raise EngineError(
                 f"the engine of {bundle.root} was built from another graph: rebuild it with "
-                f"`arforge build {bundle.root} --target onnxruntime`"
+                f"`{command_line('build', bundle.root, '--target', 'onnxruntime')}`"
             )
     widths, widest = identity.get("widths"), bundle.model.position_rows
     if widths is not None and not (

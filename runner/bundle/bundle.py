@@ -6,7 +6,7 @@ Nothing in a bundle is used before its structure, paths and sizes are checked; h
 
 from __future__ import annotations
 
-import shlex
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from arforge.runner.bundle.engine_identity import read_identity
 from arforge.runner.bundle.facts import BuiltEngine, ClassCondition, Graph, StoredSchedule
 from arforge.runner.bundle.files import check_distinct, check_file, is_folder, require_utf8, sha256_of
 from arforge.runner.bundle.manifest import MANIFEST, Manifest, read_manifest
+from arforge.runner.command_line import command_line
 from arforge.runner.errors import (
     ArforgeError,
     BundleError,
@@ -23,6 +24,7 @@ from arforge.runner.errors import (
     FormatVersionError,
     HashError,
     ManifestError,
+    RequestError,
     ScheduleError,
 )
 from arforge.runner.schedules import file
@@ -91,10 +93,8 @@ class Bundle(Manifest):
                     raise
             return newer.identities(target, precision)  # the engine has been built again meanwhile
         built = ", ".join(f"{engine.target} {engine.precision}" for engine in self.engines) or "none"
-        command = ["arforge", "build", str(self.root), "--target", target, "--precision", precision]
-        raise EngineError(
-            f"{self.root} has no {target} {precision} engine (built: {built}). Build it: {shlex.join(command)}"
-        )
+        command = command_line("build", self.root, "--target", target, "--precision", precision)
+        raise EngineError(f"{self.root} has no {target} {precision} engine (built: {built}). Build it: {command}")
 
     def check_hashes(self, progress: Callable[[str], None] = lambda path: None) -> None:
         """Compare every file with its sha256. Raises HashError for the first that differs."""
@@ -133,6 +133,8 @@ def use_bundle(root: Path | str, use: Callable[[Bundle], T]) -> T:
     A builder replaces the manifest in one step and removes files that it no longer lists. Raises as `open_bundle` and
     `use` do.
     """
+    if not isinstance(root, str | os.PathLike):
+        raise RequestError(f"{root!r} is no path of a bundle: give it as text or a Path")
     root = Path(root)
     for _ in range(ATTEMPTS):
         before = _revision(root)

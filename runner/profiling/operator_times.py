@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import open_session
-
-if TYPE_CHECKING:
-    import onnxruntime
+from arforge.runner.bundle import Bundle
 
 KERNEL = "_kernel_time"
 
@@ -29,19 +27,27 @@ class OperatorTime:
 class TracedEngine(OnnxRuntimeEngine):
     """Runs the step graph with the profiler on, which costs some microseconds an operator."""
 
-    _folder: TemporaryDirectory[str]
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str,
+        threads: int | None = None,
+        widths: tuple[int, ...] | None = None,
+        path: Path | None = None,
+    ) -> None:
+        self._folder = TemporaryDirectory()
+        path = path or bundle.graph("step", precision)
+        self._traced = open_session(path, threads, trace=Path(self._folder.name) / "step")
+        super().__init__(bundle, precision, threads, widths, path=path, session=self._traced)
 
     def times(self) -> list[OperatorTime]:
         """Ends the profile; the operators with their time over all calls, the costliest first."""
-        return read_trace(Path(self._session.end_profiling()))
+        return read_trace(Path(self._traced.end_profiling()))
 
     def close(self) -> None:
         super().close()
+        del self._traced
         self._folder.cleanup()
-
-    def _open(self, graph: str) -> onnxruntime.InferenceSession:
-        self._folder = TemporaryDirectory()
-        return open_session(self._path, self._threads, trace=Path(self._folder.name) / graph)
 
 
 def read_trace(path: Path) -> list[OperatorTime]:

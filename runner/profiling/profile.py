@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.runner.backends.engine import Engine, Scalars, StepBuffers
+from arforge.runner.backends.engine import Engine, SamplerSettings, StepBuffers
 from arforge.runner.bundle import Bundle
 from arforge.runner.device import power
 from arforge.runner.errors import Cancelled, RequestError
 from arforge.runner.plan import Plan, PlannedStep
-from arforge.runner.runner import Runner, guided_rows
+from arforge.runner.runner import Runner
+from arforge.runner.step_graph import guided_rows
 
 HIGH = (95, 99)  # percentiles beside the median
 
@@ -76,8 +77,8 @@ class TimedEngine:
         self.seconds: list[float] = []
 
     @property
-    def scalars(self) -> Scalars:
-        return self._engine.scalars
+    def settings(self) -> SamplerSettings:
+        return self._engine.settings
 
     @property
     def device(self) -> str:
@@ -106,11 +107,8 @@ class TimedEngine:
         if self.first_step is None:
             self.first_step = end
 
-    def decode(self, tokens: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return self._engine.decode(tokens)
-
-    def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        return self._engine.encode(images)
+    def cache(self, name: str) -> NDArray[Any]:
+        return self._engine.cache(name)
 
     def close(self) -> None:
         self._engine.close()

@@ -10,8 +10,9 @@ import pytest
 
 from arforge.engines.onnxruntime_attention import NARROW, ease_attention
 from arforge.runner import open_bundle
-from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine, cache_names
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle
+from arforge.runner.step_graph import cache_names
 
 ROWS, SLOTS, KNOWN = 2, 24, 9
 NAMES = ["bundle", "grouped_bundle", "par_bundle", "arpg_bundle"]

@@ -15,9 +15,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from arforge.calibration.agreement import Comparison
 from arforge.calibration.requests import generate, spread
-from arforge.calibration.taps import Lockstep
+from arforge.calibration.taps import PairedEngine
 from arforge.engines import onnxruntime
-from arforge.engines.onnxruntime_graph import CONTRIB, fuse_norms, lower_step, quantize_products, quantized_blocks
+from arforge.engines.onnxruntime_graph import (
+    CONTRIB,
+    fuse_norms,
+    lower_for_onnxruntime,
+    quantize_products,
+    quantized_blocks,
+)
 from arforge.engines.tensorrt_graph import write_model
 from arforge.engines.verify import verify_bundle
 from arforge.runner import EngineError, Runner, open_bundle
@@ -96,7 +102,7 @@ def operators(path: Path) -> Counter[str]:
 @pytest.mark.parametrize("name", ["bundle", "grouped_bundle", "arpg_bundle"])
 def test_every_product_and_norm_of_every_family_is_lowered(name: str, request: pytest.FixtureRequest) -> None:
     source = open_bundle(request.getfixturevalue(name)).graph("step", "fp32")
-    before, model = operators(source), lower_step(source, "int8")
+    before, model = operators(source), lower_for_onnxruntime(source, "int8")
     after = Counter(node.op_type for node in model.graph)
     assert after["MatMul"] == 0
     assert after["MatMulNBits"] == before["MatMul"]
@@ -125,11 +131,11 @@ def test_logits_stay_close_to_float32(
     name: str, schedule: str, limit: float, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     opened = open_bundle(request.getfixturevalue(name))
-    path = write_model(lower_step(opened.graph("step-logits", "fp32"), "int8"), tmp_path, "step")[0]
+    path = write_model(lower_for_onnxruntime(opened.graph("step-logits", "fp32"), "int8"), tmp_path, "step")[0]
     comparison = Comparison(opened, schedule)
     follower = OnnxRuntimeEngine(opened, "int8", 1, graph="step-logits", path=path)
     requests = spread(opened, (schedule,), 12, 3, 2.0, 12)
-    dict(generate(opened, Lockstep(opened, follower, comparison, 1), requests, "", lambda *_: None))
+    dict(generate(opened, PairedEngine(opened, follower, comparison, 1), requests, "", lambda *_: None))
     found = comparison.result()
     assert found.tokens == 12 * opened.model.cells
     assert found.top1 > 0.85
@@ -187,4 +193,4 @@ def test_a_graph_of_something_else_is_refused(bundle: Path, tmp_path: Path) -> N
     del model.graph.node[:], model.graph.output[:]
     onnx.save(model, path)
     with pytest.raises(EngineError, match="has no Attention node: it is not a step graph"):
-        lower_step(Path(path), "fp32")
+        lower_for_onnxruntime(Path(path), "fp32")

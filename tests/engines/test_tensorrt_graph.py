@@ -14,7 +14,7 @@ import pytest
 
 from arforge.engines.attention import against_fusing, choose_attention, decompose_attention
 from arforge.engines.tensorrt import GRAPH
-from arforge.engines.tensorrt_graph import lower_step, write_model
+from arforge.engines.tensorrt_graph import lower_for_tensorrt, write_model
 from arforge.runner import EngineError, open_bundle
 from arforge.runner.bundle import Bundle
 from arforge.runner.bundle.writer import changing
@@ -36,7 +36,7 @@ def step_inputs(bundle: Bundle, filters: bool) -> dict[str, Any]:
         "write_index": np.full(ROWS, 5),
         "mask": np.tile(np.tril(np.ones((WIDTH, SLOTS), bool), 5), (ROWS, 1, 1, 1)),
         "uniforms": random.random((1, WIDTH), np.float32),
-        "guidance": np.float32([2]),
+        "guidance": np.full((1, WIDTH), 2, np.float32),
         "temperature": np.float32([1.3]),
         "top_k": np.array([7 if filters else 0]),
         "top_p": np.float32([0.8 if filters else 1]),
@@ -62,7 +62,7 @@ def test_the_lowered_graph_gives_what_the_bundles_does(
     opened = open_bundle(request.getfixturevalue(name))
     given = step_inputs(opened, filters)
     with changing(opened.root) as bundle:  # which takes the file away again
-        lowered = lower_step(bundle, "fp32", SLOTS, 1, filters, "auto")
+        lowered = lower_for_tensorrt(bundle, "fp32", SLOTS, 1, filters, "auto")
         path, *others = write_model(lowered.model, bundle.root / "graphs/fp32", GRAPH)
         assert not others  # float32 weights lie in the bundle
         onnx.checker.check_model(path, full_check=True)
@@ -81,7 +81,7 @@ def test_the_lowered_graph_gives_what_the_bundles_does(
 @pytest.mark.parametrize("filters", [False, True])
 def test_inputs_and_dimensions(arpg_bundle: Path, filters: bool) -> None:
     opened = open_bundle(arpg_bundle)
-    model = lower_step(opened, "fp32", SLOTS, None, filters, "auto").model
+    model = lower_for_tensorrt(opened, "fp32", SLOTS, None, filters, "auto").model
     inputs = {str(value.name): [str(dim) for dim in value.shape or ()] for value in model.graph.inputs}
     assert inputs["mask"] == ["1", "1", "width", str(SLOTS)]
     assert inputs["key_cache_0"] == ["rows", "4", str(SLOTS), "16"]
@@ -89,7 +89,7 @@ def test_inputs_and_dimensions(arpg_bundle: Path, filters: bool) -> None:
     assert inputs["uniforms"] == ["images", "queries"]
     assert ({"top_k", "top_p"} <= inputs.keys()) == filters
     assert {"guidance", "temperature"} <= inputs.keys()
-    one = lower_step(opened, "fp32", SLOTS, 3, filters, "auto").model
+    one = lower_for_tensorrt(opened, "fp32", SLOTS, 3, filters, "auto").model
     shapes = {str(value.name): list(value.shape or ()) for value in one.graph.inputs}
     assert shapes["key_cache_0"] == [6, 4, SLOTS, 16]
     assert str(shapes["uniforms"][0]) == "3"
@@ -159,7 +159,7 @@ def test_the_name_follows_the_content(bundle_copy: Path) -> None:
     opened = open_bundle(bundle_copy)
     folder = bundle_copy / "graphs/fp32"
     names = {
-        write_model(lower_step(opened, "fp32", slots, 1, filters, "auto").model, folder, "lowered")[0].name
+        write_model(lower_for_tensorrt(opened, "fp32", slots, 1, filters, "auto").model, folder, "lowered")[0].name
         for slots, filters in ((24, False), (24, False), (32, False), (24, True))
     }
     assert len(names) == 3
@@ -167,7 +167,7 @@ def test_the_name_follows_the_content(bundle_copy: Path) -> None:
 
 def test_a_precision_that_the_bundle_lacks_says_how_to_make_it(bundle: Path) -> None:
     with pytest.raises(EngineError, match="no int8 graphs: make them with `arforge calibrate`"):
-        lower_step(open_bundle(bundle), "int8", SLOTS, 1, filters=False, attention="auto")
+        lower_for_tensorrt(open_bundle(bundle), "int8", SLOTS, 1, filters=False, attention="auto")
 
 
 def test_lowering_leaves_nothing_in_the_bundle(bundle: Path) -> None:

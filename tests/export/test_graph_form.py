@@ -76,7 +76,7 @@ def test_each_layer_has_one_attention_and_two_scatters(
 def test_a_layer_costs_at_most_22_nodes(bundle: Path, grouped_bundle: Path) -> None:
     small, large = (len(load(root, "step").graph.node) for root in (bundle, grouped_bundle))
     assert large - small <= 22 * (GROUPED_CONFIG.n_layer - CONFIG.n_layer)
-    assert small <= 22 * CONFIG.n_layer + 40
+    assert small <= 22 * CONFIG.n_layer + 45
 
 
 @pytest.mark.parametrize("name", STEPS)

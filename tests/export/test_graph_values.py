@@ -36,11 +36,12 @@ class GraphSteps:
 
     def __call__(self, inputs: dict[str, np.ndarray], images: int, guidance: float, **scalars: Any) -> Any:
         width = inputs["tokens"].shape[1]
-        settings = {"temperature": 0.0, "top_p": 1.0, **scalars, "guidance": guidance}
+        settings = {"temperature": 0.0, "top_p": 1.0, **scalars}
         feeds: dict[str, np.ndarray] = {
             "uniforms": np.full((images, width), 0.5, dtype=np.float32),
-            "top_k": np.zeros(1, dtype=np.int64),
-            **{name: np.array([value], dtype=np.float32) for name, value in settings.items()},
+            "guidance": np.full((images, width), guidance, dtype=np.float32),
+            "top_k": np.zeros(images, dtype=np.int64),
+            **{name: np.full(images, value, dtype=np.float32) for name, value in settings.items()},
         }
         names = [value.name for value in self.session.get_outputs()]
         results = dict(zip(names, self.session.run(None, {**inputs, **feeds, **self.caches}), strict=True))
@@ -101,8 +102,9 @@ def test_the_sampler_in_the_graph_draws_from_the_published_distribution(
     numbers = np.random.default_rng(top_k).random((images, 1), dtype=np.float32)
     sampling = {"temperature": temperature, "top_p": top_p}
     graph = GraphSteps(opened, 2 * images, slots=1)
-    feeds = {**first_step(opened, 2 * images), "uniforms": numbers, "top_k": np.array([top_k], dtype=np.int64)}
-    scalars = {name: np.array([value], dtype=np.float32) for name, value in {**sampling, "guidance": 1.5}.items()}
+    feeds = {**first_step(opened, 2 * images), "uniforms": numbers, "top_k": np.full(images, top_k, dtype=np.int64)}
+    scalars = {name: np.full(images, value, dtype=np.float32) for name, value in sampling.items()}
+    scalars["guidance"] = np.full((images, 1), 1.5, dtype=np.float32)
     drawn, logits, *_ = graph.session.run(None, {**feeds, **scalars, **graph.caches})
     shares = oracle.probabilities(logits, top_k=top_k, **sampling)
     np.testing.assert_array_equal(drawn, oracle.draw(shares, numbers))

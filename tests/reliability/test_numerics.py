@@ -48,11 +48,12 @@ def decode(engine: OnnxRuntimeEngine, bundle: Path, poison: Poison) -> np.ndarra
     plan = make_plan(opened.schedule("zipar:4"), None)
     known = plan.known(opened.model, np.array([1, 2]), rows=4)
     engine.prepare(2, 4, plan.slots, plan.schedule.zero_slots)
-    engine.scalars.guidance[:], engine.scalars.temperature[:] = 2, 0
+    engine.settings.temperature[:] = 0
     for index, step in enumerate(plan.steps):
         poison(engine, index)
         buffers = engine.buffers(step.width, step.queries)
         step.fill(buffers, known)
+        buffers.guidance[:] = 2
         engine.run(step.width, step.queries)
         check_step(engine, opened.model, plan, index, first_image=10)
         step.store(buffers, known)

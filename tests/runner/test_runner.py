@@ -11,7 +11,7 @@ import pytest
 from oracle import Decoder
 
 from arforge.runner import Cancelled, EngineError, Runner
-from arforge.runner.runner import Pixels
+from arforge.runner.images import Pixels
 
 CLASSES = [3, 1, 4, 1, 5]
 SEEDS = [9, 2**64 - 1, 6, 5, 0]

@@ -49,6 +49,12 @@ arforge::Request request_of(const Query& query, int client) {
         request.seeds = {std::stoull(value)};
       } else if (name == "guidance") {
         request.guidance = std::stod(value);
+      } else if (name == "temperature") {
+        request.temperature = std::stod(value);
+      } else if (name == "top_k") {
+        request.top_k = std::stoll(value);
+      } else if (name == "top_p") {
+        request.top_p = std::stod(value);
       } else if (name == "schedule") {
         request.schedule = value;
       } else {

@@ -11,6 +11,7 @@
 #include "plan.h"
 #include "schedules/file.h"
 #include "schedules/specification.h"
+#include "schedules/visibility.h"
 
 namespace {
 
@@ -32,7 +33,7 @@ void plan_and_mask(const arforge::Schedule& schedule, const std::vector<std::int
   visibility.start(plan.slots);
   for (const arforge::PlannedStep& step : plan.steps) {
     std::vector<std::uint8_t> mask(static_cast<std::size_t>(step.shape.width * step.shape.slots));
-    visibility.enter(step, plan.zero_slots, mask.data());
+    visibility.enter(step, step.shape.slots, plan.zero_slots, mask.data());
   }
 }
 

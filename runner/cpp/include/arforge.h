@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Changes when a function or struct here changes in a way that old callers would notice. */
-#define ARFORGE_ABI_VERSION 1
+#define ARFORGE_ABI_VERSION 2
 
 typedef enum arforge_status {
   ARFORGE_OK = 0,
@@ -35,9 +35,9 @@ typedef enum arforge_status {
   ARFORGE_ERROR_REQUEST = 2,        /* a request with arguments out of range */
   ARFORGE_ERROR_SCHEDULE = 3,       /* a schedule that cannot be compiled or breaks a rule */
   ARFORGE_CANCELLED = 4,            /* the caller cancelled between two steps */
-  ARFORGE_ERROR_BUNDLE = 5,         /* no bundle, or one without a graph that is asked for */
+  ARFORGE_ERROR_BUNDLE = 5,         /* no bundle, one without a graph that is asked for, or one that may not be read */
   ARFORGE_ERROR_MANIFEST = 6,       /* manifest.json is missing, no JSON, or does not follow the format */
-  ARFORGE_ERROR_FORMAT_VERSION = 7, /* written by a newer arforge */
+  ARFORGE_ERROR_FORMAT_VERSION = 7, /* of another format, or with what this arforge does not run yet */
   ARFORGE_ERROR_PATH = 8,           /* a path leaves the bundle or goes through a link */
   ARFORGE_ERROR_MISSING_FILE = 9,
   ARFORGE_ERROR_FILE_SIZE = 10,
@@ -56,7 +56,7 @@ typedef struct arforge_options {
   const char* precision; /* default "fp32" */
   const char* provider;  /* default "cpu"; also cuda, tensorrt, tensorrt-rtx */
   const char* plugin;    /* tensorrt-rtx: the provider's library; default: its usual name */
-  int32_t threads;       /* CPU threads; default 0: one a core */
+  int32_t threads;       /* CPU threads; default 0: one for each core that the process may use */
   int32_t check_hashes;  /* default 0; otherwise every file of the bundle is read and its sha256 compared */
 } arforge_options;
 
@@ -68,12 +68,16 @@ typedef struct arforge_request {
   const int64_t* classes; /* (images) */
   const uint64_t* seeds;  /* (images); default NULL: 0, 1, ... */
   size_t images;
-  const char* schedule; /* such as "zipar:16"; default NULL: the bundle's first */
-  double guidance;      /* 1 is off; default NaN, here and below: the bundle's */
-  double temperature;   /* 0 is greedy */
-  double top_p;         /* 1 is off */
-  int64_t top_k;        /* 0 is off; default -1: the bundle's */
-  int32_t greedy;       /* default 0 */
+  const char* schedule;    /* such as "zipar:16"; default NULL: the bundle's first */
+  double guidance;         /* 1 is off; default NaN, here and below: the bundle's */
+  double temperature;      /* 0 is greedy */
+  double top_p;            /* 1 is off */
+  int64_t top_k;           /* 0 is off; default -1: the bundle's */
+  const double* guidances; /* (images), here and below; default NULL: the one value above for all */
+  const double* temperatures;
+  const double* top_ps;
+  const int64_t* top_ks;
+  int32_t greedy;       /* temperature 0 for all; default 0 */
   int64_t batch;        /* images decoded at a time; default 32 */
   const int64_t* known; /* tokens that stay, -1 where to decide; default NULL */
   size_t known_images;  /* 1 for all images, or one an image */

@@ -13,10 +13,12 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "arforge.h"
@@ -55,24 +57,40 @@ struct Options {
   std::string precision = "fp32"; // of an engine that `arforge build --target onnxruntime` made
   std::string provider = "cpu";   // cpu, cuda, tensorrt, tensorrt-rtx
   std::string plugin;             // tensorrt-rtx: the provider's library; empty: its usual name
-  int threads = 0;                // CPU threads; 0: one a core
+  int threads = 0;                // CPU threads; 0: one for each core that the process may use
   bool check_hashes = false;      // read every file of the bundle and compare its sha256
+};
+
+// A setting of a request: left out (the bundle's default), one value for all images, or one an image.
+template <class T>
+struct Setting {
+  std::vector<T> values; // none, one, or (images)
+
+  Setting() = default;
+  Setting(std::nullopt_t) {}
+  Setting(T value) : values{value} {}
+  Setting(std::vector<T> each) : values(std::move(each)) {}
+  Setting(std::initializer_list<T> each) : values(each) {}
 };
 
 struct Request {
   std::vector<std::int64_t> classes; // (images)
   std::vector<std::uint64_t> seeds;  // (images), or empty: 0, 1, ...
   std::string schedule;              // a specification such as "zipar:16"; empty: the bundle's first
-  std::optional<double> guidance;    // 1 is off; here and below, nothing means the bundle's default
-  std::optional<double> temperature; // 0 is greedy
-  std::optional<std::int64_t> top_k; // 0 is off
-  std::optional<double> top_p;       // 1 is off
-  bool greedy = false;               // temperature 0
+  Setting<double> guidance;          // 1 is off
+  Setting<double> temperature;       // 0 is greedy
+  Setting<std::int64_t> top_k;       // 0 is off
+  Setting<double> top_p;             // 1 is off
+  bool greedy = false;               // temperature 0 for all
   std::int64_t batch = 32;           // images decoded at a time
 
   // Tokens that stay (models of random order): (rows, columns), or (images, rows, columns); -1 where to decide.
   std::vector<std::int64_t> known;
   std::int64_t known_rows = 0, known_columns = 0;
+
+  // Takes pixels (images, height, width, 3) a batch at a time, in order, as they are made; the result's then stay
+  // empty.
+  std::function<void(const std::uint8_t* pixels, std::int64_t images, std::int64_t height, std::int64_t width)> receive;
 
   // Called after every step, with the steps done and all steps of the request; false cancels.
   std::function<bool(std::int64_t done, std::int64_t steps)> progress;
@@ -84,7 +102,7 @@ struct Result {
   std::int64_t images = 0;
   std::int64_t rows = 0, columns = 0; // of the grid: the model's, or that of the known tokens
 
-  std::vector<std::uint8_t> pixels; // (images, height, width, 3); empty where the bundle has no tokenizer
+  std::vector<std::uint8_t> pixels; // (images, height, width, 3); empty where none are made, or all are received
   std::int64_t height = 0, width = 0;
 
   std::int64_t steps = 0;                           // engine calls an image took
@@ -96,7 +114,9 @@ struct Result {
 // What a caller may want to know of an open bundle.
 struct Facts {
   std::string family;
+  std::string order; // of cells that the model was trained for: raster, regions or random
   std::int64_t classes = 0;
+  std::vector<std::string> labels;    // a name a class, or none
   std::int64_t rows = 0, columns = 0; // of the grid
   std::int64_t vocabulary = 0;        // image tokens are [0, vocabulary)
   std::int64_t downsampling = 0;      // pixels a token, a side; 0 where the bundle has no tokenizer
@@ -125,9 +145,9 @@ public:
   [[nodiscard]] const Facts& facts() const;
 
 private:
-  struct Parts;
-  explicit Runner(std::unique_ptr<Parts> parts);
-  std::unique_ptr<Parts> parts_;
+  struct Implementation;
+  explicit Runner(std::unique_ptr<Implementation> implementation);
+  std::unique_ptr<Implementation> implementation_;
 };
 
 } // namespace arforge

@@ -65,8 +65,17 @@ T& sized(T* pointer, const char* name) {
   return found;
 }
 
-std::optional<double> unless_nan(double value) {
-  return std::isnan(value) ? std::nullopt : std::optional<double>(value);
+// One value an image, else one for all, else (nothing, of which `none` tells) the bundle's.
+template <class T>
+arforge::Setting<T> setting(const T* each, std::size_t images, T one, bool none) {
+  if (each != nullptr) {
+    return std::vector<T>(each, each + images);
+  }
+  return none ? arforge::Setting<T>() : arforge::Setting<T>(one);
+}
+
+arforge::Setting<double> setting(const double* each, std::size_t images, double one) {
+  return setting(each, images, one, std::isnan(one));
 }
 
 arforge::Options options_of(const arforge_options* c) {
@@ -91,10 +100,10 @@ arforge::Request request_of(const arforge_request& c) {
     request.seeds.assign(c.seeds, c.seeds + c.images);
   }
   request.schedule = c.schedule != nullptr ? c.schedule : "";
-  request.guidance = unless_nan(c.guidance);
-  request.temperature = unless_nan(c.temperature);
-  request.top_p = unless_nan(c.top_p);
-  request.top_k = c.top_k == -1 ? std::nullopt : std::optional<std::int64_t>(c.top_k);
+  request.guidance = setting(c.guidances, c.images, c.guidance);
+  request.temperature = setting(c.temperatures, c.images, c.temperature);
+  request.top_p = setting(c.top_ps, c.images, c.top_p);
+  request.top_k = setting(c.top_ks, c.images, c.top_k, c.top_k == -1);
   request.greedy = c.greedy != 0;
   request.batch = c.batch;
   if (c.known != nullptr) {

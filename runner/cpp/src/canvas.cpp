@@ -19,7 +19,7 @@ std::vector<std::int64_t> starts(std::int64_t size, std::int64_t window) {
 }
 
 // The canvas cells of the model's grid at a place.
-std::vector<std::int64_t> cells_at(const Canvas& canvas, const Model& model, std::int64_t top, std::int64_t left) {
+std::vector<std::int64_t> cells_at(const Canvas& canvas, const ModelFacts& model, std::int64_t top, std::int64_t left) {
   std::vector<std::int64_t> cells;
   for (std::int64_t row = 0; row < model.rows; row++) {
     for (std::int64_t column = 0; column < model.columns; column++) {
@@ -30,7 +30,7 @@ std::vector<std::int64_t> cells_at(const Canvas& canvas, const Model& model, std
 }
 
 // Windows that overlap by half and together decide every cell; those that know most come first.
-std::vector<Window> windows_of(const Canvas& canvas, const Model& model, std::vector<bool> known) {
+std::vector<Window> windows_of(const Canvas& canvas, const ModelFacts& model, std::vector<bool> known) {
   std::vector<std::vector<std::int64_t>> places;
   for (const std::int64_t top : starts(canvas.rows, model.rows)) {
     for (const std::int64_t left : starts(canvas.columns, model.columns)) {
@@ -64,7 +64,7 @@ std::vector<Window> windows_of(const Canvas& canvas, const Model& model, std::ve
   }
 }
 
-void check_shape(const Request& request, const Model& model, std::int64_t images) {
+void check_shape(const Request& request, const ModelFacts& model, std::int64_t images) {
   const std::int64_t rows = request.known_rows;
   const std::int64_t columns = request.known_columns;
   if (rows < model.rows || columns < model.columns || rows > MAX_CELLS || columns > MAX_CELLS ||
@@ -81,7 +81,7 @@ void check_shape(const Request& request, const Model& model, std::int64_t images
 
 } // namespace
 
-Canvas make_canvas(const Request& request, const Model& model) {
+Canvas make_canvas(const Request& request, const ModelFacts& model) {
   const auto images = static_cast<std::int64_t>(request.classes.size());
   Canvas canvas{model.rows, model.columns, {}, {}};
   std::vector<std::int64_t> given = request.known;

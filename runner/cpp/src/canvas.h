@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "arforge.hpp"
-#include "bundle/bundle.h"
+#include "bundle/facts.h"
 
 namespace arforge {
 
@@ -28,6 +28,6 @@ struct Canvas {
 };
 
 // Throws Error (request) for known tokens of another shape or out of range, or nothing to decide.
-Canvas make_canvas(const Request& request, const Model& model);
+Canvas make_canvas(const Request& request, const ModelFacts& model);
 
 } // namespace arforge

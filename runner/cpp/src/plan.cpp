@@ -1,15 +1,12 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "arforge.hpp"
 #include "text.h"
 
 namespace arforge {
 namespace {
-
-constexpr std::int32_t NEVER = std::numeric_limits<std::int32_t>::max(); // of slots that are unwritten or retired
 
 std::int64_t engine_width(std::int64_t width, const std::vector<std::int64_t>& widths) {
   if (widths.empty()) {
@@ -91,26 +88,57 @@ Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::
   return plan;
 }
 
-void Visibility::start(std::int64_t slots) { slot_rank.assign(static_cast<std::size_t>(slots), NEVER); }
-
-void Visibility::enter(const PlannedStep& step, std::int64_t zero_slots, std::uint8_t* mask) {
-  const std::int64_t slots = step.shape.slots;
-  std::int32_t* ranks = slot_rank.data();
-  for (const std::int32_t slot : step.retire) {
-    ranks[slot] = NEVER;
-  }
-  std::copy_n(step.ranks.data(), step.inputs, ranks + step.write_index);
-  for (std::int64_t input = 0; input < step.shape.width; input++) {
-    std::uint8_t* row = mask + input * slots;
-    const std::int32_t rank = step.ranks[static_cast<std::size_t>(input)];
-    const std::int64_t holes = step.holes[static_cast<std::size_t>(input)];
-    for (std::int64_t slot = zero_slots; slot < slots; slot++) {
-      row[slot] = ranks[slot] <= rank ? 1 : 0;
+State start_of(const Plan& plan, const ModelFacts& model, const std::int64_t* classes, std::int64_t images,
+               std::int64_t rows, const std::vector<std::int64_t>& tokens) {
+  const ClassCondition& condition = class_condition(model);
+  State state{{}, plan.cells + plan.conditions + plan.specials, images, rows, {}};
+  state.known.resize(static_cast<std::size_t>(state.rows * state.columns));
+  for (std::int64_t row = 0; row < state.rows; row++) {
+    std::int64_t* known = state.known.data() + row * state.columns;
+    for (const std::int32_t cell : plan.kept) {
+      known[cell] = tokens[static_cast<std::size_t>(row % state.images * plan.cells + cell)];
     }
-    std::fill_n(row, holes, std::uint8_t{1});
-    std::fill_n(row + holes, zero_slots - holes, std::uint8_t{0});
+    if (plan.conditions > 0) {
+      known[plan.cells] = row < state.images ? condition.first_class + classes[row] : condition.null_class;
+    }
+    for (std::int64_t index = 0; index < plan.specials; index++) {
+      known[plan.cells + plan.conditions + index] = model.specials[static_cast<std::size_t>(index)];
+    }
   }
-  std::fill(ranks + step.write_index + step.commit, ranks + step.write_index + step.inputs, NEVER);
+  state.visibility.start(plan.slots);
+  return state;
+}
+
+void fill(const PlannedStep& step, std::int64_t zero_slots, State& state, StepBuffers& buffers) {
+  const std::int64_t width = step.shape.width;
+  for (std::int64_t row = 0; row < state.rows; row++) {
+    const std::int64_t* known = state.known.data() + row * state.columns;
+    std::int64_t* tokens = buffers.tokens.data() + row * width;
+    for (std::int64_t input = 0; input < width; input++) {
+      tokens[input] = known[step.columns[static_cast<std::size_t>(input)]];
+    }
+    std::copy(step.positions.begin(), step.positions.end(), buffers.positions.data() + row * width);
+    std::copy(step.query_positions.begin(), step.query_positions.end(),
+              buffers.query_positions.data() + row * step.shape.queries);
+    buffers.write_index[static_cast<std::size_t>(row)] = step.write_index;
+  }
+  std::uint8_t* mask = buffers.mask.data();
+  const auto one = static_cast<std::int64_t>(buffers.mask.size()) / state.rows; // of a row
+  state.visibility.enter(step, step.shape.slots, zero_slots, mask);
+  for (std::int64_t row = 1; row < state.rows; row++) {
+    std::copy_n(mask, one, mask + row * one);
+  }
+}
+
+void store(const PlannedStep& step, const StepBuffers& buffers, State& state) {
+  const auto outputs = static_cast<std::int64_t>(buffers.next_tokens.size()) / state.images;
+  for (std::int64_t row = 0; row < state.rows; row++) {
+    const std::int64_t* drawn = buffers.next_tokens.data() + row % state.images * outputs;
+    std::int64_t* known = state.known.data() + row * state.columns;
+    for (std::size_t target = 0; target < step.target_cells.size(); target++) {
+      known[step.target_cells[target]] = drawn[step.target_rows[target]];
+    }
+  }
 }
 
 } // namespace arforge

@@ -2,36 +2,27 @@
 #pragma once
 
 #include <cstdint>
-#include <tuple>
 #include <vector>
 
-#include "bundle/bundle.h"
+#include "bundle/facts.h"
 #include "schedules/schedule.h"
+#include "schedules/visibility.h"
+#include "step_graph.h"
 
 namespace arforge {
 
-// The step graph's shape in one step; `queries` is 0 where the model has none, `slots` those that the caches have.
-struct Shape {
-  std::int64_t width, queries, slots;
-  bool operator<(const Shape& other) const {
-    return std::tie(width, queries, slots) < std::tie(other.width, other.queries, other.slots);
-  }
-};
-
 // One step at the width that the engine runs it with; padding repeats the last input and is never kept.
-struct PlannedStep {
+struct PlannedStep : RankedStep {
   Shape shape;
   std::vector<std::int64_t> columns;         // (width) columns of the known tokens that hold the inputs' tokens
   std::vector<std::int64_t> positions;       // (width)
-  std::vector<std::int32_t> ranks;           // (width)
-  std::vector<std::int32_t> holes;           // (width)
-  std::vector<std::int32_t> retire;          // slots that are hidden from now on
-  std::int64_t write_index;                  // the first slot that it writes
-  std::int64_t inputs, commit;               // how many slots hold inputs, and how many of them stay
   std::vector<std::int64_t> query_positions; // (queries)
   std::vector<std::int64_t> target_rows;     // (targets)
   std::vector<std::int64_t> target_cells;    // (targets)
   double guidance;
+
+  // This step's guidance scale in a request of scale `guidance`.
+  [[nodiscard]] double scale(double request) const { return 1 + (request - 1) * guidance; }
 };
 
 struct Plan {
@@ -49,15 +40,22 @@ Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::
 // one of the step sees, if what comes before is kept and decides nothing.
 Schedule narrowed(Schedule schedule, std::int64_t widest);
 
-// Ranks of the cache's slots as a plan proceeds: a slot is visible to an input when its rank is at most the input's.
-struct Visibility {
-  std::vector<std::int32_t> slot_rank; // (slots)
-
-  void start(std::int64_t slots);
-
-  // Enters a step and writes its mask (width, the step's slots), bytes 0 and 1. Slots that it does not keep are
-  // forgotten.
-  void enter(const PlannedStep& step, std::int64_t zero_slots, std::uint8_t* mask);
+// What a generation holds between steps.
+struct State {
+  std::vector<std::int64_t> known; // (rows, columns): cells, condition tokens, special tokens
+  std::int64_t columns;
+  std::int64_t images, rows; // rows beyond the images are unconditional
+  Visibility visibility;
 };
+
+// The tokens known before the first step. `classes` (images); `tokens` (images, cells): those of kept cells count.
+State start_of(const Plan& plan, const ModelFacts& model, const std::int64_t* classes, std::int64_t images,
+               std::int64_t rows, const std::vector<std::int64_t>& tokens);
+
+// Writes a step's tokens, places and masks; the tokens come from what is known. Allocates nothing, nor does `store`.
+void fill(const PlannedStep& step, std::int64_t zero_slots, State& state, StepBuffers& buffers);
+
+// Enters the sampled tokens into every row, conditional and not.
+void store(const PlannedStep& step, const StepBuffers& buffers, State& state);
 
 } // namespace arforge

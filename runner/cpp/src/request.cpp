@@ -10,34 +10,56 @@ constexpr std::int64_t MAX_BATCH = 1 << 30;
 constexpr std::int64_t MAX_TOP_K = 1 << 30;
 constexpr double MAX_SCALE = 1000; // of guidance and temperature
 
+// One value an image, of those that a request gives or the one that is usual.
+template <class T>
+std::vector<T> spread(const char* name, const Setting<T>& given, T usual, std::size_t images) {
+  if (given.values.size() > 1 && given.values.size() != images) {
+    throw Error(Code::request, text(given.values.size(), " values of ", name, " for ", images,
+                                    " images: give one for all, or one an image"));
+  }
+  if (given.values.size() == images) {
+    return given.values;
+  }
+  return std::vector<T>(images, given.values.empty() ? usual : given.values.front());
+}
+
+// Throws Error (request) for the first value that does not fit.
+template <class T, class Fits>
+void check_each(const std::vector<T>& values, const char* name, Fits fits, const std::string& use) {
+  for (const T value : values) {
+    if (!fits(value)) {
+      throw Error(Code::request, text(name, " ", value, " is out of range: use ", use));
+    }
+  }
+}
+
 } // namespace
 
-Sampling sampling_of(const Request& request, const Sampler& usual) {
-  const Sampling s{request.guidance.value_or(usual.guidance),
-                   request.greedy ? 0.0 : request.temperature.value_or(usual.temperature),
-                   request.top_k.value_or(usual.top_k), request.top_p.value_or(usual.top_p)};
-  if (!(s.guidance >= 1 && s.guidance <= MAX_SCALE)) {
-    throw Error(Code::request, text("guidance ", s.guidance, " is out of range: use 1 (off) to ", MAX_SCALE));
+Sampling sampling_of(const Request& request, const SamplerDefaults& usual) {
+  const std::size_t images = request.classes.size();
+  Sampling s{spread("guidance", request.guidance, usual.guidance, images),
+             spread("temperature", request.temperature, usual.temperature, images),
+             spread("top-k", request.top_k, usual.top_k, images), spread("top-p", request.top_p, usual.top_p, images)};
+  if (request.greedy) {
+    s.temperature.assign(images, 0.0);
   }
-  if (!(s.temperature >= 0 && s.temperature <= MAX_SCALE)) {
-    throw Error(Code::request, text("temperature ", s.temperature, " is out of range: use 0 (greedy) to ", MAX_SCALE));
-  }
-  if (s.top_k < 0 || s.top_k > MAX_TOP_K) {
-    throw Error(Code::request, text("top-k ", s.top_k, " is out of range: use 0 to ", MAX_TOP_K));
-  }
-  if (!(s.top_p > 0 && s.top_p <= 1)) {
-    throw Error(Code::request, text("top-p ", s.top_p, " is out of range: use a number in (0, 1]; 1 is off"));
-  }
+  check_each(s.guidance, "guidance", [](double g) { return g >= 1 && g <= MAX_SCALE; }, text("1 (off) to ", MAX_SCALE));
+  check_each(
+      s.temperature, "temperature", [](double t) { return t >= 0 && t <= MAX_SCALE; },
+      text("0 (greedy) to ", MAX_SCALE));
+  check_each(s.top_k, "top-k", [](std::int64_t k) { return k >= 0 && k <= MAX_TOP_K; }, text("0 to ", MAX_TOP_K));
+  check_each(s.top_p, "top-p", [](double p) { return p > 0 && p <= 1; }, "a number in (0, 1]; 1 is off");
   return s;
 }
 
-void check_request(const Request& request, const Model& model) {
+void check_request(const Request& request, const ModelFacts& model) {
   if (request.classes.empty()) {
     throw Error(Code::request, "no classes given: name at least one");
   }
+  const std::int64_t classes = class_condition(model).classes;
   for (const std::int64_t label : request.classes) {
-    if (label < 0 || label >= model.classes) {
-      throw Error(Code::request, text("class ", label, " is out of range: use 0 to ", model.classes - 1));
+    if (label < 0 || label >= classes) {
+      throw Error(Code::request, text("class ", label, " is out of range: use 0 to ", classes - 1));
     }
   }
   if (!request.seeds.empty() && request.seeds.size() != request.classes.size()) {

@@ -5,20 +5,20 @@
 #include <vector>
 
 #include "arforge.hpp"
-#include "bundle/bundle.h"
+#include "bundle/facts.h"
 
 namespace arforge {
 
-// How a request samples, the bundle's defaults where it says nothing.
+// How a request samples, the bundle's defaults where it says nothing: one value an image.
 struct Sampling {
-  double guidance, temperature;
-  std::int64_t top_k;
-  double top_p;
+  std::vector<double> guidance, temperature;
+  std::vector<std::int64_t> top_k;
+  std::vector<double> top_p;
 };
 
-// Both throw Error (request) for a value out of range.
-Sampling sampling_of(const Request& request, const Sampler& usual);
-void check_request(const Request& request, const Model& model);
+// All throw Error (request): for a value out of range, for lists of another length than the images'.
+void check_request(const Request& request, const ModelFacts& model);
+Sampling sampling_of(const Request& request, const SamplerDefaults& usual);
 
 // Uniform numbers (images, cells) of the request's seeds.
 std::vector<float> uniforms_of(const Request& request, std::int64_t cells);

@@ -5,13 +5,15 @@
 #include <mutex>
 
 #include "arforge.hpp"
+#include "backends/image_codec.h"
 #include "backends/onnxruntime_engine.h"
 #include "bundle/bundle.h"
 #include "canvas.h"
+#include "device.h"
+#include "numerics.h"
 #include "plan.h"
 #include "request.h"
 #include "schedules/specification.h"
-#include "state.h"
 #include "text.h"
 
 namespace arforge {
@@ -21,11 +23,12 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t PLANS = 8;             // kept for later requests
 constexpr std::int64_t ENCODED_AT_ONCE = 32; // images
+constexpr int MAX_OPENINGS = 100;            // of a bundle that is replaced all the while
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 // One request as it proceeds.
-struct Job {
+struct Generation {
   const Request& request;
   Sampling sampling;
   std::vector<float> uniforms; // (images, canvas cells)
@@ -34,9 +37,55 @@ struct Job {
 };
 
 // The images that are decoded together.
-struct Part {
+struct Batch {
   std::int64_t first, images;
 };
+
+Facts facts_of(const Bundle& bundle) {
+  const ModelFacts& model = bundle.model;
+  Facts facts{model.family,
+              model.order,
+              class_condition(model).classes,
+              model.labels.value_or(std::vector<std::string>()),
+              model.rows,
+              model.columns,
+              model.vocabulary,
+              bundle.image_tokenizer ? bundle.image_tokenizer->downsampling : 0,
+              {},
+              bundle.sampler.guidance,
+              bundle.sampler.temperature,
+              bundle.sampler.top_p,
+              bundle.sampler.top_k};
+  for (const StoredSchedule& schedule : bundle.schedules) {
+    facts.schedules.push_back(schedule.specification);
+  }
+  return facts;
+}
+
+void check_threads(int threads) {
+  if (threads < 0 || threads > most_threads()) {
+    throw Error(Code::engine, text(threads, " threads: use at least 1, and here at most ", most_threads(),
+                                   ", or 0 for one an available core"));
+  }
+}
+
+// The settings of one batch's images, in a step of that guidance weight.
+void fill_settings(const Sampling& sampling, const Batch& batch, const PlannedStep& step, StepBuffers& buffers) {
+  const std::size_t outputs = buffers.guidance.size() / static_cast<std::size_t>(batch.images);
+  for (std::size_t image = 0; image < static_cast<std::size_t>(batch.images); image++) {
+    const std::size_t place = static_cast<std::size_t>(batch.first) + image;
+    std::fill_n(buffers.guidance.begin() + static_cast<std::ptrdiff_t>(image * outputs), outputs,
+                static_cast<float>(step.scale(sampling.guidance[place])));
+    buffers.temperature[image] = static_cast<float>(sampling.temperature[place]);
+    buffers.top_k[image] = sampling.top_k[place];
+    buffers.top_p[image] = static_cast<float>(sampling.top_p[place]);
+  }
+}
+
+bool is_guided(const Sampling& sampling, const Batch& batch) {
+  const auto first = sampling.guidance.begin() + batch.first;
+  return std::any_of(first, first + batch.images, [](double guidance) { return guidance != 1; });
+}
 
 // Runs `work`, with what libraries throw as Error; what the caller's own functions throw passes through.
 template <class Work>
@@ -56,73 +105,54 @@ auto guarded(Work work) {
 
 } // namespace
 
-struct Runner::Parts {
+struct Runner::Implementation {
   struct NamedPlan {
     std::string schedule;
     std::vector<std::int32_t> kept;
     Plan plan;
   };
 
-  Parts(const std::filesystem::path& root, const Options& options);
+  Implementation(Bundle opened, const Options& options);
 
   const Plan& plan(const std::string& schedule, const std::vector<std::int32_t>& kept);
-  void decode(const Plan& plan, const Window& window, const Part& part, Job& job, Canvas& canvas);
+  void decode(const Plan& plan, const Window& window, const Batch& batch, Generation& generation, Canvas& canvas);
   Result generate(const Request& request);
   std::vector<std::int64_t> encode(const std::uint8_t* pixels, std::int64_t images, std::int64_t height,
                                    std::int64_t width);
 
   Bundle bundle;
-  std::unique_ptr<Engine> engine;
+  Engine engine;
+  ImageCodec codec;
   Facts facts;
   std::list<NamedPlan> plans; // the latest used first
   std::mutex turn;
 };
 
-Runner::Parts::Parts(const std::filesystem::path& root, const Options& options) : bundle(open_bundle(root)) {
-  if (options.threads < 0) {
-    throw Error(Code::engine, text(options.threads, " threads: use at least 1, or 0 for one a core"));
-  }
-  if (options.check_hashes) {
-    check_hashes(bundle);
-  }
-  engine = std::make_unique<Engine>(bundle, find_engine(bundle, options.precision), options);
-  const Model& model = bundle.model;
-  facts = {model.family,
-           model.classes,
-           model.rows,
-           model.columns,
-           model.vocabulary,
-           bundle.tokenizer ? bundle.tokenizer->downsampling : 0,
-           {},
-           bundle.sampler.guidance,
-           bundle.sampler.temperature,
-           bundle.sampler.top_p,
-           bundle.sampler.top_k};
-  for (const StoredSchedule& schedule : bundle.schedules) {
-    facts.schedules.push_back(schedule.specification);
-  }
-}
+Runner::Implementation::Implementation(Bundle opened, const Options& options)
+    : bundle(std::move(opened)), engine(bundle, find_engine(bundle, options.precision), options),
+      codec(bundle, options), facts(facts_of(bundle)) {}
 
-const Plan& Runner::Parts::plan(const std::string& schedule, const std::vector<std::int32_t>& kept) {
+const Plan& Runner::Implementation::plan(const std::string& schedule, const std::vector<std::int32_t>& kept) {
   const auto same = [&](const NamedPlan& named) { return named.schedule == schedule && named.kept == kept; };
   const auto found = std::find_if(plans.begin(), plans.end(), same);
   if (found != plans.end()) {
     plans.splice(plans.begin(), plans, found);
   } else {
     plans.push_front(
-        {schedule, kept, make_plan(find_schedule(bundle, schedule, kept), engine->widths(), engine->growth())});
+        {schedule, kept, make_plan(find_schedule(bundle, schedule, kept), engine.widths(), engine.growth())});
   }
   return plans.front().plan;
 }
 
-// Decodes one window of the canvas for the images of one part.
-void Runner::Parts::decode(const Plan& plan, const Window& window, const Part& part, Job& job, Canvas& canvas) {
-  const Request& request = job.request;
-  const std::int64_t images = part.images;
-  const Extent extent{images, job.sampling.guidance != 1 ? 2 * images : images, plan.slots};
+// Decodes one window of the canvas for the images of one batch.
+void Runner::Implementation::decode(const Plan& plan, const Window& window, const Batch& batch, Generation& generation,
+                                    Canvas& canvas) {
+  const Request& request = generation.request;
+  const std::int64_t images = batch.images;
+  const std::int64_t rows = guided_rows(images, is_guided(generation.sampling, batch));
   std::vector<std::int64_t> tokens(static_cast<std::size_t>(images * plan.cells)); // (images, cells) of the window
   const auto place = [&](std::int64_t image, std::int64_t cell) {
-    return static_cast<std::size_t>((part.first + image) * canvas.cells() +
+    return static_cast<std::size_t>((batch.first + image) * canvas.cells() +
                                     window.cells[static_cast<std::size_t>(cell)]);
   };
   for (std::int64_t image = 0; image < images; image++) {
@@ -130,40 +160,37 @@ void Runner::Parts::decode(const Plan& plan, const Window& window, const Part& p
       tokens[static_cast<std::size_t>(image * plan.cells + cell)] = canvas.tokens[place(image, cell)];
     }
   }
-  engine->prepare(extent, plan);
-  State state = start_of(plan, bundle.model, request.classes.data() + part.first, extent, tokens);
-  engine->scalars.temperature = static_cast<float>(job.sampling.temperature);
-  engine->scalars.top_k = job.sampling.top_k;
-  engine->scalars.top_p = static_cast<float>(job.sampling.top_p);
+  engine.prepare({images, rows, plan.slots}, plan);
+  State state = start_of(plan, bundle.model, request.classes.data() + batch.first, images, rows, tokens);
   for (const PlannedStep& step : plan.steps) {
     if (request.cancel != nullptr && request.cancel->load()) {
-      throw Error(Code::cancelled, text("cancelled after ", job.done, " of ", job.steps, " steps"));
+      throw Error(Code::cancelled, text("cancelled after ", generation.done, " of ", generation.steps, " steps"));
     }
     const Clock::time_point begin = Clock::now();
-    StepBuffers& buffers = engine->buffers(step.shape);
+    StepBuffers& buffers = engine.buffers(step.shape);
     fill(step, plan.zero_slots, state, buffers);
+    fill_settings(generation.sampling, batch, step, buffers);
     const auto outputs = static_cast<std::int64_t>(buffers.uniforms.size()) / images;
     for (std::int64_t image = 0; image < images; image++) {
       for (std::size_t target = 0; target < step.target_cells.size(); target++) {
         buffers.uniforms[static_cast<std::size_t>(image * outputs + step.target_rows[target])] =
-            job.uniforms[place(image, step.target_cells[target])];
+            generation.uniforms[place(image, step.target_cells[target])];
       }
     }
-    engine->scalars.guidance = static_cast<float>(1 + (job.sampling.guidance - 1) * step.guidance);
     const Clock::time_point start = Clock::now();
-    engine->run(step.shape, buffers, &step == &plan.steps.front());
-    job.result.engine_seconds.push_back(seconds_since(start));
+    engine.run(step.shape, &step == &plan.steps.front());
+    generation.result.engine_seconds.push_back(seconds_since(start));
     if (const std::int64_t spoilt = spoilt_image(step, buffers, bundle.model, images); spoilt >= 0) {
-      engine->clear();
+      engine.clear();
       throw Error(Code::numerics, text("step ", &step - plan.steps.data(), " of ", plan.steps.size(), ", image ",
-                                       part.first + spoilt, ": the logits are NaN or infinite, or tokens outside 0..",
+                                       batch.first + spoilt, ": the logits are NaN or infinite, or tokens outside 0..",
                                        bundle.model.vocabulary - 1, "; check the weights: arforge verify"));
     }
     store(step, buffers, state);
-    job.result.step_seconds.push_back(seconds_since(begin));
-    job.done++;
-    if (request.progress && !request.progress(job.done, job.steps)) {
-      throw Error(Code::cancelled, text("cancelled after ", job.done, " of ", job.steps, " steps"));
+    generation.result.step_seconds.push_back(seconds_since(begin));
+    generation.done++;
+    if (request.progress && !request.progress(generation.done, generation.steps)) {
+      throw Error(Code::cancelled, text("cancelled after ", generation.done, " of ", generation.steps, " steps"));
     }
   }
   for (std::int64_t image = 0; image < images; image++) {
@@ -173,10 +200,10 @@ void Runner::Parts::decode(const Plan& plan, const Window& window, const Part& p
   }
 }
 
-Result Runner::Parts::generate(const Request& request) {
-  const Sampling sampling = sampling_of(request, bundle.sampler);
+Result Runner::Implementation::generate(const Request& request) {
   const std::string schedule = request.schedule.empty() ? bundle.schedules.front().specification : request.schedule;
   check_request(request, bundle.model);
+  const Sampling sampling = sampling_of(request, bundle.sampler);
   Canvas canvas = make_canvas(request, bundle.model);
   if (!canvas.plain()) {
     require_keeping(parse_specification(schedule), schedule);
@@ -189,24 +216,35 @@ Result Runner::Parts::generate(const Request& request) {
     window_plans.push_back(&plan(schedule, window.kept));
     result.steps += static_cast<std::int64_t>(window_plans.back()->steps.size());
   }
-  const std::int64_t parts = (images + request.batch - 1) / request.batch;
-  Job job{request, sampling, uniforms_of(request, canvas.cells()), 0, parts * result.steps, result};
-  result.step_seconds.reserve(static_cast<std::size_t>(job.steps)); // so that the loop allocates nothing
-  result.engine_seconds.reserve(static_cast<std::size_t>(job.steps));
-  Clock::time_point start = Clock::now();
+  const std::int64_t batches = (images + request.batch - 1) / request.batch;
+  Generation generation{request, sampling, uniforms_of(request, canvas.cells()), 0, batches * result.steps, result};
+  result.step_seconds.reserve(static_cast<std::size_t>(generation.steps)); // so that the loop allocates nothing
+  result.engine_seconds.reserve(static_cast<std::size_t>(generation.steps));
+  ImageCodec::Receive receive = request.receive;
+  if (bundle.image_tokenizer && !receive) {
+    const std::int64_t side = bundle.image_tokenizer->downsampling;
+    result.pixels.reserve(entries_of({images, canvas.cells(), side, side, 3})); // before the work
+    receive = [&](const std::uint8_t* pixels, std::int64_t count, std::int64_t height, std::int64_t width) {
+      result.pixels.insert(result.pixels.end(), pixels, pixels + count * height * width * 3);
+    };
+  }
   for (std::int64_t first = 0; first < images; first += request.batch) {
-    const Part part{first, std::min(request.batch, images - first)};
+    const Batch batch{first, std::min(request.batch, images - first)};
+    const Clock::time_point start = Clock::now();
     for (std::size_t window = 0; window < canvas.windows.size(); window++) {
-      decode(*window_plans[window], canvas.windows[window], part, job, canvas);
+      decode(*window_plans[window], canvas.windows[window], batch, generation, canvas);
+    }
+    const Clock::time_point decoded = Clock::now();
+    result.seconds += std::chrono::duration<double>(decoded - start).count();
+    if (bundle.image_tokenizer) {
+      codec.decode(canvas.tokens.data() + first * canvas.cells(), batch.images, canvas.rows, canvas.columns, receive);
+      result.image_seconds += seconds_since(decoded);
     }
   }
-  result.seconds = seconds_since(start);
-  start = Clock::now();
-  for (std::int64_t first = 0; first < images && bundle.tokenizer; first += request.batch) {
-    engine->decode(canvas.tokens.data() + first * canvas.cells(), std::min(request.batch, images - first), canvas.rows,
-                   canvas.columns, result);
+  if (bundle.image_tokenizer) {
+    result.height = canvas.rows * bundle.image_tokenizer->downsampling;
+    result.width = canvas.columns * bundle.image_tokenizer->downsampling;
   }
-  result.image_seconds = seconds_since(start);
   result.images = images;
   result.rows = canvas.rows;
   result.columns = canvas.columns;
@@ -217,12 +255,12 @@ Result Runner::Parts::generate(const Request& request) {
   return result;
 }
 
-std::vector<std::int64_t> Runner::Parts::encode(const std::uint8_t* pixels, std::int64_t images, std::int64_t height,
-                                                std::int64_t width) {
-  if (!bundle.tokenizer) {
+std::vector<std::int64_t> Runner::Implementation::encode(const std::uint8_t* pixels, std::int64_t images,
+                                                         std::int64_t height, std::int64_t width) {
+  if (!bundle.image_tokenizer) {
     throw Error(Code::request, "the bundle has no image tokenizer: export it with --tokenizer FILE");
   }
-  const std::int64_t side = bundle.tokenizer->downsampling;
+  const std::int64_t side = bundle.image_tokenizer->downsampling;
   if (images < 1 || height < side || width < side || height % side != 0 || width % side != 0) {
     throw Error(Code::request,
                 text(images, " images of ", height, "x", width, " are not a whole number of ", side, "-pixel tokens"));
@@ -231,30 +269,47 @@ std::vector<std::int64_t> Runner::Parts::encode(const std::uint8_t* pixels, std:
   std::vector<std::int64_t> tokens;
   for (std::int64_t first = 0; first < images; first += ENCODED_AT_ONCE) {
     const std::vector<std::int64_t> part =
-        engine->encode(pixels + first * height * width * 3, std::min(ENCODED_AT_ONCE, images - first), height, width);
+        codec.encode(pixels + first * height * width * 3, std::min(ENCODED_AT_ONCE, images - first), height, width);
     tokens.insert(tokens.end(), part.begin(), part.end());
   }
   return tokens;
 }
 
-Runner::Runner(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+Runner::Runner(std::unique_ptr<Implementation> implementation) : implementation_(std::move(implementation)) {}
 Runner::Runner(Runner&&) noexcept = default;
 Runner& Runner::operator=(Runner&&) noexcept = default;
 Runner::~Runner() = default;
 
+// A bundle that is replaced while it is opened is opened again: a reader sees it as it was, or as it has become.
 Runner Runner::open(const std::filesystem::path& bundle, const Options& options) {
-  return guarded([&] { return Runner(std::make_unique<Parts>(bundle, options)); });
+  return guarded([&] {
+    check_threads(options.threads);
+    for (int opening = 1;; opening++) {
+      const std::string before = manifest_content(bundle);
+      try {
+        Bundle opened = open_bundle(bundle);
+        if (options.check_hashes) {
+          check_hashes(opened);
+        }
+        return Runner(std::make_unique<Implementation>(std::move(opened), options));
+      } catch (const Error&) {
+        if (opening == MAX_OPENINGS || manifest_content(bundle) == before) {
+          throw;
+        }
+      }
+    }
+  });
 }
 
 Result Runner::generate(const Request& request) {
-  return guarded([&] { return parts_->generate(request); });
+  return guarded([&] { return implementation_->generate(request); });
 }
 
 std::vector<std::int64_t> Runner::encode(const std::uint8_t* pixels, std::int64_t images, std::int64_t height,
                                          std::int64_t width) {
-  return guarded([&] { return parts_->encode(pixels, images, height, width); });
+  return guarded([&] { return implementation_->encode(pixels, images, height, width); });
 }
 
-const Facts& Runner::facts() const { return parts_->facts; }
+const Facts& Runner::facts() const { return implementation_->facts; }
 
 } // namespace arforge

@@ -25,4 +25,17 @@ std::string listed(const List& items, const char* none = "none") {
   return *comma != '\0' ? out.str() : none;
 }
 
+// As a shell needs it, in single quotes where it has anything special.
+inline std::string quoted(const std::string& word) {
+  const char* plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+=:,./-";
+  if (!word.empty() && word.find_first_not_of(plain) == std::string::npos) {
+    return word;
+  }
+  std::string result = "'";
+  for (const char letter : word) {
+    result += letter == '\'' ? "'\"'\"'" : std::string(1, letter);
+  }
+  return result + "'";
+}
+
 } // namespace arforge

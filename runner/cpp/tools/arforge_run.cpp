@@ -3,9 +3,11 @@
 #include <cstdio>
 #include <iomanip>
 #include <iostream>
-#include <sstream>
+#include <optional>
 
+#include "arrays.h"
 #include "options.h"
+#include "output.h"
 #include "pictures.h"
 
 namespace {
@@ -42,42 +44,86 @@ void keep_parts(arforge::Runner& runner, const Command& command, arforge::Reques
   }
 }
 
-void write_results(const Command& command, const arforge::Result& result) {
-  const auto bytes = [](const auto& list) { return list.size() * sizeof list[0]; };
-  if (!command.tokens.empty()) {
-    write_file(command.tokens,
-               npy("<i8", {result.images, result.rows * result.columns}, result.tokens.data(), bytes(result.tokens)));
+// Where images go as they are made.
+class Images {
+public:
+  Images(const Command& command, std::int64_t images)
+      : command_(command), images_(images), page_(images, command.across) {
+    if (!command.npz.empty()) {
+      file_.emplace(command.npz);
+    }
   }
-  if (!command.output.empty()) {
-    write_picture(command.output,
-                  page_of(result.pixels, result.images, result.height, result.width, command.across, command.zoom));
-  }
-  if (!command.npz.empty()) {
-    const std::vector<std::int64_t> shape = {result.images, result.height, result.width, 3};
-    write_file(command.npz, npz("arr_0", npy("|u1", shape, result.pixels.data(), bytes(result.pixels))));
-  }
-  if (!command.timings.empty()) {
-    const auto list = [](std::ostream& out, const std::vector<double>& seconds) {
-      const char* comma = "[";
-      for (const double each : seconds) {
-        out << comma << each;
-        comma = ", ";
+
+  void add(const std::uint8_t* pixels, std::int64_t images, std::int64_t height, std::int64_t width) {
+    if (!command_.output.empty()) {
+      page_.add(pixels, images, height, width);
+    }
+    if (file_) {
+      const std::int64_t each = height * width * 3;
+      if (!npz_) {
+        const std::string head = npy_head("|u1", {images_, height, width, 3});
+        npz_.emplace(file_->stream(), "arr_0", head.size() + static_cast<std::uint64_t>(images_ * each));
+        npz_->write(head.data(), head.size());
       }
-      out << ']';
-    };
-    std::ostringstream json;
-    json << std::setprecision(9) << "{\"images\": " << result.images << ", \"steps\": " << result.steps
-         << ", \"seconds\": " << result.seconds << ", \"image_seconds\": " << result.image_seconds
-         << ", \"step_seconds\": ";
-    list(json, result.step_seconds);
-    json << ", \"engine_seconds\": ";
-    list(json, result.engine_seconds);
-    json << "}\n";
-    write_file(command.timings, json.str());
+      npz_->write(pixels, static_cast<std::size_t>(images * each));
+    }
   }
+
+  void finish() {
+    if (!command_.output.empty()) {
+      Output output(command_.output);
+      write_picture(output.stream(), command_.output, page_.picture(), command_.zoom);
+      output.finish();
+    }
+    if (npz_) {
+      npz_->finish();
+      file_->finish();
+    }
+  }
+
+private:
+  const Command& command_;
+  std::int64_t images_;
+  Page page_;
+  std::optional<Output> file_;
+  std::optional<Npz> npz_;
+};
+
+void write_tokens(const std::string& path, const arforge::Result& result) {
+  Output output(path);
+  output.stream() << npy_head("<i8", {result.images, result.rows * result.columns});
+  output.stream().write(reinterpret_cast<const char*>(result.tokens.data()),
+                        static_cast<std::streamsize>(result.tokens.size() * sizeof result.tokens[0]));
+  output.finish();
+}
+
+void write_timings(const std::string& path, const arforge::Result& result) {
+  const auto list = [](std::ostream& out, const std::vector<double>& seconds) {
+    const char* comma = "[";
+    for (const double each : seconds) {
+      out << comma << each;
+      comma = ", ";
+    }
+    out << ']';
+  };
+  Output output(path);
+  std::ostream& json = output.stream();
+  json << std::setprecision(9) << "{\"images\": " << result.images << ", \"steps\": " << result.steps
+       << ", \"seconds\": " << result.seconds << ", \"image_seconds\": " << result.image_seconds
+       << ", \"step_seconds\": ";
+  list(json, result.step_seconds);
+  json << ", \"engine_seconds\": ";
+  list(json, result.engine_seconds);
+  json << "}\n";
+  output.finish();
 }
 
 void run(Command& command) {
+  const std::vector<std::pair<std::string, std::string>> outputs = {{"--output", command.output},
+                                                                    {"--npz", command.npz},
+                                                                    {"--tokens", command.tokens},
+                                                                    {"--timings", command.timings}};
+  check_outputs(outputs);
   arforge::Runner runner = arforge::Runner::open(command.bundle, command.open);
   const arforge::Facts& facts = runner.facts();
   if (facts.downsampling == 0 && !(command.output.empty() && command.npz.empty())) {
@@ -103,13 +149,26 @@ void run(Command& command) {
       return true;
     };
   }
+  Images images(command, static_cast<std::int64_t>(request.classes.size()));
+  request.receive = [&](const std::uint8_t* pixels, std::int64_t count, std::int64_t height, std::int64_t width) {
+    images.add(pixels, count, height, width);
+  };
   const arforge::Result result = runner.generate(request);
-  write_results(command, result);
+  if (!command.tokens.empty()) {
+    write_tokens(command.tokens, result);
+  }
+  images.finish();
+  if (!command.timings.empty()) {
+    write_timings(command.timings, result);
+  }
+  const bool taken =
+      std::any_of(outputs.begin(), outputs.end(), [](const auto& output) { return is_standard_output(output.second); });
   const double each = 1000 * (result.seconds + result.image_seconds) / static_cast<double>(result.images);
-  std::printf("%lld images, %s: %lld steps, %.1f ms an image (onnxruntime %s, %s, batch %lld)\n",
-              static_cast<long long>(result.images), request.schedule.c_str(), static_cast<long long>(result.steps),
-              each, command.open.precision.c_str(), command.open.provider.c_str(),
-              static_cast<long long>(std::min(request.batch, result.images)));
+  std::fprintf(taken ? stderr : stdout,
+               "%lld images, %s: %lld steps, %.1f ms an image (onnxruntime %s, %s, batch %lld)\n",
+               static_cast<long long>(result.images), request.schedule.c_str(), static_cast<long long>(result.steps),
+               each, command.open.precision.c_str(), command.open.provider.c_str(),
+               static_cast<long long>(std::min(request.batch, result.images)));
 }
 
 } // namespace

@@ -22,16 +22,16 @@ Generate images from BUNDLE: one a class, or --samples in all. A seed decides it
   --precision TEXT     Precision of that engine.  [default: fp32]
   --provider TEXT      cpu, cuda, tensorrt or tensorrt-rtx.  [default: cpu]
   --plugin FILE        Library of the tensorrt-rtx provider.
-  --threads N          CPU threads.  [default: one a core]
+  --threads N          CPU threads.  [default: one for each core that the process may use]
   --check-hashes       Compare every file of the bundle with its sha256 first.
   --output FILE        Grid of the images, .png or .ppm.
   --columns N          Images a row of the grid.  [default: nearly square]
   --zoom N             Size of a pixel in the grid.  [default: 1]
   --npz FILE           Array file for FID evaluators: arr_0, uint8 [images, height, width, 3].
   --tokens FILE        Tokens as .npy: int64 [images, cells], raster order.
-  --keep FILE.ppm      Image to keep parts of: in- and outpainting, editing (ARPG models).
+  --keep FILE.ppm      Image to keep parts of: in- and outpainting, editing (models of random order).
   --mask FILE.pgm      Of the size of --keep, white where to paint.
-  --grid RxC           Tokens of a larger image, decoded window by window (ARPG models).
+  --grid RxC           Tokens of a larger image, decoded window by window (models of random order).
   --timings FILE       JSON: seconds of all, of each step, of the engine in it, and of the images.
   --quiet              Print no progress.
 )";
@@ -91,7 +91,7 @@ Action into(std::string& place) {
 }
 
 std::map<std::string, Action> valued_options(Command& c, std::int64_t& samples) {
-  const auto real = [](std::optional<double>& place) {
+  const auto real = [](arforge::Setting<double>& place) {
     return [&place](const std::string& name, const std::string& value) { place = number<double>(name, value); };
   };
   const auto count = [](std::int64_t& place) {
@@ -160,7 +160,7 @@ void check_together(const Command& c) {
   if (c.output.empty() && c.npz.empty() && c.tokens.empty()) {
     throw UsageError("nothing to write: name --output, --npz or --tokens");
   }
-  if (c.request.greedy && c.request.temperature.value_or(0) != 0) {
+  if (c.request.greedy && !c.request.temperature.values.empty() && c.request.temperature.values.front() != 0) {
     throw UsageError("--greedy is temperature 0: leave out one of --greedy and --temperature");
   }
   if (c.keep.empty() != c.mask.empty()) {

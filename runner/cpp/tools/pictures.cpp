@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cmath>
-#include <cstdio>
+#include <cstring>
 #include <fstream>
-#include <iterator>
-#include <sstream>
 #include <stdexcept>
+#include <utility>
+
+#include "checksum.h"
 
 namespace {
 
@@ -15,27 +17,6 @@ constexpr std::int64_t GAP = 2;            // pixels between images
 constexpr std::size_t STORED = 65535;      // bytes of an uncompressed block of deflate
 constexpr std::int64_t MAX_SIDE = 1 << 16; // of a picture that is read
 constexpr std::uint32_t ADLER_MODULUS = 65521;
-
-std::uint32_t crc32(const std::string& data) {
-  std::uint32_t crc = 0xFFFFFFFF;
-  for (const char letter : data) {
-    crc ^= static_cast<std::uint8_t>(letter);
-    for (int bit = 0; bit < 8; bit++) {
-      crc = crc >> 1 ^ (crc & 1 ? 0xEDB88320 : 0);
-    }
-  }
-  return ~crc;
-}
-
-std::uint32_t adler32(const std::string& data) {
-  std::uint32_t low = 1;
-  std::uint32_t high = 0;
-  for (const char letter : data) {
-    low = (low + static_cast<std::uint8_t>(letter)) % ADLER_MODULUS;
-    high = (high + low) % ADLER_MODULUS;
-  }
-  return high << 16 | low;
-}
 
 std::string big_endian(std::uint32_t value) {
   std::string bytes;
@@ -45,121 +26,147 @@ std::string big_endian(std::uint32_t value) {
   return bytes;
 }
 
-std::string little_endian(std::uint64_t value, int size) {
-  std::string bytes;
-  for (int index = 0; index < size; index++) {
-    bytes += static_cast<char>(value >> (8 * index));
+void write_chunk(std::ostream& out, const std::string& name, const std::string& content) {
+  Crc32 crc;
+  crc.enter(name.data(), name.size());
+  crc.enter(content.data(), content.size());
+  out << big_endian(static_cast<std::uint32_t>(content.size())) << name << content << big_endian(crc.value());
+}
+
+// The pixels of a PNG: a zlib stream of stored blocks, each in a chunk of its own.
+class StoredPixels {
+public:
+  explicit StoredPixels(std::ostream& out) : out_(out) {}
+
+  void enter(const char* data, std::size_t size) {
+    for (std::size_t start = 0; start < size; start += STORED) {
+      pending_.append(data + start, std::min(STORED, size - start));
+      if (pending_.size() >= STORED) {
+        write_block(STORED, false);
+      }
+    }
   }
-  return bytes;
-}
 
-std::string png_chunk(const std::string& name, const std::string& content) {
-  return big_endian(static_cast<std::uint32_t>(content.size())) + name + content + big_endian(crc32(name + content));
-}
+  void finish() { write_block(pending_.size(), true); }
 
-// A zlib stream of stored blocks.
-std::string stored(const std::string& data) {
-  std::string stream = "\x78\x01";
-  for (std::size_t start = 0; start < data.size(); start += STORED) {
-    const std::size_t size = std::min(STORED, data.size() - start);
-    stream += static_cast<char>(start + size == data.size());
-    stream += little_endian(size, 2) + little_endian(~size, 2) + data.substr(start, size);
+private:
+  void write_block(std::size_t size, bool last) {
+    for (std::size_t index = 0; index < size; index++) {
+      low_ = (low_ + static_cast<std::uint8_t>(pending_[index])) % ADLER_MODULUS;
+      high_ = (high_ + low_) % ADLER_MODULUS;
+    }
+    std::string block = first_ ? "\x78\x01" : "";
+    block += {static_cast<char>(last), static_cast<char>(size), static_cast<char>(size >> 8), static_cast<char>(~size),
+              static_cast<char>(~size >> 8)};
+    block.append(pending_, 0, size);
+    write_chunk(out_, "IDAT", last ? block + big_endian(high_ << 16 | low_) : block);
+    pending_.erase(0, size);
+    first_ = false;
   }
-  return stream + big_endian(adler32(data));
-}
 
-std::string png(const Picture& picture) {
-  std::string lines;
-  const auto line = static_cast<std::size_t>(picture.width * 3);
-  for (std::size_t row = 0; row < static_cast<std::size_t>(picture.height); row++) {
-    const auto* start = reinterpret_cast<const char*>(picture.pixels.data()) + row * line;
-    lines += '\0'; // no filter
-    lines.append(start, line);
+  std::ostream& out_;
+  std::string pending_;
+  std::uint32_t low_ = 1, high_ = 0; // of the check sum
+  bool first_ = true;
+};
+
+// Calls `use` with each line of a picture, its pixels `zoom` times as large.
+template <class Use>
+void each_line(const Picture& picture, std::int64_t zoom, Use use) {
+  const std::int64_t channels = picture.channels;
+  std::string line;
+  for (std::int64_t row = 0; row < picture.height; row++) {
+    line.clear();
+    for (std::int64_t column = 0; column < picture.width; column++) {
+      const std::uint8_t* pixel = picture.pixels.data() + (row * picture.width + column) * channels;
+      for (std::int64_t copy = 0; copy < zoom; copy++) {
+        line.append(reinterpret_cast<const char*>(pixel), static_cast<std::size_t>(channels));
+      }
+    }
+    for (std::int64_t copy = 0; copy < zoom; copy++) {
+      use(line);
+    }
   }
-  const std::string header = big_endian(static_cast<std::uint32_t>(picture.width)) +
-                             big_endian(static_cast<std::uint32_t>(picture.height)) + std::string("\x08\x02\0\0\0", 5);
-  return "\x89PNG\r\n\x1a\n" + png_chunk("IHDR", header) + png_chunk("IDAT", stored(lines)) + png_chunk("IEND", "");
 }
 
-std::string ppm(const Picture& picture) {
-  std::ostringstream out;
-  out << "P6\n" << picture.width << ' ' << picture.height << "\n255\n";
-  out.write(reinterpret_cast<const char*>(picture.pixels.data()), static_cast<std::streamsize>(picture.pixels.size()));
-  return out.str();
+void write_png(std::ostream& out, const Picture& picture, std::int64_t zoom) {
+  out << "\x89PNG\r\n\x1a\n";
+  write_chunk(out, "IHDR",
+              big_endian(static_cast<std::uint32_t>(zoom * picture.width)) +
+                  big_endian(static_cast<std::uint32_t>(zoom * picture.height)) + std::string("\x08\x02\0\0\0", 5));
+  StoredPixels pixels(out);
+  each_line(picture, zoom, [&](const std::string& line) {
+    pixels.enter("", 1); // no filter
+    pixels.enter(line.data(), line.size());
+  });
+  pixels.finish();
+  write_chunk(out, "IEND", "");
+}
+
+void write_ppm(std::ostream& out, const Picture& picture, std::int64_t zoom) {
+  out << "P6\n" << zoom * picture.width << ' ' << zoom * picture.height << "\n255\n";
+  each_line(picture, zoom, [&](const std::string& line) { out << line; });
+}
+
+// What a file is whose beginning is that of no picture that is read here.
+std::string kind_of(const std::string& start) {
+  const std::pair<const char*, const char*> kinds[] = {
+      {"\x89PNG", "a PNG"},       {"\xff\xd8", "a JPEG"},     {"GIF8", "a GIF"},           {"RIFF", "a WebP"},
+      {"P1", "of 1 bit a pixel"}, {"P4", "of 1 bit a pixel"}, {"P2", "written in digits"}, {"P3", "written in digits"}};
+  for (const auto& [sign, kind] : kinds) {
+    if (start.rfind(sign, 0) == 0) {
+      return kind;
+    }
+  }
+  return "something else";
 }
 
 } // namespace
 
-Picture page_of(const std::vector<std::uint8_t>& pixels, std::int64_t images, std::int64_t height, std::int64_t width,
-                std::int64_t across, std::int64_t zoom) {
-  across = across > 0 ? across : static_cast<std::int64_t>(std::ceil(std::sqrt(static_cast<double>(images))));
-  const std::int64_t down = (images + across - 1) / across;
-  Picture page{zoom * (down * (height + GAP) - GAP), zoom * (across * (width + GAP) - GAP), 3, {}};
-  page.pixels.assign(static_cast<std::size_t>(page.height * page.width * 3), 255);
-  for (std::int64_t image = 0; image < images; image++) {
-    const std::int64_t top = zoom * (image / across) * (height + GAP);
-    const std::int64_t left = zoom * (image % across) * (width + GAP);
-    for (std::int64_t row = 0; row < zoom * height; row++) {
-      for (std::int64_t column = 0; column < zoom * width; column++) {
-        const std::int64_t from = ((image * height + row / zoom) * width + column / zoom) * 3;
-        std::copy_n(pixels.begin() + from, 3, page.pixels.begin() + ((top + row) * page.width + left + column) * 3);
-      }
+Page::Page(std::int64_t images, std::int64_t across)
+    : images_(images),
+      across_(across > 0 ? across : static_cast<std::int64_t>(std::ceil(std::sqrt(static_cast<double>(images))))) {}
+
+void Page::add(const std::uint8_t* pixels, std::int64_t images, std::int64_t height, std::int64_t width) {
+  if (placed_ == 0) {
+    const std::int64_t down = (images_ + across_ - 1) / across_;
+    picture_.height = down * (height + GAP) - GAP;
+    picture_.width = across_ * (width + GAP) - GAP;
+    picture_.pixels.assign(static_cast<std::size_t>(picture_.height * picture_.width * 3), 255);
+  }
+  for (std::int64_t image = 0; image < images; image++, placed_++) {
+    const std::int64_t top = placed_ / across_ * (height + GAP);
+    const std::int64_t left = placed_ % across_ * (width + GAP);
+    for (std::int64_t row = 0; row < height; row++) {
+      std::copy_n(pixels + (image * height + row) * width * 3, width * 3,
+                  picture_.pixels.begin() + ((top + row) * picture_.width + left) * 3);
     }
   }
-  return page;
 }
 
-void write_picture(const std::string& path, const Picture& picture) {
-  const bool portable = path.size() > 4 && path.compare(path.size() - 4, 4, ".ppm") == 0;
-  write_file(path, portable ? ppm(picture) : png(picture));
-}
-
-std::string npy(const std::string& kind, const std::vector<std::int64_t>& shape, const void* data, std::size_t size) {
-  std::ostringstream header;
-  header << "{'descr': '" << kind << "', 'fortran_order': False, 'shape': (";
-  for (const std::int64_t side : shape) {
-    header << side << ", ";
-  }
-  header << "), }";
-  std::string text = header.str();
-  text.resize((text.size() + 11 + 63) / 64 * 64 - 11, ' '); // with the 10 bytes before and the line's end, 64s
-  text += '\n';
-  return std::string("\x93NUMPY\x01\0", 8) + little_endian(text.size(), 2) + text +
-         std::string(static_cast<const char*>(data), size);
-}
-
-std::string npz(const std::string& name, const std::string& array) {
-  if (array.size() > UINT32_MAX - (1 << 16)) {
-    throw std::runtime_error("an .npz of more than 4 GiB: write fewer images");
-  }
-  const std::string file = name + ".npy";
-  const std::string facts = little_endian(0, 2) + little_endian(0, 2) + little_endian(0, 2) + little_endian(33, 2) +
-                            little_endian(crc32(array), 4) + little_endian(array.size(), 4) +
-                            little_endian(array.size(), 4) + little_endian(file.size(), 2) + little_endian(0, 2);
-  const std::string local = "PK\x03\x04" + little_endian(20, 2) + facts + file + array;
-  const std::string central =
-      "PK\x01\x02" + little_endian(20, 2) + little_endian(20, 2) + facts + std::string(2 + 2 + 2 + 4 + 4, '\0') + file;
-  const std::string end = "PK\x05\x06" + std::string(4, '\0') + little_endian(1, 2) + little_endian(1, 2) +
-                          little_endian(central.size(), 4) + little_endian(local.size(), 4) + std::string(2, '\0');
-  return local + central + end;
-}
-
-void write_file(const std::string& path, const std::string& content) {
-  const std::string partial = path + ".partial";
-  std::ofstream file(partial, std::ios::binary);
-  file.write(content.data(), static_cast<std::streamsize>(content.size()));
-  file.close();
-  if (!file || std::rename(partial.c_str(), path.c_str()) != 0) {
-    std::remove(partial.c_str());
-    throw std::runtime_error("cannot write " + path);
-  }
+void write_picture(std::ostream& out, const std::string& name, const Picture& picture, std::int64_t zoom) {
+  const bool portable = name.size() > 4 && name.compare(name.size() - 4, 4, ".ppm") == 0;
+  portable ? write_ppm(out, picture, zoom) : write_png(out, picture, zoom);
 }
 
 Picture read_picture(const std::string& path) {
+  const auto refuse = [&](const std::string& problem) {
+    throw std::runtime_error(path + " " + problem + ": use a binary PPM or PGM (P6, P5) of 8 bits a channel");
+  };
+  errno = 0;
   std::ifstream file(path, std::ios::binary);
-  std::string magic;
+  if (!file) {
+    throw std::runtime_error("cannot read " + path + ": " + std::strerror(errno));
+  }
+  std::string start(8, '\0');
+  file.read(start.data(), static_cast<std::streamsize>(start.size()));
+  const std::string magic = start.substr(0, 2);
+  if (magic != "P5" && magic != "P6") {
+    refuse("is " + kind_of(start));
+  }
+  file.clear();
+  file.seekg(2);
   std::array<std::int64_t, 3> numbers{}; // width, height, lightest value
-  file >> magic;
   for (std::int64_t& number : numbers) {
     file >> std::ws;
     while (file.peek() == '#') {
@@ -171,14 +178,20 @@ Picture read_picture(const std::string& path) {
   }
   file.get();
   const auto [width, height, lightest] = numbers;
-  const bool sound = file && (magic == "P5" || magic == "P6") && width > 0 && height > 0 && width <= MAX_SIDE &&
-                     height <= MAX_SIDE && lightest == 255;
-  Picture picture{height, width, magic == "P6" ? 3 : 1, {}};
-  if (sound) {
-    picture.pixels.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+  if (!file || width < 1 || height < 1 || width > MAX_SIDE || height > MAX_SIDE) {
+    refuse("has no sound header");
   }
-  if (!sound || picture.pixels.size() != static_cast<std::size_t>(height * width * picture.channels)) {
-    throw std::runtime_error(path + " is not a binary PPM or PGM (P6, P5) of 8 bits a channel");
+  if (lightest != 255) {
+    refuse("has values up to " + std::to_string(lightest) + ", not 255");
   }
+  const auto expected = static_cast<std::streamsize>(height * width * (magic == "P6" ? 3 : 1));
+  const std::streamoff begin = file.tellg();
+  file.seekg(0, std::ios::end);
+  if (const std::streamoff found = file.tellg() - begin; found != expected) {
+    refuse("has " + std::to_string(found) + " bytes of pixels, its header asks for " + std::to_string(expected));
+  }
+  file.seekg(begin);
+  Picture picture{height, width, magic == "P6" ? 3 : 1, std::vector<std::uint8_t>(static_cast<std::size_t>(expected))};
+  file.read(reinterpret_cast<char*>(picture.pixels.data()), expected);
   return picture;
 }

@@ -1,7 +1,8 @@
-// The files that arforge-run writes and reads: PNG, PPM, PGM, .npy and .npz, all without compression.
+// The pictures that arforge-run writes and reads: PNG without compression, PPM, PGM.
 #pragma once
 
 #include <cstdint>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -10,17 +11,24 @@ struct Picture {
   std::vector<std::uint8_t> pixels;     // (height, width, channels)
 };
 
-// Lays out pixels (images, height, width, 3) on white, `across` images a row, each pixel `zoom` times as large.
-Picture page_of(const std::vector<std::uint8_t>& pixels, std::int64_t images, std::int64_t height, std::int64_t width,
-                std::int64_t across, std::int64_t zoom);
+// The grid of `images` images on white, filled as they come, `across` a row (0: nearly square).
+class Page {
+public:
+  Page(std::int64_t images, std::int64_t across);
 
-// By the file's name .png, else .ppm. All writers throw std::runtime_error, and leave no half-written file.
-void write_picture(const std::string& path, const Picture& picture);
+  // Places the next images, (images, height, width, 3), all of one size.
+  void add(const std::uint8_t* pixels, std::int64_t images, std::int64_t height, std::int64_t width);
 
-// `kind`: "<i8" or "|u1", as NumPy names types.
-std::string npy(const std::string& kind, const std::vector<std::int64_t>& shape, const void* data, std::size_t size);
-std::string npz(const std::string& name, const std::string& array);
-void write_file(const std::string& path, const std::string& content);
+  [[nodiscard]] const Picture& picture() const { return picture_; }
 
-// A binary PPM (P6) or PGM (P5) of 8 bits a channel. Throws std::runtime_error.
+private:
+  std::int64_t images_, across_;
+  std::int64_t placed_ = 0;
+  Picture picture_{0, 0, 3, {}};
+};
+
+// PPM where the file's name ends so, else PNG; each pixel `zoom` times as large.
+void write_picture(std::ostream& out, const std::string& name, const Picture& picture, std::int64_t zoom);
+
+// A binary PPM (P6) or PGM (P5) of 8 bits a channel. Throws std::runtime_error that says what else it is.
 Picture read_picture(const std::string& path);

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from arforge.engines import tensorrt
 from arforge.engines.tensorrt import Job
-from arforge.runner import EngineError, Runner, open_bundle
+from arforge.runner import EngineError, Request, Runner, open_bundle
 from arforge.runner.backends import cuda, tensorrt_engine
-from arforge.runner.backends.onnxruntime_engine import cache_names
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
+from arforge.runner.step_graph import cache_names
 
 RTX = "tensorrt-rtx"
 Opened = tuple[Runner, TensorRTEngine, FakeGpu]
@@ -96,6 +96,41 @@ def test_tokens_and_images_are_those_of_onnxruntime(
     assert gpu.launches > 0
 
 
+@pytest.mark.parametrize("schedule", ["ntp", "zipar:4"])
+def test_a_batch_of_mixed_settings_gives_each_image_what_onnxruntime_does(
+    built: Path, runner: Runner, open_fake: Callable[..., Opened], schedule: str
+) -> None:
+    mine, engine, _ = open_fake(built)
+    request = Request(
+        [3, 1, 4, 1, 5],
+        [9, 2**64 - 1, 6, 5, 0],
+        schedule,
+        guidance=[1, 2.0, 1.5, 3.0, 1],
+        temperature=[1.0, 0.7, 1, 1.3, 1],
+        top_k=[0, 9, 0, 3, 0],
+        top_p=[1, 1, 0.8, 0.9, 1],
+        greedy=[False, False, False, False, True],
+    )
+    expected = runner.generate(request).tokens
+    for batch in (1, 2, 3, 32):
+        found = mine.generate(replace(request, batch=batch)).tokens
+        np.testing.assert_array_equal(found, expected)
+    assert engine.captured
+
+
+def test_rows_that_see_different_slots_are_refused(built: Path, open_fake: Callable[..., Opened]) -> None:
+    _, engine, _ = open_fake(built)
+    for images, rows in ((3, 6), (2, 4), (2, 2)):  # of a batch that it was built for, and filled up to one
+        engine.prepare(images, rows, 10, 0)
+        buffers = engine.buffers(1)
+        assert buffers.mask.shape == (rows, 1, 1, 10)
+        buffers.mask[..., :3] = True
+        engine.run(1)
+        buffers.mask[rows - 1, ..., 2] = False
+        with pytest.raises(EngineError, match="one mask for all rows, and these see different slots"):
+            engine.run(1)
+
+
 def test_random_order_runs_on_pairs_of_widths_and_queries(
     built_arpg: Path, arpg_runner: Runner, open_fake: Callable[..., Opened]
 ) -> None:
@@ -112,8 +147,8 @@ def test_a_grid_that_the_decoder_was_not_built_for_is_decoded_by_onnxruntime(
 ) -> None:
     mine, engine, _ = open_fake(built_arpg)
     tokens = np.arange(3 * 5 * 6).reshape(3, 5, 6) % 32
-    expected = arpg_runner._live_engine().decode(tokens)
-    np.testing.assert_array_equal(engine.decode(tokens), expected)
+    expected = arpg_runner._codec.decode(tokens)
+    np.testing.assert_array_equal(mine._codec.decode(tokens), expected)
     assert len(engine._loaded.library.trt.engines) == 1  # the step's alone
     np.testing.assert_array_equal(mine.encode(expected), arpg_runner.encode(expected))
 
@@ -142,7 +177,7 @@ def context_addresses(program: Any) -> dict[str, int]:
 def test_caches_stay_where_they_are_and_are_never_copied(built: Path, open_fake: Callable[..., Opened]) -> None:
     mine, engine, gpu = open_fake(built)
     mine.generate([1, 2, 3], schedule="zipar:4")
-    model, slots = mine.bundle.model, engine._identity["slots"]
+    model, slots = mine.bundle.model, engine.identity["slots"]
     size = 6 * model.kv_heads * slots * model.head_size * 4
     for program in engine._programs.values():
         bound = context_addresses(program)
@@ -162,7 +197,7 @@ def test_the_caches_hold_what_onnxruntimes_do(built: Path, runner: Runner, open_
         live = mine.plan("ntp").slots - 1
         for name in cache_names(mine.bundle.model.caches):
             found: NDArray[Any] = engine.cache(name)
-            wanted = other.cache(name)  # type: ignore[attr-defined]
+            wanted = other.cache(name)
             assert found.shape == (*wanted.shape[:2], live + 1, wanted.shape[3])
             np.testing.assert_allclose(found[:, :, :live], wanted[:, :, :live], atol=1e-5)
 
@@ -219,15 +254,16 @@ def test_wishes_that_the_engine_was_not_built_for(
         EngineError, match=r"not built for steps of 1 tokens and 5 queries; rebuild it \(with --schedule"
     ):
         random_order.buffers(1, 5)
-    with pytest.raises(EngineError, match=r"built without top-k and top-p; rebuild it \(with --filters\)"):
-        other.generate([1], schedule="arpg:3", top_k=3)
+    for limits in ({"top_k": 3}, {"top_k": [0, 3]}, {"top_p": [1.0, 0.5]}):
+        with pytest.raises(EngineError, match=r"built without top-k and top-p; rebuild it \(with --filters\)"):
+            other.generate([1, 2], schedule="arpg:3", **limits)
 
 
 def test_the_engine_for_this_gpu_is_chosen(built: Path, open_fake: Callable[..., Opened], tmp_path: Path) -> None:
     path = Path(shutil.copytree(built, tmp_path / "two.bundle"))
     tensorrt.build(Job(path, RTX, "fp32", ["12.0"], ["ntp"]))
     assert [identity["compute_capabilities"] for identity in open_bundle(path).engines(RTX, "fp32")] == [[], ["12.0"]]
-    assert open_fake(path, compute_capability="8.9")[1]._identity["compute_capabilities"] == []
+    assert open_fake(path, compute_capability="8.9")[1].identity["compute_capabilities"] == []
     with pytest.raises(EngineError, match="built for compute capability 8.6 and later, here is .* 7.5: rebuild it"):
         open_fake(path, compute_capability="7.5")
 
@@ -240,7 +276,7 @@ def test_a_library_that_refuses_or_fails_is_quoted(built: Path, open_fake: Calla
         mine.generate([1], schedule="zipar:4")
     engine._loaded.library.trt.known.clear()
     with pytest.raises(EngineError, match=r"cannot load .*\.engine: the file is not an engine"):
-        TensorRTEngine(mine.bundle, engine._identity, engine._loaded.library, FakeGpu())  # type: ignore[arg-type]
+        TensorRTEngine(mine.bundle, engine.identity, engine._loaded.library, FakeGpu())  # type: ignore[arg-type]
 
 
 def test_an_engine_that_copies_its_caches_is_refused(

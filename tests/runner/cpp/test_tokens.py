@@ -65,6 +65,32 @@ def test_tokens_and_images_are_pythons(library: Any, request: pytest.FixtureRequ
     ours.close()
 
 
+MIXED: dict[str, list[Any]] = {
+    "guidance": [1.0, 2.5, 1.5, 1.0],
+    "temperature": [0.7, 0.0, 1.3, 1.0],
+    "top_k": [0, 5, 9, 0],
+    "top_p": [1.0, 0.8, 1.0, 0.9],
+}
+
+
+@pytest.mark.parametrize("batch", [4, 3])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_mixed_batch_gives_each_image_what_it_has_alone(
+    library: Any, request: pytest.FixtureRequest, name: str, batch: int
+) -> None:
+    theirs: Runner = request.getfixturevalue({"bundle": "runner"}.get(name, name.replace("bundle", "runner")))
+    ours = cpp_abi.Runner(library, request.getfixturevalue(name), threads=1)
+    for schedule in FAMILIES[name][:2]:
+        mixed = ours.generate(CLASSES, SEEDS, schedule=schedule, batch=batch, **MIXED)
+        for image in range(4):
+            alone = {key: values[image] for key, values in MIXED.items()}
+            found = ours.generate(CLASSES[image : image + 1], SEEDS[image : image + 1], schedule=schedule, **alone)
+            np.testing.assert_array_equal(found.tokens[0], mixed.tokens[image])
+        compare(ours, theirs, CLASSES, SEEDS, schedule=schedule, batch=batch, **MIXED)
+        compare(ours, theirs, CLASSES, SEEDS, schedule=schedule, guidance=MIXED["guidance"], top_k=7)
+    ours.close()
+
+
 @pytest.fixture(scope="module", params=[*FAMILIES, "static"])
 def int8_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     static = request.param == "static"
@@ -205,11 +231,19 @@ def ours(library: Any, bundle: Path) -> Iterator[cpp_abi.Runner]:
         ({"schedule": "zipar:4,sead=nearest"}, "schedule", "unknown option"),
         ({"schedule": "zipar:4,seed=nearest,seed=nearest"}, "schedule", "twice"),
         ({"schedule": "ntp,cfg-interval=-2"}, "schedule", "cfg-interval -2 is out of range"),
-        ({"schedule": "arpg:4"}, "schedule", "does not fit a llamagen model: use one of ntp, zipar"),
+        (
+            {"schedule": "arpg:4"},
+            "schedule",
+            "in random order, this model in raster order: use one of ntp, zipar",
+        ),
         ({"known": np.full((8, 9), -1)}, "schedule", "cannot keep cells or go beyond the grid"),
         ({"known": np.full((8, 7), -1)}, "request", "a grid of 8x7 is out of range"),
         ({"known": np.full((8, 8), 32)}, "request", "known tokens go from 32 to 32: use -1 to 31"),
         ({"known": np.zeros((8, 8))}, "request", "nothing to decide"),
+        ({"guidance": [2.0, 0.5], "classes": [1, 2]}, "request", "guidance 0.5 is out of range: use 1 (off) to 1000"),
+        ({"temperature": [np.nan]}, "request", "temperature nan is out of range"),
+        ({"top_k": [-1]}, "request", "top-k -1 is out of range: use 0 to 1073741824"),
+        ({"top_p": [1.5]}, "request", "top-p 1.5 is out of range: use a number in (0, 1]; 1 is off"),
         ({"size": 8}, "argument", "request has size 8, this library's has"),
     ],
 )

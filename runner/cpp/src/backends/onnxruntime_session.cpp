@@ -1,8 +1,10 @@
-// Sessions of ONNX Runtime, and its execution providers by name.
+#include "backends/onnxruntime_session.h"
+
 #include <algorithm>
+#include <cstdlib>
 #include <mutex>
 
-#include "backends/onnxruntime_engine.h"
+#include "device.h"
 #include "text.h"
 
 namespace arforge {
@@ -16,6 +18,16 @@ constexpr const char* PLUGIN_LIBRARY = "onnxruntime_providers_nv_tensorrt_rtx.dl
 #else
 constexpr const char* PLUGIN_LIBRARY = "libonnxruntime_providers_nv_tensorrt_rtx.so";
 #endif
+
+// ONNX Runtime's own builds send telemetry unless this variable says otherwise when the first environment is made. It
+// is set while the library is loaded, when no other thread reads the process's variables; a user's own value stays.
+const bool QUIET = [] {
+#ifdef _WIN32
+  return std::getenv("ORT_DISABLE_TELEMETRY") != nullptr || _putenv_s("ORT_DISABLE_TELEMETRY", "1") == 0;
+#else
+  return setenv("ORT_DISABLE_TELEMETRY", "1", 0) == 0;
+#endif
+}();
 
 // Throws unless this ONNX Runtime was built with the provider.
 void require_provider(const std::string& name, const std::string& provider) {
@@ -77,6 +89,68 @@ void append_provider(Ort::Env& env, Ort::SessionOptions& session, const Options&
   }
 }
 
+// One side of a graph, as its session tells it.
+struct Side {
+  const char* word; // "input", "output"
+  std::vector<std::string> names;
+  std::vector<Ort::TypeInfo> types;
+};
+
+// Whether a shape is the contract's, which has -1 where it leaves a size open. What comes out may be known less well.
+bool same_shape(const std::vector<std::int64_t>& found, const std::vector<std::int64_t>& wanted, bool output) {
+  if (output && found.empty()) {
+    return true;
+  }
+  return std::equal(
+      found.begin(), found.end(), wanted.begin(), wanted.end(),
+      [&](std::int64_t one, std::int64_t other) { return one == other || (output && (one < 0 || other < 0)); });
+}
+
+// What is wrong with a tensor of a graph; nothing where it is the contract's.
+std::string difference(const Side& side, const Tensor& wanted) {
+  std::vector<std::string> words;
+  for (const Dimension& dimension : wanted.shape) {
+    words.push_back(dimension.word.empty() ? std::to_string(dimension.size) : dimension.word);
+  }
+  const std::string expected = text("expected ", name_of(wanted.type), " [", listed(words, ""), "]");
+  const auto place = std::find(side.names.begin(), side.names.end(), wanted.name);
+  if (place == side.names.end()) {
+    return text("is missing, ", expected);
+  }
+  const Ort::TypeInfo& type = side.types[static_cast<std::size_t>(place - side.names.begin())];
+  if (type.GetONNXType() != ONNX_TYPE_TENSOR) {
+    return text("is no tensor, ", expected);
+  }
+  const auto facts = type.GetTensorTypeAndShapeInfo();
+  if (facts.GetElementType() != element_type(wanted.type)) {
+    return text("is of another type, ", expected);
+  }
+  const std::vector<std::int64_t> shape = facts.GetShape();
+  return same_shape(shape, sizes_of(wanted, {}), *side.word == 'o')
+             ? ""
+             : text("is [", listed(shape, ""), "] where -1 is open, ", expected);
+}
+
+void check_side(const Side& side, const std::vector<Tensor>& expected, const std::string& what) {
+  for (const Tensor& wanted : expected) {
+    if (const std::string problem = difference(side, wanted); !problem.empty()) {
+      throw Error(Code::engine, text(what, " does not fit the manifest: ", side.word, " ", wanted.name, " ", problem,
+                                     ": export it again"));
+    }
+  }
+  if (side.names.size() != expected.size()) {
+    throw Error(Code::engine, text(what, " does not fit the manifest: it has ", side.names.size(), " ", side.word,
+                                   "s, expected ", expected.size(), ": export it again"));
+  }
+}
+
+// What a session is told where nobody names a number of threads. The library's own default (0) is a thread pinned to
+// each core of the machine, so it hears of a limit where one is.
+int default_threads() {
+  const int available = available_cores();
+  return available < machine_cores() ? available : 0;
+}
+
 } // namespace
 
 Ort::Env open_environment() {
@@ -91,6 +165,7 @@ Ort::Env open_environment() {
     throw Error(Code::engine, text("onnxruntime ", version, " is too old: use 1.",
                                    std::max(MINIMUM_MINOR, ORT_API_VERSION), " or later"));
   }
+  (void)QUIET;
   static std::once_flag once; // the table of functions is the process's
   std::call_once(once, [&] { Ort::InitApi(api); });
   return Ort::Env(ORT_LOGGING_LEVEL_WARNING, "arforge");
@@ -99,7 +174,7 @@ Ort::Env open_environment() {
 Ort::Session open_session(Ort::Env& env, const std::filesystem::path& graph, const Options& options, bool plain) {
   try {
     Ort::SessionOptions session;
-    session.SetIntraOpNumThreads(options.threads);
+    session.SetIntraOpNumThreads(options.threads > 0 ? options.threads : default_threads());
     session.SetInterOpNumThreads(1);
     session.AddConfigEntry("session.model_external_initializers_file_folder_path",
                            graph.parent_path().u8string().c_str());
@@ -113,6 +188,37 @@ Ort::Session open_session(Ort::Env& env, const std::filesystem::path& graph, con
     throw Error(Code::engine,
                 text("ONNX Runtime cannot load ", graph.string(), ": ", error.what(), ". Export the bundle again"));
   }
+}
+
+ONNXTensorElementDataType element_type(Type type) {
+  switch (type) {
+  case Type::boolean:
+    return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+  case Type::uint8:
+    return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+  case Type::int64:
+    return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+  case Type::float32:
+    return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  case Type::float16:
+    return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+  case Type::bfloat16:
+    return ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+  }
+  return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+}
+
+void check_session(const Ort::Session& session, const Contract& contract, const std::string& what) {
+  Side inputs{"input", session.GetInputNames(), {}};
+  for (std::size_t index = 0; index < inputs.names.size(); index++) {
+    inputs.types.push_back(session.GetInputTypeInfo(index));
+  }
+  Side outputs{"output", session.GetOutputNames(), {}};
+  for (std::size_t index = 0; index < outputs.names.size(); index++) {
+    outputs.types.push_back(session.GetOutputTypeInfo(index));
+  }
+  check_side(inputs, contract.inputs, what);
+  check_side(outputs, contract.outputs, what);
 }
 
 } // namespace arforge

@@ -1,5 +1,7 @@
 #include "bundle/bundle.h"
 
+#include <algorithm>
+
 #include "arforge.hpp"
 #include "bundle/files.h"
 #include "schedules/file.h"
@@ -18,27 +20,39 @@ void check_listed(const Bundle& bundle, const std::string& path) {
   }
 }
 
-void check_model(const Bundle& bundle) {
-  const Model& model = bundle.model;
+void check_ids(const Bundle& bundle) {
+  const ModelFacts& model = bundle.model;
   const std::string root = bundle.root.string();
-  if (model.positions < 1 + model.cells()) {
-    throw Error(Code::manifest, text(root, ": ", model.positions, " positions for ", model.cells(), " cells"));
+  std::int64_t largest = model.vocabulary - 1;
+  if (const auto* condition = std::get_if<ClassCondition>(&model.condition)) {
+    if (largest >= condition->first_class || condition->first_class + condition->classes - 1 >= condition->null_class) {
+      throw Error(Code::manifest, text(root, ": class ids overlap image tokens or the null class"));
+    }
+    if (model.labels && static_cast<std::int64_t>(model.labels->size()) != condition->classes) {
+      throw Error(Code::manifest,
+                  text(root, ": ", model.labels->size(), " labels for ", condition->classes, " classes"));
+    }
+    largest = condition->null_class;
+  } else if (model.labels) {
+    throw Error(Code::manifest, text(root, ": labels, and no classes"));
   }
-  if (model.vocabulary > model.first_class || model.first_class + model.classes - 1 >= model.null_class) {
-    throw Error(Code::manifest, text(root, ": class ids overlap image tokens or the null class"));
+  std::vector<std::int64_t> specials = model.specials;
+  std::sort(specials.begin(), specials.end());
+  if (!specials.empty() &&
+      (specials.front() <= largest || std::adjacent_find(specials.begin(), specials.end()) != specials.end())) {
+    throw Error(Code::manifest, text(root, ": special tokens overlap image tokens, the classes, or each other"));
   }
-  if (model.specials > 0 && model.first_special <= model.null_class) {
-    throw Error(Code::manifest, text(root, ": special tokens overlap the classes"));
+  if (model.row_end && *model.row_end >= static_cast<std::int64_t>(specials.size())) {
+    throw Error(Code::manifest, text(root, ": row_end ", *model.row_end, " of ", specials.size(), " special tokens"));
   }
-  if (model.caches > model.layers) {
-    throw Error(Code::manifest, text(root, ": ", model.caches, " caches for ", model.layers, " layers"));
-  }
-  if (!bundle.tokenizer) {
-    return;
-  }
-  const Tokenizer& tokenizer = *bundle.tokenizer;
+}
+
+void check_image_tokenizer(const Bundle& bundle) {
+  const ModelFacts& model = bundle.model;
+  const ImageTokenizerFacts& tokenizer = *bundle.image_tokenizer;
+  const std::string root = bundle.root.string();
   if (tokenizer.codebook_size != model.vocabulary) {
-    throw Error(Code::manifest, text(root, ": tokenizer has ", tokenizer.codebook_size, " codes, the model ",
+    throw Error(Code::manifest, text(root, ": image tokenizer has ", tokenizer.codebook_size, " codes, the model ",
                                      model.vocabulary, " tokens"));
   }
   const std::int64_t height = model.rows * tokenizer.downsampling;
@@ -46,6 +60,38 @@ void check_model(const Bundle& bundle) {
   if (tokenizer.height != height || tokenizer.width != width) {
     throw Error(Code::manifest, text(root, ": image size (", tokenizer.height, ", ", tokenizer.width,
                                      "), the grid makes (", height, ", ", width, ")"));
+  }
+}
+
+void check_model(const Bundle& bundle) {
+  const ModelFacts& model = bundle.model;
+  const std::string root = bundle.root.string();
+  if (model.caches > model.layers) {
+    throw Error(Code::manifest, text(root, ": ", model.caches, " caches for ", model.layers, " layers"));
+  }
+  if (model.positions == "grid" && model.position_rows < 1 + model.cells()) {
+    throw Error(Code::manifest, text(root, ": ", model.position_rows, " positions for ", model.cells(), " cells"));
+  }
+  check_ids(bundle);
+  if (bundle.image_tokenizer) {
+    check_image_tokenizer(bundle);
+  }
+}
+
+// Throws Error (format_version) for what the format has and this version of arforge does not run yet.
+void check_runnable(const Bundle& bundle) {
+  const ModelFacts& model = bundle.model;
+  const std::pair<bool, std::string> parts[] = {
+      {!std::holds_alternative<ClassCondition>(model.condition), text("prompts (", kind_of(model.condition), ")")},
+      {model.positions == "sequence", "positions in sequence"},
+      {model.row_end.has_value(), "special tokens at the end of rows"},
+      {bundle.sampler.kind == "noise", "a sampler of noise"},
+  };
+  for (const auto& [asked, what] : parts) {
+    if (asked) {
+      throw Error(Code::format_version,
+                  text(bundle.root.string(), " needs ", what, ", which this arforge does not run yet: update arforge"));
+    }
   }
 }
 
@@ -68,7 +114,9 @@ Schedule stored_schedule(const Bundle& bundle, const StoredSchedule& entry) {
 
 Bundle open_bundle(const fs::path& root) {
   std::error_code failed;
-  if (!fs::is_directory(root, failed)) {
+  const bool folder = fs::is_directory(root, failed);
+  check_permitted(root, failed);
+  if (!folder) {
     throw Error(Code::bundle, text("no bundle at ", root.string(), ": make one with `arforge export`"));
   }
   Bundle bundle = read_manifest(root);
@@ -91,8 +139,27 @@ Bundle open_bundle(const fs::path& root) {
   for (const BuiltEngine& engine : bundle.engines) {
     check_listed(bundle, engine.path);
   }
+  if (bundle.text_tokenizer) {
+    check_listed(bundle, *bundle.text_tokenizer);
+  }
   check_model(bundle);
+  check_runnable(bundle);
   return bundle;
+}
+
+const char* kind_of(const Condition& condition) {
+  return std::holds_alternative<ClassCondition>(condition)      ? "class"
+         : std::holds_alternative<FeaturesCondition>(condition) ? "features"
+                                                                : "ids";
+}
+
+const ClassCondition& class_condition(const ModelFacts& model) {
+  const auto* condition = std::get_if<ClassCondition>(&model.condition);
+  if (condition == nullptr) {
+    throw Error(Code::request,
+                text("this ", model.family, " model takes a prompt (", kind_of(model.condition), "), not a class"));
+  }
+  return *condition;
 }
 
 void check_hashes(const Bundle& bundle) {
@@ -126,26 +193,26 @@ EngineIdentity find_engine(const Bundle& bundle, const std::string& precision) {
     built.push_back(engine.target + " " + engine.precision);
   }
   throw Error(Code::engine, text(bundle.root.string(), " has no onnxruntime ", precision,
-                                 " engine (built: ", listed(built), "). Build it: arforge build ", bundle.root.string(),
-                                 " --target onnxruntime --precision ", precision));
+                                 " engine (built: ", listed(built), "). Build it: arforge build ",
+                                 quoted(bundle.root.string()), " --target onnxruntime --precision ", precision));
 }
 
 Schedule find_schedule(const Bundle& bundle, const std::string& specification, const std::vector<std::int32_t>& kept) {
-  const Model& model = bundle.model;
+  const ModelFacts& model = bundle.model;
   const Specification parsed = parse_specification(specification);
-  require_decoder(parsed, specification, model.family);
+  require_order(parsed, specification, model.order);
   const std::string canonical = canonical_text(parsed);
   if (kept.empty()) {
     for (const StoredSchedule& entry : bundle.schedules) {
       if (entry.specification == canonical) {
         Schedule schedule = stored_schedule(bundle, entry);
-        require_specials(schedule, model.specials);
+        require_specials(schedule, static_cast<std::int64_t>(model.specials.size()));
         return schedule;
       }
     }
   }
   Schedule schedule = compile_schedule(parsed, model.rows, model.columns, kept);
-  require_specials(schedule, model.specials);
+  require_specials(schedule, static_cast<std::int64_t>(model.specials.size()));
   return schedule;
 }
 

@@ -1,9 +1,14 @@
 #include "bundle/files.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <fstream>
 #include <map>
 #include <vector>
+
+#ifndef _WIN32
+#include <unistd.h>
+#endif
 
 #include "arforge.hpp"
 #include "bundle/sha256.h"
@@ -26,9 +31,13 @@ std::vector<std::string> parts_of(const std::string& path) {
   return parts;
 }
 
+std::error_code last_failure() { return {errno, std::generic_category()}; }
+
 std::ifstream opened(const fs::path& path, Code code) {
+  errno = 0;
   std::ifstream file(path, std::ios::binary);
   if (!file) {
+    check_permitted(path, last_failure());
     throw Error(code, text("cannot read ", path.string(), ": export the bundle again, or copy it whole"));
   }
   return file;
@@ -71,6 +80,16 @@ void check_distinct(const std::vector<std::string>& paths) {
   }
 }
 
+void check_permitted(const fs::path& place, const std::error_code& failed) {
+  if (failed == std::errc::permission_denied || failed == std::errc::operation_not_permitted) {
+    throw Error(Code::bundle, text("cannot read ", place.string(), ": ", failed.message()));
+  }
+}
+
+std::string how_to_copy(const fs::path& root) {
+  return text("copy it with `cp -rL ", quoted(root.string()), " COPY`, or download it with --local-dir");
+}
+
 void check_file(const fs::path& root, const std::string& path, std::int64_t size) {
   check_relative(path);
   fs::path place = root;
@@ -79,12 +98,13 @@ void check_file(const fs::path& root, const std::string& path, std::int64_t size
   for (const std::string& part : parts_of(path)) {
     place /= fs::u8path(part);
     facts = fs::symlink_status(place, failed);
+    check_permitted(place, failed);
     if (failed || !fs::exists(facts)) {
       throw Error(Code::missing_file,
                   text(root.string(), " lacks ", path, ": export the bundle again, or copy it whole"));
     }
     if (fs::is_symlink(facts)) {
-      throw Error(Code::path, text(place.string(), " is a link; a bundle holds plain files only"));
+      throw Error(Code::path, text(place.string(), " is a link; a bundle holds plain files only: ", how_to_copy(root)));
     }
   }
   if (!fs::is_regular_file(facts)) {
@@ -95,6 +115,11 @@ void check_file(const fs::path& root, const std::string& path, std::int64_t size
     throw Error(Code::file_size, text(place.string(), " has ", found, " bytes, the manifest says ", size,
                                       ": the copy is incomplete; copy or export again"));
   }
+#ifndef _WIN32
+  if (access(place.c_str(), R_OK) != 0) {
+    check_permitted(place, last_failure());
+  }
+#endif
 }
 
 std::string read_file(const fs::path& path, std::int64_t most, Code code) {

@@ -10,12 +10,15 @@ namespace arforge {
 namespace fs = std::filesystem;
 namespace {
 
+constexpr const char* MANIFEST = "manifest.json";
 constexpr const char* FORMAT = "arforge-bundle";
-constexpr std::int64_t VERSION = 1;
-constexpr std::size_t MAX_NAME_BYTES = 800; // 200 letters
+constexpr std::int64_t VERSION = 2;
+constexpr std::size_t MAX_NAME_LETTERS = 200;
+constexpr std::size_t MAX_NAME_BYTES = 800;
 constexpr std::size_t MAX_WIDTHS = 4096;
 constexpr std::int64_t MAX_LAYERS = 4096;
 constexpr std::size_t MAX_PATH_LETTERS = 400;
+constexpr std::size_t MAX_IDS = 1 << 20;
 
 struct Pair {
   std::int64_t first, second;
@@ -30,51 +33,111 @@ Pair pair(const Fields& fields, const char* name) {
           whole_number(list[1], fields.place(name), 1, MAX_COUNT)};
 }
 
-Model model_of(const Json& value) {
-  const Fields fields(value, "model",
-                      {"family", "variant", "config", "grid", "vocabulary", "classes", "first_class", "null_class",
-                       "first_special", "specials", "queries", "positions", "layers", "caches", "kv_heads", "head_size",
-                       "parameters"});
-  if (!fields.at("variant").is_null()) {
-    (void)fields.string("variant");
+std::vector<std::int64_t> ids(const Fields& fields, const char* name) {
+  const Json& list = fields.list(name, 0);
+  if (list.size() > MAX_IDS) {
+    throw Error(Code::manifest,
+                text("the manifest does not follow the format: ", fields.place(name), " must have at most ", MAX_IDS));
   }
+  std::vector<std::int64_t> found;
+  for (const Json& id : list) {
+    found.push_back(whole_number(id, fields.place(name), 0, MAX_COUNT));
+  }
+  return found;
+}
+
+std::optional<std::int64_t> id_or_null(const Fields& fields, const char* name) {
+  return fields.at(name).is_null() ? std::nullopt : std::optional<std::int64_t>(fields.whole(name, 0));
+}
+
+std::optional<std::string> string_or_null(const Fields& fields, const char* name, std::size_t most) {
+  return fields.at(name).is_null() ? std::nullopt : std::optional<std::string>(fields.string(name, most));
+}
+
+std::optional<std::vector<std::string>> labels_of(const Fields& fields) {
+  if (fields.at("labels").is_null()) {
+    return std::nullopt;
+  }
+  std::vector<std::string> labels;
+  for (const Json& label : fields.list("labels", 1)) {
+    labels.push_back(Fields({{"label", label}}, fields.place("labels"), {"label"}).string("label"));
+  }
+  return labels;
+}
+
+Condition condition_of(const Json& value) {
+  const char* place = "model.condition";
+  const Json kind = value.is_object() ? value.value("kind", Json()) : Json();
+  if (kind == "class") {
+    const Fields fields(value, place, {"kind", "classes", "first_class", "null_class"});
+    return ClassCondition{fields.whole("classes"), fields.whole("first_class"), fields.whole("null_class")};
+  }
+  if (kind == "features") {
+    const Fields fields(value, place, {"kind", "slots", "width"});
+    return FeaturesCondition{fields.whole("slots"), fields.whole("width")};
+  }
+  const Fields fields(value, place,
+                      {"kind", "slots", "vocabulary", "prefix", "suffix", "padding", "reserved", "unconditional"});
+  (void)fields.one_of("kind", {"class", "features", "ids"});
+  return IdsCondition{fields.whole("slots"),
+                      fields.whole("vocabulary"),
+                      ids(fields, "prefix"),
+                      ids(fields, "suffix"),
+                      id_or_null(fields, "padding"),
+                      ids(fields, "reserved"),
+                      fields.one_of("unconditional", {"padded", "image", "negative"})};
+}
+
+ModelFacts model_of(const Json& value) {
+  const Fields fields(value, "model",
+                      {"family",    "variant",   "config",        "order",   "grid",   "vocabulary",
+                       "dim",       "condition", "specials",      "row_end", "labels", "source_precision",
+                       "queries",   "positions", "position_rows", "layers",  "caches", "kv_heads",
+                       "head_size", "parameters"});
+  (void)string_or_null(fields, "variant", MAX_NAME_LETTERS);
   (void)fields.object("config");
   (void)fields.whole("parameters", 1, INT64_MAX);
+  (void)fields.one_of("source_precision", {"fp32", "bf16", "fp16"});
   const Pair grid = pair(fields, "grid");
   return {fields.string("family"),
+          fields.one_of("order", {"raster", "regions", "random"}),
           grid.first,
           grid.second,
           fields.whole("vocabulary"),
-          fields.whole("classes"),
-          fields.whole("first_class"),
-          fields.whole("null_class"),
-          fields.whole("first_special"),
-          fields.whole("specials", 0, 1 << 20),
+          fields.whole("dim"),
+          condition_of(fields.at("condition")),
+          ids(fields, "specials"),
+          id_or_null(fields, "row_end"),
+          labels_of(fields),
           fields.boolean("queries"),
-          fields.whole("positions"),
+          fields.one_of("positions", {"grid", "sequence"}),
+          fields.whole("position_rows"),
           fields.whole("layers", 1, MAX_LAYERS),
           fields.whole("caches"),
           fields.whole("kv_heads"),
           fields.whole("head_size")};
 }
 
-std::optional<Tokenizer> tokenizer_of(const Json& value) {
+std::optional<ImageTokenizerFacts> image_tokenizer_of(const Json& value) {
   if (value.is_null()) {
     return std::nullopt;
   }
-  const Fields fields(value, "tokenizer", {"codebook_size", "codebook_width", "downsampling", "image_size"});
+  const Fields fields(value, "image_tokenizer",
+                      {"kind", "codebook_size", "codebook_width", "downsampling", "image_size"});
+  (void)fields.one_of("kind", {"vq"});
   (void)fields.whole("codebook_width");
   const Pair size = pair(fields, "image_size");
-  return Tokenizer{fields.whole("codebook_size"), fields.whole("downsampling"), size.first, size.second};
+  return ImageTokenizerFacts{fields.whole("codebook_size"), fields.whole("downsampling"), size.first, size.second};
 }
 
-Sampler sampler_of(const Json& value) {
-  const Fields fields(value, "sampler", {"guidance", "temperature", "top_k", "top_p"});
+SamplerDefaults sampler_of(const Json& value) {
+  const Fields fields(value, "sampler", {"kind", "guidance", "temperature", "top_k", "top_p"});
   const double top_p = fields.number("top_p", 0, 1);
   if (top_p == 0) {
     throw Error(Code::manifest, "the manifest does not follow the format: sampler.top_p must be more than 0");
   }
-  return {fields.number("guidance", 1, 1000), fields.number("temperature", 0, 1000), fields.whole("top_k", 0), top_p};
+  return {fields.one_of("kind", {"uniform", "noise"}), fields.number("guidance", 1, 1000),
+          fields.number("temperature", 0, 1000), fields.whole("top_k", 0), top_p};
 }
 
 File file_of(const Json& value, const std::string& path) {
@@ -97,18 +160,34 @@ StoredSchedule schedule_of(const Json& value) {
           fields.whole("slots")};
 }
 
+std::string precision_of(const Fields& fields) {
+  return fields.one_of("precision", {"fp32", "bf16", "fp16", "int8", "int4"});
+}
+
 Graph graph_of(const Json& value) {
   const Fields fields(value, "graphs", {"name", "precision", "path", "weights"});
-  return {fields.one_of("name", {"step", "step-logits", "decoder", "encoder"}),
-          fields.one_of("precision", {"fp32", "fp16", "bf16", "int8"}), fields.string("path", MAX_PATH_LETTERS),
-          fields.string("weights", MAX_PATH_LETTERS)};
+  return {fields.one_of("name",
+                        {"step", "step-logits", "step-noise", "prefill", "condition", "text", "decoder", "encoder"}),
+          precision_of(fields), fields.string("path", MAX_PATH_LETTERS), fields.string("weights", MAX_PATH_LETTERS)};
 }
 
 BuiltEngine engine_of(const Json& value) {
   const Fields fields(value, "engines", {"target", "precision", "device", "path"});
-  return {fields.one_of("target", {"onnxruntime", "tensorrt", "tensorrt-rtx"}),
-          fields.one_of("precision", {"fp32", "fp16", "bf16", "int8"}), fields.string("device"),
-          fields.string("path", MAX_PATH_LETTERS)};
+  return {fields.one_of("target", {"onnxruntime", "tensorrt", "tensorrt-rtx"}), precision_of(fields),
+          fields.string("device"), fields.string("path", MAX_PATH_LETTERS)};
+}
+
+// Throws Error (format_version) for a bundle of another format; what is no version is for the fields to refuse.
+void check_version(const Json& version, const std::string& name) {
+  if (!version.is_number_integer() || version == VERSION || version < 1) {
+    return;
+  }
+  if (version > VERSION) {
+    throw Error(Code::format_version, text(name, " has bundle format ", version.dump(), ", this arforge reads format ",
+                                           VERSION, ": update arforge, or export the bundle again with this one"));
+  }
+  throw Error(Code::format_version, text(name, " has bundle format ", version.dump(),
+                                         ", which this arforge no longer reads: export it again"));
 }
 
 // The bundle's path of one of an identity's graphs; throws Error (engine) unless it is the one of then.
@@ -127,17 +206,28 @@ std::string graph_of(const Bundle& bundle, const Json& identity, const std::stri
 } // namespace
 
 Bundle read_manifest(const fs::path& root) {
-  const fs::path path = root / "manifest.json";
+  const fs::path path = root / MANIFEST;
   std::error_code failed;
-  if (!fs::is_regular_file(fs::symlink_status(path, failed))) {
-    throw Error(Code::manifest, text(root.string(), " is not a bundle: it has no manifest.json"));
+  const fs::file_status facts = fs::symlink_status(path, failed);
+  check_permitted(path, failed);
+  if (fs::is_symlink(facts)) {
+    throw Error(Code::manifest, text(root.string(), " is not a bundle: it has no ", MANIFEST,
+                                     " but a link of that name; ", how_to_copy(root)));
   }
-  if (const auto size = fs::file_size(path, failed); failed || size > MAX_JSON) {
-    throw Error(Code::manifest, text(path.string(), " has ", size, " bytes, more than ", MAX_JSON));
+  if (!fs::is_regular_file(facts)) {
+    throw Error(Code::manifest, text(root.string(), " is not a bundle: it has no ", MANIFEST));
   }
   Bundle bundle = parse_manifest(read_file(path, MAX_JSON, Code::manifest), path.string());
   bundle.root = root;
   return bundle;
+}
+
+std::string manifest_content(const fs::path& root) {
+  try {
+    return read_file(root / MANIFEST, MAX_JSON, Code::manifest);
+  } catch (const Error&) {
+    return "";
+  }
 }
 
 Bundle parse_manifest(const std::string& content, const std::string& name) {
@@ -145,18 +235,16 @@ Bundle parse_manifest(const std::string& content, const std::string& name) {
   if (!manifest.is_object() || manifest.value("format", Json()) != FORMAT) {
     throw Error(Code::manifest, text(name, " is not the manifest of an arforge bundle"));
   }
-  if (const Json version = manifest.value("version", Json()); version.is_number_integer() && version > VERSION) {
-    throw Error(Code::format_version, text(name, " has bundle format ", version.dump(), ", this arforge reads up to ",
-                                           VERSION, ": update arforge, or export the bundle again with this one"));
-  }
-  const Fields fields(
-      manifest, "manifest",
-      {"format", "version", "model", "tokenizer", "graphs", "files", "schedules", "sampler", "engines", "provenance"});
+  check_version(manifest.value("version", Json()), name);
+  const Fields fields(manifest, "manifest",
+                      {"format", "version", "model", "image_tokenizer", "text_tokenizer", "graphs", "files",
+                       "schedules", "sampler", "engines", "provenance"});
   (void)fields.whole("version", VERSION, VERSION);
   (void)fields.object("provenance");
   Bundle bundle{{},
                 model_of(fields.at("model")),
-                tokenizer_of(fields.at("tokenizer")),
+                image_tokenizer_of(fields.at("image_tokenizer")),
+                string_or_null(fields, "text_tokenizer", MAX_PATH_LETTERS),
                 sampler_of(fields.at("sampler")),
                 {},
                 {},
@@ -223,7 +311,7 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
   }
   const bool sound = widths.is_array() && !widths.empty() && widths.size() <= MAX_WIDTHS &&
                      std::all_of(widths.begin(), widths.end(), [&](const Json& w) {
-                       return w.is_number_integer() && w > 0 && w <= bundle.model.positions;
+                       return w.is_number_integer() && w > 0 && w <= bundle.model.position_rows;
                      });
   if (!sound) {
     refuse(text("lists widths ", widths.dump()));

@@ -19,7 +19,7 @@ struct Option {
 struct Kind {
   std::string name;
   std::string number; // what the part after the colon is; empty where there is none
-  std::string family; // of the models that it can drive
+  std::string order;  // of cells that a model must have been trained for
   bool keeps;         // whether it can start from cells that are known
   std::vector<Option> options;
 };
@@ -27,19 +27,19 @@ struct Kind {
 const std::vector<Kind>& kinds() {
   static const Option interval = {"cfg-interval", {}, "-1"};
   static const std::vector<Kind> known = {
-      {"ntp", "", "llamagen", false, {interval}},
+      {"ntp", "", "raster", false, {interval}},
       {"zipar",
        "WINDOW",
-       "llamagen",
+       "raster",
        false,
        {{"first-row", {"published", "windowed"}, "published"},
         {"seed", {"published", "nearest"}, "published"},
         {"holes", {"published", "masked"}, "published"},
         interval}},
-      {"par", "REGIONS", "par", false, {}},
+      {"par", "REGIONS", "regions", false, {}},
       {"arpg",
        "STEPS",
-       "arpg",
+       "random",
        true,
        {{"ratio", {"arccos", "cosine"}, "arccos"},
         {"cfg", {"linear", "constant"}, "linear"},
@@ -189,10 +189,12 @@ Schedule compile_schedule(const Specification& specification, std::int64_t rows,
   return checked(std::move(schedule));
 }
 
-void require_decoder(const Specification& specification, const std::string& given, const std::string& family) {
-  if (kind_of(specification.kind, given).family != family) {
-    const std::string fitting = names_of(kinds(), [&](const Kind& kind) { return kind.family == family; });
-    throw Error(Code::schedule, text("schedule '", given, "' does not fit a ", family, " model: use one of ", fitting));
+void require_order(const Specification& specification, const std::string& given, const std::string& order) {
+  const std::string& own = kind_of(specification.kind, given).order;
+  if (own != order) {
+    const std::string fitting = names_of(kinds(), [&](const Kind& kind) { return kind.order == order; });
+    throw Error(Code::schedule, text("schedule '", given, "' decodes in ", own, " order, this model in ", order,
+                                     " order: use one of ", fitting));
   }
 }
 

@@ -26,9 +26,9 @@ std::string canonical_text(const Specification& specification);
 Schedule compile_schedule(const Specification& specification, std::int64_t rows, std::int64_t columns,
                           const std::vector<std::int32_t>& kept);
 
-// Throw Error (schedule) unless: a model of `family` can be driven by this kind; this kind can start from known
+// Throw Error (schedule) unless: this kind decodes in `order`, for which a model was trained; it can start from known
 // cells; the schedule feeds just the special tokens that the model was trained with.
-void require_decoder(const Specification& specification, const std::string& given, const std::string& family);
+void require_order(const Specification& specification, const std::string& given, const std::string& order);
 void require_keeping(const Specification& specification, const std::string& given);
 void require_specials(const Schedule& schedule, std::int64_t specials);
 

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.backends.engine import Engine, StepBuffers
-from arforge.runner.backends.onnxruntime_engine import cache_names
 from arforge.runner.bundle import Bundle
 from arforge.runner.plan import PlannedStep, make_plan
-from arforge.runner.runner import guided_rows
+from arforge.runner.step_graph import cache_names, guided_rows
 
 GUIDANCE = 2.0
 
 
-class Readable(Protocol):
-    """An engine whose caches can be looked at."""
-
-    def cache(self, name: str) -> NDArray[Any]: ...
-
-
-def lockstep(
+def side_by_side(
     bundle: Bundle, schedule: str, engines: Sequence[Engine], classes: Sequence[int], max_steps: int | None = None
 ) -> Iterator[list[tuple[PlannedStep, StepBuffers]]]:
     """Yield, after each of the first `max_steps` steps, every engine's step and buffers.
@@ -36,20 +30,54 @@ def lockstep(
     known = plans[0].known(bundle.model, np.array(classes, dtype=np.int64), rows, given)
     for plan, engine in zip(plans, engines, strict=True):
         engine.prepare(images, rows, plan.slots, plan.schedule.zero_slots)
-        engine.scalars.temperature[:] = 0
+        engine.settings.temperature[:] = 0
     for steps in list(zip(*(plan.steps for plan in plans), strict=True))[:max_steps]:
         done = []
         for step, engine in zip(steps, engines, strict=True):
             buffers = engine.buffers(step.width, step.queries)
             step.fill(buffers, known)
-            engine.scalars.guidance[:] = step.scale(GUIDANCE)
+            buffers.guidance[:] = step.scale(GUIDANCE)
             engine.run(step.width, step.queries)
             done.append((step, buffers))
         yield done
         steps[0].store(done[0][1], known)
 
 
-def written(bundle: Bundle, engine: Readable, step: PlannedStep) -> dict[str, NDArray[Any]]:
+def written(bundle: Bundle, engine: Engine, step: PlannedStep) -> dict[str, NDArray[Any]]:
     """The keys and values that a step wrote, by cache: (rows, kv_heads, width, head_size) of the engine's type."""
     new = slice(step.write_index, step.write_index + step.width)
     return {name: engine.cache(name)[:, :, new] for name in cache_names(bundle.model.caches)}
+
+
+@dataclass(frozen=True)
+class LogitAgreement:
+    """How near the guided logits of a step graph come to those of a reference, over the cells that steps decide."""
+
+    steps: int
+    largest_error: float  # relative to the largest logit of the step
+    same_tokens: float  # share of decided cells with the same likeliest token
+
+
+class LogitComparison:
+    """Adds up a `LogitAgreement`, step by step."""
+
+    def __init__(self) -> None:
+        self._steps, self._largest, self._same, self._cells = 0, 0.0, 0, 0
+
+    def add(self, wanted: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+        """The logits of the cells of one step, (images, targets, vocabulary)."""
+        self._steps += 1
+        if wanted.size:
+            error = np.abs(found - wanted).max() / np.abs(wanted).max()
+            self._largest = float(np.maximum(self._largest, error))  # NaN where there is one
+            self._same += int((found.argmax(-1) == wanted.argmax(-1)).sum())
+            self._cells += wanted.shape[0] * wanted.shape[1]
+
+    def result(self) -> LogitAgreement:
+        return LogitAgreement(self._steps, self._largest, self._same / max(1, self._cells))
+
+
+def logits_of(step: PlannedStep, buffers: StepBuffers) -> NDArray[np.float32]:
+    """Guided logits of the cells that a step decides, (images, targets, vocabulary), of an engine that gives them."""
+    assert buffers.logits is not None
+    return buffers.logits[:, step.target_rows]

@@ -1,0 +1,220 @@
+#include "step_graph.h"
+
+#include <algorithm>
+#include <limits>
+#include <new>
+
+#include "arforge.hpp"
+#include "text.h"
+
+namespace arforge {
+namespace {
+
+bool conditioned(const ModelFacts& model) { return !std::holds_alternative<ClassCondition>(model.condition); }
+
+std::int64_t feature_width(const ModelFacts& model) {
+  const auto* features = std::get_if<FeaturesCondition>(&model.condition);
+  if (features == nullptr) {
+    throw Error(Code::bundle, "the model takes no features: it has no such graph");
+  }
+  return features->width;
+}
+
+std::vector<Tensor> caches(const ModelFacts& model, Type cache, bool written) {
+  std::vector<Tensor> tensors;
+  for (const std::string& name : cache_names(model.caches)) {
+    tensors.push_back({written ? written_name(name) : name, cache, {"rows", model.kv_heads, "slots", model.head_size}});
+  }
+  return tensors;
+}
+
+void append(std::vector<Tensor>& tensors, std::vector<Tensor> more) {
+  tensors.insert(tensors.end(), more.begin(), more.end());
+}
+
+// What a graph that writes the caches takes beside them; `asks`: for cells.
+std::vector<Tensor> placed_tokens(const ModelFacts& model, bool asks) {
+  std::vector<Tensor> inputs = {{"tokens", Type::int64, {"rows", "width"}},
+                                {"positions", Type::int64, {"rows", "width"}},
+                                {"write_index", Type::int64, {"rows"}},
+                                {"mask", Type::boolean, {"rows", 1, "width", "slots"}}};
+  if (asks) {
+    inputs.push_back({"query_positions", Type::int64, {"rows", "queries"}});
+  }
+  if (conditioned(model)) {
+    inputs.push_back({"condition", Type::float32, {"rows", "condition", model.dim}});
+  }
+  return inputs;
+}
+
+// One decoding step: the decoder over its caches, and the sampler.
+Contract step(const ModelFacts& model, const std::string& graph, Type cache) {
+  const char* const outputs = model.queries ? "queries" : "width";
+  Contract contract{placed_tokens(model, model.queries), {{"next_tokens", Type::int64, {"images", outputs}}}};
+  if (graph == "step-noise") {
+    contract.inputs.push_back({"noise", Type::float32, {"images", outputs, model.vocabulary}});
+  } else {
+    contract.inputs.push_back({"uniforms", Type::float32, {"images", outputs}});
+  }
+  append(contract.inputs, {{"guidance", Type::float32, {"images", outputs}},
+                           {"temperature", Type::float32, {"images"}},
+                           {"top_k", Type::int64, {"images"}},
+                           {"top_p", Type::float32, {"images"}}});
+  if (graph == "step-logits") {
+    contract.outputs.push_back({"logits", Type::float32, {"images", outputs, model.vocabulary}});
+  }
+  append(contract.inputs, caches(model, cache, false));
+  append(contract.outputs, caches(model, cache, true));
+  return contract;
+}
+
+Contract prefill(const ModelFacts& model, Type cache) {
+  Contract contract{placed_tokens(model, false), caches(model, cache, true)};
+  append(contract.inputs, caches(model, cache, false));
+  return contract;
+}
+
+// From a prompt, features or ids, to the rows that a step reads; run once a request.
+Contract condition(const ModelFacts& model) {
+  const Tensor rows{"condition", Type::float32, {"prompts", "length", model.dim}};
+  if (std::holds_alternative<IdsCondition>(model.condition)) {
+    return {{{"ids", Type::int64, {"prompts", "length"}}}, {rows}};
+  }
+  return {{{"features", Type::float32, {"prompts", "length", feature_width(model)}}}, {rows}};
+}
+
+// The text encoder: from ids to the features of a prompt.
+Contract text_encoder(const ModelFacts& model) {
+  return {{{"ids", Type::int64, {"prompts", "length"}}, {"mask", Type::int64, {"prompts", "length"}}},
+          {{"features", Type::float32, {"prompts", "length", feature_width(model)}}}};
+}
+
+Contract decoder() {
+  return {{{"tokens", Type::int64, {"images", "rows", "columns"}}},
+          {{"images", Type::uint8, {"images", "height", "width", 3}}}};
+}
+
+Contract encoder() {
+  const Contract back = decoder();
+  return {back.outputs, back.inputs};
+}
+
+} // namespace
+
+Contract contract_of(const ModelFacts& model, const std::string& graph, Type cache) {
+  if (graph == "step" || graph == "step-logits" || graph == "step-noise") {
+    return step(model, graph, cache);
+  }
+  if (graph == "prefill") {
+    return prefill(model, cache);
+  }
+  if (graph == "condition") {
+    return condition(model);
+  }
+  if (graph == "text") {
+    return text_encoder(model);
+  }
+  if (graph == "decoder") {
+    return decoder();
+  }
+  if (graph == "encoder") {
+    return encoder();
+  }
+  throw Error(Code::bundle, text("unknown graph '", graph,
+                                 "': use step, step-logits, step-noise, prefill, condition, text, decoder, encoder"));
+}
+
+Type cache_type(const std::string& precision) {
+  return precision == "bf16" ? Type::bfloat16 : precision == "fp16" ? Type::float16 : Type::float32;
+}
+
+std::vector<std::string> cache_names(std::int64_t caches) {
+  std::vector<std::string> names;
+  for (std::int64_t index = 0; index < caches; index++) {
+    names.push_back(text("key_cache_", index));
+    names.push_back(text("value_cache_", index));
+  }
+  return names;
+}
+
+std::string written_name(const std::string& cache) { return "new_" + cache; }
+
+std::int64_t guided_rows(std::int64_t images, bool guided) { return guided ? 2 * images : images; }
+
+const char* name_of(Type type) {
+  switch (type) {
+  case Type::boolean:
+    return "bool";
+  case Type::uint8:
+    return "uint8";
+  case Type::int64:
+    return "int64";
+  case Type::float32:
+    return "float32";
+  case Type::float16:
+    return "float16";
+  case Type::bfloat16:
+    return "bfloat16";
+  }
+  return "";
+}
+
+std::size_t bytes_of(Type type) {
+  switch (type) {
+  case Type::int64:
+    return 8;
+  case Type::float32:
+    return 4;
+  case Type::float16:
+  case Type::bfloat16:
+    return 2;
+  default:
+    return 1;
+  }
+}
+
+std::vector<std::int64_t> sizes_of(const Tensor& tensor, const Sizes& sizes) {
+  std::vector<std::int64_t> found;
+  for (const Dimension& dimension : tensor.shape) {
+    const auto known = sizes.find(dimension.word);
+    found.push_back(dimension.word.empty() ? dimension.size : known == sizes.end() ? -1 : known->second);
+  }
+  return found;
+}
+
+std::size_t entries_of(const std::vector<std::int64_t>& shape) {
+  const auto most = static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max());
+  std::size_t entries = 1;
+  for (const std::int64_t side : shape) {
+    if (side > 0 && entries > most / static_cast<std::size_t>(side)) {
+      throw std::bad_alloc();
+    }
+    entries *= static_cast<std::size_t>(side);
+  }
+  return entries;
+}
+
+Sizes step_sizes(std::int64_t images, std::int64_t rows, const Shape& shape) {
+  return {
+      {"images", images}, {"rows", rows}, {"width", shape.width}, {"queries", shape.queries}, {"slots", shape.slots}};
+}
+
+StepBuffers make_buffers(const Contract& contract, const Sizes& sizes) {
+  StepBuffers buffers;
+  buffers.each([&](const char* name, auto& buffer) {
+    const Tensor* input = find_tensor(contract.inputs, name);
+    const Tensor* tensor = input != nullptr ? input : find_tensor(contract.outputs, name);
+    if (tensor != nullptr) {
+      buffer.resize(entries_of(sizes_of(*tensor, sizes)));
+    }
+  });
+  return buffers;
+}
+
+const Tensor* find_tensor(const std::vector<Tensor>& tensors, const std::string& name) {
+  const auto found =
+      std::find_if(tensors.begin(), tensors.end(), [&](const Tensor& tensor) { return tensor.name == name; });
+  return found == tensors.end() ? nullptr : &*found;
+}
+
+} // namespace arforge

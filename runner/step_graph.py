@@ -1,0 +1,188 @@
+"""The contract of every graph of a bundle: names, types and shapes of its inputs and outputs, as data.
+
+A shape gives as a number what the model fixes, and as a word what a call decides: `images`; `rows`, as many or twice
+that (`guided_rows`); `width`, the tokens of a row in a step; `queries`, the cells that it asks for, of models that have
+them; `slots` of the caches. Exporters, engines, verifiers and both runners read this table, none has one of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from arforge.runner.bundle import ClassCondition, FeaturesCondition, IdsCondition, ModelFacts
+from arforge.runner.errors import BundleError
+
+Dimension = str | int
+Item = TypeVar("Item")
+
+CACHE_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "float32", "int4": "float32"}
+"""The type of keys and values in a bundle's graphs of each precision."""
+
+STEPS = ("step", "step-logits", "step-noise")
+LIMITS = ("top_k", "top_p")  # inputs of the filters, which a graph may leave out
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    dtype: str  # as numpy spells it, and "bfloat16"
+    shape: tuple[Dimension, ...]
+
+    def sizes(self, dimensions: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with `dimensions` in place of words. Raises KeyError where one is missing."""
+        return tuple(size if isinstance(size, int) else dimensions[size] for size in self.shape)
+
+
+@dataclass(frozen=True)
+class Contract:
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return next(tensor for tensor in (*self.inputs, *self.outputs) if tensor.name == name)
+
+
+def guided_rows(images: int, guided: bool) -> int:
+    """Rows of a step: with guidance, the conditional ones, then as many unconditional."""
+    return 2 * images if guided else images
+
+
+def cache_names(caches: int) -> list[str]:
+    """The inputs that are caches. Each is updated in place: its memory is that of the output `written_name`."""
+    return [f"{kind}_cache_{index}" for index in range(caches) for kind in ("key", "value")]
+
+
+def written_name(cache: str) -> str:
+    """The output that a cache leaves as; ONNX names a value once."""
+    return f"new_{cache}"
+
+
+def bound_caches(caches: Mapping[str, Item]) -> dict[str, Item]:
+    """What stands for each cache, under both names."""
+    return {**caches, **{written_name(name): item for name, item in caches.items()}}
+
+
+def contract(model: ModelFacts, graph: str, cache_type: str = "float32") -> Contract:
+    """The inputs and outputs of a graph kind. Raises BundleError for a kind that the format, or the model, lacks.
+
+    `cache_type`: of keys and values, that of the graph's precision in `CACHE_TYPES`.
+    """
+    if graph in STEPS:
+        return step(model, graph, cache_type)
+    if graph == "prefill":
+        return prefill(model, cache_type)
+    if graph in IMAGE_GRAPHS:
+        return IMAGE_GRAPHS[graph]
+    if graph in PROMPT_GRAPHS:
+        return PROMPT_GRAPHS[graph](model)
+    known = ", ".join([*STEPS, "prefill", *PROMPT_GRAPHS, *IMAGE_GRAPHS])
+    raise BundleError(f"unknown graph {graph!r}: use {known}")
+
+
+def step(model: ModelFacts, graph: str, cache_type: str) -> Contract:
+    """One decoding step: the decoder over its caches, and the sampler."""
+    outputs = "queries" if model.queries else "width"
+    inputs = [
+        Tensor("tokens", "int64", ("rows", "width")),
+        Tensor("positions", "int64", ("rows", "width")),
+        Tensor("write_index", "int64", ("rows",)),
+        Tensor("mask", "bool", ("rows", 1, "width", "slots")),
+    ]
+    if model.queries:
+        inputs.append(Tensor("query_positions", "int64", ("rows", outputs)))
+    if conditioned(model):
+        inputs.append(Tensor("condition", "float32", ("rows", "condition", model.dim)))
+    if graph == "step-noise":
+        inputs.append(Tensor("noise", "float32", ("images", outputs, model.vocabulary)))
+    else:
+        inputs.append(Tensor("uniforms", "float32", ("images", outputs)))
+    inputs += [
+        Tensor("guidance", "float32", ("images", outputs)),
+        Tensor("temperature", "float32", ("images",)),
+        Tensor("top_k", "int64", ("images",)),
+        Tensor("top_p", "float32", ("images",)),
+    ]
+    given = [Tensor("next_tokens", "int64", ("images", outputs))]
+    if graph == "step-logits":
+        given.append(Tensor("logits", "float32", ("images", outputs, model.vocabulary)))
+    return Contract((*inputs, *caches(model, cache_type)), (*given, *written(model, cache_type)))
+
+
+def prefill(model: ModelFacts, cache_type: str) -> Contract:
+    """A step that only fills the caches: no head, no sampler."""
+    taken = ("tokens", "positions", "write_index", "mask", "condition", *cache_names(model.caches))
+    inputs = step(model, "step", cache_type).inputs
+    return Contract(tuple(tensor for tensor in inputs if tensor.name in taken), written(model, cache_type))
+
+
+def lowered_step(model: ModelFacts, cache_type: str, filters: bool) -> Contract:
+    """The step as TensorRT is given it: one mask for all rows, and limits only where there are `filters`."""
+    plain = step(model, "step", cache_type)
+    kept = [tensor for tensor in plain.inputs if filters or tensor.name not in LIMITS]
+    return Contract(
+        tuple(replace(tensor, shape=(1, *tensor.shape[1:])) if tensor.name == "mask" else tensor for tensor in kept),
+        plain.outputs,
+    )
+
+
+def caches(model: ModelFacts, cache_type: str) -> tuple[Tensor, ...]:
+    shape = ("rows", model.kv_heads, "slots", model.head_size)
+    return tuple(Tensor(name, cache_type, shape) for name in cache_names(model.caches))
+
+
+def written(model: ModelFacts, cache_type: str) -> tuple[Tensor, ...]:
+    return tuple(replace(cache, name=written_name(cache.name)) for cache in caches(model, cache_type))
+
+
+def conditioned(model: ModelFacts) -> bool:
+    """Whether a step reads rows of a prompt. Classes are tokens, of which the step has its own table."""
+    return not isinstance(model.condition, ClassCondition)
+
+
+def condition(model: ModelFacts) -> Contract:
+    """From a prompt, features or ids, to the rows that a step reads; run once a request.
+
+    Raises BundleError for a model of classes.
+    """
+    if isinstance(model.condition, FeaturesCondition):
+        given = features(model.condition)
+    elif isinstance(model.condition, IdsCondition):
+        given = Tensor("ids", "int64", ("prompts", "length"))
+    else:
+        raise BundleError("a model of classes has no graph 'condition'")
+    return Contract((given,), (Tensor("condition", "float32", ("prompts", "length", model.dim)),))
+
+
+def text(model: ModelFacts) -> Contract:
+    """The text encoder: from ids to the features of a prompt. Raises BundleError for a model that takes no features."""
+    if not isinstance(model.condition, FeaturesCondition):
+        raise BundleError(f"a model whose condition is {model.condition.kind} has no graph 'text'")
+    ids, mask = (Tensor(name, "int64", ("prompts", "length")) for name in ("ids", "mask"))
+    return Contract((ids, mask), (features(model.condition),))
+
+
+def features(condition: FeaturesCondition) -> Tensor:
+    return Tensor("features", "float32", ("prompts", "length", condition.width))
+
+
+PROMPT_GRAPHS: dict[str, Callable[[ModelFacts], Contract]] = {"condition": condition, "text": text}
+TOKENS = Tensor("tokens", "int64", ("images", "rows", "columns"))
+PIXELS = Tensor("images", "uint8", ("images", "height", "width", 3))
+IMAGE_GRAPHS = {"decoder": Contract((TOKENS,), (PIXELS,)), "encoder": Contract((PIXELS,), (TOKENS,))}
+
+
+def difference(wanted: Iterable[Tensor], found: Iterable[Tensor]) -> str | None:
+    """The first tensor, by name, that is not as it should be, in words; None where all are."""
+    there, expected = ({tensor.name: tensor for tensor in part} for part in (found, wanted))
+    for name in sorted(there.keys() | expected.keys()):
+        if there.get(name) != expected.get(name):
+            return (
+                f"{name} is {described(there.get(name), 'missing')}, expected {described(expected.get(name), 'none')}"
+            )
+    return None
+
+
+def described(tensor: Tensor | None, missing: str) -> str:
+    return missing if tensor is None else f"{tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
