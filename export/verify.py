@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from onnx import numpy_helper
 
@@ -15,6 +14,7 @@ from arforge.export.facts import hashes
 from arforge.export.families import FAMILIES
 from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.sampler import guide
+from arforge.export.stored_tensors import load_whole
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import VerificationError
@@ -46,7 +46,7 @@ def load_module(bundle: Bundle, precision: str = "fp32") -> Any:
 
 def stored_weights(graph: Path) -> dict[str, torch.Tensor]:
     """A graph's weights by parameter name, in the module's layout: matrix factors are stored transposed."""
-    model = onnx.load(graph)
+    model = load_whole(graph)
     factors = {node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     return {name: torch.from_numpy((a.T if name in factors else a).copy()) for name, a in arrays.items()}
