@@ -17,7 +17,7 @@ from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, PAR_CONFIG, VQ_CONFIG, ran
 from torch import Tensor
 
 from arforge.engines import onnxruntime
-from arforge.export.exporter import Job, export_bundle
+from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families import arpg, par
 from arforge.export.families.llamagen import FAMILY
 from arforge.export.image_tokenizers.vq import VQModel
@@ -72,7 +72,7 @@ def exported_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, 
     """An 8x8 bundle with its tokenizer, not built. Tests must leave it as it is."""
     path = tmp_path_factory.mktemp("exported") / "tiny.bundle"
     schedules = ("ntp", "zipar:4", "zipar:2")
-    export_bundle(Job(FAMILY, CONFIG, checkpoint, tokenizer_checkpoint, path, schedules))
+    export_bundle(ExportJob(FAMILY, CONFIG, checkpoint, tokenizer_checkpoint, path, schedules))
     return path
 
 
@@ -90,7 +90,7 @@ def grouped_bundle(tmp_path_factory: pytest.TempPathFactory, grouped_weights: di
     folder = tmp_path_factory.mktemp("grouped")
     save_file(grouped_weights, folder / "grouped.safetensors")
     path = folder / "grouped.bundle"
-    export_bundle(Job(FAMILY, GROUPED_CONFIG, folder / "grouped.safetensors", None, path))
+    export_bundle(ExportJob(FAMILY, GROUPED_CONFIG, folder / "grouped.safetensors", None, path))
     onnxruntime.build(path)
     return path
 
@@ -101,7 +101,7 @@ def arpg_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_checkpoint: 
     folder = tmp_path_factory.mktemp("arpg")
     torch.save(random_weights(ARPG_CONFIG, seed=5, family=arpg.FAMILY), folder / "tiny.pt")
     path = folder / "arpg.bundle"
-    export_bundle(Job(arpg.FAMILY, ARPG_CONFIG, folder / "tiny.pt", tokenizer_checkpoint, path))
+    export_bundle(ExportJob(arpg.FAMILY, ARPG_CONFIG, folder / "tiny.pt", tokenizer_checkpoint, path))
     onnxruntime.build(path)
     return path
 
@@ -112,7 +112,7 @@ def par_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("par")
     torch.save(random_weights(PAR_CONFIG, seed=4, family=par.FAMILY), folder / "tiny.pt")
     path = folder / "par.bundle"
-    export_bundle(Job(par.FAMILY, PAR_CONFIG, folder / "tiny.pt", None, path))
+    export_bundle(ExportJob(par.FAMILY, PAR_CONFIG, folder / "tiny.pt", None, path))
     onnxruntime.build(path)
     return path
 
