@@ -351,7 +351,8 @@ def test_a_dry_run_prints_commands_and_needs_no_library(bundle_copy: Path, monke
     assert "--skipInference" in words
     slots = 80  # what zipar:4 needs, zeros included
     given = [word for word in words if word.startswith("--optShapes=")]
-    assert given == [f"--optShapes=tokens:2x{w},positions:2x{w},mask:1x1x{w}x{slots},uniforms:1x{w}" for w in (1, 2, 3)]
+    free = "tokens:2x{0},positions:2x{0},mask:1x1x{0}x{1},uniforms:1x{0},guidance:1x{0}"
+    assert given == [f"--optShapes={free.format(width, slots)}" for width in (1, 2, 3)]
     assert [word for word in words if word.startswith("--profile=")] == ["--profile=0", "--profile=1", "--profile=2"]
     assert "tokens:1x8x8" in decoder
     opened = open_bundle(bundle_copy)
