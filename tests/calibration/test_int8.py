@@ -42,8 +42,8 @@ def test_the_bundle_has_int8_graphs_beside_what_it_had(whole: tuple[Path, Calibr
     opened.check_hashes()
     for name in ("step", "step-logits"):
         assert opened.graph(name, "int8") == root / f"graphs/int8/{name}.onnx"
-    weights = opened.files["graphs/int8/weights/model.weights"]["bytes"]
-    assert weights < 0.45 * before.files["graphs/fp32/weights/model.weights"]["bytes"]
+    weights = opened.files["graphs/int8/weights/model.weights"].bytes
+    assert weights < 0.45 * before.files["graphs/fp32/weights/model.weights"].bytes
     files = {path for path in opened.files if not path.startswith("graphs/int8/")}
     assert {path: opened.files[path] for path in files} == before.files
     assert opened.engines == before.engines
@@ -66,7 +66,7 @@ def test_the_record_says_what_was_done(whole: tuple[Path, Calibrated]) -> None:
     assert len(record["limits"]) == 9
     assert all(limit > 0 for limit in record["limits"].values())
     files = open_bundle(root).files
-    assert record["source"] == {path: files[path]["sha256"] for path in record["source"]}
+    assert record["source"] == {path: files[path].sha256 for path in record["source"]}
 
 
 def test_the_report_measures_held_out_images(whole: tuple[Path, Calibrated]) -> None:
