@@ -24,6 +24,7 @@ from arforge.runner.backends.onnxruntime_session import load_library
 from arforge.runner.bundle import BuiltEngine, Bundle, open_bundle, sha256_of
 from arforge.runner.bundle.writer import add_engine, changing
 from arforge.runner.errors import BundleError, EngineError
+from arforge.runner.optional import needed
 from arforge.runner.step_graph import cache_names, guided_rows
 
 TARGET = "onnxruntime"
@@ -120,11 +121,9 @@ def calibrated_graph(bundle: Bundle) -> Path:
 
 def lowered(bundle: Bundle, precision: str, folder: Path) -> tuple[dict[str, str], list[Path]]:
     """Write the engine's own graph; what an identity says of it, and the new files."""
-    try:
+    with needed("building", "build", EngineError):
         from arforge.engines.onnxruntime_graph import lower_for_onnxruntime
         from arforge.engines.tensorrt_graph import write_model
-    except ImportError:
-        raise EngineError("building needs onnx-ir: pip install 'arforge[build]'") from None
 
     source = bundle.graph("step", "fp32")
     model = lower_for_onnxruntime(source, precision)

@@ -13,6 +13,7 @@ from arforge.runner.backends.onnxruntime_session import contract_of, open_sessio
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.errors import EngineError, VerificationError
+from arforge.runner.optional import needed
 from arforge.runner.plan import PlannedStep
 from arforge.runner.report import Report
 from arforge.runner.runner import Runner
@@ -60,9 +61,10 @@ def verify_bundle(root: Path, report: Report, target: str | None = None) -> Bund
 def check_data(bundle: Bundle, report: Report) -> None:
     """Look where the graphs' weights lie, before a runtime does; engines' own graphs too."""
     try:
-        from arforge.engines.graph_data import check_graphs
-    except ImportError:
-        report("graphs' data: not looked at (no onnx-ir; pip install onnx-ir)")
+        with needed("looking at it", "build", EngineError):
+            from arforge.engines.graph_data import check_graphs
+    except EngineError as error:
+        report(f"graphs' data: not looked at ({error})")
         return
     paths = [path for path in bundle.files if path.endswith(".onnx")]
     check_graphs(bundle, paths)
@@ -82,10 +84,8 @@ def read_contract(path: Path, precision: str) -> Contract:
     """The inputs and outputs that a graph has. Raises EngineError where reading it needs onnx-ir, which is missing."""
     if precision != "bf16":
         return contract_of(open_session(path, threads=1))
-    try:  # ONNX Runtime's CPU provider opens no such graph
+    with needed(f"reading {path}", "build", EngineError):  # ONNX Runtime's CPU provider opens no such graph
         import onnx_ir
-    except ImportError:
-        raise EngineError(f"reading {path} needs onnx-ir: pip install onnx-ir") from None
 
     def tensor(value: onnx_ir.Value) -> Tensor:
         dims = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ())

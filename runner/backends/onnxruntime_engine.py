@@ -6,7 +6,6 @@ rounded up; when a step needs more, the slots move apart in their memory, a few 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +17,7 @@ from arforge.runner.backends.engine import SamplerSettings, StepBuffers, StepMem
 from arforge.runner.backends.onnxruntime_session import contract_of, open_session
 from arforge.runner.bundle import Bundle
 from arforge.runner.command_line import command_line
-from arforge.runner.device import device_name, streaming_bandwidth
+from arforge.runner.device import available_cores, device_name, streaming_bandwidth
 from arforge.runner.errors import EngineError
 from arforge.runner.step_graph import Contract, cache_names, contract, difference, written_name
 
@@ -78,7 +77,7 @@ class OnnxRuntimeEngine:
         return device_name()
 
     def bandwidth(self) -> float:
-        return streaming_bandwidth(self._threads or os.cpu_count() or 1)
+        return streaming_bandwidth(self._threads or available_cores())
 
     @property
     def cache_type(self) -> np.dtype[Any]:

@@ -54,7 +54,7 @@ def test_every_width_of_the_stored_schedules_is_timed(name: str, request: pytest
     found = measure(engine, opened, widths)
     engine.close()
     assert list(found) == widths
-    assert all(0 < seconds < 10 for seconds in found.values())
+    assert all(seconds > 0 for seconds in found.values())
 
 
 def test_build_writes_down_what_it_measured_and_inspect_shows_it(
