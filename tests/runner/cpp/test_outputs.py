@@ -50,7 +50,7 @@ def test_a_pipe_and_a_device_are_written_to(release: Any, bundle: Path, tmp_path
 
 def test_standard_output_takes_the_tokens_alone(release: Any, bundle: Path, tmp_path: Path, expected: bytes) -> None:
     command = [str(release.program("arforge-run")), str(bundle), "--class", "1", "--schedule", "zipar:2", "--quiet"]
-    words = [*command, "--tokens", "/dev/stdout"]
+    words = [*command, "--tokens", "/proc/self/fd/1"]
     assert subprocess.run(words, stdout=subprocess.PIPE, check=True).stdout == expected
     with (tmp_path / "log").open("wb") as log:
         log.write(b"before\n")
