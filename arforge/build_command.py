@@ -9,11 +9,9 @@ import click
 
 from arforge.options import PATH, Numbers, human, measured_widths
 from arforge.runner.errors import EngineError
+from arforge.runner.targets import TARGETS, default_precision
 
-TENSORRT = ("tensorrt-rtx", "tensorrt")
-TARGETS = ("onnxruntime", *TENSORRT)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-DEFAULT_PRECISION = {"onnxruntime": "fp32", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
 
 
 @click.command()
@@ -91,7 +89,7 @@ def command(
     updated in place; int8 weights are made here. For TensorRT it builds an engine with a profile for each step shape
     and looks at its layers; TensorRT-RTX needs no GPU for that. fp16 and bf16 graphs are made where they are missing.
     """
-    precision = precision or DEFAULT_PRECISION[target]
+    precision = precision or default_precision(target)
     flat = [width for group in widths for width in group]
     if target == "onnxruntime":
         given = {

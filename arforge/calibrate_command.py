@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from arforge.options import PATH, human
+from arforge.options import PATH, human, threads_option
+from arforge.progress import progress_bars
+from arforge.runner.command_line import command_line
 
 if TYPE_CHECKING:
     from arforge.calibration.int8 import Calibrated
     from arforge.calibration.layer_error import LayerError
-    from arforge.calibration.requests import StageProgress
 
 SHOWN = 8  # layers
 
@@ -36,7 +34,7 @@ SHOWN = 8  # layers
 @click.option(
     "--trials", type=click.IntRange(min=0), default=3, show_default=True, help="Worst layers tried without int8."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one a core]")
+@threads_option
 @click.option("--json", "json_file", type=PATH, help="Write settings, ranges and report as JSON.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def command(
@@ -79,28 +77,12 @@ def command(
         trials,
         threads,
     )
-    with progress_bars(quiet) as progress:
+    with progress_bars(quiet=quiet) as progress:
         done = calibrate(job, progress)
     show(done, bundle)
     if json_file:
         text = json.dumps({"bundle": bundle.name, **done.record}, indent=1) + "\n"
         write_whole(json_file, lambda file: file.write(text.encode()))
-
-
-@contextmanager
-def progress_bars(quiet: bool) -> Iterator[StageProgress]:
-    """One bar after another, a new one for every new thing that is being done."""
-    with ExitStack() as stack:
-        bar: Any = None
-
-        def progress(what: str, done: int, total: int) -> None:
-            nonlocal bar
-            if bar is None or bar.label != what:
-                stack.close()
-                bar = stack.enter_context(click.progressbar(length=total, label=what, file=sys.stderr, hidden=quiet))
-            bar.update(done - bar.pos)
-
-        yield progress
 
 
 def show(done: Calibrated, bundle: Path) -> None:
@@ -118,8 +100,8 @@ def show(done: Calibrated, bundle: Path) -> None:
     for engine in done.stale:
         click.echo(f"removed the engine {engine}: it was built from the int8 graph that this one replaces")
     click.echo(
-        f"next: arforge build {bundle} --precision int8 --quantization static, or with --target tensorrt-rtx in its "
-        f"place; what it does to images: arforge evaluate {bundle} "
+        f"next: {command_line('build', bundle, '--precision', 'int8', '--quantization', 'static')}, or with "
+        f"--target tensorrt-rtx in its place; what it does to images: {command_line('evaluate', bundle)} "
         "--reference … with --precision fp32 and int8"
     )
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from arforge.options import PATH, Numbers
+from arforge.engine import open_built
+from arforge.options import PATH, Numbers, precision_option, target_option, threads_option
+from arforge.progress import progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from arforge.calibration.quality.evaluation import Quality
 
 SIDES = click.IntRange(32, 1024)
@@ -35,9 +32,9 @@ SIDES = click.IntRange(32, 1024)
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images decoded at a time.")
 @click.option("--classifier", type=PATH, help="ONNX judge of class accuracy: uint8 images in, scores out.")
 @click.option("--side", type=SIDES, help="Input side of the feature network.  [default: by the images' size]")
-@click.option("--target", default="onnxruntime", show_default=True, help="Engine to run on.")
-@click.option("--precision", default="fp32", show_default=True, help="Precision of that engine.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one a core]")
+@target_option
+@precision_option
+@threads_option
 @click.option("--json", "json_file", type=PATH, help="All figures with device, versions and settings.")
 @click.option("--plot", type=PATH, help="PNG of quality against steps and against time.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
@@ -57,7 +54,7 @@ def command(
     classifier: Path | None,
     side: int | None,
     target: str,
-    precision: str,
+    precision: str | None,
     threads: int | None,
     json_file: Path | None,
     plot: Path | None,
@@ -81,10 +78,13 @@ def command(
     from arforge.runner.profiling.page import require_matplotlib
     from arforge.runner.request import Sampling
     from arforge.runner.runner import Runner
+    from arforge.runner.targets import default_precision
 
     if plot:
         require_matplotlib()
     real = {what: open_image_set(path) for what, path in (("reference", reference), ("floor", floor)) if path}
+    precision = precision or default_precision(target)
+    open_built(bundle, target, precision)
     with Runner.open(bundle, target=target, precision=precision, threads=threads) as runner:
         opened = runner.bundle
         size, known = quality.image_size(opened), opened.model.class_condition.classes
@@ -126,7 +126,7 @@ def command(
             click.echo(f"note: {note}", err=True)
         gaussians = {}
         for what, images in real.items():
-            with bar(images.count, what, quiet) as progress:
+            with progress_bar(what, quiet=quiet) as progress:
                 gaussians[what] = quality.gaussian_of(images, extractor, progress=progress)
         click.echo(f"{'schedule':44} steps  ms/image  distance  class accuracy")
         floor_distance = None
@@ -136,7 +136,7 @@ def command(
             click.echo(f"{'real images (--floor)':44} {'':5}  {'':8}  {floor_distance:8.3f}")
         rows = []
         for schedule in chosen:
-            with bar(samples, schedule, quiet) as progress:
+            with progress_bar(schedule, quiet=quiet) as progress:
                 rows.append(
                     quality.evaluate_schedule(
                         runner, schedule, wanted, gaussians["reference"], extractor, judge, progress
@@ -168,14 +168,3 @@ def heading(facts: dict[str, Any]) -> list[str]:
 def line_of(row: Quality) -> str:
     accuracy = "" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
     return f"{row.schedule:44} {row.steps:5}  {row.milliseconds:8.1f}  {row.distance:8.3f}  {accuracy:>14}"
-
-
-@contextmanager
-def bar(length: int, label: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, as a function of the images done."""
-    with click.progressbar(length=length, label=label, file=sys.stderr, hidden=quiet) as shown:
-
-        def progress(done: int, _: int) -> None:
-            shown.update(done - shown.pos)
-
-        yield progress

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from arforge.options import PATH, Grid
+from arforge.runner.command_line import command_line
 from arforge.runner.errors import ArforgeError
 
 FAMILIES = ("llamagen", "par", "arpg")
@@ -86,4 +87,4 @@ def command(
         overwrite=overwrite,
     )
     export_bundle(job, lambda line: click.echo(line, err=True))
-    click.echo(f"wrote {output}; next: arforge build {output} --target onnxruntime")
+    click.echo(f"wrote {output}; next: {command_line('build', output, '--target', 'onnxruntime')}")

@@ -11,6 +11,7 @@ import click
 
 from arforge.options import PATH, human, measured_widths
 from arforge.runner.bundle import Bundle, ClassCondition, ModelFacts, open_bundle
+from arforge.runner.command_line import command_line
 from arforge.runner.step_graph import guided_rows
 
 FLOAT_BYTES = 4
@@ -75,7 +76,7 @@ def command(bundle: Path, as_json: bool) -> None:
                 f"({attention['reason']}), {'with' if engine['filters'] else 'without'} top-k and top-p"
             )
     if not facts["engines"]:
-        click.echo(f"  none; build one: arforge build {bundle} --target onnxruntime")
+        click.echo(f"  none; build one: {command_line('build', bundle, '--target', 'onnxruntime')}")
     source = facts["provenance"]
     click.echo(f"made {source.get('created')} by arforge {source.get('arforge')}")
     for part in ("checkpoint", "tokenizer"):

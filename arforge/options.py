@@ -5,15 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from arforge.runner.device import check_threads
+from arforge.runner.targets import TARGETS
+
+if TYPE_CHECKING:
+    GridType = click.ParamType[tuple[int, int]]
+    NumbersType = click.ParamType[tuple[int, ...]]
+else:  # no generic class before click 8.4
+    GridType = NumbersType = click.ParamType
 
 PATH = click.Path(path_type=Path)
 MAX_RANGE = 1 << 20
 
 
-class Grid(click.ParamType[tuple[int, int]]):
+target_option = click.option("--target", default=TARGETS[0], show_default=True, help="Engine to run on.")
+precision_option = click.option("--precision", help="Precision of that engine.  [default: fp32, of TensorRT fp16]")
+threads_option = click.option(
+    "--threads",
+    type=int,
+    callback=lambda ctx, param, value: check_threads(value),
+    help="CPU threads.  [default: one an available core]",
+)
+
+
+class Grid(GridType):
     """Rows x columns: `24x24`."""
 
     name = "ROWSxCOLUMNS"
@@ -27,7 +46,7 @@ class Grid(click.ParamType[tuple[int, int]]):
         return int(match[1]), int(match[2])
 
 
-class Numbers(click.ParamType[tuple[int, ...]]):
+class Numbers(NumbersType):
     """Whole numbers with commas and ranges: `3`, `1,5`, `0-9`."""
 
     name = "N[,N-M]"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from arforge.options import PATH, human
+from arforge.engine import open_built
+from arforge.options import PATH, human, precision_option, target_option, threads_option
 from arforge.version import VERSION
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ LINE = "{:28} {:>5} {:>8} {:>8} {:>8} {:>9} {:>8} {:>7} {:>8} {:>7} {:>8}"
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Generations measured.")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Measure the first N steps of a generation only.")
 @click.option("--layers", is_flag=True, help="Also time by operator, in the first schedule.")
-@click.option("--target", default="onnxruntime", show_default=True, help="Engine to run on.")
-@click.option("--precision", default="fp32", show_default=True, help="Precision of that engine.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: one a core]")
+@target_option
+@precision_option
+@threads_option
 @click.option("--json", "json_file", type=PATH, help="All figures, with device and versions.")
 @click.option("--html", "html_file", type=PATH, help="One page with tables and plots.")
 @click.option("--quality", type=PATH, help="JSON of `arforge evaluate`: the page shows quality against latency.")
@@ -47,7 +48,7 @@ def command(
     max_steps: int | None,
     layers: bool,
     target: str,
-    precision: str,
+    precision: str | None,
     threads: int | None,
     json_file: Path | None,
     html_file: Path | None,
@@ -64,6 +65,7 @@ def command(
     from arforge.runner.images import write_whole
     from arforge.runner.profiling.page import require_matplotlib, save_page, settings_line
     from arforge.runner.profiling.profile import Settings
+    from arforge.runner.targets import default_precision
 
     if html_file:
         require_matplotlib()
@@ -72,6 +74,7 @@ def command(
     if layers and target != "onnxruntime":
         raise EngineError(f"--layers reads ONNX Runtime's profiler: {target} has none here")
     settings = Settings(batch, guidance, warm_ups, repeats, max_steps)
+    precision = precision or default_precision(target)
     judged = read_quality(quality) if quality else None
     figures = measure(bundle, schedules, settings, target, precision, threads)
     click.echo(f"{bundle}: {target} {precision}, {settings_line(figures)}")
@@ -106,19 +109,18 @@ def measure(
     threads: int | None,
 ) -> dict[str, Any]:
     """Every figure but those by operator."""
-    from arforge.runner.bundle import open_bundle
     from arforge.runner.device import peak_memory
     from arforge.runner.errors import RequestError
     from arforge.runner.profiling.profile import TimedEngine, Traffic, against_first, profile_schedule, summary
     from arforge.runner.runner import Runner, open_codec, open_engine
 
-    start = time.perf_counter()
-    opened = open_bundle(bundle)
+    opened = open_built(bundle, target, precision)
     chosen = list(dict.fromkeys(schedules)) or list(opened.specifications)
     if not chosen:
         raise RequestError(f"{bundle} stores no schedule: name one with --schedule")
     for schedule in chosen:
         opened.schedule(schedule)  # refused before the long work
+    start = time.perf_counter()
     opened_engine = open_engine(opened, target, precision, threads)
     engine, codec = TimedEngine(opened_engine), open_codec(opened, opened_engine, threads)
     loaded = time.perf_counter() - start

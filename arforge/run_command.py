@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from arforge.options import PATH, Grid, Numbers
+from arforge.engine import open_built
+from arforge.options import PATH, Grid, Numbers, precision_option, target_option, threads_option
+from arforge.progress import progress_bar
 from arforge.runner.errors import RequestError
-
-PARTS = 1000  # of the progress bar
 
 
 @click.command()
@@ -25,17 +24,17 @@ PARTS = 1000  # of the progress bar
 @click.option("--top-p", type=float, help="Sample from the likeliest tokens of mass P.  [default: the bundle's]")
 @click.option("--greedy", is_flag=True, help="Take the likeliest token (temperature 0).")
 @click.option("--batch", default=32, show_default=True, help="Images decoded at a time.")
-@click.option("--target", default="onnxruntime", show_default=True, help="Engine to run on.")
-@click.option("--precision", default="fp32", show_default=True, help="Precision of that engine.")
-@click.option("--threads", type=int, help="CPU threads.  [default: one a core]")
+@target_option
+@precision_option
+@threads_option
 @click.option("--output", type=PATH, help="PNG grid of the images.")
 @click.option("--columns", type=click.IntRange(min=1), help="Images a row of the grid.  [default: nearly square]")
 @click.option("--zoom", type=click.IntRange(1, 64), default=1, show_default=True, help="Size of a pixel in the grid.")
 @click.option("--npz", type=PATH, help="Array file for FID evaluators: arr_0, uint8 [images, height, width, 3].")
 @click.option("--tokens", type=PATH, help="Tokens as .npy: int64 [images, cells], raster order.")
-@click.option("--keep", type=PATH, help="Image to keep parts of: in- and outpainting, editing (ARPG models).")
+@click.option("--keep", type=PATH, help="Image to keep parts of, for editing and outpainting (models of random order).")
 @click.option("--mask", type=PATH, help="Of the size of --keep, white where to paint.  [default: its transparency]")
-@click.option("--grid", type=Grid(), help="Tokens of a larger image, decoded window by window (ARPG models).")
+@click.option("--grid", type=Grid(), help="Tokens of a larger image, decoded in windows (models of random order).")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def command(
     bundle: Path,
@@ -50,7 +49,7 @@ def command(
     greedy: bool,
     batch: int,
     target: str,
-    precision: str,
+    precision: str | None,
     threads: int | None,
     output: Path | None,
     columns: int | None,
@@ -74,6 +73,7 @@ def command(
     from arforge.runner.inpainting import known_tokens
     from arforge.runner.runner import Runner
     from arforge.runner.schedules.specification import require_keeping, require_order
+    from arforge.runner.targets import default_precision
 
     if output is None and npz is None and tokens is None:
         raise click.UsageError("nothing to write: name --output, --npz or --tokens")
@@ -83,6 +83,8 @@ def command(
         raise click.UsageError("--mask says what of an image to paint: name the image with --keep")
     labels = spread_classes([label for group in classes for label in group], samples)
     numbers = spread_seeds([seed for group in seeds for seed in group], len(labels))
+    precision = precision or default_precision(target)
+    open_built(bundle, target, precision)
     with Runner.open(bundle, target=target, precision=precision, threads=threads) as runner:
         if runner.bundle.image_tokenizer is None and (output or npz):
             raise RequestError(
@@ -94,11 +96,7 @@ def command(
             require_order(schedule, runner.bundle.model.order)
             require_keeping(schedule)
             known = known_tokens(runner, keep, mask, grid)
-        with click.progressbar(length=PARTS, label=schedule, file=sys.stderr, hidden=quiet) as bar:
-
-            def progress(done: int, steps: int) -> None:
-                bar.update(PARTS * done // steps - bar.pos)
-
+        with progress_bar(schedule, quiet=quiet) as progress:
             device = runner.device
             result = runner.generate(
                 labels,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
 from arforge.options import PATH
+from arforge.runner.optional import installed
 
 
 @click.command()
@@ -56,9 +55,3 @@ def command(
             f"ok  torch module, {schedule}: {found.steps} steps, logits within {found.largest_error:.1e}, "
             f"likeliest token the same for {100 * found.same_tokens:.2f} % of cells"
         )
-
-
-def installed(name: str) -> bool:
-    if name in sys.modules:
-        return sys.modules[name] is not None  # None: barred from being imported
-    return find_spec(name) is not None

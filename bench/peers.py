@@ -38,12 +38,11 @@ class Arforge:
     """The engine's step as the runner calls it, sampler included."""
 
     def __init__(self, setting: Setting, precision: str) -> None:
-        import onnxruntime
-
+        from arforge.runner.backends.onnxruntime_session import load_library
         from arforge.runner.bundle import open_bundle
         from arforge.runner.runner import open_engine
 
-        self.version = f"onnxruntime {onnxruntime.__version__}"
+        self.version = f"onnxruntime {load_library().__version__}"
         bundle = open_bundle(setting.bundle)
         self.slots = 1 + bundle.model.cells + SPARE
         self.engine = open_engine(bundle, "onnxruntime", precision, setting.threads)

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from arforge.runner.backends.onnxruntime_session import load_library
 from arforge.runner.device import device_name, streaming_bandwidth
 
 SHAPES = {(1024, 3072): 24, (1024, 1024): 24, (1024, 2816): 48, (2816, 1024): 24, (1024, 16384): 1}  # of a step
@@ -95,6 +95,7 @@ def session_of(kind: str, inputs: int, outputs: int, copies: int, threads: int) 
         [numpy_helper.from_array(np.asarray(array), name) for stored, _ in made for name, array in stored.items()],
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(CONTRIB, 1)]
+    onnxruntime = load_library()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()

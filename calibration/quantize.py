@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from arforge.calibration.layers import Layer
+from arforge.runner.backends.onnxruntime_session import load_library
 
 PRECISION = "int8"
 FOLDER = f"graphs/{PRECISION}"
@@ -28,6 +29,7 @@ def quantize(model: onnx.ModelProto, layers: Sequence[Layer], limits: Mapping[st
 
     A layer that is left out reads what it read before, also where others of its input are quantised.
     """
+    load_library()
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
 

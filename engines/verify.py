@@ -11,6 +11,7 @@ import numpy as np
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import contract_of, open_session
 from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.command_line import command_line
 from arforge.runner.errors import EngineError, VerificationError
 from arforge.runner.plan import PlannedStep
 from arforge.runner.report import Report
@@ -41,7 +42,8 @@ def verify_bundle(root: Path, report: Report, target: str | None = None) -> Bund
         report(f"graph {graph.name} {graph.precision}: inputs and outputs as the format says")
     engines = [engine for engine in bundle.engines if target in (None, engine.target)]
     if target is not None and not engines:
-        raise EngineError(f"{root} has no {target} engine: build it with `arforge build {root} --target {target}`")
+        command = command_line("build", root, "--target", target)
+        raise EngineError(f"{root} has no {target} engine: build it with `{command}`")
     for engine in engines:
         if engine.target == "onnxruntime":
             check_engine(bundle, engine.target, engine.precision)

@@ -9,6 +9,7 @@ from arforge.runner.errors import (
     RequestError,
     ScheduleError,
 )
+from arforge.runner.request import Request
 from arforge.runner.runner import Result, Runner
 from arforge.runner.schedules.schedule import Schedule
 from arforge.runner.schedules.specification import compile_schedule
@@ -19,6 +20,7 @@ __all__ = [
     "BundleError",
     "Cancelled",
     "EngineError",
+    "Request",
     "RequestError",
     "Result",
     "Runner",

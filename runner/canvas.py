@@ -43,7 +43,10 @@ def make_canvas(known: NDArray[np.int64] | None, images: int, grid: tuple[int, i
     """
     if known is None:
         known = nothing_known(grid)
-    known = np.asarray(known)
+    try:
+        known = np.asarray(known)
+    except ValueError:
+        raise RequestError("known tokens are rows of different lengths: give each row all its cells") from None
     if not np.issubdtype(known.dtype, np.integer) or known.ndim not in (2, 3):
         raise RequestError(
             f"known tokens are {known.dtype} {list(known.shape)}: use whole numbers [rows, columns] or "
@@ -57,9 +60,9 @@ def make_canvas(known: NDArray[np.int64] | None, images: int, grid: tuple[int, i
             f"a grid of {height}x{width} is out of range: use the model's {grid[0]}x{grid[1]}, or a larger one of up "
             f"to {MAX_CELLS} cells"
         )
+    if not UNKNOWN <= known.min() <= known.max() < vocabulary:
+        raise RequestError(f"known tokens go from {known.min()} to {known.max()}: use -1 to {vocabulary - 1}")
     tokens = np.array(np.broadcast_to(known, (images, height, width)), dtype=np.int64).reshape(images, -1)
-    if not UNKNOWN <= tokens.min() <= tokens.max() < vocabulary:
-        raise RequestError(f"known tokens go from {tokens.min()} to {tokens.max()}: use -1 to {vocabulary - 1}")
     kept = tokens != UNKNOWN
     if (kept != kept[0]).any():
         raise RequestError("images know different cells: a request decides the same cells in all of them; use several")

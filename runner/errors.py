@@ -13,6 +13,14 @@ class RequestError(ArforgeError):
     """A generation request with arguments out of range."""
 
 
+class ImageError(RequestError):
+    """An image file that cannot be read as 8-bit RGB; `reason` says why, without the file's name."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"cannot read image {path}: {reason}")
+        self.reason = reason
+
+
 class Cancelled(ArforgeError):
     """The caller cancelled a generation between two steps."""
 

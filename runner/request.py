@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,7 +102,7 @@ def sampling_of(request: Request, defaults: SamplerDefaults, images: int) -> Bat
     def each(what: str, given: Any, default: Any = None) -> list[Any]:
         if given is None:
             given = default
-        if not isinstance(given, Sequence | np.ndarray) or isinstance(given, str) or np.ndim(given) == 0:
+        if not is_list(given):
             return [given] * images
         if len(given) != images:
             raise RequestError(f"{len(given)} values of {what} for {images} images: give one for all, or one an image")
@@ -109,7 +110,8 @@ def sampling_of(request: Request, defaults: SamplerDefaults, images: int) -> Bat
 
     guidance = each("guidance", request.guidance, defaults.guidance)
     temperature = each("temperature", request.temperature, defaults.temperature)
-    degrees = [0.0 if cold else one for one, cold in zip(temperature, each("greedy", request.greedy), strict=True)]
+    cold = [truth("greedy", value) for value in each("greedy", request.greedy, default=False)]
+    degrees = [0.0 if greedy else one for one, greedy in zip(temperature, cold, strict=True)]
     top_k, top_p = each("top-k", request.top_k, defaults.top_k), each("top-p", request.top_p, defaults.top_p)
     for values in zip(guidance, degrees, top_k, top_p, strict=True):
         Sampling(*values)
@@ -123,10 +125,10 @@ def sampling_of(request: Request, defaults: SamplerDefaults, images: int) -> Bat
 
 def number(what: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:
     """Raise RequestError unless `value` is a finite number that is allowed."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise RequestError(f"{what} {value!r} is not a number: {allowed}")
     try:
-        fine = math.isfinite(value) and holds(value)
-    except TypeError:
-        raise RequestError(f"{what} {value!r} is not a number: {allowed}") from None
+        fine = math.isfinite(value) and holds(float(value))
     except OverflowError:  # a whole number beyond all floats
         fine = False
     if not fine:
@@ -144,11 +146,24 @@ def whole(what: str, value: Any, least: int, most: int) -> int:
     return number
 
 
+def truth(what: str, value: Any) -> bool:
+    """`value` as a bool, or 0 or 1. Raises RequestError for others."""
+    return bool(value) if isinstance(value, bool | np.bool_) else bool(whole(what, value, 0, 1))
+
+
+def is_list(values: Any) -> bool:
+    """Whether these are one value an image: a sequence or an array, but no text."""
+    if isinstance(values, np.ndarray):
+        return values.ndim > 0
+    return isinstance(values, Sequence) and not isinstance(values, str | bytes | bytearray)
+
+
 def listed(what: str, values: Any) -> Sequence[Any]:
     """`values`. Raises RequestError for what is no list of them."""
-    if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str | bytes) or np.ndim(values) == 0:
+    if not is_list(values):
         raise RequestError(f"{what} {values!r} are no list: give one for each image, such as [0, 1]")
-    return values  # type: ignore[return-value]
+    found: Sequence[Any] = values
+    return found
 
 
 def check_classes(classes: Sequence[int], count: int) -> NDArray[np.int64]:
@@ -167,10 +182,19 @@ def check_seeds(seeds: Sequence[int] | None, images: int) -> NDArray[np.uint64]:
     return np.array([whole("seed", seed, 0, MAX_SEED) for seed in seeds], dtype=np.uint64)
 
 
+def check_schedule(schedule: str | None, default: str) -> str:
+    """The specification as given, or the default. Raises RequestError for what is no text."""
+    if schedule is not None and not isinstance(schedule, str):
+        raise RequestError(f"schedule {schedule!r} is no text: use one such as 'ntp', or None for {default!r}")
+    return schedule or default
+
+
 def check_images(images: NDArray[np.uint8], tokenizer: ImageTokenizerFacts | None) -> None:
     """Raise RequestError unless these are uint8 [images, height, width, 3] that the tokenizer can encode."""
     if tokenizer is None:
         raise RequestError("the bundle has no image tokenizer: export it with --tokenizer FILE")
+    if not isinstance(images, np.ndarray):
+        raise RequestError(f"images are a {type(images).__name__}: use an array, uint8 [images, height, width, 3]")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
         raise RequestError(f"images are {images.dtype} {list(images.shape)}: use uint8 [images, height, width, 3]")
     side = tokenizer.downsampling
@@ -188,6 +212,13 @@ class Watch:
     progress: Progress | None
     cancel: CancelFlag | None
     done: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises RequestError for what cannot be called, before the work."""
+        if self.progress is not None and not callable(self.progress):
+            raise RequestError(f"progress {self.progress!r} cannot be called: give a function of steps done and steps")
+        if self.cancel is not None and not callable(getattr(self.cancel, "is_set", None)):
+            raise RequestError(f"cancel {self.cancel!r} has no is_set(): give something like threading.Event()")
 
     def before_step(self) -> None:
         """Raise Cancelled where the caller has asked for it."""

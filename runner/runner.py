@@ -24,6 +24,7 @@ from arforge.runner.backends.tensorrt_codec import TensorRTCodec
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.canvas import make_canvas
+from arforge.runner.device import check_threads
 from arforge.runner.errors import EngineError, RequestError
 from arforge.runner.numerics import check_step
 from arforge.runner.plan import Plan, make_plan
@@ -38,12 +39,14 @@ from arforge.runner.request import (
     Watch,
     check_classes,
     check_images,
+    check_schedule,
     check_seeds,
     sampling_of,
     whole,
 )
 from arforge.runner.schedules.specification import require_keeping
 from arforge.runner.step_graph import guided_rows
+from arforge.runner.targets import default_precision
 
 ENGINES: dict[str, Callable[[Bundle, str, int | None], Engine]] = {
     "onnxruntime": OnnxRuntimeEngine.built,
@@ -72,13 +75,15 @@ class Result:
     image_seconds: float  # tokens to pixels, wall clock
 
 
-def open_engine(bundle: Bundle, target: str, precision: str, threads: int | None = None) -> Engine:
-    """Load the engine that `arforge build` made. Raises EngineError where it is not built or not known."""
-    if target not in ENGINES:
-        raise EngineError(f"unknown target {target!r}: this arforge runs {', '.join(ENGINES)}")
-    if threads is not None and threads < 1:
-        raise EngineError(f"{threads} threads: use at least 1, or leave it out for one a core")
-    return ENGINES[target](bundle, precision, threads)
+def open_engine(bundle: Bundle, target: str, precision: str | None = None, threads: int | None = None) -> Engine:
+    """Load the engine that `arforge build` made, by default of the target's usual precision.
+
+    Raises EngineError where it is not built or not known.
+    """
+    if precision is not None and not isinstance(precision, str):
+        raise RequestError(f"precision {precision!r} is no text: use one such as 'fp32', or None for the target's own")
+    precision = precision or default_precision(target)
+    return ENGINES[target](bundle, precision, check_threads(threads))
 
 
 def open_codec(bundle: Bundle, engine: Engine, threads: int | None = None) -> ImageCodec:
@@ -104,13 +109,14 @@ class Runner:
         cls,
         path: Path | str,
         target: str = "onnxruntime",
-        precision: str = "fp32",
+        precision: str | None = None,
         threads: int | None = None,
     ) -> Runner:
         """Open a bundle and load the engine that `arforge build` made for it.
 
         Raises BundleError for a bundle that cannot be used and EngineError for an engine that is not built or not
-        known. `threads`: CPU threads of the engine, None for one a core.
+        known. `precision`: by default fp32, of TensorRT fp16. `threads`: CPU threads of the engine, by default one
+        an available core.
         """
         bundle = open_bundle(path)
         engine = open_engine(bundle, target, precision, threads)
@@ -156,7 +162,7 @@ class Runner:
         model = self.bundle.model
         labels = check_classes(request.classes, model.class_condition.classes)
         sampling = sampling_of(request, self.bundle.sampler, len(labels))
-        schedule = request.schedule or self.bundle.default_schedule
+        schedule = check_schedule(request.schedule, self.bundle.default_schedule)
         numbers = check_seeds(request.seeds, len(labels))
         batch = whole("batch", request.batch, 1, MAX_BATCH)
         canvas = make_canvas(request.known, len(labels), model.grid, model.vocabulary)

@@ -68,7 +68,7 @@ class LogitComparison:
         """The logits of the cells of one step, (images, targets, vocabulary)."""
         self._steps += 1
         if wanted.size:
-            error = float(np.abs(found - wanted).max() / np.abs(wanted).max())
+            error = np.abs(found - wanted).max() / np.abs(wanted).max()
             self._largest = float(np.maximum(self._largest, error))  # NaN where there is one
             self._same += int((found.argmax(-1) == wanted.argmax(-1)).sum())
             self._cells += wanted.shape[0] * wanted.shape[1]

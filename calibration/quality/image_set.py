@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +13,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.runner.errors import EvaluationError
+from arforge.runner.errors import EvaluationError, ImageError
+from arforge.runner.image_file import image_size, read_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 ARRAY = "arr_0"
@@ -34,7 +36,7 @@ class ImageSet:
             yield from array_batches(self.path, batch)
             return
         for first in range(0, self.count, batch):
-            yield np.stack([read_picture(path) for path in self.files[first : first + batch]])
+            yield np.stack([read_pixels(path, self.size) for path in self.files[first : first + batch]])
 
 
 def open_image_set(path: Path) -> ImageSet:
@@ -54,7 +56,7 @@ def open_folder(folder: Path) -> ImageSet:
     files = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()))
     if not files:
         raise EvaluationError(f"no images below {folder}: expected files named {', '.join(SUFFIXES)}")
-    sizes = {path: picture_size(path) for path in files}
+    sizes = {path: header_size(path) for path in files}
     size = sizes[files[0]]
     for path, other in sizes.items():
         if other != size:
@@ -65,26 +67,28 @@ def open_folder(folder: Path) -> ImageSet:
     return ImageSet(folder, len(files), size, files)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Height and width, from the header alone."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"cannot read the image {path}: {error}. Remove it, or write it again") from error
+def header_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, from the header alone."""
+    with evaluated(path):
+        return image_size(path)
 
 
-def read_picture(path: Path) -> NDArray[np.uint8]:
+def read_pixels(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     """An image file as uint8 [height, width, 3]; transparency is dropped."""
-    from PIL import Image
+    with evaluated(path):
+        pixels = read_image(path).pixels
+    if pixels.shape[:2] != size:
+        raise EvaluationError(f"the image {path} is not what its header says, {size[0]}x{size[1]}: write it again")
+    return pixels
 
+
+@contextmanager
+def evaluated(path: Path) -> Iterator[None]:
+    """What is wrong with an image file as an EvaluationError."""
     try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"cannot read the image {path}: {error}. Remove it, or write it again") from error
+        yield
+    except ImageError as error:
+        raise EvaluationError(f"cannot read the image {path}: {error.reason}. Remove it, or write it again") from error
 
 
 def array_shape(path: Path) -> tuple[int, int, int]:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import click
 import numpy as np
-import onnxruntime
 
 from arforge.runner import Runner
+from arforge.runner.backends.onnxruntime_session import load_library
 from arforge.runner.canvas import UNKNOWN
 from arforge.runner.images import save_png
 
@@ -35,7 +35,7 @@ def main(output: Path) -> None:
     images = 10 * IMAGES_A_CLASS
     click.echo(
         f"\n{images} images a schedule, fp32, batch {images}, onnxruntime "
-        f"{onnxruntime.__version__}, {platform.machine()} CPU, {os.cpu_count()} cores"
+        f"{load_library().__version__}, {platform.machine()} CPU, {os.cpu_count()} cores"
     )
     click.echo(f"{'model':9} {'schedule':9} {'steps':>5} {'ms/image':>9} {'images/s':>9} {'guidance':>8}  images")
     for family, bundle in bundles.items():

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import click
 import data
-import onnxruntime
 
 from arforge.calibration.quality.classifier import Classifier
 from arforge.runner import Runner
+from arforge.runner.backends.onnxruntime_session import load_library
 from arforge.version import VERSION
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -56,7 +56,7 @@ def main(bundle: Path, samples: int, folder: Path, write: bool) -> None:
             "samples": samples,
             "seeds": f"0 to {samples - 1}",
             "temperature": 1.0,
-            "versions": {"arforge": VERSION, "onnxruntime": onnxruntime.__version__},
+            "versions": {"arforge": VERSION, "onnxruntime": load_library().__version__},
             "best guidance": best,
             "figures": {name: round(value, 4) for name, value in figures.items()},
         }

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from arforge.runner.backends.engine import SamplerSettings, StepBuffers, StepMemory
 from arforge.runner.backends.onnxruntime_session import contract_of, open_session
 from arforge.runner.bundle import Bundle
+from arforge.runner.command_line import command_line
 from arforge.runner.device import device_name, streaming_bandwidth
 from arforge.runner.errors import EngineError
 from arforge.runner.step_graph import Contract, cache_names, contract, difference, written_name
@@ -217,7 +218,7 @@ def check_identity(bundle: Bundle, identity: dict[str, Any]) -> None:
         if present is None or present != identity.get(f"{part}_sha256"):
             raise EngineError(
                 f"the engine of {bundle.root} was built from another graph: rebuild it with "
-                f"`arforge build {bundle.root} --target onnxruntime`"
+                f"`{command_line('build', bundle.root, '--target', 'onnxruntime')}`"
             )
     widths, widest = identity.get("widths"), bundle.model.position_rows
     if widths is not None and not (

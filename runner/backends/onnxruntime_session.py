@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arforge.runner.device import available_cores, machine_cores
 from arforge.runner.errors import EngineError
 from arforge.runner.step_graph import Contract, Tensor
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 MINIMUM = (1, 31)
+TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 # It makes layers of one input share a quantizer, after which none of them becomes an integer product.
 UNWANTED = ["CommonSubexpressionElimination"]
 TYPES = {
@@ -26,16 +29,34 @@ TYPES = {
 
 
 def load_library() -> Any:
-    """Import onnxruntime. Raises EngineError where it is missing or too old for opset 24."""
+    """Import onnxruntime; all that need it get it here. Raises EngineError where it is missing or too old for opset 24.
+
+    Its own wheels send usage to their makers, from the import on: off, unless the environment says otherwise.
+    """
+    os.environ.setdefault(TELEMETRY_OFF, "1")
     try:
         import onnxruntime
-    except ImportError:
-        raise EngineError("onnxruntime is not installed: pip install 'arforge[cpu]'") from None
+    except ImportError as error:
+        what = "is not installed"
+        if not isinstance(error, ModuleNotFoundError):
+            what = f"cannot be loaded ({error})"
+        elif error.name != "onnxruntime":
+            what = f"is not whole, {error.name} is missing"
+        raise EngineError(f"onnxruntime {what}: pip install 'arforge[cpu]'") from None
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     if version < MINIMUM:
         wanted = ".".join(map(str, MINIMUM))
         raise EngineError(f"onnxruntime {onnxruntime.__version__} is too old: pip install 'onnxruntime>={wanted}'")
     return onnxruntime
+
+
+def default_threads() -> int:
+    """What a session is told where nobody names a number of threads.
+
+    The library's own default (0) is a thread pinned to each core of the machine, so it hears of a limit where one is.
+    """
+    available = available_cores()
+    return available if available < machine_cores() else 0
 
 
 def open_session(
@@ -48,7 +69,7 @@ def open_session(
     """
     runtime = load_library()
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or default_threads()
     options.inter_op_num_threads = 1
     if trace is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(trace)

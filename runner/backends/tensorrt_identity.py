@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from arforge.runner.bundle import Bundle
+from arforge.runner.command_line import command_line
 from arforge.runner.errors import EngineError
 
 ELEMENT_TYPES = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
@@ -67,14 +67,14 @@ def devices(identity: Mapping[str, Any]) -> str:
 
 def build_command(root: Path, identity: Mapping[str, Any]) -> str:
     """The command that builds an engine like this one."""
-    words = ["arforge", "build", str(root), "--target", identity["target"], "--precision", identity["precision"]]
+    words: list[object] = ["build", root, "--target", identity["target"], "--precision", identity["precision"]]
     options = identity["options"]
     for name in ("compute-capability", "schedule", "width", "images"):
         for value in options[name]:
-            words += [f"--{name}", str(value)]
+            words += [f"--{name}", value]
     if options["attention"] != "auto":
         words += ["--attention", options["attention"]]
     words.append("--filters" if identity["filters"] else "--no-filters")
     if identity["strip_weights"]:
         words.append("--strip-weights")
-    return shlex.join(words)
+    return command_line(*words)

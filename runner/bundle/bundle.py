@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 import stat
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from typing import Any
 from arforge.runner.bundle.engine_identity import read_identity
 from arforge.runner.bundle.facts import BuiltEngine, ClassCondition, Graph, StoredSchedule
 from arforge.runner.bundle.manifest import Manifest, read_manifest
+from arforge.runner.command_line import command_line
 from arforge.runner.errors import (
     BundleError,
     EngineError,
@@ -28,6 +28,7 @@ from arforge.runner.errors import (
     ManifestError,
     MissingFileError,
     PathError,
+    RequestError,
     ScheduleError,
 )
 from arforge.runner.schedules import file
@@ -88,10 +89,8 @@ class Bundle(Manifest):
         if found:
             return [self.identity(engine) for engine in found]
         built = ", ".join(f"{engine.target} {engine.precision}" for engine in self.engines) or "none"
-        command = ["arforge", "build", str(self.root), "--target", target, "--precision", precision]
-        raise EngineError(
-            f"{self.root} has no {target} {precision} engine (built: {built}). Build it: {shlex.join(command)}"
-        )
+        command = command_line("build", self.root, "--target", target, "--precision", precision)
+        raise EngineError(f"{self.root} has no {target} {precision} engine (built: {built}). Build it: {command}")
 
     def check_hashes(self, progress: Callable[[str], None] = lambda path: None) -> None:
         """Compare every file with its sha256. Raises HashError for the first that differs."""
@@ -121,6 +120,8 @@ class Bundle(Manifest):
 
 def open_bundle(root: Path | str) -> Bundle:
     """Open and check a bundle. Raises a BundleError whose class names the way in which it is wrong."""
+    if not isinstance(root, str | os.PathLike):
+        raise RequestError(f"{root!r} is no path of a bundle: give it as text or a Path")
     root = Path(root)
     if not root.is_dir():
         raise BundleError(f"no bundle at {root}: make one with `arforge export`")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from arforge.runner.errors import RequestError
 from arforge.runner.images import write_whole
+from arforge.runner.optional import needed
 
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1000px; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .8em; border-bottom: 1px solid #ddd }
@@ -23,8 +23,8 @@ Draw = Callable[[Any], None]
 
 def require_matplotlib() -> None:
     """Raise RequestError where plots cannot be drawn."""
-    if find_spec("matplotlib") is None:
-        raise RequestError("plots need matplotlib: pip install 'arforge[evaluate]'")
+    with needed("plotting", "evaluate", RequestError):
+        import matplotlib.figure  # noqa: F401
 
 
 def save_page(path: Path, figures: dict[str, Any], quality: dict[str, Any] | None = None) -> None:

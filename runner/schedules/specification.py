@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class Specification:
 
 def parse(text: str) -> Specification:
     """Parse a specification. Raises ScheduleError that names what is unknown and what would be valid."""
+    if not isinstance(text, str):
+        raise ScheduleError(f"schedule {text!r} is no text: use one such as 'ntp'")
     head, *options = text.strip().split(",")
     name, colon, number = head.partition(":")
     kind = KINDS.get(name)
@@ -91,16 +94,25 @@ def parse(text: str) -> Specification:
     return Specification(name, _integer(number, f"schedule {name}") if colon else None, tuple(kept))
 
 
-@lru_cache(maxsize=64)
 def compile_schedule(text: str, grid: tuple[int, int], kept: tuple[int, ...] = ()) -> Schedule:
     """Compile and check the schedule of a specification for a grid of (rows, columns).
 
     `kept`: cells that are known and stay as they are. Raises ScheduleError for an unknown kind or option, numbers
     that do not fit the grid, or kept cells where the kind decodes in an order of its own.
     """
-    if min(grid) < 1 or grid[0] * grid[1] > MAX_CELLS:
-        raise ScheduleError(f"grid {grid[0]}x{grid[1]} is out of range: use 1 to {MAX_CELLS} cells")
-    specification = parse(text)
+    try:
+        rows, columns = (operator.index(side) for side in grid)
+    except (TypeError, ValueError):
+        raise ScheduleError(f"grid {grid!r} is no pair of rows and columns, such as (24, 24)") from None
+    if min(rows, columns) < 1 or rows * columns > MAX_CELLS:
+        raise ScheduleError(f"grid {rows}x{columns} is out of range: use 1 to {MAX_CELLS} cells")
+    if kept:
+        require_keeping(text)
+    return _compiled(parse(text), (rows, columns), tuple(kept))
+
+
+@lru_cache(maxsize=64)
+def _compiled(specification: Specification, grid: tuple[int, int], kept: tuple[int, ...]) -> Schedule:
     kind = KINDS[specification.kind]
     arguments: dict[str, int | str | tuple[int, ...]] = {}
     if kind.number is not None:
@@ -110,7 +122,6 @@ def compile_schedule(text: str, grid: tuple[int, int], kept: tuple[int, ...] = (
         words, _ = kind.options[key]
         arguments[key.replace("-", "_")] = int(value) if words is INTEGER else value
     if kept:
-        require_keeping(text)
         arguments["kept"] = kept
     return checked(kind.build(str(specification), grid, **arguments))
 

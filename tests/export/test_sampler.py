@@ -98,3 +98,35 @@ def test_guidance_moves_away_from_the_unconditional_rows() -> None:
     stacked = torch.cat([conditional, unconditional])
     torch.testing.assert_close(guide(stacked, 4, torch.tensor([1.0])), conditional)
     torch.testing.assert_close(guide(stacked, 4, torch.tensor([3.0])), 3 * conditional - 2 * unconditional)
+
+
+def test_a_scale_of_one_takes_the_conditional_logits_bit_for_bit() -> None:
+    conditional, unconditional = logits_of(11, 3, 2), 1e6 * logits_of(12, 3, 2)
+    scales = torch.tensor([[1.0, 2.0], [3.0, 1.0], [1.0, 1.0]])
+    guided = guide(torch.cat([conditional, unconditional]), 3, scales)
+    assert torch.equal(guided[scales == 1], conditional[scales == 1])
+    moved = unconditional + (conditional - unconditional) * scales[..., None]
+    assert torch.equal(guided[scales != 1], moved[scales != 1])
+    assert (moved[0, 0] != conditional[0, 0]).any()  # what the formula alone would give
+
+
+def test_each_image_is_drawn_with_its_own_settings() -> None:
+    images, targets = 6, 4
+    logits, numbers = logits_of(13, 2 * images, targets), torch.rand(images, targets)
+    scales = torch.rand(images, targets) * 3 + 1
+    temperature, top_p = torch.tensor([1, 0.5, 0, 2, 1, 1]), torch.tensor([1, 0.9, 1, 0.3, 1, 0.7])
+    top_k = torch.tensor([0, 0, 3, 0, 7, 4])
+    together = sample(logits, numbers, scales, temperature, top_k, top_p)
+    for image in range(images):
+        one = slice(image, image + 1)
+        pair = logits[[image, images + image]]
+        alone = sample(pair, numbers[one], scales[one], temperature[one], top_k[one], top_p[one])
+        for found, expected in zip(together, alone, strict=True):
+            assert torch.equal(found[one], expected)
+
+
+def test_filters_of_one_image_leave_anothers_logits_bit_for_bit() -> None:
+    logits = torch.stack([logits_of(14, 2), 3e7 * logits_of(15, 2), logits_of(16, 2)])  # 1 is nothing beside 3e7
+    kept = keep_likely(logits, torch.tensor([5, 0, 0]), torch.tensor([1.0, 1.0, 1.0]))
+    assert (torch.isfinite(kept[0]).sum(-1) == 5).all()
+    assert torch.equal(kept[1:], logits[1:])

@@ -159,6 +159,28 @@ def test_files_that_do_not_fit_are_refused(arpg_runner: Runner, tmp_path: Path, 
             known_tokens(arpg_runner, *given)
 
 
+def test_an_image_lying_on_its_side_is_kept_upright(arpg_runner: Runner, tmp_path: Path, mask: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(noise()).copy()).save(tmp_path / "turned.png", exif=exif)
+    upright = save(tmp_path / "upright.png", noise())
+    found = known_tokens(arpg_runner, tmp_path / "turned.png", mask)
+    assert (found == known_tokens(arpg_runner, upright, mask)).all()
+
+
+def test_a_mask_with_transparent_pixels_is_refused(arpg_runner: Runner, tmp_path: Path, image: Path) -> None:
+    unclear = save(tmp_path / "unclear.png", np.dstack([noise(), left_half()[..., None]]))
+    with pytest.raises(RequestError, match=r"mask .*unclear.png has transparent pixels: make it opaque"):
+        known_tokens(arpg_runner, image, unclear)
+
+
+def test_a_mask_of_sixteen_bits_is_light_where_it_is(arpg_runner: Runner, tmp_path: Path, image: Path) -> None:
+    deep = np.where(left_half() > 0, 40000, 20000).astype(np.uint16)  # above and below half
+    known = known_tokens(arpg_runner, image, save(tmp_path / "deep.png", deep))
+    assert (known[:, :3] == UNKNOWN).all()
+    assert (known[:, 3:] != UNKNOWN).all()
+
+
 @pytest.mark.parametrize("known", [np.where(np.arange(64).reshape(8, 8) < 5, 1, UNKNOWN), nothing_known((9, 8))])
 def test_raster_schedules_keep_nothing(runner: Runner, known: np.ndarray) -> None:
     with pytest.raises(ScheduleError, match="schedule 'zipar:4' decodes in an order of its own and cannot keep cells"):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arforge.runner import ArforgeError, BundleError, EngineError, RequestError, Runner, ScheduleError
+from arforge.runner import ArforgeError, BundleError, EngineError, RequestError, Runner, ScheduleError, compile_schedule
 
 
 @pytest.mark.parametrize(
@@ -110,3 +110,96 @@ def test_opening_with_what_is_not_there_is_refused(bundle: Path, arguments: dict
 def test_opening_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no bundle at"):
         Runner.open(tmp_path / "nothing.bundle")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": "3"}, "classes '3' are no list"),
+        ({"classes": 3}, "classes 3 are no list"),
+        ({"classes": None}, "classes None are no list"),
+        ({"classes": {0: 1}}, "classes {0: 1} are no list"),
+        ({"classes": np.array([0.0, 1.0])}, r"class .*0\.0.* is not a whole number"),
+        ({"classes": np.array([True])}, "class .*True"),
+        ({"classes": np.array([[0, 1]])}, "class .* is not a whole number"),
+        ({"classes": np.array(0)}, r"classes array\(0\) are no list"),
+        ({"classes": [None]}, "class None is not a whole number"),
+        ({"seeds": "0"}, "seeds '0' are no list"),
+        ({"seeds": 7}, "seeds 7 are no list"),
+        ({"seeds": [None]}, "seed None is not a whole number"),
+        ({"seeds": np.array([np.nan])}, "seed .*nan.* is not a whole number"),
+        ({"guidance": "2"}, "guidance '2' is not a number"),
+        ({"guidance": True}, "guidance True is not a number"),
+        ({"guidance": 2 + 0j}, "is not a number"),
+        ({"guidance": np.float32("nan")}, "guidance nan is out of range"),
+        ({"guidance": np.array([[2.0]])}, "guidance .* is not a number"),
+        ({"guidance": [[2.0], [1.0, 2.0]]}, "2 values of guidance for 1 images"),
+        ({"guidance": [2.0, 3.0]}, "2 values of guidance for 1 images"),
+        ({"temperature": b"1"}, "temperature b'1' is not a number"),
+        ({"top_k": True}, "top-k True is out of range"),
+        ({"top_k": np.float64(3)}, r"top-k .*3\.0.* is not a whole number"),
+        ({"top_p": [None]}, "top-p None is not a number"),
+        ({"greedy": "no"}, "greedy 'no' is not a whole number: use 0 to 1"),
+        ({"greedy": None, "temperature": 1.0}, None),
+        ({"batch": True}, "batch True is out of range"),
+        ({"batch": "all"}, "batch 'all' is not a whole number"),
+        ({"schedule": 3}, "schedule 3 is no text"),
+        ({"schedule": ["ntp"]}, r"schedule \['ntp'\] is no text"),
+        ({"known": "x"}, "known tokens are <U1"),
+        ({"known": [[1, 2], [3]]}, "known tokens are rows of different lengths"),
+        ({"known": np.zeros((8, 8))}, "known tokens are float64"),
+        ({"known": np.ones((8, 8), bool)}, "known tokens are bool"),
+        ({"known": np.full((8, 8), 2**64 - 1, np.uint64)}, "known tokens go from 18446744073709551615"),
+        ({"progress": "bar"}, "progress 'bar' cannot be called"),
+        ({"cancel": 1}, "cancel 1 has no is_set"),
+    ],
+    ids=str,
+)
+def test_arguments_of_another_type_are_refused(runner: Runner, arguments: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        runner.generate(**{"classes": [0], **arguments})
+        return
+    with pytest.raises(RequestError, match=message):
+        runner.generate(**{"classes": [0], **arguments})
+
+
+@pytest.mark.parametrize("images", [None, "a.png", [[0]], 3, np.zeros((1, 16, 16, 3)), np.zeros((1, 16, 16, 3), bool)])
+def test_images_of_another_type_are_not_encoded(runner: Runner, images: Any) -> None:
+    with pytest.raises(RequestError, match=r"images are .*: use "):
+        runner.encode(images)
+
+
+def test_zero_dimensional_arrays_are_numbers(runner: Runner) -> None:
+    expected = runner.generate([1], guidance=2.0, top_k=3).tokens
+    found = runner.generate([np.int32(1)], guidance=np.float32(2), top_k=np.uint8(3)).tokens
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path": None}, "None is no path of a bundle"),
+        ({"path": 3}, "3 is no path of a bundle"),
+        ({"path": b"x"}, "b'x' is no path of a bundle"),
+        ({"target": None}, "unknown target None"),
+        ({"target": ["onnxruntime"]}, "unknown target"),
+        ({"precision": 32}, "precision 32 is no text"),
+        ({"threads": "2"}, "'2' threads: use a whole number"),
+        ({"threads": 2.0}, r"2\.0 threads: use a whole number"),
+        ({"threads": 100_000}, "100000 threads: use at least 1, and here at most"),
+    ],
+    ids=str,
+)
+def test_opening_with_arguments_of_another_type_is_refused(
+    bundle: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ArforgeError, match=message):
+        Runner.open(**{"path": bundle, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("text", "grid"), [(None, (4, 4)), (3, (4, 4)), (["ntp"], (4, 4)), ("ntp", 4), ("ntp", "4x4"), ("ntp", (4.0, 4))]
+)
+def test_schedules_and_grids_of_another_type_are_refused(text: Any, grid: Any) -> None:
+    with pytest.raises(ScheduleError, match="is no "):
+        compile_schedule(text, grid)

@@ -9,7 +9,7 @@ import pytest
 
 from arforge.runner import Runner, ScheduleError, open_bundle
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
-from arforge.runner.side_by_side import GUIDANCE, side_by_side
+from arforge.runner.side_by_side import GUIDANCE, LogitAgreement, LogitComparison, side_by_side
 
 
 def test_the_first_engine_decodes_what_the_runner_does(bundle: Path, runner: Runner) -> None:
@@ -33,3 +33,14 @@ def test_it_stops_after_so_many_steps_and_checks_the_schedule(bundle: Path) -> N
     assert len(list(side_by_side(opened, "ntp", [engine], [0], 5))) == 5
     with pytest.raises(ScheduleError, match="does not fit a llamagen model"):
         next(side_by_side(opened, "par:4", [engine], [0]))
+
+
+def test_logits_are_compared_by_error_and_likeliest_token() -> None:
+    comparison = LogitComparison()
+    wanted = np.array([[[1.0, 4.0], [2.0, 0.0]]], np.float32)
+    comparison.add(wanted, wanted + np.float32([[[0, -1], [0, 3]]]))
+    comparison.add(wanted[:, :0], wanted[:, :0])  # a step that decides nothing
+    assert comparison.result() == LogitAgreement(steps=2, largest_error=0.75, same_tokens=0.5)
+    comparison.add(wanted, wanted * np.nan)
+    comparison.add(wanted, wanted)
+    assert np.isnan(comparison.result().largest_error)  # which no tolerance allows

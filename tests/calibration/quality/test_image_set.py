@@ -57,6 +57,25 @@ def test_grey_and_transparent_images_become_three_channels(tmp_path: Path) -> No
     assert (transparent == PIXELS[1]).all()
 
 
+def test_pictures_are_eight_bit_and_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(np.rot90(PIXELS[0], -1).copy()).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(PIXELS[1, ..., 0].astype(np.uint16) * 257).save(tmp_path / "b.png")
+    images = open_image_set(tmp_path)
+    assert images.size == (6, 4)
+    ((turned, deep),) = images.batches(2)
+    assert (turned == PIXELS[0]).all()
+    assert (deep == PIXELS[1, ..., :1]).all()
+
+
+def test_an_animation_is_named(tmp_path: Path) -> None:
+    first, second = (Image.fromarray(part) for part in PIXELS[:2])
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    with pytest.raises(EvaluationError, match=r"cannot read the image .*a\.gif: it holds several frames"):
+        open_image_set(tmp_path)
+
+
 def test_sizes_that_differ_are_named(tmp_path: Path) -> None:
     save_all(tmp_path, PIXELS[:2])
     Image.fromarray(PIXELS[0, :5]).save(tmp_path / "z.png")

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from arforge.runner import EngineError, Runner, open_bundle
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine, check_identity
-from arforge.runner.backends.onnxruntime_session import load_library
+from arforge.runner.backends.onnxruntime_session import load_library, open_session
 from arforge.runner.step_graph import cache_names
 
 LAYERS = 2
@@ -199,6 +200,58 @@ def test_a_graph_with_other_caches_than_the_manifest_says_is_refused(
     lying = replace(opened, model=replace(opened.model, **facts))
     with pytest.raises(EngineError, match=message + ": export the bundle again"):
         OnnxRuntimeEngine(lying, "fp32", threads=1)
+
+
+def test_a_graph_with_other_inputs_is_refused(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    asking = replace(opened, model=replace(opened.model, queries=True))
+    with pytest.raises(
+        EngineError, match=r"input guidance is float32 \[images, width\], expected .*: export the bundle"
+    ):
+        OnnxRuntimeEngine(asking, "fp32", threads=1)
+
+
+def test_extra_outputs_are_what_a_step_gave(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    path = opened.graph("step", "fp32")
+    model = onnx.load(path, load_external_data=False)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("rms_norm", onnx.TensorProto.FLOAT, None))
+    session = open_session(path, 1, model.SerializeToString())
+    engine = OnnxRuntimeEngine(opened, "fp32", 1, session=session, extra_outputs=["rms_norm"])
+    engine.prepare(images=1, rows=2, slots=9, zero_slots=0)
+    seen = []
+    for width, slot in ((2, 0), (3, 2), (2, 5)):
+        fill(engine, width, slot)
+        engine.run(width)
+        found = engine.extra_outputs(width)
+        assert list(found) == ["rms_norm"]
+        assert found["rms_norm"].shape == (2, width, 64)
+        seen.append(found["rms_norm"].copy())
+    assert (seen[0] != seen[2]).any()
+    engine.close()
+    plain = OnnxRuntimeEngine(opened, "fp32", 1)
+    plain.prepare(images=1, rows=2, slots=9, zero_slots=0)
+    assert plain.extra_outputs(1) == {}
+    plain.close()
+
+
+def test_settings_and_buffers_begin_with_everything_off(engine: OnnxRuntimeEngine) -> None:
+    engine.prepare(images=3, rows=6, slots=9, zero_slots=0)
+    assert [array.tolist() for array in vars(engine.settings).values()] == [[1, 1, 1], [0, 0, 0], [1, 1, 1]]
+    buffers = engine.buffers(2)
+    assert (buffers.guidance == 1).all()
+    shapes = {name: array.shape for name, array in vars(buffers).items() if array is not None}
+    assert shapes == {
+        "tokens": (6, 2),
+        "positions": (6, 2),
+        "write_index": (6,),
+        "mask": (6, 1, 2, 9),
+        **dict.fromkeys(("uniforms", "guidance", "next_tokens"), (3, 2)),
+    }
+    settings = engine.settings
+    engine.prepare(images=3, rows=6, slots=9, zero_slots=2)
+    assert engine.settings is settings
+    assert engine.buffers(2) is buffers
 
 
 def test_a_missing_library_names_what_to_install(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from arforge.engines import tensorrt
 from arforge.engines.tensorrt import Job
-from arforge.runner import EngineError, Runner, open_bundle
+from arforge.runner import EngineError, Request, Runner, open_bundle
 from arforge.runner.backends import cuda, tensorrt_engine
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.step_graph import cache_names
@@ -94,6 +94,41 @@ def test_tokens_and_images_are_those_of_onnxruntime(
         np.testing.assert_array_equal(found.images, expected.images)
     assert engine.captured
     assert gpu.launches > 0
+
+
+@pytest.mark.parametrize("schedule", ["ntp", "zipar:4"])
+def test_a_batch_of_mixed_settings_gives_each_image_what_onnxruntime_does(
+    built: Path, runner: Runner, open_fake: Callable[..., Opened], schedule: str
+) -> None:
+    mine, engine, _ = open_fake(built)
+    request = Request(
+        [3, 1, 4, 1, 5],
+        [9, 2**64 - 1, 6, 5, 0],
+        schedule,
+        guidance=[1, 2.0, 1.5, 3.0, 1],
+        temperature=[1.0, 0.7, 1, 1.3, 1],
+        top_k=[0, 9, 0, 3, 0],
+        top_p=[1, 1, 0.8, 0.9, 1],
+        greedy=[False, False, False, False, True],
+    )
+    expected = runner.generate(request).tokens
+    for batch in (1, 2, 3, 32):
+        found = mine.generate(replace(request, batch=batch)).tokens
+        np.testing.assert_array_equal(found, expected)
+    assert engine.captured
+
+
+def test_rows_that_see_different_slots_are_refused(built: Path, open_fake: Callable[..., Opened]) -> None:
+    _, engine, _ = open_fake(built)
+    for images, rows in ((3, 6), (2, 4), (2, 2)):  # of a batch that it was built for, and filled up to one
+        engine.prepare(images, rows, 10, 0)
+        buffers = engine.buffers(1)
+        assert buffers.mask.shape == (rows, 1, 1, 10)
+        buffers.mask[..., :3] = True
+        engine.run(1)
+        buffers.mask[rows - 1, ..., 2] = False
+        with pytest.raises(EngineError, match="one mask for all rows, and these see different slots"):
+            engine.run(1)
 
 
 def test_random_order_runs_on_pairs_of_widths_and_queries(
@@ -219,8 +254,9 @@ def test_wishes_that_the_engine_was_not_built_for(
         EngineError, match=r"not built for steps of 1 tokens and 5 queries; rebuild it \(with --schedule"
     ):
         random_order.buffers(1, 5)
-    with pytest.raises(EngineError, match=r"built without top-k and top-p; rebuild it \(with --filters\)"):
-        other.generate([1], schedule="arpg:3", top_k=3)
+    for limits in ({"top_k": 3}, {"top_k": [0, 3]}, {"top_p": [1.0, 0.5]}):
+        with pytest.raises(EngineError, match=r"built without top-k and top-p; rebuild it \(with --filters\)"):
+            other.generate([1, 2], schedule="arpg:3", **limits)
 
 
 def test_the_engine_for_this_gpu_is_chosen(built: Path, open_fake: Callable[..., Opened], tmp_path: Path) -> None:
