@@ -47,10 +47,7 @@ void check_ids(const Bundle& bundle) {
   }
 }
 
-void check_image_tokenizer(const Bundle& bundle) {
-  const ModelFacts& model = bundle.model;
-  const ImageTokenizerFacts& tokenizer = *bundle.image_tokenizer;
-  const std::string root = bundle.root.string();
+void check_image_tokenizer(const ImageTokenizerFacts& tokenizer, const ModelFacts& model, const std::string& root) {
   if (tokenizer.codebook_size != model.vocabulary) {
     throw Error(Code::manifest, text(root, ": image tokenizer has ", tokenizer.codebook_size, " codes, the model ",
                                      model.vocabulary, " tokens"));
@@ -74,7 +71,7 @@ void check_model(const Bundle& bundle) {
   }
   check_ids(bundle);
   if (bundle.image_tokenizer) {
-    check_image_tokenizer(bundle);
+    check_image_tokenizer(*bundle.image_tokenizer, model, root);
   }
 }
 

@@ -197,7 +197,7 @@ Bundle read_manifest(const fs::path& root) {
   check_permitted(path, failed);
   if (fs::is_symlink(facts)) {
     throw Error(Code::manifest, text(root.string(), " is not a bundle: it has no ", MANIFEST,
-                                     " but a link of that name; ", how_to_copy(root)));
+                                     " but a link of that name: ", how_to_copy(root)));
   }
   if (!fs::is_regular_file(facts)) {
     throw Error(Code::manifest, text(root.string(), " is not a bundle: it has no ", MANIFEST));
