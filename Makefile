@@ -3,7 +3,7 @@ PYTHON ?= python3
 OUT ?= out
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test lowest clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/fashion/demo.py --output $(OUT)
@@ -13,6 +13,10 @@ test: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p arforge
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# the lowest versions that pyproject.toml declares, in an environment of their own
+lowest: .venv/.ready
+	$(BIN)/python .ci/lowest.py build/lowest
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -66,8 +66,9 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 )
 @click.option("--strip-weights", is_flag=True, help="TensorRT: leave the weights out, to be refitted on the device.")
 @click.option(
-    "--dry-run", is_flag=True, help="TensorRT: print the commands that build without Python, and build nothing."
+    "--dry-run", is_flag=True, help="TensorRT: print the commands that build without Python, and write nothing."
 )
+@click.option("--graphs", type=PATH, help="With --dry-run: a new folder for the graphs that the commands read.")
 def command(
     bundle: Path,
     target: str,
@@ -82,6 +83,7 @@ def command(
     filters: bool | None,
     strip_weights: bool,
     dry_run: bool,
+    graphs: Path | None,
 ) -> None:
     """Build an engine of BUNDLE, and enter it in the bundle.
 
@@ -100,12 +102,15 @@ def command(
             "--filters": filters is not None,
             "--strip-weights": strip_weights,
             "--dry-run": dry_run,
+            "--graphs": graphs is not None,
         }
         refuse([name for name, value in given.items() if value])
         build_onnxruntime(bundle, precision, flat, quantization, measure_widths)
         return
     if quantization:
         raise EngineError("--quantization is for ONNX Runtime: TensorRT's int8 is that of `arforge calibrate`")
+    if graphs and not dry_run:
+        raise EngineError("--graphs goes with --dry-run: a build keeps its graphs in the bundle")
     if measure_widths:
         raise EngineError("--measure-widths is for ONNX Runtime: name TensorRT's widths with --width")
     from arforge.engines.tensorrt import Job, build
@@ -126,8 +131,10 @@ def command(
     if dry_run:
         from arforge.engines.trtexec import dry_run as commands
 
-        for line in commands(job):
+        for line in commands(job, graphs):
             click.echo(line)
+        made = f"the graphs are in {graphs}: run the commands there"
+        click.echo(made if graphs else "nothing is written: --graphs FOLDER gives the graphs to run them on", err=True)
         return
     built = build(job, lambda line: click.echo(line, err=True))
     identity = built.identity

@@ -61,8 +61,9 @@ def command(
     """
     from arforge.calibration.int8 import Job, calibrate
     from arforge.calibration.ranges import Rule
-    from arforge.runner.images import write_whole
+    from arforge.runner.output import check_outputs, write_whole
 
+    check_outputs({"--json": json_file})
     job = Job(
         bundle,
         Rule(method, percentile),

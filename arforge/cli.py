@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import sys
 from collections.abc import Callable
 from copy import copy
 from functools import wraps
@@ -54,10 +58,17 @@ class Commands(click.Group):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that are no text
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except ArforgeError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE or error.filename is None:
+                raise
+            raise click.ClickException(f"cannot use {os.fsdecode(error.filename)}: {error.strerror}") from error
 
 
 def guarded(entry: Entry, callback: Callable[..., Any]) -> Callable[..., Any]:

@@ -75,6 +75,7 @@ def command(
     from arforge.calibration.quality.frechet import frechet_distance
     from arforge.calibration.quality.image_set import open_image_set
     from arforge.calibration.quality.plot import Point, save_plot
+    from arforge.runner.output import check_outputs, is_stream
     from arforge.runner.profiling.page import require_matplotlib
     from arforge.runner.request import Sampling
     from arforge.runner.runner import Runner
@@ -82,6 +83,7 @@ def command(
 
     if plot:
         require_matplotlib()
+    check_outputs({"--json": json_file, "--plot": plot})
     real = {what: open_image_set(path) for what, path in (("reference", reference), ("floor", floor)) if path}
     precision = precision or default_precision(target)
     open_built(bundle, target, precision)
@@ -143,7 +145,8 @@ def command(
                     )
                 )
             click.echo(line_of(rows[-1]))
-            if json_file:  # after every schedule: a run that is cut off has given what it had
+            # after every schedule: a run that is cut off has given what it had
+            if json_file and (schedule == chosen[-1] or not is_stream(json_file)):
                 quality.save_json(json_file, {**facts, "schedules": [row.to_json() for row in rows]})
     if plot:
         points = [Point(row.schedule, "", row.steps, row.milliseconds, row.distance) for row in rows]

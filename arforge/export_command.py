@@ -2,89 +2,148 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from arforge.options import PATH, Grid
 from arforge.runner.command_line import command_line
-from arforge.runner.errors import ArforgeError
+from arforge.runner.optional import installed, needed
 
-FAMILIES = ("llamagen", "par", "arpg")
-VARIANTS = ("B", "L", "XL", "XXL", "3B")
+if TYPE_CHECKING:
+    from arforge.export.families.family import Family
 
 
-@click.command()
-@click.argument("family", type=click.Choice(FAMILIES))
-@click.option("--variant", type=click.Choice(VARIANTS, case_sensitive=False), help="A published size; or use --config.")
-@click.option("--grid", type=Grid(), help="Token grid of the variant, such as 16x16.  [default: 24x24; arpg: 16x16]")
-@click.option("--regions", type=click.Choice(["4", "16"]), help="Regions of a par variant.  [default: 4]")
-@click.option("--config", type=PATH, help="Dimensions as JSON (see the README), in place of --variant.")
-@click.option("--checkpoint", type=PATH, required=True, help="The authors' .pt, or .safetensors.")
-@click.option("--tokenizer", type=PATH, help="The VQ tokenizer's checkpoint; without it, a bundle gives tokens only.")
-@click.option("--output", type=PATH, required=True, help="The bundle to write: a directory, whole or not at all.")
+class ExportCommand(click.Command):
+    """Families bring options of their own, which are known where torch is installed."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *family_options()]
+
+
+def family_options() -> list[click.Parameter]:
+    if not all(installed(name) for name in ("torch", "safetensors")):
+        return []
+    owners: dict[str, list[str]] = {}
+    found: dict[str, click.Parameter] = {}
+    for family in known_families().values():
+        for option in family.options:
+            owners.setdefault(option.field, []).append(family.name)
+            text = f"{option.help} Of {' and '.join(owners[option.field])}.  [default: read off the checkpoint]"
+            choices = click.Choice([str(choice) for choice in option.choices])
+            found[option.field] = click.Option([f"--{option.field.replace('_', '-')}"], type=choices, help=text)
+    return list(found.values())
+
+
+def known_families() -> dict[str, Family[Any]]:
+    with needed("exporting", "export"):
+        from arforge.export.families import FAMILIES
+
+        return FAMILIES
+
+
+@click.command(cls=ExportCommand)
+@click.argument("subject", metavar="CHECKPOINT | FAMILY")
+@click.option("--checkpoint", type=PATH, help="The checkpoint, where a family is named before it.")
+@click.option("--variant", help="A published size, such as L.  [default: read off the checkpoint]")
+@click.option("--config", type=PATH, help="All dimensions as JSON (see the README), in place of the checkpoint's.")
+@click.option("--n-head", type=click.IntRange(min=1), help="Heads of a size that is not published: tensors tell none.")
+@click.option("--grid", type=Grid(), help="Token grid, such as 16x16.  [default: the checkpoint's name, if it tells]")
+@click.option("--weights", help="Which of a file's weights, such as ema.  [default: model before ema]")
+@click.option("--image-tokenizer", "--tokenizer", type=PATH, help="Its checkpoint; without it, there are tokens only.")
+@click.option("--image-tokenizer-weights", help="Which of that file's weights.  [default: ema before model]")
+@click.option("--output", type=PATH, help="The bundle to write: a folder, whole or not at all.  [default: NAME.bundle]")
 @click.option("--schedule", "schedules", multiple=True, help="Store this schedule; repeatable.  [default: the usual]")
-@click.option("--guidance", default=2.0, show_default=True, help="Default guidance scale of requests.")
-@click.option("--temperature", default=1.0, show_default=True, help="Default temperature of requests.")
-@click.option("--top-k", default=0, show_default=True, help="Default top-k of requests; 0 is off.")
-@click.option("--top-p", default=1.0, show_default=True, help="Default top-p of requests; 1 is off.")
+@click.option("--guidance", type=float, help="Default guidance scale of requests.  [default: the authors']")
+@click.option("--temperature", type=float, help="Default temperature of requests.  [default: the authors']")
+@click.option("--top-k", type=int, help="Default top-k of requests; 0 is off.  [default: the authors']")
+@click.option("--top-p", type=float, help="Default top-p of requests; 1 is off.  [default: the authors']")
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle, once the new one is whole.")
 def command(
-    family: str,
+    subject: str,
+    checkpoint: Path | None,
     variant: str | None,
-    grid: tuple[int, int] | None,
-    regions: str | None,
     config: Path | None,
-    checkpoint: Path,
-    tokenizer: Path | None,
-    output: Path,
+    n_head: int | None,
+    grid: tuple[int, int] | None,
+    weights: str | None,
+    image_tokenizer: Path | None,
+    image_tokenizer_weights: str | None,
+    output: Path | None,
     schedules: tuple[str, ...],
-    guidance: float,
-    temperature: float,
-    top_k: int,
-    top_p: float,
+    guidance: float | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
     overwrite: bool,
+    **options: str | None,
 ) -> None:
-    """Turn a FAMILY checkpoint into a bundle.
+    """Turn a CHECKPOINT into a bundle: a file as its authors published it, shards, or a folder with one.
+
+    Family and size are read off its tensors; they may be named too, the FAMILY in the place of the checkpoint.
 
     \b
+    arforge export c2i_L_384.pt --image-tokenizer vq_ds16_c2i.pt
     arforge export llamagen --variant L --grid 24x24 --checkpoint c2i_L_384.pt \\
-        --tokenizer vq_ds16_c2i.pt --output llamagen-l.bundle
+        --image-tokenizer vq_ds16_c2i.pt --output llamagen-l.bundle
     """
-    if (variant is None) == (config is None):
+    families = known_families()
+    if variant is not None and config is not None:
         raise click.UsageError("name the model's dimensions with one of --variant and --config")
-    if config is not None and (grid or regions):
-        raise click.UsageError("--grid and --regions go with --variant; a --config holds its own")
-    if regions and family != "par":
-        raise click.UsageError("--regions goes with the par family")
-    try:
-        from arforge.export.config import read_config, variant_config
-        from arforge.export.exporter import Job, export_bundle
-        from arforge.export.families import FAMILIES as KNOWN
-    except ImportError as error:
-        raise ArforgeError(
-            f"exporting needs {error.name}: pip install 'arforge[export]' (an unpinned torch is the CUDA build; for "
-            "the CPU one install torch first)"
-        ) from error
-    from arforge.runner.bundle import SamplerDefaults
+    chosen = {name: int(value) for name, value in options.items() if value is not None}
+    if config is not None and (grid or n_head or chosen):
+        raise click.UsageError("--grid, --n-head and a family's options go without --config, which holds its own")
+    if variant is not None and n_head is not None:
+        raise click.UsageError("--n-head goes without --variant, which has its own")
+    if checkpoint is not None and subject not in families:
+        raise click.UsageError(
+            f"{subject!r} is no family ({', '.join(families)}); or name a checkpoint alone, without --checkpoint"
+        )
+    if checkpoint is None and subject in families and not Path(subject).exists():
+        raise click.UsageError(f"which {subject} checkpoint? Name it with --checkpoint")
+    from arforge.export.checkpoint import open_checkpoint
+    from arforge.export.dimensions import Named, model_of
+    from arforge.export.exporter import Job, export_bundle
     from arforge.runner.request import Sampling
 
-    Sampling(guidance, temperature, top_k, top_p)  # refuses what no request could use
-    kind = KNOWN[family]
-    if config:
-        dimensions = read_config(config, kind)
-    else:
-        options = {"regions": int(regions)} if regions else {}
-        dimensions = variant_config(kind, str(variant), grid or kind.default_grid, **options)
-    job = Job(
-        family=kind,
-        config=dimensions,
-        checkpoint=checkpoint,
-        tokenizer=tokenizer,
-        output=output,
-        schedules=schedules,
-        sampler=SamplerDefaults(guidance, temperature, top_k, top_p),
-        overwrite=overwrite,
+    def report(line: str) -> None:
+        click.echo(line, err=True)
+
+    named = Named(subject if checkpoint else None, variant, config, n_head, grid, chosen)
+    path = checkpoint or Path(subject)
+    family, dimensions = model_of(open_checkpoint(path, weights), named, report)
+    usual = family.sampler(dimensions)
+    sampler = replace(
+        usual,
+        guidance=usual.guidance if guidance is None else guidance,
+        temperature=usual.temperature if temperature is None else temperature,
+        top_k=usual.top_k if top_k is None else top_k,
+        top_p=usual.top_p if top_p is None else top_p,
     )
-    export_bundle(job, lambda line: click.echo(line, err=True))
-    click.echo(f"wrote {output}; next: {command_line('build', output, '--target', 'onnxruntime')}")
+    Sampling(sampler.guidance, sampler.temperature, sampler.top_k, sampler.top_p)  # refuses what no request could use
+    target = output or Path(f"{bundle_name(path)}.bundle")
+    job = Job(
+        family=family,
+        config=dimensions,
+        checkpoint=path,
+        image_tokenizer=image_tokenizer,
+        output=target,
+        schedules=schedules,
+        sampler=sampler,
+        overwrite=overwrite,
+        weights=weights,
+        image_tokenizer_weights=image_tokenizer_weights,
+    )
+    export_bundle(job, report)
+    click.echo(f"wrote {target}; next: {command_line('build', target, '--target', 'onnxruntime')}")
+
+
+def bundle_name(checkpoint: Path) -> str:
+    """What to call the bundle of a checkpoint: its name, or for a part or an index that of its folder."""
+    from arforge.export.checkpoint_files import files_of
+
+    if checkpoint.is_dir():
+        return checkpoint.resolve().name
+    return checkpoint.stem if files_of(checkpoint) == (checkpoint,) else checkpoint.resolve().parent.name

@@ -62,7 +62,7 @@ def command(
     arforge profile llamagen-l.bundle --schedule ntp --schedule zipar:16 --json profile.json --html profile.html
     """
     from arforge.runner.errors import EngineError
-    from arforge.runner.images import write_whole
+    from arforge.runner.output import check_outputs, write_whole
     from arforge.runner.profiling.page import require_matplotlib, save_page, settings_line
     from arforge.runner.profiling.profile import Settings
     from arforge.runner.targets import default_precision
@@ -73,6 +73,7 @@ def command(
         raise click.UsageError("--quality is drawn on the page: name it with --html")
     if layers and target != "onnxruntime":
         raise EngineError(f"--layers reads ONNX Runtime's profiler: {target} has none here")
+    check_outputs({"--json": json_file, "--html": html_file})
     settings = Settings(batch, guidance, warm_ups, repeats, max_steps)
     precision = precision or default_precision(target)
     judged = read_quality(quality) if quality else None

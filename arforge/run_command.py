@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +12,10 @@ from arforge.engine import open_built
 from arforge.options import PATH, Grid, Numbers, precision_option, target_option, threads_option
 from arforge.progress import progress_bar
 from arforge.runner.errors import RequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @click.command()
@@ -69,8 +75,9 @@ def command(
     arforge run llamagen-l.bundle --schedule zipar:16 --class 207,360 --seed 0 --guidance 2 --output out.png
     """
     from arforge.runner.canvas import nothing_known
-    from arforge.runner.images import save_npz, save_png, save_tokens
+    from arforge.runner.images import Add, Page, npz_of, save_page, save_tokens
     from arforge.runner.inpainting import known_tokens
+    from arforge.runner.output import check_outputs
     from arforge.runner.runner import Runner
     from arforge.runner.schedules.specification import require_keeping, require_order
     from arforge.runner.targets import default_precision
@@ -81,11 +88,14 @@ def command(
         raise click.UsageError("--greedy is temperature 0: leave out one of --greedy and --temperature")
     if mask and not keep:
         raise click.UsageError("--mask says what of an image to paint: name the image with --keep")
+    check_outputs({"--output": output, "--npz": npz, "--tokens": tokens})
     labels = spread_classes([label for group in classes for label in group], samples)
     numbers = spread_seeds([seed for group in seeds for seed in group], len(labels))
     precision = precision or default_precision(target)
     open_built(bundle, target, precision)
-    with Runner.open(bundle, target=target, precision=precision, threads=threads) as runner:
+    page = Page(len(labels), columns) if output else None
+    with ExitStack() as stack:
+        runner = stack.enter_context(Runner.open(bundle, target=target, precision=precision, threads=threads))
         if runner.bundle.image_tokenizer is None and (output or npz):
             raise RequestError(
                 f"{bundle} has no image tokenizer and gives tokens only: use --tokens, or export with --tokenizer"
@@ -96,27 +106,34 @@ def command(
             require_order(schedule, runner.bundle.model.order)
             require_keeping(schedule)
             known = known_tokens(runner, keep, mask, grid)
-        with progress_bar(schedule, quiet=quiet) as progress:
-            device = runner.device
-            result = runner.generate(
-                labels,
-                numbers,
-                schedule=schedule,
-                guidance=guidance,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                greedy=greedy,
-                batch=batch,
-                known=known,
-                progress=progress,
-            )
-    if tokens:
-        save_tokens(tokens, result.tokens)
-    if result.images is not None and output:
-        save_png(output, result.images, columns, zoom)
-    if result.images is not None and npz:
-        save_npz(npz, result.images)
+        receivers: list[Add] = [page.add] if page else []
+        if npz:
+            receivers.append(stack.enter_context(npz_of(npz, len(labels))))
+
+        def receive(images: NDArray[np.uint8]) -> None:
+            for add in receivers:
+                add(images)
+
+        progress = stack.enter_context(progress_bar(schedule, quiet=quiet))
+        device = runner.device
+        result = runner.generate(
+            labels,
+            numbers,
+            schedule=schedule,
+            guidance=guidance,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            greedy=greedy,
+            batch=batch,
+            known=known,
+            progress=progress,
+            images=receive if receivers else False,
+        )
+        if tokens:
+            save_tokens(tokens, result.tokens)
+    if page and output:
+        save_page(output, page.pixels, zoom)
     each = 1000 * (result.seconds + result.image_seconds) / len(labels)
     click.echo(
         f"{len(labels)} images, {schedule}: {result.steps} steps, {each:.1f} ms an image "

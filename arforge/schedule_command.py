@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from arforge.options import PATH, Grid
-from arforge.runner.images import write_whole
+from arforge.runner.output import check_outputs, write_whole
 from arforge.runner.schedules.specification import compile_schedule
 
 STEPS_SHOWN = 6
@@ -42,10 +42,12 @@ def command(
     """
     from arforge.runner.schedules import plot as schedule_plot
 
+    to_stdout = str(json_file) == "-"
+    check_outputs({"--json": None if to_stdout else json_file, "--plot": plot, "--gif": gif})
     schedule = compile_schedule(specification, grid)
     if json_file:
         text = json.dumps(schedule.to_json()) + "\n"
-        if str(json_file) == "-":
+        if to_stdout:
             click.echo(text, nl=False)
             return
         write_whole(json_file, lambda file: file.write(text.encode()))

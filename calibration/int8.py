@@ -23,8 +23,9 @@ from arforge.calibration.replacement import enter
 from arforge.calibration.requests import Requests, StageProgress, generate, held_out, spread
 from arforge.calibration.smooth import Fold, Scales, find_folds, smooth, smoothing
 from arforge.calibration.taps import Observer, TappedEngine
+from arforge.export.stored_tensors import load_whole
 from arforge.runner.bundle import Bundle, Graph, open_bundle
-from arforge.runner.bundle.writer import changing, staged, write_text
+from arforge.runner.bundle.writer import changing, remade, write_text
 from arforge.version import VERSION
 
 RECORD = f"{FOLDER}/calibration.json"
@@ -90,7 +91,7 @@ class Study:
 
     def write(self, root: Path, excluded: frozenset[str]) -> Bundle:
         """Write the int8 graphs below `root`; returns a bundle of them alone."""
-        model = onnx.load(self.bundle.graph("step-logits", "fp32"))
+        model = load_whole(self.bundle.graph("step-logits", "fp32"))
         smooth(model, self.folds, self.scales)
         kept = [layer for layer in self.layers if layer.name not in excluded]
         (root / FOLDER).mkdir(parents=True)
@@ -111,8 +112,8 @@ def calibrate(job: Job, progress: StageProgress = lambda what, done, total: None
         layers = find_layers(graph)
         excluded = select(layers, job.exclude)
         requests = spread(bundle, job.schedules, job.samples, job.seed, job.guidance, job.batch)
-        study = measure(job, bundle, graph, layers, excluded, requests, progress)
-        with staged(job.bundle, overwrite=True) as stage:
+        with remade(bundle) as stage:  # before the work: it may not be writable
+            study = measure(job, bundle, graph, layers, excluded, requests, progress)
             int8 = study.write(stage, excluded)
             report = check(study, int8, excluded, requests, progress) if job.check else Int8Report()
             record = {**provenance(study, excluded, requests), "report": asdict(report)}

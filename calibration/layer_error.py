@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from arforge.calibration.layers import Layer
 from arforge.calibration.quantize import LARGEST
 from arforge.calibration.smooth import Scales
 from arforge.calibration.taps import Arrays
+from arforge.export.stored_tensors import values_of
 
 ROWS = 256  # of each activation
 
@@ -70,12 +70,12 @@ def layer_errors(
     errors = []
     for layer in layers:
         sample, limit = rows[layer.activation], limits[layer.activation]
-        expected = sample @ numpy_helper.to_array(plain[layer.weight], str(float32.parent))
+        expected = sample @ values_of(plain[layer.weight], float32.parent)
         smoothed = sample / scales.get(layer.activation, np.float32(1))
         step = np.float32(limit / LARGEST) if limit else np.float32(1)
         given = np.clip(np.rint(smoothed / step), -LARGEST - 1, LARGEST) * step
-        weight = numpy_helper.to_array(quantized[f"{layer.weight}_quantized"], str(int8.parent)).astype(np.float32)
-        found = given @ weight * numpy_helper.to_array(quantized[f"{layer.weight}_scale"], str(int8.parent))
+        weight = values_of(quantized[f"{layer.weight}_quantized"], int8.parent).astype(np.float32)
+        found = given @ weight * values_of(quantized[f"{layer.weight}_scale"], int8.parent)
         found *= columns.get(layer.weight, np.float32(1))
         size = float(np.linalg.norm(expected))
         errors.append(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 from arforge.calibration.quantize import FOLDER, PRECISION
 from arforge.runner.bundle import Bundle, open_bundle
-from arforge.runner.bundle.writer import file_facts, write_manifest
+from arforge.runner.bundle.writer import file_facts, link, write_manifest
 from arforge.runner.errors import BundleError
 
 
@@ -46,12 +44,3 @@ def enter(bundle: Bundle, int8: Bundle) -> tuple[str, ...]:
 def made_from_int8(identity: Mapping[str, Any]) -> bool:
     """Whether an engine was built from calibrated graphs; ONNX Runtime's own int8 graph comes from the float32 one."""
     return str(identity.get("graph")).startswith(f"{FOLDER}/")
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a file, which nobody changes in place, a second name; a copy where the file system has no links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from arforge.calibration.layers import Layer
+from arforge.export.stored_tensors import values_of
 from arforge.runner.errors import CalibrationError
 
 Scales = Mapping[str, NDArray[np.float32]]
@@ -74,7 +75,7 @@ def smoothing(graph: onnx.GraphProto, folder: Path, folds: Sequence[Fold], maxim
     for fold in reversed(folds):  # a gate's fold changes the columns of a layer that an earlier fold reads
         rows = np.zeros_like(maxima[fold.activation])
         for name in fold.readers:
-            weight = np.abs(numpy_helper.to_array(stored[name], str(folder)))
+            weight = np.abs(values_of(stored[name], folder))
             rows = np.maximum(rows, (weight / columns.get(name, np.float32(1))).max(axis=1))
         seen = maxima[fold.activation]
         usable = (seen > 0) & (rows > 0)

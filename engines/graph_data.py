@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import onnx_ir as ir
 
+from arforge.engines.stored_values import stored_values
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import VerificationError
 
@@ -89,7 +90,7 @@ def check_scales(path: str, model: ir.Model) -> None:
         value = node.inputs[index] if index is not None and len(node.inputs) > index else None
         if value is None or value.const_value is None:
             continue
-        scales = value.const_value.numpy().astype(np.float32)
+        scales = stored_values(value.const_value).astype(np.float32)
         if not (np.isfinite(scales).all() and (scales > 0).all()):
             raise VerificationError(
                 f"{path}: scale {value.name} is not a positive number: calibrate or build int8 again"

@@ -7,8 +7,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from arforge.engines.precision import TYPES, lower_precision
-from arforge.engines.tensorrt_graph import place_weights
+from arforge.engines.tensorrt_graph import content_of, place_weights
 from arforge.runner.bundle import Bundle, Graph
+from arforge.runner.bundle.writer import replace_file
 
 NAMES = ("step", "step-logits")
 WEIGHTS = "weights/model.weights"
@@ -28,10 +29,9 @@ def add_graphs(bundle: Bundle, precision: str) -> list[Path]:
     for model in models.values():
         lower_precision(model, TYPES[precision])
     folder = bundle.path(f"graphs/{precision}")
-    folder.mkdir(parents=True, exist_ok=True)
-    place_weights(models, folder, WEIGHTS)
+    place_weights(models, folder, lambda partial: partial.replace(folder / WEIGHTS))
     for name, model in models.items():
-        ir.save(model, folder / f"{name}.onnx")
+        replace_file(folder / f"{name}.onnx", content_of(model))
     return [folder / WEIGHTS, *(folder / f"{name}.onnx" for name in models)]
 
 

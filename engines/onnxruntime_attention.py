@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from arforge.engines.attention import Builder, attention_nodes
+from arforge.engines.stored_values import stored_values
 
 NARROW = 5  # queries
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
@@ -54,7 +55,7 @@ def scaled_table(
             name=name,
             shape=table.shape,
             type=ir.TensorType(FLOAT),
-            const_value=ir.Tensor(table.const_value.numpy() * np.float32(scale), name=name),
+            const_value=ir.Tensor(stored_values(table.const_value) * np.float32(scale), name=name),
         )
         model.graph.register_initializer(value)
         made[table, scale] = value

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from arforge.engines.onnxruntime_attention import ease_attention
+from arforge.engines.stored_values import stored_values
 from arforge.runner.errors import EngineError
 
 CONTRIB = "com.microsoft"
@@ -51,7 +52,7 @@ def take_along(model: ir.Model) -> None:
 
 
 def copied(source: ir.TensorProtocol) -> ir.TensorProtocol:
-    return ir.Tensor(source.numpy(), name=source.name)
+    return ir.Tensor(stored_values(source), name=source.name)
 
 
 def fuse_norms(model: ir.Model) -> int:
@@ -120,7 +121,7 @@ def stored_blocks(model: ir.Model, weight: ir.Value, inputs: int, outputs: int, 
 
 
 def one_part(source: ir.TensorProtocol, block: int, part: int) -> ir.TensorProtocol:
-    return ir.Tensor(quantized_blocks(source.numpy(), block)[part])
+    return ir.Tensor(quantized_blocks(stored_values(source), block)[part])
 
 
 def quantized_blocks(weight: NDArray[np.float32], block: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from arforge.engines.stored_values import stored_values
 from arforge.runner.errors import EngineError
 
 TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -96,7 +97,7 @@ def cast_tensor(value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol:
     assert source is not None
 
     def cast() -> ir.TensorProtocol:
-        array: NDArray[np.float32] = source.numpy()
+        array: NDArray[np.float32] = stored_values(source)
         if array.size and not np.abs(array).max() <= LARGEST[dtype]:
             other = "bf16" if dtype == ir.DataType.FLOAT16 else "fp32"
             limit = f"{LARGEST[dtype]:.4g}, {dtype.name.lower()}'s largest"

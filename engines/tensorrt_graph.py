@@ -8,8 +8,7 @@ are left out.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from arforge.engines.attention import Choice, choose_attention, decompose_attention, prepare_fused
 from arforge.engines.precision import TYPES, lower_precision
 from arforge.runner.bundle import Bundle
+from arforge.runner.bundle.writer import new_file, settle, write_hashed
 from arforge.runner.errors import BundleError, EngineError
 from arforge.runner.step_graph import LIMITS, cache_names, guided_rows
 
@@ -111,32 +111,23 @@ def settle_filters(model: ir.Model, filters: bool) -> None:
 def write_model(model: ir.Model, folder: Path, name: str) -> tuple[Path, ...]:
     """Write `name`-HASH.onnx into `folder`; weights that were lowered go to weights/`name`-HASH.weights below it.
 
-    Returns the new files, the graph first. Weights that lie in the bundle already are named where they are. The hash
-    is that of the graph before its new weights have a place: the same lowering of the same graph has the same name.
+    Returns the new files, the graph first. Weights that lie in the bundle already are named where they are. The hashes
+    are those of the files: no file that a bundle lists becomes another.
     """
-    digest = hashlib.sha256(ir.to_proto(without_values(model)).SerializeToString(deterministic=True)).hexdigest()[:12]
-    weights = f"weights/{name}-{digest}.weights"
-    placed = place_weights({name: model}, folder, weights)
-    path = folder / f"{name}-{digest}.onnx"
-    ir.save(model, path)
-    return (path, folder / weights) if placed else (path,)
+    weights = place_weights({name: model}, folder, lambda partial: settle(partial, name, ".weights"))
+    graph = write_hashed(folder, name, ".onnx", content_of(model))
+    return (graph,) if weights is None else (graph, weights)
 
 
-def without_values(model: ir.Model) -> ir.Model:
-    """A copy in which lowered weights are names with a type and shape."""
-    bare = model.clone()
-    for value in bare.graph.initializers.values():
-        if isinstance(value.const_value, ir.LazyTensor):
-            shape, dtype = value.const_value.shape, value.const_value.dtype
-            assert isinstance(shape, ir.Shape)
-            value.const_value = ir.ExternalTensor("", 0, 0, dtype, shape=shape, name=str(value.name))
-    return bare
+def content_of(model: ir.Model) -> bytes:
+    content: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return content
 
 
-def place_weights(models: Mapping[str, ir.Model], folder: Path, file: str) -> bool:
-    """Write the lowered weights of graphs that share them, by name, to `file` below `folder`; False if there are none.
+def place_weights(models: Mapping[str, ir.Model], folder: Path, named: Callable[[Path], Path]) -> Path | None:
+    """Write the lowered weights of graphs that share them, by name, into weights/ below `folder`; None without any.
 
-    One tensor at a time is in memory.
+    One tensor at a time is in memory. `named` gives the written file its name, which is returned.
     """
     lazy: dict[str, ir.LazyTensor] = {}
     for model in models.values():
@@ -144,14 +135,22 @@ def place_weights(models: Mapping[str, ir.Model], folder: Path, file: str) -> bo
             if isinstance(value.const_value, ir.LazyTensor):
                 lazy.setdefault(str(value.name), value.const_value)
     if not lazy:
-        return False
-    (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    stored = convert_tensors_to_external(
-        list(lazy.values()), folder, file, alignment=ALIGNMENT, align_threshold=OUTSIDE
-    )
-    places = dict(zip(lazy, stored, strict=True))
+        return None
+    with new_file(folder / "weights") as partial:
+        written = f"weights/{partial.name}"
+        stored = convert_tensors_to_external(
+            list(lazy.values()), folder, written, alignment=ALIGNMENT, align_threshold=OUTSIDE
+        )
+        path = named(partial)
+    location = path.relative_to(folder).as_posix()
+    places = {
+        name: ir.ExternalTensor(
+            location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=name, base_dir=folder
+        )
+        for name, tensor in zip(lazy, stored, strict=True)
+    }
     for model in models.values():
         for value in model.graph.initializers.values():
             if isinstance(value.const_value, ir.LazyTensor):
                 value.const_value = places[str(value.name)]
-    return True
+    return path

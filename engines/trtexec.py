@@ -2,36 +2,85 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import onnx_ir as ir
+
+from arforge.engines.low_precision import has_graphs
 from arforge.engines.profiles import Shapes
 from arforge.engines.tensorrt import GRAPH, Job, check_precision, decoder_shapes, prepare
 from arforge.runner.backends.tensorrt_library import RTX
-from arforge.runner.bundle.writer import changing, write_revision
+from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.errors import EngineError
 
 PROGRAMS = {"tensorrt": "trtexec", RTX: "tensorrt_rtx"}
 
 
-def dry_run(job: Job) -> list[str]:
-    """The commands, to be run in the bundle's directory; the graph that they read is made and entered.
+def dry_run(job: Job, folder: Path | None = None) -> list[str]:
+    """The commands that build the engine; the bundle stays as it is.
 
-    Needs neither the library nor a GPU. Raises EngineError or ScheduleError for wishes that do not fit the bundle.
+    `folder`: a new one for the graphs that the commands read, in which they are then to be run; None: the graphs are
+    made and thrown away. Needs neither the library nor a GPU. Raises EngineError or ScheduleError for wishes that do
+    not fit the bundle, and EngineError where the folder is there already or cannot be written.
     """
     check_precision(job)
     if job.target != RTX and job.compute_capabilities:
         raise EngineError(f"{job.target} builds for the GPU that it runs on: leave --compute-capability out")
-    with changing(job.bundle) as bundle:
-        ready = prepare(job, bundle)
-        write_revision(ready.bundle, ready.files)
-    graph = ready.graph.relative_to(bundle.root)
-    commands = [command(job, graph, f"{graph.stem.removeprefix(f'{GRAPH}-')}-{job.precision}", ready.shapes)]
-    if bundle.image_tokenizer is not None:
-        decoder = bundle.graph("decoder", "fp32").relative_to(bundle.root)
-        commands.append(command(job, decoder, "decoder-fp32", decoder_shapes(job, bundle)))
+    bundle = open_bundle(job.bundle)
+    if folder is not None and os.path.lexists(folder):
+        raise EngineError(f"{folder} is there already: name a new folder for the graphs")
+    try:
+        with TemporaryDirectory(dir=folder and folder.absolute().parent, prefix=".arforge-") as made:
+            scratch = scratch_copy(bundle, job.precision, Path(made) / "scratch")
+            ready = prepare(job, scratch)
+            graph = ready.graph.relative_to(scratch.root)
+            commands = [command(job, graph, f"{graph.stem.removeprefix(f'{GRAPH}-')}-{job.precision}", ready.shapes)]
+            read = [ready.graph, *outside(ready.graph)]
+            if bundle.image_tokenizer is not None:
+                decoder = scratch.graph("decoder", "fp32")
+                commands.append(
+                    command(job, decoder.relative_to(scratch.root), "decoder-fp32", decoder_shapes(job, bundle))
+                )
+                read += [decoder, *outside(decoder)]
+            if folder is not None:
+                kept = Path(made) / "kept"
+                for path in dict.fromkeys(read):
+                    copy(path, kept / path.relative_to(scratch.root))
+                kept.rename(folder)
+    except OSError as error:
+        where = folder or error.filename or "a scratch folder"
+        raise EngineError(f"cannot write {where}: {error.strerror or error}") from error
     return commands
+
+
+def scratch_copy(bundle: Bundle, precision: str, root: Path) -> Bundle:
+    """The part of a bundle that a build reads, elsewhere, so that it can be written to.
+
+    No links: who reads graphs refuses weights that have several names.
+    """
+    given = precision if has_graphs(bundle, precision) else "fp32"
+    graphs = [one for one in bundle.graphs if one.name == "decoder" or one.precision == given]
+    paths = [path for graph in graphs for path in (graph.path, graph.weights)]
+    for path in {*paths, *(schedule.path for schedule in bundle.schedules)}:
+        copy(bundle.path(path), root / path)
+    return replace(bundle, root=root)
+
+
+def copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def outside(graph: Path) -> set[Path]:
+    """The files that a graph keeps its tensors in."""
+    values = (value.const_value for value in ir.load(graph).graph.initializers.values())
+    return {graph.parent / str(value.location) for value in values if isinstance(value, ir.ExternalTensor)}
 
 
 def command(job: Job, graph: Path, name: str, given: Sequence[Shapes]) -> str:

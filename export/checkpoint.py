@@ -1,159 +1,185 @@
-"""Reads checkpoints as their authors published them, tensor by tensor, and never executes what they contain."""
+"""Opens checkpoints as their authors published them, tensor by tensor, and never executes what they contain.
+
+Files differ in how they wrap the same weights: in tables ("model", "ema"), under prefixes ("module.", "_orig_mod."),
+in shards, with caches and tables beside them. What was taken and what was left out stands in `Checkpoint.notes`.
+"""
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import struct
-import warnings
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from arforge.export.checkpoint_files import files_of
+from arforge.export.tensor_files import StoredTensor, read_file
 from arforge.runner.errors import CheckpointError
 
-WRAPPERS = ("model", "module", "state_dict")
-# A key that only this family's checkpoints have; the first match wins.
-FAMILIES = {
-    "par": "spe_tok_embeddings",
-    "arpg": "layers.self_dec.0.",
-    "llamagen (text-conditional)": "cls_embedding.cap_proj.",
-    "llamagen": "cls_embedding.embedding_table.weight",
-    "VQ tokenizer": "quantize.embedding.weight",
-}
-# What torch's readers raise for files that somebody cut or made up.
-UNREADABLE = (
-    RuntimeError, OSError, EOFError, MemoryError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
-    AssertionError, NotImplementedError, struct.error,
+WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
+AVERAGED = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
+TABLES = (*WRAPPERS, *AVERAGED)
+INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # into names, by torch's own wrappers
+# What is not learned: rotary and mask tables that are computed anew, caches of a run, statistics of training.
+COMPUTED = (
+    "freqs_cis", "inv_freq", "cos_cached", "sin_cached", "causal_mask", "kv_cache", "k_cache", "v_cache",
+    "codebook_used",
 )  # fmt: skip
-IGNORED = ("freqs_cis", "codebook_used")  # tables that the authors recompute, and training statistics
+
+Table = dict[str, StoredTensor]
 
 
-class Checkpoint(Protocol):
-    """Named tensors of a file."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """Named weights of a file or of several."""
+
+    path: Path  # as it was named
+    files: tuple[Path, ...]
+    table: str  # of the file, that the weights are; "" where they stand at its top
+    tensors: Mapping[str, StoredTensor]
+    whole_numbers: tuple[str, ...]  # names of tensors of them, which are no weights
+    notes: tuple[str, ...]  # on what was chosen and what was left out, a sentence each
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        return self.tensors[name].load()
 
     @property
-    def path(self) -> Path: ...
+    def precision(self) -> Literal["fp32", "bf16", "fp16"]:
+        """The type that most of the weights' bytes are of; larger ones count as fp32, smaller ones as fp16."""
+        sizes: Counter[torch.dtype] = Counter()
+        for tensor in self.tensors.values():
+            assert tensor.dtype is not None
+            sizes[tensor.dtype] += math.prod(tensor.shape) * tensor.dtype.itemsize
+        dtype = sizes.most_common(1)[0][0]
+        return "bf16" if dtype == torch.bfloat16 else "fp16" if dtype.itemsize <= 2 else "fp32"
 
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
-    def tensor(self, name: str) -> Tensor: ...
+def open_checkpoint(
+    path: Path, table: str | None = None, *, averaged: bool = False, option: str = "--weights"
+) -> Checkpoint:
+    """Open the checkpoint of a file, of shards or of a folder; tensors are mapped from the files, not loaded.
 
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a `.safetensors` file or a torch `.pt`; tensors are mapped from the file, not loaded.
-
-    Raises CheckpointError where the file is missing, truncated, not a checkpoint, or holds code.
+    `table`: which weights to take where a file holds several, such as "ema"; without it the trained ones, or the
+    `averaged` ones, where it has both. `option` sets it on the command line, for messages. Raises CheckpointError
+    where a file is missing, truncated, not a checkpoint, or holds code, or where there is no such table.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty: download it again")
-    return SafetensorsCheckpoint(path) if path.suffix == ".safetensors" else TorchCheckpoint(path)
+    files = files_of(path)
+    content: dict[str, Any] = {}
+    for file in files:
+        part = read_file(file)
+        if not isinstance(part, dict):
+            kind = "Tensor" if isinstance(part, StoredTensor) else type(part).__name__
+            raise CheckpointError(f"{file} holds a {kind}, not a table of tensors")
+        merge(content, part, file)
+    tables = tables_of(content)
+    if not tables:
+        raise CheckpointError(f"{path} holds no tensors: its keys are {', '.join(list(content)[:5])}")
+    name = choose(tables, table, averaged, path)
+    taken, prefix = without_prefix({plain_name(key): tensor for key, tensor in tables[name].items()})
+    for key, tensor in taken.items():
+        if not tensor.plain:
+            raise CheckpointError(f"{path}: tensor {key} is not a plain one of real numbers: save dense weights")
+    computed = [key for key in taken if is_computed(key)]
+    whole = [key for key, tensor in taken.items() if tensor.dtype is None and key not in computed]
+    weights = {key: tensor for key, tensor in taken.items() if key not in {*computed, *whole}}
+    if not weights:
+        raise CheckpointError(f"{path} holds no weights: its tensors are {some(list(taken))}")
+    notes = [
+        f"read its {len(files)} parts, {files[0].name} to {files[-1].name}" if len(files) > 1 else "",
+        note_on_choice(list(tables), name, option),
+        f"took the prefix {prefix!r} off all names" if prefix else "",
+        f"left out what is computed anew: {some(computed)}" if computed else "",
+        f"left out whole numbers, which are no weights: {some(whole)}" if whole else "",
+    ]
+    return Checkpoint(path, files, name, weights, tuple(whole), tuple(note for note in notes if note))
 
 
-class SafetensorsCheckpoint:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._file = safe_open(path, framework="pt")
-            names = self._file.keys()
-            self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in names}
-        except (SafetensorError, *UNREADABLE) as error:
-            raise CheckpointError(f"{path} is not a whole safetensors file ({error}): download it again") from error
-
-    def tensor(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
+def merge(content: dict[str, Any], part: Mapping[str, Any], file: Path) -> None:
+    """Add the tables of one more file. Raises CheckpointError for a tensor that another has."""
+    for key, value in part.items():
+        if isinstance(value, dict) and isinstance(content.get(key), dict):
+            merge(content[key], value, file)
+        elif isinstance(value, StoredTensor) and key in content:
+            raise CheckpointError(f"{file} holds {key}, as another part does: use the parts of one checkpoint alone")
+        else:
+            content[key] = value
 
 
-class TorchCheckpoint:
-    """A torch.save file; weights may stand at the top or under "model", "module" or "state_dict"."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._tensors = unwrap(load_weights(path), path)
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-
-    def tensor(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-
-def load_weights(path: Path) -> Any:
-    # The authors' training checkpoints carry their command line as a Namespace, which is plain data.
-    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's advice on pickles is not for the user of a checkpoint
-        try:
-            try:
-                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            except RuntimeError as error:
-                if "mmap" not in str(error):
-                    raise
-                return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(
-                f"{path} holds more than tensors, and arforge does not execute what a file contains. "
-                "Save its state_dict alone: torch.save({'model': model.state_dict()}, file). "
-                f"(torch: {str(error).splitlines()[0]})"
-            ) from error
-        except UNREADABLE as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{path} is not a whole torch checkpoint ({reason}): download it again") from error
+def tables_of(content: Mapping[str, Any]) -> dict[str, Table]:
+    """The tables of tensors in a file by their names, "" for one at the top, which counts where there is no other."""
+    found: dict[str, Table] = {}
+    for key in TABLES:
+        if isinstance(content.get(key), dict):
+            for inner, table in tables_of(content[key]).items():
+                found[f"{key}.{inner}" if inner else key] = table
+    top = {key: value for key, value in content.items() if isinstance(value, StoredTensor)}
+    return found or (split(top) if top else {})
 
 
-def unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-            break
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a table of tensors")
-    tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"{path} holds no tensors: its keys are {', '.join(map(str, list(loaded)[:5]))}")
-    for name, tensor in tensors.items():
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-            raise CheckpointError(f"{path}: tensor {name} is not a plain one of real numbers: save dense weights")
-    return tensors
+def split(table: Table) -> dict[str, Table]:
+    """A table whose names begin with those of several tables, as each of these; else the table, as ""."""
+    inside, _ = without_prefix(table)
+    firsts = {key.partition(".")[0] for key in inside}
+    if not all("." in key for key in inside) or not all(first in TABLES for first in firsts):
+        return {"": table}
+    return {
+        first: {key.removeprefix(f"{first}."): tensor for key, tensor in inside.items() if key.startswith(f"{first}.")}
+        for first in TABLES
+        if first in firsts
+    }
 
 
-def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]], family: str) -> None:
-    """Raise CheckpointError unless the checkpoint has exactly these tensors, of these shapes."""
-    found = {name: shape for name, shape in checkpoint.shapes.items() if name not in ignored(checkpoint)}
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    if missing or unexpected:
-        parts = [f"missing {some(missing)}" if missing else "", f"unexpected {some(unexpected)}" if unexpected else ""]
-        raise CheckpointError(
-            f"{checkpoint.path} is not a {family} checkpoint of these dimensions: "
-            f"{'; '.join(part for part in parts if part)}. {looks_like(checkpoint, family)}"
-        )
-    wrong = [name for name in expected if found[name] != expected[name]]
-    if wrong:
-        lines = [f"{name} is {list(found[name])}, expected {list(expected[name])}" for name in wrong[:3]]
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{checkpoint.path} has other dimensions: {'; '.join(lines)}{more}")
+def choose(tables: Mapping[str, Table], wanted: str | None, averaged: bool, path: Path) -> str:
+    """The name of the table to take. Raises CheckpointError where the wanted one is not there."""
+    if wanted is None:
+        return min(tables, key=lambda name: is_averaged(name) != averaged)  # in order, as TABLES stands
+    for name in tables:
+        if wanted == name or wanted in name.split("."):
+            return name
+    held = ", ".join(repr(name) for name in tables if name) or "one set, without a name"
+    raise CheckpointError(f"{path} has no weights {wanted!r}: it has {held}")
 
 
-def ignored(checkpoint: Checkpoint) -> set[str]:
-    return {name for name in checkpoint.shapes if name.rsplit(".", 1)[-1] in IGNORED}
+def note_on_choice(names: list[str], taken: str, option: str) -> str:
+    others = [name for name in names if name != taken]
+    if others:
+        return f"took its weights {taken!r}; {option} {others[0]} takes {others[0]!r}"
+    return f"took its weights {taken!r}, averaged in training, since it has no others" if is_averaged(taken) else ""
 
 
-def looks_like(checkpoint: Checkpoint, family: str) -> str:
-    """A sentence on which family the checkpoint seems to be of."""
-    for known, sign in FAMILIES.items():
-        if any(sign in name for name in checkpoint.shapes):
-            if known == family:
-                return "It is of that family: check the dimensions (--variant or --config)."
-            return f"It looks like a {known} checkpoint."
-    return "It looks like none of the families that arforge knows."
+def is_averaged(name: str) -> bool:
+    return any(part in AVERAGED for part in name.split("."))
 
 
-def some(names: list[str], limit: int = 4) -> str:
-    shown = ", ".join(names[:limit])
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def plain_name(name: str) -> str:
+    """A tensor's name without what torch's wrappers of modules put into it."""
+    return ".".join(part for part in name.split(".") if part not in INSERTED)
+
+
+def without_prefix(table: Table) -> tuple[Table, str]:
+    """The table without the names of wrappers that all its tensors' names begin with, and that prefix."""
+    prefix = ""
+    while True:
+        firsts = {key[len(prefix) :].partition(".")[0] for key in table}
+        if len(firsts) != 1 or not firsts <= {*TABLES, *INSERTED}:
+            return {key.removeprefix(prefix): tensor for key, tensor in table.items()}, prefix
+        prefix += f"{firsts.pop()}."
+
+
+def is_computed(name: str) -> bool:
+    return any(part in COMPUTED for part in name.split("."))
+
+
+def some(names: Iterable[str], limit: int = 4) -> str:
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -2,61 +2,59 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from arforge.export import weights
-from arforge.export.checkpoint import Checkpoint, check_shapes, looks_like, open_checkpoint
-from arforge.export.config import variant_of
-from arforge.export.families.family import Family
-from arforge.export.image_tokenizers import graphs as tokenizer
-from arforge.export.image_tokenizers.vq import GROUPS, VQConfig, VQModel
-from arforge.export.layers import pad_heads, pad_weight, padded_head, rotary_table
+from arforge.export import facts, weights
+from arforge.export.checkpoint import Checkpoint, open_checkpoint
+from arforge.export.families.family import Configuration, Family
+from arforge.export.image_tokenizers import IMAGE_TOKENIZERS
+from arforge.export.image_tokenizers import graphs as image_graphs
+from arforge.export.image_tokenizers.image_tokenizer import Configuration as ImageTokenizerConfiguration
+from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerKind
+from arforge.export.layers import pad_heads, pad_weight
+from arforge.export.recognition import check_shapes, looks_like
 from arforge.export.step_graph import trace_step, without_logits
 from arforge.export.trace import fake_module
-from arforge.runner.bundle import (
-    ClassCondition,
-    Graph,
-    ImageTokenizerFacts,
-    Manifest,
-    ModelFacts,
-    SamplerDefaults,
-    StoredSchedule,
-    sha256_of,
-)
+from arforge.runner.bundle import Graph, Manifest, ModelFacts, SamplerDefaults, StoredSchedule
 from arforge.runner.bundle.writer import file_facts, staged, write_manifest
 from arforge.runner.errors import CheckpointError
 from arforge.runner.report import Report
 from arforge.runner.schedules import file as schedule_file
 from arforge.runner.schedules.schedule import Schedule
 from arforge.runner.schedules.specification import compile_schedule, parse, require_order, require_specials
-from arforge.version import VERSION as ARFORGE_VERSION
 
 PRECISION = "fp32"
-LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")
-PUBLISHED = SamplerDefaults(guidance=2.0, temperature=1.0, top_k=0, top_p=1.0)  # of LlamaGen on ImageNet
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to export. `tokenizer` may be None: such a bundle gives tokens only."""
+    """What to export. `image_tokenizer` may be None: such a bundle gives tokens only."""
 
-    family: Family
-    config: Any  # of the family's class
+    family: Family[Any]
+    config: Configuration  # of the family's class
     checkpoint: Path
-    tokenizer: Path | None
+    image_tokenizer: Path | None
     output: Path
     schedules: Sequence[str] = ()
-    sampler: SamplerDefaults = PUBLISHED
+    sampler: SamplerDefaults | None = None  # None: the family's
     overwrite: bool = False
+    weights: str | None = None  # which of the checkpoint's; None: the trained ones before the averaged
+    image_tokenizer_weights: str | None = None  # None: the averaged ones before the trained
+
+
+@dataclass(frozen=True)
+class OpenedImageTokenizer:
+    kind: ImageTokenizerKind[Any]
+    config: ImageTokenizerConfiguration
+    checkpoint: Checkpoint
+
+    def module(self) -> ImageTokenizer:
+        return self.kind.module(self.config)
 
 
 def export_bundle(job: Job, report: Report = lambda line: None) -> None:
@@ -70,76 +68,96 @@ def export_bundle(job: Job, report: Report = lambda line: None) -> None:
     schedules = [compile_schedule(text, config.grid) for text in wanted]
     for schedule in schedules:
         require_order(schedule.specification, family.order)
-        require_specials(schedule, config.transition_tokens)
-    decoder_weights = open_checkpoint(job.checkpoint)
-    check_shapes(decoder_weights, family.checkpoint_shapes(config), family.name)
-    images = None if job.tokenizer is None else open_tokenizer(job.tokenizer, config)
+        require_specials(schedule, len(family.specials(config)))
+    checkpoint = open_checkpoint(job.checkpoint, job.weights)
+    check_shapes(checkpoint, family.checkpoint_shapes(config), family.name)
+    images = None
+    if job.image_tokenizer is not None:
+        images = open_image_tokenizer(job.image_tokenizer, config.vocab_size, job.image_tokenizer_weights)
+    for opened in [checkpoint, *([images.checkpoint] if images else [])]:
+        for note in opened.notes:
+            report(f"{opened.path.name}: {note}")
+    image_facts = None if images is None else facts.image_tokenizer_facts(images.kind, images.config, config.grid)
     with staged(job.output, job.overwrite) as stage:
         report(f"tracing the step graph ({config.n_layer} layers)")
-        graphs = export_decoder(job, decoder_weights, stage, report)
+        model = facts.model_facts(family, config, checkpoint)
+        graphs = export_decoder(family, config, model, checkpoint, stage, report)
         if images is not None:
             report("exporting the image tokenizer")
-            graphs += export_tokenizer(*images, stage)
+            graphs += export_image_tokenizer(images, stage)
         report("writing schedules and hashes")
         stored = write_schedules(schedules, stage)
         manifest = Manifest(
-            model=model_facts(family, config),
-            image_tokenizer=None if images is None else image_tokenizer_facts(images[0], config.grid),
+            model=model,
+            image_tokenizer=image_facts,
             text_tokenizer=None,
             graphs=tuple(graphs),
             files=file_facts(stage),
             schedules=tuple(stored),
-            sampler=job.sampler,
+            sampler=job.sampler or family.sampler(config),
             engines=(),
-            provenance=provenance(job),
+            provenance=facts.provenance(checkpoint, images.checkpoint if images else None),
         )
         write_manifest(stage, manifest)
 
 
-def open_tokenizer(path: Path, config: Any) -> tuple[VQConfig, Checkpoint]:
-    """Open a tokenizer checkpoint and read its dimensions off it. Raises CheckpointError where it does not fit."""
-    checkpoint = open_checkpoint(path)
+def open_image_tokenizer(path: Path, vocabulary: int, table: str | None = None) -> OpenedImageTokenizer:
+    """Open the checkpoint of an image tokenizer and read kind and dimensions off it.
+
+    Raises CheckpointError where it is none, or has other than `vocabulary` codes.
+    """
+    checkpoint = open_checkpoint(path, table, averaged=True, option="--image-tokenizer-weights")
+    fitting = [kind for kind in IMAGE_TOKENIZERS.values() if kind.fits(checkpoint.shapes)]
+    kind = fitting[0] if fitting else next(iter(IMAGE_TOKENIZERS.values()))
     try:
-        found = VQConfig.infer(checkpoint.shapes)
+        config = kind.infer(checkpoint.shapes)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(
-            f"{path} is not a VQ tokenizer checkpoint (missing {error}). {looks_like(checkpoint, 'VQ tokenizer')}"
+            f"{path} is not a {kind.title} checkpoint (missing {error}). {looks_like(checkpoint)}"
         ) from error
-    if found.channels % GROUPS:
-        raise CheckpointError(f"{path}: {found.channels} channels are not a multiple of {GROUPS}")
-    model, _ = fake_module(lambda: VQModel(found))
-    check_shapes(checkpoint, {k: tuple(v.shape) for k, v in model.state_dict().items()}, "VQ tokenizer")
-    if found.codebook_size != config.vocab_size:
+    problem = kind.problem(config)
+    if problem:
+        raise CheckpointError(f"{path}: {problem}")
+    opened = OpenedImageTokenizer(kind, config, checkpoint)
+    model, _ = fake_module(opened.module)
+    check_shapes(checkpoint, {k: tuple(v.shape) for k, v in model.state_dict().items()}, kind.title)
+    if config.codebook_size != vocabulary:
         raise CheckpointError(
-            f"{path} has {found.codebook_size} codes, the model {config.vocab_size} tokens: "
+            f"{path} has {config.codebook_size} codes, the model {vocabulary} tokens: "
             "use the tokenizer that the model was trained with"
         )
-    return found, checkpoint
+    return opened
 
 
-def export_decoder(job: Job, checkpoint: Checkpoint, stage: Path, report: Report) -> list[Graph]:
-    config = job.config
+def export_decoder(
+    family: Family[Any],
+    config: Configuration,
+    model: ModelFacts,
+    checkpoint: Checkpoint,
+    stage: Path,
+    report: Report,
+) -> list[Graph]:
     head_size = config.head_size
-    decoder, mode = fake_module(lambda: pad_heads(job.family.module(config), head_size))
+    decoder, mode = fake_module(lambda: pad_heads(family.module(config), head_size))
     with mode:
-        full = trace_step(decoder, model_facts(job.family, config))
+        full = trace_step(decoder, model)
     models = {"step": without_logits(full), "step-logits": full}
-    tables = dict(zip(("cosine", "sine"), rotary_table(config.grid, config.head_size, config.rope_base), strict=True))
+    tables = family.tables(config)
 
     def source(name: str) -> Any:
-        tensor = tables[name] if name in tables else job.family.parameter(checkpoint, name)
+        tensor = tables[name] if name in tables else family.parameter(checkpoint, name)
         return pad_weight(name, tensor, head_size)
 
     report("writing the decoder's weights")
     return write_graphs(models, "decoder.", "model.weights", source, stage)
 
 
-def export_tokenizer(config: VQConfig, checkpoint: Checkpoint, stage: Path) -> list[Graph]:
-    model, mode = fake_module(lambda: VQModel(config))
-    assert isinstance(model, VQModel)
+def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[Graph]:
+    model, mode = fake_module(opened.module)
+    assert isinstance(model, ImageTokenizer)
     with mode:
-        models = {"decoder": tokenizer.trace_decoder(model), "encoder": tokenizer.trace_encoder(model)}
-    return write_graphs(models, "model.", "tokenizer.weights", checkpoint.tensor, stage)
+        models = {"decoder": image_graphs.trace_decoder(model), "encoder": image_graphs.trace_encoder(model)}
+    return write_graphs(models, "model.", "tokenizer.weights", opened.checkpoint.tensor, stage)
 
 
 def write_graphs(
@@ -169,50 +187,3 @@ def write_schedules(schedules: Sequence[Schedule], stage: Path) -> list[StoredSc
         steps, slots = len(schedule.steps), schedule.slots
         entries.append(StoredSchedule(schedule.specification, path, steps, slots, schedule.widths))
     return entries
-
-
-def model_facts(family: Family, config: Any) -> ModelFacts:
-    return ModelFacts(
-        family=family.name,
-        variant=variant_of(family, config),
-        config=asdict(config),
-        order=family.order,
-        grid=config.grid,
-        vocabulary=config.vocab_size,
-        dim=config.dim,
-        condition=ClassCondition(config.num_classes, config.first_class, config.null_class),
-        specials=tuple(config.first_special + index for index in range(config.transition_tokens)),
-        row_end=None,
-        labels=None,
-        source_precision="fp32",
-        queries=family.queries,
-        positions="grid",
-        position_rows=1 + config.cells,
-        layers=config.n_layer,
-        caches=config.caches,
-        kv_heads=config.kv_heads,
-        head_size=padded_head(config.head_size),
-        parameters=sum(math.prod(shape) for shape in family.checkpoint_shapes(config).values()),
-    )
-
-
-def image_tokenizer_facts(config: VQConfig, grid: tuple[int, int]) -> ImageTokenizerFacts:
-    height, width = (side * config.downsampling for side in grid)
-    return ImageTokenizerFacts("vq", config.codebook_size, config.codebook_width, config.downsampling, (height, width))
-
-
-def provenance(job: Job) -> dict[str, Any]:
-    """Where the bundle comes from: source files by name and sha256, versions, command line, time."""
-
-    def file(path: Path) -> dict[str, Any]:
-        return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-    return {
-        "arforge": ARFORGE_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "checkpoint": file(job.checkpoint),
-        "tokenizer": None if job.tokenizer is None else file(job.tokenizer),
-        "versions": {name: version(name) for name in LIBRARIES},
-        "python": sys.version.split()[0],
-    }

@@ -7,11 +7,14 @@ which only training needs (`examples/`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from arforge.export.families.family import Configuration
 
 Cache = tuple[Tensor, Tensor]
 """Keys and values of one layer, each [rows, kv_heads, slots, head_size]."""
@@ -107,7 +110,7 @@ class RotaryDecoder(nn.Module):
     cosine: Tensor
     sine: Tensor
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Configuration) -> None:
         super().__init__()
         self.config = config
         cosine, sine = rotary_table(config.grid, config.head_size, config.rope_base)

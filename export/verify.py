@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from onnx import numpy_helper
 
-from arforge.export.checkpoint import open_checkpoint
+from arforge.export.checkpoint import is_averaged, open_checkpoint
+from arforge.export.checkpoint_files import files_of
+from arforge.export.facts import hashes
 from arforge.export.families import FAMILIES
 from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.sampler import guide
+from arforge.export.stored_tensors import load_whole
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
-from arforge.runner.bundle import Bundle, sha256_of
+from arforge.runner.bundle import Bundle
 from arforge.runner.errors import VerificationError
 from arforge.runner.side_by_side import LogitAgreement, LogitComparison, logits_of, side_by_side
 
@@ -44,7 +46,7 @@ def load_module(bundle: Bundle, precision: str = "fp32") -> Any:
 
 def stored_weights(graph: Path) -> dict[str, torch.Tensor]:
     """A graph's weights by parameter name, in the module's layout: matrix factors are stored transposed."""
-    model = onnx.load(graph)
+    model = load_whole(graph)
     factors = {node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     return {name: torch.from_numpy((a.T if name in factors else a).copy()) for name, a in arrays.items()}
@@ -56,14 +58,16 @@ def check_provenance(bundle: Bundle, checkpoint: Path) -> str:
     digest = recorded.get("sha256") if isinstance(recorded, dict) else None
     if not isinstance(digest, str):
         raise VerificationError(f"{bundle.root} does not say which checkpoint it was made from: export it again")
-    if digest == sha256_of(checkpoint):
+    if digest == hashes(files_of(checkpoint))[1]:
         return f"the bundle was made from this file, sha256 {digest}"
     return f"the bundle was made from another file with the same weights, sha256 {digest}"
 
 
 def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> int:
     """Raise VerificationError unless the stored weights are the checkpoint's; returns how many there are."""
-    source, parameter = open_checkpoint(checkpoint), FAMILIES[bundle.model.family].parameter
+    recorded = bundle.provenance.get("checkpoint")
+    averaged = isinstance(recorded, dict) and is_averaged(str(recorded.get("weights")))
+    source, parameter = open_checkpoint(checkpoint, averaged=averaged), FAMILIES[bundle.model.family].parameter
     module = load_module(bundle, precision)
     stored = module.state_dict()
     for name, tensor in stored.items():

@@ -22,10 +22,11 @@ from arforge.runner.backends.image_codec import ImageCodec, OnnxRuntimeCodec
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.tensorrt_codec import TensorRTCodec
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
-from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.bundle import Bundle, use_bundle
 from arforge.runner.canvas import make_canvas
 from arforge.runner.device import check_threads
 from arforge.runner.errors import EngineError, RequestError
+from arforge.runner.images import Keep, Pixels
 from arforge.runner.numerics import check_step
 from arforge.runner.plan import Plan, make_plan
 from arforge.runner.randomness import uniforms
@@ -69,7 +70,7 @@ class Images:
 class Result:
     tokens: NDArray[np.int64]  # (images, cells), raster order of the grid
     grid: tuple[int, int]  # rows, columns: the model's, or that of the known tokens
-    images: NDArray[np.uint8] | None  # (images, height, width, 3); None where the bundle has no tokenizer
+    images: NDArray[np.uint8] | None  # (images, height, width, 3); None without a tokenizer, or as asked
     steps: int  # engine calls an image took
     seconds: float  # decoding of tokens, wall clock
     image_seconds: float  # tokens to pixels, wall clock
@@ -118,13 +119,22 @@ class Runner:
         known. `precision`: by default fp32, of TensorRT fp16. `threads`: CPU threads of the engine, by default one
         an available core.
         """
-        bundle = open_bundle(path)
-        engine = open_engine(bundle, target, precision, threads)
-        return cls(bundle, engine, open_codec(bundle, engine, threads))
+
+        def opened(bundle: Bundle) -> Runner:
+            engine = open_engine(bundle, target, precision, threads)
+            return cls(bundle, engine, open_codec(bundle, engine, threads))
+
+        return use_bundle(path, opened)
 
     @overload
     def generate(
-        self, request: Request, /, *, progress: Progress | None = None, cancel: CancelFlag | None = None
+        self,
+        request: Request,
+        /,
+        *,
+        progress: Progress | None = None,
+        cancel: CancelFlag | None = None,
+        images: Keep = True,
     ) -> Result: ...
     @overload
     def generate(
@@ -142,23 +152,31 @@ class Runner:
         progress: Progress | None = None,
         cancel: CancelFlag | None = None,
         known: NDArray[np.int64] | None = None,
+        images: Keep = True,
     ) -> Result: ...
     def generate(
-        self, *given: Any, progress: Progress | None = None, cancel: CancelFlag | None = None, **settings: Any
+        self,
+        *given: Any,
+        progress: Progress | None = None,
+        cancel: CancelFlag | None = None,
+        images: Keep = True,
+        **settings: Any,
     ) -> Result:
         """Generate the images of a `Request`, or of one made from these arguments, which are its fields.
 
-        `progress` is called after every step. `cancel` is looked at between steps and raises Cancelled. Raises
-        RequestError, ScheduleError or EngineError for a request that does not fit, NumericsError for the step in which
-        logits are NaN or infinite; the runner can be used on.
+        `progress` is called after every step. `cancel` is looked at between steps and raises Cancelled. `images`:
+        whether the result holds pixels, where the bundle has an image tokenizer; or a function that is given those of
+        each batch in their place, uint8 [images, height, width, 3] in order: any number of them in little memory.
+        Raises RequestError, ScheduleError or EngineError for a request that does not fit, NumericsError for the step
+        in which logits are NaN or infinite; the runner can be used on.
         """
         if not (given and isinstance(given[0], Request)):
-            return self._generate(Request(*given, **settings), progress, cancel)
+            return self._generate(Request(*given, **settings), progress, cancel, images)
         if len(given) > 1 or settings:
             raise RequestError("a Request says all of it: give no other arguments beside it (dataclasses.replace)")
-        return self._generate(given[0], progress, cancel)
+        return self._generate(given[0], progress, cancel, images)
 
-    def _generate(self, request: Request, progress: Progress | None, cancel: CancelFlag | None) -> Result:
+    def _generate(self, request: Request, progress: Progress | None, cancel: CancelFlag | None, keep: Keep) -> Result:
         model = self.bundle.model
         labels = check_classes(request.classes, model.class_condition.classes)
         sampling = sampling_of(request, self.bundle.sampler, len(labels))
@@ -175,19 +193,21 @@ class Runner:
             parts = [slice(first, first + together) for first in range(0, len(labels), together)]
             steps = sum(len(plan.steps) for plan in plans)
             watch = Watch(steps * len(parts), progress, cancel)
-            start = time.perf_counter()
+            pixels = Pixels(len(labels), keep) if keep and self.bundle.image_tokenizer is not None else None
+            seconds = image_seconds = 0.0
             for part in parts:
+                start = time.perf_counter()
                 for plan, window in zip(plans, canvas.windows, strict=True):
                     place = (part, window.cells)
                     images = Images(part.start, labels[part], sampling.part(part), random[place])
                     canvas.tokens[place] = self._decode(plan, images, canvas.tokens[place], watch)
-            decoded = time.perf_counter()
-            pixels = None
-            if self.bundle.image_tokenizer is not None:
-                tokens = canvas.tokens.reshape(-1, *canvas.grid)
-                pixels = np.concatenate([self._codec.decode(tokens[part]) for part in parts])
-            finished = time.perf_counter()
-        return Result(canvas.tokens, canvas.grid, pixels, steps, decoded - start, finished - decoded)
+                decoded = time.perf_counter()
+                seconds += decoded - start
+                if pixels is not None:
+                    pixels.add(self._codec.decode(canvas.tokens[part].reshape(-1, *canvas.grid)))
+                    image_seconds += time.perf_counter() - decoded
+        kept = None if pixels is None else pixels.kept
+        return Result(canvas.tokens, canvas.grid, kept, steps, seconds, image_seconds)
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """The tokens of images, uint8 [images, height, width, 3] to int64 [images, rows, columns].

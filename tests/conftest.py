@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from arforge.export.families.llamagen import FAMILY
 from arforge.export.image_tokenizers.vq import VQModel
 from arforge.runner import Runner
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import the library themselves
 settings.register_profile("arforge", deadline=None, database=None)
 settings.load_profile("arforge")
 
@@ -66,11 +68,18 @@ def tokenizer_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_mod
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, tokenizer_checkpoint: Path) -> Path:
-    """An 8x8 bundle with its tokenizer, built for ONNX Runtime. Tests must leave it as it is."""
-    path = tmp_path_factory.mktemp("bundles") / "tiny.bundle"
+def exported_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, tokenizer_checkpoint: Path) -> Path:
+    """An 8x8 bundle with its tokenizer, not built. Tests must leave it as it is."""
+    path = tmp_path_factory.mktemp("exported") / "tiny.bundle"
     schedules = ("ntp", "zipar:4", "zipar:2")
     export_bundle(Job(FAMILY, CONFIG, checkpoint, tokenizer_checkpoint, path, schedules))
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, exported_bundle: Path) -> Path:
+    """The same, built for ONNX Runtime. Tests must leave it as it is."""
+    path = Path(shutil.copytree(exported_bundle, tmp_path_factory.mktemp("bundles") / "tiny.bundle"))
     onnxruntime.build(path)
     return path
 

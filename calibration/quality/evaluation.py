@@ -21,7 +21,7 @@ from arforge.calibration.quality.image_set import ImageSet
 from arforge.runner.bundle import Bundle
 from arforge.runner.device import device_name
 from arforge.runner.errors import EvaluationError
-from arforge.runner.images import write_whole
+from arforge.runner.output import write_whole
 from arforge.runner.request import MAX_SEED, Progress, Sampling, whole
 from arforge.runner.runner import Runner
 from arforge.version import VERSION

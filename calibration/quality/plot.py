@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from arforge.runner.images import write_whole
+from arforge.runner.output import write_whole
 from arforge.runner.profiling.page import require_matplotlib
 
 AXIS = "Fréchet distance of EfficientNet-Lite0 features"

@@ -11,7 +11,7 @@ from typing import Any
 from arforge.calibration.quality.evaluation import DISTANCE
 from arforge.calibration.quality.plot import Point, save_plot
 from arforge.runner.errors import EvaluationError
-from arforge.runner.images import write_whole
+from arforge.runner.output import write_whole
 
 Row = dict[str, Any]
 

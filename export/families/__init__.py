@@ -1,8 +1,10 @@
-"""The families that arforge exports, by name."""
+"""The families that arforge exports, by name. A new one is a file here and its name in the line below."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from arforge.export.families import arpg, llamagen, par
 from arforge.export.families.family import Family
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (llamagen.FAMILY, par.FAMILY, arpg.FAMILY)}
+FAMILIES: dict[str, Family[Any]] = {family.name: family for family in (llamagen.FAMILY, par.FAMILY, arpg.FAMILY)}

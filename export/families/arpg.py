@@ -6,6 +6,7 @@ cross-attention from queries, which are the mask token at the rotary positions o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,14 @@ from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.families import llamagen
-from arforge.export.families.family import Family
+from arforge.export.families.family import Family, Shapes, Size
 from arforge.export.families.llamagen import LlamaGenConfig
 from arforge.export.layers import Cache, FeedForward, RMSNorm, Rotary, RotaryDecoder, write_cache
+from arforge.runner.bundle import SamplerDefaults
 
 VARIANTS = {name: llamagen.VARIANTS[name] for name in ("L", "XL", "XXL")}
+GUIDANCE = {"L": 4.5, "XL": 6.0, "XXL": 7.5}  # of the authors' results at 64 steps, where it rises linearly to this
+OTHER_GUIDANCE = 4.0  # what their sampler takes where none is given
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,18 @@ class ARPGConfig(LlamaGenConfig):
         """One a self-attention layer, and the shared one."""
         return self.n_layer // 2 + 1
 
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.n_layer % 2:
+            yield f"n_layer {self.n_layer} must be even: half the layers are cross-attention"
+        if self.kv_heads != self.n_head:
+            yield "n_kv_head must be n_head: this family has no grouped heads"
+
 
 class ARPG(RotaryDecoder):
     def __init__(self, config: ARPGConfig) -> None:
         super().__init__(config)
+        self.mask_token = config.mask_token
         self.embeddings = nn.Embedding(config.tokens, config.dim)
         self.layers = TwoPass(config)
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -68,7 +80,7 @@ class ARPG(RotaryDecoder):
         """
         known = self.rotary(positions)
         asked = self.rotary(query_positions)
-        queries = self.embeddings(torch.full_like(query_positions, self.config.mask_token))
+        queries = self.embeddings(torch.full_like(query_positions, self.mask_token))
         x, written = self.layers(self.embeddings(tokens), queries, known, asked, mask, query_mask, write_index, caches)
         return self.head(self.norm(x)).float(), written
 
@@ -175,7 +187,7 @@ def append(key: Tensor, value: Tensor, write_index: Tensor | None, cache: Cache 
     return write_cache(cache[0], key, write_index), write_cache(cache[1], value, write_index)
 
 
-def checkpoint_shapes(config: ARPGConfig) -> dict[str, tuple[int, ...]]:
+def checkpoint_shapes(config: ARPGConfig) -> Shapes:
     """The tensors of the authors' checkpoints."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in ARPG(config).state_dict().items()}
@@ -186,20 +198,47 @@ def parameter(checkpoint: Checkpoint, name: str) -> Tensor:
     return checkpoint.tensor(name)
 
 
+def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:
+    """The dimensions that the tensors tell (`Family.infer`)."""
+    tokens, dim = shapes["embeddings.weight"]
+    vocab_size = shapes["head.weight"][0]
+    layers = 2 * llamagen.layer_count(shapes, "layers.self_dec.")
+    return {
+        "dim": dim,
+        "n_layer": layers,
+        "n_head": heads(layers, dim),
+        "vocab_size": vocab_size,
+        "num_classes": tokens - vocab_size - 3,  # the mask, the null class and one that nothing uses
+        **llamagen.feed_forward_fields(dim, shapes["layers.self_dec.0.ffn.w1.weight"][0]),
+    }
+
+
 def default_schedules(config: ARPGConfig) -> list[str]:
     """The paper's 64 and 32 steps, or a quarter and an eighth of the cells of a smaller grid."""
     return [f"arpg:{max(1, min(steps, config.cells * steps // 256))}" for steps in (64, 32)]
 
 
+def default_sampler(config: ARPGConfig) -> SamplerDefaults:
+    """The authors', who guide larger models more."""
+    size = Size(config.n_layer, config.n_head, config.dim)
+    guidance = next((GUIDANCE[name] for name, known in VARIANTS.items() if known == size), OTHER_GUIDANCE)
+    return SamplerDefaults(guidance, temperature=1.0, top_k=0, top_p=1.0)
+
+
 FAMILY = Family(
     name="arpg",
-    variants=VARIANTS,
     order="random",
-    default_grid=(16, 16),
+    sign=("layers.self_dec.0.",),
+    variants=VARIANTS,
+    grids=((16, 16),),
     config=ARPGConfig,
+    required=llamagen.REQUIRED,
+    infer=infer,
     module=ARPG,
     checkpoint_shapes=checkpoint_shapes,
     parameter=parameter,
+    condition=llamagen.condition,
     schedules=default_schedules,
+    sampler=default_sampler,
     queries=True,
 )

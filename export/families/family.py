@@ -1,28 +1,123 @@
-"""What the exporter needs to know of a model family; each family's file ends with its own."""
+"""What the exporter needs to know of a model family. Each family's file says all of it, at its end.
+
+`docs/adding-a-family.md` walks through one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
-from arforge.runner.bundle import Order
+from arforge.export.layers import rotary_table
+from arforge.runner.bundle import Condition, Order, SamplerDefaults
+
+Grid = tuple[int, int]
+"""Rows and columns of tokens."""
 
 Shapes = dict[str, tuple[int, ...]]
+"""Shapes of a checkpoint's tensors, by name."""
+
+
+class Configuration(Protocol):
+    """The dimensions of one model: a frozen dataclass, whose fields a JSON file may hold (`--config`)."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+
+    @property
+    def n_layer(self) -> int: ...
+
+    @property
+    def n_head(self) -> int: ...
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values; fewer than `n_head` where heads are grouped."""
+
+    @property
+    def head_size(self) -> int: ...
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def cells(self) -> int:
+        """Tokens of an image."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Image tokens, which are the ids [0, vocab_size)."""
+
+    @property
+    def caches(self) -> int:
+        """Pairs of key and value caches."""
+
+    @property
+    def rope_base(self) -> float: ...
+
+    def problems(self) -> Iterable[str]:
+        """What keeps these dimensions from being a model, in words."""
+
+
+C = TypeVar("C", bound=Configuration)
+
+
+class Size(NamedTuple):
+    """What tells a published size from its kin."""
+
+    n_layer: int
+    n_head: int
+    dim: int
 
 
 @dataclass(frozen=True)
-class Family:
+class Option:
+    """A field of the configuration that `arforge export` can set by an option of its own, `--field`."""
+
+    field: str
+    choices: tuple[int, ...]
+    help: str
+
+
+def grid_tables(config: Configuration) -> dict[str, Tensor]:
+    """The rotary tables of 2-D positions, by the names of the module's buffers."""
+    return dict(zip(("cosine", "sine"), rotary_table(config.grid, config.head_size, config.rope_base), strict=True))
+
+
+def no_specials(_: Configuration) -> tuple[int, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Family(Generic[C]):
+    """One family. Its functions are given configurations without problems."""
+
     name: str
-    variants: Mapping[str, tuple[int, int, int]]  # layers, heads, dim
-    order: Order  # of cells
-    default_grid: tuple[int, int]  # of a variant
-    config: type[Any]  # the dataclass of its dimensions
-    module: Callable[[Any], nn.Module]
-    checkpoint_shapes: Callable[[Any], Shapes]
-    parameter: Callable[[Checkpoint, str], Tensor]  # of the module, from the authors' checkpoint
-    schedules: Callable[[Any], list[str]]  # stored where none are asked for
+    order: Order  # of cells that its models were trained for: which schedules fit
+    sign: tuple[str, ...]  # parts of tensor names that its checkpoints have, all of them, and others do not
+    variants: Mapping[str, Size]  # the published sizes
+    grids: tuple[Grid, ...]  # that published checkpoints were trained for
+    config: type[C]
+    required: tuple[str, ...]  # fields that a --config must hold
+    infer: Callable[[Shapes, Callable[[int, int], int]], dict[str, Any]]
+    """The configuration's fields that the tensors tell. The second argument gives the heads of a model of so many
+    layers and so wide, which they do not tell. Raises KeyError, ValueError or IndexError for other tensors."""
+    module: Callable[[C], nn.Module]
+    checkpoint_shapes: Callable[[C], Shapes]  # of the authors' checkpoints
+    parameter: Callable[[Checkpoint, str], Tensor]  # of the module, by its name there, from the authors' checkpoint
+    condition: Callable[[C], Condition]
+    schedules: Callable[[C], list[str]]  # stored where none are asked for
+    sampler: Callable[[C], SamplerDefaults]  # of the authors
+    specials: Callable[[C], tuple[int, ...]] = no_specials  # ids of learned tokens that schedules feed by index
+    row_end: int | None = None  # the index of the special token that ends a row
+    options: tuple[Option, ...] = ()
     queries: bool = False  # the module is asked for cells, rather than for what follows each input
+    positions: Literal["grid", "sequence"] = "grid"  # what a row of the rotary table stands for
+    tables: Callable[[C], dict[str, Tensor]] = grid_tables  # the module's buffers, which no checkpoint holds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
-from arforge.export.families.family import Family
+from arforge.export.families.family import Family, Shapes, Size
 from arforge.export.layers import Block, Cache, RMSNorm, RotaryDecoder
+from arforge.runner.bundle import ClassCondition, SamplerDefaults
 
-# layers, heads, dim
 VARIANTS = {
-    "B": (12, 12, 768),
-    "L": (24, 16, 1024),
-    "XL": (36, 20, 1280),
-    "XXL": (48, 24, 1536),
-    "3B": (24, 32, 3200),
+    "B": Size(12, 12, 768),
+    "L": Size(24, 16, 1024),
+    "XL": Size(36, 20, 1280),
+    "XXL": Size(48, 24, 1536),
+    "3B": Size(24, 32, 3200),
 }
+REQUIRED = ("dim", "n_layer", "n_head", "vocab_size", "num_classes", "grid")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,15 @@ class LlamaGenConfig:
             hidden = int(self.ffn_dim_multiplier * hidden)
         return -(-hidden // self.multiple_of) * self.multiple_of
 
+    def problems(self) -> Iterator[str]:
+        """What keeps these dimensions from being a model."""
+        if self.dim % self.n_head:
+            yield f"n_head {self.n_head} does not divide dim {self.dim}"
+        if self.n_head % self.kv_heads:
+            yield f"n_kv_head {self.kv_heads} does not divide n_head {self.n_head}"
+        if self.head_size % 4:
+            yield f"head size {self.head_size} (dim / n_head) must be a multiple of 4 for 2-D rotary positions"
+
 
 class LlamaGen(RotaryDecoder):
     """The decoder. One id space: image tokens [0, vocab), classes [vocab, vocab + classes), then the null class."""
@@ -122,7 +133,7 @@ EMBEDDING = "tok_embeddings.weight"
 CLASS_EMBEDDING = "cls_embedding.embedding_table.weight"
 
 
-def checkpoint_shapes(config: LlamaGenConfig) -> dict[str, tuple[int, ...]]:
+def checkpoint_shapes(config: LlamaGenConfig) -> Shapes:
     """The tensors of the authors' checkpoints."""
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in LlamaGen(config).state_dict().items()}
@@ -138,6 +149,42 @@ def parameter(checkpoint: Checkpoint, name: str) -> Tensor:
     return checkpoint.tensor(name)
 
 
+def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:
+    """The dimensions that the tensors tell (`Family.infer`)."""
+    vocab_size, dim = shapes[EMBEDDING]
+    layers = layer_count(shapes, "layers.")
+    n_head = heads(layers, dim)
+    key_width = (shapes["layers.0.attention.wqkv.weight"][0] - dim) // 2
+    grouped = {} if key_width == dim else {"n_kv_head": key_width * n_head // dim}
+    return {
+        "dim": dim,
+        "n_layer": layers,
+        "n_head": n_head,
+        "vocab_size": vocab_size,
+        "num_classes": shapes[CLASS_EMBEDDING][0] - 1,
+        **grouped,
+        **feed_forward_fields(dim, shapes["layers.0.feed_forward.w1.weight"][0]),
+    }
+
+
+def layer_count(shapes: Shapes, prefix: str) -> int:
+    """One more than the largest number behind `prefix`. Raises ValueError where there is none."""
+    return 1 + max(int(name[len(prefix) :].split(".")[0]) for name in shapes if name.startswith(prefix))
+
+
+def feed_forward_fields(dim: int, hidden: int) -> dict[str, Any]:
+    """Fields that give a feed-forward layer of this width: those of the published sizes where they do."""
+    narrow = int(2 * 4 * dim / 3)
+    for multiple in (256, 128, 64, 32, 16, 8, hidden):
+        if -(-narrow // multiple) * multiple == hidden:
+            return {} if multiple == 256 else {"multiple_of": multiple}
+    return {"multiple_of": 1, "ffn_dim_multiplier": (hidden + 0.5) / narrow}
+
+
+def condition(config: LlamaGenConfig) -> ClassCondition:
+    return ClassCondition(config.num_classes, config.first_class, config.null_class)
+
+
 def default_schedules(config: LlamaGenConfig) -> list[str]:
     """Next-token, and ZipAR at the windows of its paper that fit."""
     return ["ntp", *(f"zipar:{window}" for window in (16, 12, 8, 4, 2) if window < config.grid[1])]
@@ -145,12 +192,17 @@ def default_schedules(config: LlamaGenConfig) -> list[str]:
 
 FAMILY = Family(
     name="llamagen",
-    variants=VARIANTS,
     order="raster",
-    default_grid=(24, 24),
+    sign=("cls_embedding.embedding_table.weight",),
+    variants=VARIANTS,
+    grids=((16, 16), (24, 24), (32, 32)),
     config=LlamaGenConfig,
+    required=REQUIRED,
+    infer=infer,
     module=LlamaGen,
     checkpoint_shapes=checkpoint_shapes,
     parameter=parameter,
+    condition=condition,
     schedules=default_schedules,
+    sampler=lambda _: SamplerDefaults(guidance=2.0, temperature=1.0, top_k=0, top_p=1.0),  # on ImageNet
 )

@@ -6,15 +6,20 @@ The grid is cut into `regions` regions; after one token of each, every step deci
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.families import llamagen
-from arforge.export.families.family import Family
+from arforge.export.families.family import Family, Option, Shapes, Size
 from arforge.export.families.llamagen import LlamaGen, LlamaGenConfig
+from arforge.runner.bundle import SamplerDefaults
+from arforge.runner.errors import ScheduleError
+from arforge.runner.schedules.regions import region_order
 
 VARIANTS = {name: llamagen.VARIANTS[name] for name in ("L", "XL", "XXL", "3B")}
 TRANSITION_EMBEDDING = "spe_tok_embeddings.special_embeddings.weight"
@@ -28,12 +33,19 @@ class PARConfig(LlamaGenConfig):
     def transition_tokens(self) -> int:
         return self.regions - 1
 
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        try:
+            region_order(self.grid, self.regions)
+        except ScheduleError as error:
+            yield str(error)
+
 
 class PAR(LlamaGen):
     """Ids as LlamaGen's, then the transition tokens."""
 
 
-def checkpoint_shapes(config: PARConfig) -> dict[str, tuple[int, ...]]:
+def checkpoint_shapes(config: PARConfig) -> Shapes:
     """The tensors of the authors' checkpoints."""
     return {
         **llamagen.checkpoint_shapes(config),
@@ -49,14 +61,38 @@ def parameter(checkpoint: Checkpoint, name: str) -> Tensor:
     return tensor
 
 
+def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:
+    """The dimensions that the tensors tell (`Family.infer`)."""
+    return {**llamagen.infer(shapes, heads), "regions": shapes[TRANSITION_EMBEDDING][0] + 1}
+
+
+def specials(config: PARConfig) -> tuple[int, ...]:
+    """The transition tokens, in the order of the regions that they stand for."""
+    return tuple(range(config.first_special, config.tokens))
+
+
+def default_sampler(config: PARConfig) -> SamplerDefaults:
+    """The authors', who guide larger models less, but for 16 regions."""
+    scales = {VARIANTS["XXL"]: 1.435, VARIANTS["3B"]: 1.345} if config.regions == 4 else {}
+    guidance = scales.get(Size(config.n_layer, config.n_head, config.dim), 1.5)
+    return SamplerDefaults(guidance, temperature=1.0, top_k=0, top_p=1.0)
+
+
 FAMILY = Family(
     name="par",
-    variants=VARIANTS,
     order="regions",
-    default_grid=(24, 24),
+    sign=(*llamagen.FAMILY.sign, "spe_tok_embeddings"),
+    variants=VARIANTS,
+    grids=((24, 24),),
     config=PARConfig,
+    required=llamagen.REQUIRED,
+    infer=infer,
     module=PAR,
     checkpoint_shapes=checkpoint_shapes,
     parameter=parameter,
+    condition=llamagen.condition,
+    specials=specials,
     schedules=lambda config: [f"par:{config.regions}"],
+    sampler=default_sampler,
+    options=(Option("regions", (4, 16), "Regions that the model decodes at once."),),
 )

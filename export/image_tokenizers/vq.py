@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerKind
+
 GROUPS = 32
 NORM_EPS = 1e-6
 
@@ -49,10 +51,9 @@ class VQConfig:
         )
 
 
-class VQModel(nn.Module):
+class VQModel(ImageTokenizer):
     def __init__(self, config: VQConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = Codebook(config.codebook_size, config.codebook_width)
@@ -219,3 +220,17 @@ def middle(width: int) -> nn.Sequential:
 
 def group_norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, width, eps=NORM_EPS)
+
+
+def problem(config: VQConfig) -> str | None:
+    return f"{config.channels} channels are not a multiple of {GROUPS}" if config.channels % GROUPS else None
+
+
+KIND = ImageTokenizerKind(
+    kind="vq",
+    title="VQ tokenizer",
+    sign=("quantize.embedding.weight",),
+    infer=VQConfig.infer,
+    problem=problem,
+    module=VQModel,
+)

@@ -8,7 +8,7 @@ from typing import Any
 
 from arforge.runner.backends.cuda import Gpu
 from arforge.runner.errors import RequestError
-from arforge.runner.images import write_whole
+from arforge.runner.output import write_whole
 
 VARIABLE = "ARFORGE_CACHE"
 

@@ -106,7 +106,10 @@ class TensorRTEngine:
         if "top_k" not in inputs and ((self.settings.top_k > 0).any() or (self.settings.top_p < 1).any()):
             self._refuse("it was built without top-k and top-p", "--filters")
         if (buffers.mask[1:] != buffers.mask[:-1]).any():
-            self._refuse("it has one mask for all rows, and these see different slots; run them apart")
+            raise EngineError(
+                f"the rows of a step see different slots, and {self.library.name} has one mask for all: decode images "
+                "that are at other steps apart"
+            )
         inputs["mask"][..., : self._memory.slots] = buffers.mask[:1]
         given = {**vars(self.settings), **vars(buffers)}
         for name, first in self._inputs.items():

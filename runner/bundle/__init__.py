@@ -1,6 +1,6 @@
 """The bundle: what `arforge export` writes and everything else reads."""
 
-from arforge.runner.bundle.bundle import Bundle, check_distinct, check_relative, open_bundle, sha256_of
+from arforge.runner.bundle.bundle import Bundle, open_bundle, use_bundle
 from arforge.runner.bundle.facts import (
     BuiltEngine,
     ClassCondition,
@@ -15,6 +15,7 @@ from arforge.runner.bundle.facts import (
     SamplerDefaults,
     StoredSchedule,
 )
+from arforge.runner.bundle.files import check_distinct, check_relative, sha256_of
 from arforge.runner.bundle.manifest import FORMAT, MANIFEST, VERSION, Manifest
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "check_relative",
     "open_bundle",
     "sha256_of",
+    "use_bundle",
 ]

@@ -6,34 +6,33 @@ Nothing in a bundle is used before its structure, paths and sizes are checked; h
 
 from __future__ import annotations
 
-import hashlib
 import os
-import stat
-import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from arforge.runner.bundle.engine_identity import read_identity
 from arforge.runner.bundle.facts import BuiltEngine, ClassCondition, Graph, StoredSchedule
-from arforge.runner.bundle.manifest import Manifest, read_manifest
+from arforge.runner.bundle.files import check_distinct, check_file, is_folder, require_utf8, sha256_of
+from arforge.runner.bundle.manifest import MANIFEST, Manifest, read_manifest
 from arforge.runner.command_line import command_line
 from arforge.runner.errors import (
+    ArforgeError,
     BundleError,
     EngineError,
-    FileSizeError,
     FormatVersionError,
     HashError,
     ManifestError,
-    MissingFileError,
-    PathError,
     RequestError,
     ScheduleError,
 )
 from arforge.runner.schedules import file
 from arforge.runner.schedules.schedule import Schedule
 from arforge.runner.schedules.specification import compile_schedule, parse, require_order, require_specials
+
+ATTEMPTS = 100  # at a bundle that changes while it is opened
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,12 @@ class Bundle(Manifest):
         """The identities of the engines of that kind, for different devices. Raises EngineError where none is built."""
         found = [engine for engine in self.engines if (engine.target, engine.precision) == (target, precision)]
         if found:
-            return [self.identity(engine) for engine in found]
+            try:
+                return [self.identity(engine) for engine in found]
+            except EngineError:
+                if (newer := open_bundle(self.root)) == self:
+                    raise
+            return newer.identities(target, precision)  # the engine has been built again meanwhile
         built = ", ".join(f"{engine.target} {engine.precision}" for engine in self.engines) or "none"
         command = command_line("build", self.root, "--target", target, "--precision", precision)
         raise EngineError(f"{self.root} has no {target} {precision} engine (built: {built}). Build it: {command}")
@@ -120,15 +124,45 @@ class Bundle(Manifest):
 
 def open_bundle(root: Path | str) -> Bundle:
     """Open and check a bundle. Raises a BundleError whose class names the way in which it is wrong."""
+    return use_bundle(root, lambda bundle: bundle)
+
+
+def use_bundle(root: Path | str, use: Callable[[Bundle], T]) -> T:
+    """Open a bundle and do something with its files; again where that fails because the bundle has been changed.
+
+    A builder replaces the manifest in one step and removes files that it no longer lists. Raises as `open_bundle` and
+    `use` do.
+    """
     if not isinstance(root, str | os.PathLike):
         raise RequestError(f"{root!r} is no path of a bundle: give it as text or a Path")
     root = Path(root)
-    if not root.is_dir():
+    for _ in range(ATTEMPTS):
+        before = _revision(root)
+        try:
+            return use(_open(root))
+        except ArforgeError:
+            if _revision(root) == before:
+                raise
+    return use(_open(root))
+
+
+def _revision(root: Path) -> tuple[int, ...] | None:
+    """What tells one manifest of a bundle from the next."""
+    try:
+        facts = (root / MANIFEST).stat()
+    except (OSError, ValueError):
+        return None
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+
+
+def _open(root: Path) -> Bundle:
+    require_utf8(root)
+    if not is_folder(root):
         raise BundleError(f"no bundle at {root}: make one with `arforge export`")
     manifest = read_manifest(root)
     check_distinct(manifest.files)
     for path, facts in manifest.files.items():
-        _check_file(root, path, facts.bytes)
+        check_file(root, path, facts.bytes)
     for path in manifest.used():
         if path not in manifest.files:
             raise ManifestError(f"{root}: {path} is used but not listed among the files")
@@ -136,51 +170,6 @@ def open_bundle(root: Path | str) -> Bundle:
     _check_model(bundle)
     _check_runnable(bundle)
     return bundle
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_relative(path: str) -> None:
-    """Raise PathError unless `path` is relative, plain and stays inside."""
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or "\\" in path or ":" in path or "\0" in path:
-        raise PathError(f"path {path!r} in the manifest is not a plain relative path")
-    if not pure.parts or ".." in pure.parts or path != str(pure):
-        raise PathError(f"path {path!r} in the manifest leaves the bundle, or is not in its shortest form")
-    if not path.isprintable() or any(part.endswith((".", " ")) for part in pure.parts):
-        raise PathError(f"path {path!r} in the manifest has a name that not every system can have")
-
-
-def check_distinct(paths: Iterable[str]) -> None:
-    """Raise PathError where two paths, or folders of them, are one on a file system that does not tell case."""
-    spelled: dict[str, str] = {}
-    for path in paths:
-        for place in (path, *map(str, PurePosixPath(path).parents)):
-            first = spelled.setdefault(unicodedata.normalize("NFC", place).casefold(), place)
-            if first != place:
-                raise PathError(f"paths {first!r} and {place!r} in the manifest differ in case or accents only")
-
-
-def _check_file(root: Path, path: str, size: int) -> None:
-    check_relative(path)
-    place = root
-    for part in PurePosixPath(path).parts:
-        place = place / part
-        try:
-            facts = os.lstat(place)
-        except (OSError, ValueError):  # a name that the system cannot have
-            raise MissingFileError(f"{root} lacks {path}: export the bundle again, or copy it whole") from None
-        if stat.S_ISLNK(facts.st_mode):
-            raise PathError(f"{place} is a link; a bundle holds plain files only")
-    if not stat.S_ISREG(facts.st_mode):
-        raise MissingFileError(f"{place} is not a file")
-    if facts.st_size != size:
-        raise FileSizeError(
-            f"{place} has {facts.st_size} bytes, the manifest says {size}: the copy is incomplete; copy or export again"
-        )
 
 
 def _check_model(bundle: Bundle) -> None:

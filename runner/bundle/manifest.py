@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -20,7 +23,8 @@ from arforge.runner.bundle.facts import (
     SamplerDefaults,
     StoredSchedule,
 )
-from arforge.runner.errors import FormatVersionError, ManifestError
+from arforge.runner.bundle.files import mode_of, plain_copy
+from arforge.runner.errors import BundleError, FormatVersionError, ManifestError
 from arforge.runner.json_file import check_schema, floats, read_json
 
 FORMAT = "arforge-bundle"
@@ -62,8 +66,12 @@ class Manifest:
 def read_manifest(root: Path) -> Manifest:
     """The manifest of the bundle at `root`. Raises ManifestError, or FormatVersionError for another format's."""
     path = root / MANIFEST
-    if path.is_symlink() or not path.is_file():
-        raise ManifestError(f"{root} is not a bundle: it has no {MANIFEST}")
+    mode = mode_of(path)
+    if mode is None or not stat.S_ISREG(mode):
+        link = f" but a link of that name: {plain_copy(root)}" if mode is not None and stat.S_ISLNK(mode) else ""
+        raise ManifestError(f"{root} is not a bundle: it has no {MANIFEST}{link}")
+    if not os.access(path, os.R_OK):
+        raise BundleError(f"cannot read {path}: {os.strerror(errno.EACCES)}")
     value = read_json(path, ManifestError)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise ManifestError(f"{path} is not the manifest of an arforge bundle")
@@ -129,4 +137,6 @@ def _plain(value: Any) -> Any:
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()  # a file's name may be no text
     return value

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from arforge.runner.errors import RequestError
-from arforge.runner.images import write_whole
 from arforge.runner.optional import needed
+from arforge.runner.output import write_whole
 
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1000px; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .8em; border-bottom: 1px solid #ddd }

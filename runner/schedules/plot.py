@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.runner.images import write_whole
+from arforge.runner.output import write_whole
 from arforge.runner.schedules.schedule import Schedule
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from arforge.cli import main
 from arforge.runner import open_bundle
+from arforge.runner.bundle import sha256_of
 
 
 def invoke(*words: object) -> tuple[int, str]:
@@ -31,12 +32,38 @@ def test_an_engine_for_tensorrt_rtx_is_built_verified_and_named(bundle_copy: Pat
 
 
 def test_a_dry_run_builds_nothing(bundle_copy: Path) -> None:
-    code, output = invoke("build", bundle_copy, "--target", "tensorrt", "--schedule", "zipar:4", "--dry-run")
-    assert code == 0, output
-    step, decoder = output.splitlines()
+    before = everything(bundle_copy)
+    words = ("build", bundle_copy, "--target", "tensorrt", "--schedule", "zipar:4", "--dry-run")
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    assert "nothing is written: --graphs FOLDER" in result.stderr
+    assert everything(bundle_copy) == before
+    step, decoder = result.stdout.splitlines()
     assert step.startswith("trtexec --onnx=graphs/fp16/step-tensorrt-")
     assert decoder.startswith("trtexec --onnx=graphs/fp32/decoder.onnx")
     assert [engine.target for engine in open_bundle(bundle_copy).engines] == ["onnxruntime"]
+
+
+def test_a_dry_run_leaves_its_graphs_where_it_is_told(bundle_copy: Path, tmp_path: Path) -> None:
+    before, folder = everything(bundle_copy), tmp_path / "new graphs"
+    words = ("build", bundle_copy, "--target", "tensorrt", "--precision", "fp32", "--schedule", "ntp", "--dry-run")
+    code, output = invoke(*words, "--graphs", folder)
+    assert code == 0, output
+    assert f"the graphs are in {folder}: run the commands there" in output
+    assert everything(bundle_copy) == before
+    named = {word.removeprefix("--onnx=") for word in output.split() if word.startswith("--onnx=")}
+    assert named == {path for path in everything(folder) if path.endswith(".onnx")}
+    assert all((folder / path).stat().st_nlink == 1 for path in everything(folder))  # no part of the bundle
+    code, output = invoke(*words, "--graphs", folder)
+    assert (code, output) == (1, f"Error: {folder} is there already: name a new folder for the graphs\n")
+    code, output = invoke(*words[:-1], "--graphs", tmp_path / "other")
+    assert code == 1
+    assert "--graphs goes with --dry-run" in output
+
+
+def everything(root: Path) -> dict[str, str]:
+    """All files, by what they hold."""
+    return {path.relative_to(root).as_posix(): sha256_of(path) for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +76,7 @@ def test_a_dry_run_builds_nothing(bundle_copy: Path) -> None:
         ("--no-filters",),
         ("--strip-weights",),
         ("--dry-run",),
+        ("--graphs", "new"),
     ],
 )
 def test_options_of_tensorrt_are_not_taken_silently(bundle: Path, options: tuple[str, ...]) -> None:

@@ -50,7 +50,7 @@ def test_without_a_check_it_only_calibrates(bundle_copy: Path) -> None:
         (("--samples", 0), "no samples: calibration needs at least one image"),
         (("--method", "minmax"), "unknown method 'minmax': use max, percentile, entropy"),
         (("--method", "percentile", "--percentile", 1), "percentile 1.0 is out of range"),
-        (("--schedule", "par:4"), "does not fit a llamagen model"),
+        (("--schedule", "par:4"), "decodes in regions order, this model in raster order"),
         (("--schedule", "zipar:9"), "window 9 does not fit a grid of 8x8"),
         (("--exclude", "layers.9.*"), "no layer is called 'layers.9.*'"),
         (("--exclude", "*"), "every layer is excluded"),

@@ -174,7 +174,8 @@ def test_export_refuses_a_missing_checkpoint_and_leaves_nothing(tmp_path: Path) 
 
 
 def test_export_wants_one_of_variant_and_config(tmp_path: Path) -> None:
-    error = fail("export", "llamagen", "--checkpoint", tmp_path / "c.pt", "--output", tmp_path / "x.bundle")
+    both = ("--variant", "B", "--config", tmp_path / "c.json")
+    error = fail("export", "llamagen", "--checkpoint", tmp_path / "c.pt", *both, "--output", tmp_path / "x.bundle")
     assert "one of --variant and --config" in error
 
 

@@ -78,7 +78,7 @@ def test_page_is_whole_and_needs_nothing_else(outputs: tuple[str, dict, str]) ->
     ("arguments", "message"),
     [
         (("--schedule", "zipar:9"), "window 9 does not fit"),
-        (("--schedule", "par:4"), "does not fit a llamagen model"),
+        (("--schedule", "par:4"), "decodes in regions order, this model in raster order"),
         (("--precision", "int8"), "has no onnxruntime int8 engine"),
         (("--target", "abacus"), "unknown target 'abacus'"),
         (("--quality", "missing.json"), "--quality is drawn on the page"),

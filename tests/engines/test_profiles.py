@@ -71,7 +71,7 @@ def test_wishes_that_do_not_fit_are_refused(bundle: Path) -> None:
         plan_profiles(opened, [], [0], [])
     with pytest.raises(EngineError, match=r"widths \[-1\] must all be at least 1"):
         plan_profiles(opened, [], [1], [-1])
-    with pytest.raises(ScheduleError, match="does not fit a llamagen model"):
+    with pytest.raises(ScheduleError, match="decodes in regions order, this model in raster order"):
         plan_profiles(opened, ["par:4"], [1], [])
     with pytest.raises(EngineError, match="300 profiles are more than 256"):
         plan_profiles(opened, ["ntp"], range(1, 301), [])

@@ -342,7 +342,8 @@ def test_a_target_without_engine_is_not_verified(bundle: Path) -> None:
 def test_a_dry_run_prints_commands_and_needs_no_library(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("tensorrt_rtx", "tensorrt_rtx_bindings", "polygraphy"):
         monkeypatch.setitem(sys.modules, name, None)
-    step, decoder = dry_run(Job(bundle_copy, RTX, "fp16", ["8.6", "8.9"], ["zipar:4"]))
+    folder = bundle_copy.with_name("graphs")
+    step, decoder = dry_run(Job(bundle_copy, RTX, "fp16", ["8.6", "8.9"], ["zipar:4"]), folder)
     words = step.split()
     assert words[0] == "tensorrt_rtx"
     options = dict(word.removeprefix("--").split("=", 1) for word in words[1:] if "=" in word)
@@ -355,12 +356,12 @@ def test_a_dry_run_prints_commands_and_needs_no_library(bundle_copy: Path, monke
     assert "tokens:1x8x8" in decoder
     opened = open_bundle(bundle_copy)
     opened.check_hashes()
-    assert options["onnx"] in opened.files  # what the commands read stays in the bundle
-    assert opened.graph("step-logits", "fp16").exists()
-    shutil.rmtree(bundle_copy / "graphs/fp32")  # the device needs the lowered graph and its weights alone
+    assert not (bundle_copy / "graphs/fp16").exists()
+    shutil.rmtree(bundle_copy)  # the device needs the lowered graph and its weights alone
     import onnx
 
-    onnx.checker.check_model(bundle_copy / options["onnx"])
+    onnx.checker.check_model(folder / options["onnx"])
+    assert {path.suffix for path in (folder / "graphs/fp16").rglob("*") if path.is_file()} == {".onnx", ".weights"}
 
 
 def test_a_dry_run_for_tensorrt(bundle_copy: Path) -> None:

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 
 from arforge.engines.attention import against_fusing, choose_attention, decompose_attention
+from arforge.engines.tensorrt import GRAPH
 from arforge.engines.tensorrt_graph import lower_for_tensorrt, write_model
 from arforge.runner import EngineError, open_bundle
 from arforge.runner.bundle import Bundle
@@ -62,7 +63,7 @@ def test_the_lowered_graph_gives_what_the_bundles_does(
     given = step_inputs(opened, filters)
     with changing(opened.root) as bundle:  # which takes the file away again
         lowered = lower_for_tensorrt(bundle, "fp32", SLOTS, 1, filters, "auto")
-        path, *others = write_model(lowered.model, bundle.root / "graphs/fp32", "lowered")
+        path, *others = write_model(lowered.model, bundle.root / "graphs/fp32", GRAPH)
         assert not others  # float32 weights lie in the bundle
         onnx.checker.check_model(path, full_check=True)
         found = run(path, given | {"mask": given["mask"][:1]})  # one for all rows

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from tiny import CONFIG
 from torch import Tensor
 
-from arforge.export.checkpoint import check_shapes, open_checkpoint
+from arforge.export.checkpoint import open_checkpoint
 from arforge.export.families.llamagen import checkpoint_shapes
+from arforge.export.recognition import check_shapes
 from arforge.runner.errors import CheckpointError
 
 SHAPES = checkpoint_shapes(CONFIG)

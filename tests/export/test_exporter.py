@@ -13,14 +13,14 @@ import pytest
 import torch
 from oracle import Decoder
 from safetensors.torch import save_file
-from tiny import CONFIG, random_weights
+from tiny import CONFIG, VQ_CONFIG, random_weights
 from torch import Tensor
 
 from arforge.engines import onnxruntime
-from arforge.export.exporter import Job, export_bundle
+from arforge.export.exporter import Job, export_bundle, open_image_tokenizer
 from arforge.export.families.llamagen import FAMILY, default_schedules
 from arforge.export.image_tokenizers.vq import VQModel
-from arforge.export.verify import stored_weights
+from arforge.export.verify import check_provenance, check_weights, stored_weights
 from arforge.runner import BundleError, Runner, ScheduleError, open_bundle
 from arforge.runner.bundle import sha256_of
 from arforge.runner.errors import CheckpointError
@@ -94,10 +94,17 @@ def halves() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def half_bundle(tmp_path_factory: pytest.TempPathFactory, halves: dict[str, Tensor]) -> Path:
+    """Exported from a checkpoint in two parts."""
     folder = tmp_path_factory.mktemp("half")
-    save_file(halves, folder / "half.safetensors")
+    (folder / "parts").mkdir()
+    for part in (0, 1):
+        name = f"half-0000{part + 1}-of-00002.safetensors"
+        save_file(dict(list(halves.items())[part::2]), folder / "parts" / name)
     spellings = ["zipar:2", "zipar:2,holes=published"]
-    export_bundle(Job(FAMILY, SMALL, folder / "half.safetensors", None, folder / "half.bundle", spellings))
+    lines: list[str] = []
+    job = Job(FAMILY, SMALL, folder / "parts", None, folder / "half.bundle", spellings)
+    export_bundle(job, lines.append)
+    assert lines[0] == ("parts: read its 2 parts, half-00001-of-00002.safetensors to half-00002-of-00002.safetensors")
     onnxruntime.build(folder / "half.bundle")
     return folder / "half.bundle"
 
@@ -119,6 +126,26 @@ def test_a_bundle_of_half_precision_weights_gives_the_published_tokens(
         found = runner.generate([2, 7], schedule="zipar:2", guidance=2.0, greedy=True).tokens
     decoder = Decoder(halves, SMALL.n_head, SMALL.grid)
     np.testing.assert_array_equal(found, oracle.zipar(decoder, [2, 7], window=2, guidance=2.0))
+
+
+def test_a_bundle_names_every_part_of_its_checkpoint_and_their_precision(half_bundle: Path) -> None:
+    opened, folder = open_bundle(half_bundle), half_bundle.parent / "parts"
+    recorded = opened.provenance["checkpoint"]
+    assert [file["name"] for file in recorded["files"]] == names(folder)
+    assert [file["sha256"] for file in recorded["files"]] == [sha256_of(folder / name) for name in names(folder)]
+    for given in (folder, folder / names(folder)[1]):
+        assert check_provenance(opened, given).startswith("the bundle was made from this file, sha256")
+    assert check_weights(opened, folder) > 0
+    assert opened.model.source_precision == "fp16"  # most of the bytes
+
+
+def test_of_an_image_tokenizers_weights_the_averaged_ones_are_taken(tmp_path: Path, tokenizer_model: VQModel) -> None:
+    state = tokenizer_model.state_dict()
+    torch.save({"model": {name: 2 * tensor for name, tensor in state.items()}, "ema": state}, tmp_path / "x.pt")
+    opened = open_image_tokenizer(tmp_path / "x.pt", 32)
+    assert (opened.kind.kind, opened.config, opened.checkpoint.table) == ("vq", VQ_CONFIG, "ema")
+    assert opened.checkpoint.notes == ("took its weights 'ema'; --image-tokenizer-weights model takes 'model'",)
+    assert open_image_tokenizer(tmp_path / "x.pt", 32, "model").checkpoint.table == "model"
 
 
 def test_two_spellings_of_a_schedule_are_stored_once(half_bundle: Path) -> None:

@@ -136,9 +136,9 @@ def test_bundles_verify_with_and_without_torch(name: str, request: pytest.Fixtur
 
 
 def test_schedules_of_another_family_or_size_are_refused(par_bundle: Path, arpg_bundle: Path) -> None:
-    with pytest.raises(ScheduleError, match="does not fit a par model: use one of par"):
+    with pytest.raises(ScheduleError, match="decodes in raster order, this model in regions order: use one of par"):
         open_bundle(par_bundle).schedule("zipar:4")
-    with pytest.raises(ScheduleError, match="does not fit a arpg model: use one of arpg"):
+    with pytest.raises(ScheduleError, match="decodes in regions order, this model in random order: use one of arpg"):
         open_bundle(arpg_bundle).schedule("par:4")
     with pytest.raises(ScheduleError, match="needs 15 special tokens.*trained with 3"):
         open_bundle(par_bundle).schedule("par:16")

@@ -32,6 +32,11 @@ def test_weights_are_compared_with_the_checkpoint(
     torch.save(changed, tmp_path / "other.pt")
     with pytest.raises(VerificationError, match=r"weight norm.weight of .* differs from .*other.pt: export it again"):
         check_weights(opened, tmp_path / "other.pt")
+    torch.save({"model": changed, "ema": weights}, tmp_path / "both.pt")
+    with pytest.raises(VerificationError, match="differs"):
+        check_weights(opened, tmp_path / "both.pt")
+    averaged = replace(opened, provenance={"checkpoint": {"weights": "ema"}})
+    assert check_weights(averaged, tmp_path / "both.pt") == len(weights) - 1
 
 
 def test_a_graph_that_computes_something_else_is_found(bundle_copy: Path) -> None:
@@ -58,7 +63,7 @@ def test_provenance_tells_the_very_file_from_one_with_the_same_weights(
     assert check_provenance(opened, tmp_path / "again.pt") == (
         f"the bundle was made from another file with the same weights, sha256 {digest}"
     )
-    silent = replace(opened, manifest={**opened.manifest, "provenance": {"checkpoint": "tiny.pt"}})
+    silent = replace(opened, provenance={"checkpoint": "tiny.pt"})
     with pytest.raises(VerificationError, match="does not say which checkpoint it was made from"):
         check_provenance(silent, checkpoint)
 

@@ -2,9 +2,9 @@
 
     python tests/reliability/faults.py kill|disk JOB [--times N] [--seed S]
 
-JOB is export, calibrate, build (ONNX Runtime, int8), build-fp32 or build-rtx (TensorRT-RTX, fp16). Each trial starts
-from the same bundle, in a process of its own; afterwards the same job runs again, undisturbed. Ends with 1 at the first
-loss.
+JOB is export, calibrate, build (ONNX Runtime, int8), build-fp32 or build-rtx (TensorRT-RTX, fp16), or rebuild,
+rebuild-fp32 or rebuild-rtx: the same in a bundle that has such an engine. Each trial starts from the same bundle, in a
+process of its own; afterwards the same job runs again, undisturbed. Ends with 1 at the first loss.
 `disk` is a file system of limited size where one can be mounted, else a limit of every file's size.
 """
 
@@ -42,6 +42,7 @@ from arforge.engines.tensorrt_library import load_builder
 from arforge.export import exporter
 from arforge.export.families.llamagen import FAMILY
 from arforge.runner.bundle import open_bundle
+from arforge.runner.bundle.names import is_added
 from arforge.runner.errors import ArforgeError
 
 REFUSED, BROKEN = 3, 4  # exit codes of a trial: an ArforgeError, another error
@@ -64,6 +65,12 @@ JOBS: dict[str, Work] = {
     "build-fp32": lambda root: onnxruntime.build(root, "fp32"),
     "build-rtx": lambda root: tensorrt.build(tensorrt.Job(root, "tensorrt-rtx", "fp16", schedules=["ntp"])),
 }
+BUILT_BEFORE: dict[str, Work] = {
+    "rebuild": lambda root: onnxruntime.build(root, "int8", [1, 2]),
+    "rebuild-fp32": lambda root: onnxruntime.build(root, "fp32", [1, 2]),
+    "rebuild-rtx": JOBS["build-rtx"],
+}
+JOBS |= {name: JOBS[name.removeprefix("re")] for name in BUILT_BEFORE}
 
 
 def state(root: Path) -> dict[str, Any]:
@@ -188,7 +195,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("torch.__trace").propagate = False
-    if given.job == "build-rtx":
+    if given.job.endswith("build-rtx"):
         load_builder("tensorrt-rtx")
     rng, work, counts = random.Random(given.seed), JOBS[given.job], Counter[str]()
     with tempfile.TemporaryDirectory(prefix="arforge-faults-") as scratch:
@@ -196,6 +203,8 @@ def main() -> None:
         root = Path(scratch, "place", "tiny.bundle")
         if finish(start(lambda place: export(place, ("ntp",)), root)):
             raise SystemExit("the bundle to start from could not be exported")
+        if given.job in BUILT_BEFORE and finish(start(BUILT_BEFORE[given.job], root)):
+            raise SystemExit("the bundle to start from could not be built")
         kept = Path(shutil.copytree(root, Path(scratch, "kept")))
         old, seconds = state(root), []
         for _ in range(2):  # the first warms up what the second finds
@@ -207,7 +216,8 @@ def main() -> None:
             seconds[-1] = time.perf_counter() - seconds[-1]
         done = state(root)
         new = outlines(done)
-        most = sum(facts["bytes"] for path, facts in done["files"].items() if old["files"].get(path) != facts)
+        written = {path for path, facts in done["files"].items() if old["files"].get(path) != facts or is_added(path)}
+        most = sum(done["files"][path]["bytes"] for path in written)
         for _ in range(given.times):
             shutil.rmtree(root)
             shutil.copytree(kept, root)

@@ -104,7 +104,9 @@ def schedules(root: Path) -> tuple[Target, list[bytes]]:
 
 
 def checkpoints(_: Path) -> tuple[Target, list[bytes]]:
-    with atheris.instrument_imports(include=["torch._weights_only_unpickler", "arforge.export.checkpoint"]):
+    with atheris.instrument_imports(
+        include=["torch._weights_only_unpickler", "arforge.export.checkpoint", "arforge.export.tensor_files"]
+    ):
         import torch
         from safetensors.torch import save
 

@@ -23,7 +23,17 @@ TRIALS = os.environ.get("ARFORGE_FAULT_TRIALS", "1")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
     ("fault", "job"),
-    [("kill", "export"), ("kill", "calibrate"), ("kill", "build"), ("disk", "build"), ("kill", "build-rtx")],
+    [
+        ("kill", "export"),
+        ("kill", "calibrate"),
+        ("kill", "build"),
+        ("disk", "build"),
+        ("kill", "build-rtx"),
+        ("kill", "rebuild"),
+        ("kill", "rebuild-fp32"),
+        ("disk", "rebuild"),
+        ("disk", "rebuild-rtx"),
+    ],
 )
 def test_the_bundle_is_old_or_new_and_the_next_run_works(fault: str, job: str) -> None:
     command = [sys.executable, FAULTS, fault, job, "--times", TRIALS]

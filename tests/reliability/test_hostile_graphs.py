@@ -37,7 +37,7 @@ def change_step(root: Path, change: Change) -> None:
     outside = [tensor for tensor in model.graph.initializer if tensor.external_data]
     change(*outside[:2])
     (root / STEP).write_bytes(model.SerializeToString())
-    edit_manifest(root, lambda manifest: manifest["files"].update({STEP: facts_of(root / STEP)}))
+    edit_manifest(root, lambda manifest: manifest["files"].update({STEP: vars(facts_of(root / STEP))}))
 
 
 def half_over(one: onnx.TensorProto, other: onnx.TensorProto) -> None:
@@ -79,7 +79,7 @@ def test_onnx_runtime_refuses_what_leaves_its_file(bundle_copy: Path, case: str)
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"PK\x03\x04" + b"\0" * 50], ids=["empty", "noise", "zip"])
 def test_a_file_that_is_no_graph_is_refused(bundle_copy: Path, content: bytes) -> None:
     (bundle_copy / STEP).write_bytes(content)
-    edit_manifest(bundle_copy, lambda manifest: manifest["files"].update({STEP: facts_of(bundle_copy / STEP)}))
+    edit_manifest(bundle_copy, lambda manifest: manifest["files"].update({STEP: vars(facts_of(bundle_copy / STEP))}))
     with pytest.raises((VerificationError, EngineError)):
         verify_bundle(bundle_copy, lambda line: None)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from oracle import Decoder
 
 from arforge.runner import Cancelled, EngineError, Runner
+from arforge.runner.images import Pixels
 
 CLASSES = [3, 1, 4, 1, 5]
 SEEDS = [9, 2**64 - 1, 6, 5, 0]
@@ -196,3 +198,31 @@ def test_threads_that_call_at_once_get_their_own_tokens(runner: Runner) -> None:
 def test_two_runners_of_one_bundle_agree(bundle: Path, runner: Runner) -> None:
     with Runner.open(str(bundle), threads=2) as other:
         np.testing.assert_array_equal(other.generate(CLASSES).tokens, runner.generate(CLASSES).tokens)
+
+
+def test_images_are_kept_left_out_or_handed_on_batch_by_batch(runner: Runner) -> None:
+    request: dict[str, Any] = {"classes": [1, 2, 3], "seeds": [4, 5, 6], "schedule": "zipar:2", "batch": 2}
+    kept = runner.generate(**request)
+    assert kept.images is not None
+    parts: list[np.ndarray] = []
+    handed = runner.generate(**request, images=parts.append)
+    left_out = runner.generate(**request, images=False)
+    assert [len(part) for part in parts] == [2, 1]
+    np.testing.assert_array_equal(np.concatenate(parts), kept.images)
+    assert handed.images is None
+    assert left_out.images is None
+    assert left_out.image_seconds == 0
+    for result in (handed, left_out):
+        np.testing.assert_array_equal(result.tokens, kept.tokens)
+
+
+def test_images_are_held_once() -> None:
+    pixels, batch = Pixels(64, keep=True), np.zeros((4, 64, 64, 3), np.uint8)
+    tracemalloc.start()
+    for number in range(16):
+        pixels.add(np.full_like(batch, number))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert pixels.kept is not None
+    assert peak < pixels.kept.nbytes + 3 * batch.nbytes
+    np.testing.assert_array_equal(pixels.kept[:, 0, 0, 0], np.repeat(np.arange(16), 4))

@@ -31,7 +31,7 @@ def test_it_stops_after_so_many_steps_and_checks_the_schedule(bundle: Path) -> N
     opened = open_bundle(bundle)
     engine = OnnxRuntimeEngine(opened, "fp32", 1)
     assert len(list(side_by_side(opened, "ntp", [engine], [0], 5))) == 5
-    with pytest.raises(ScheduleError, match="does not fit a llamagen model"):
+    with pytest.raises(ScheduleError, match="decodes in regions order, this model in raster order"):
         next(side_by_side(opened, "par:4", [engine], [0]))
 
 

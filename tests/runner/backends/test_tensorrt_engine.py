@@ -54,7 +54,7 @@ def open_fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Opened]
         bundle, gpu = open_bundle(path), FakeGpu()
         for name, value in facts.items():
             setattr(gpu, name, value)
-        identities = bundle.engines(RTX, precision)
+        identities = bundle.identities(RTX, precision)
         library = fake_library(gpu, identities[0]["library"].split()[1])
         for identity in identities:
             library.trt.add(bundle, identity)
@@ -127,7 +127,9 @@ def test_rows_that_see_different_slots_are_refused(built: Path, open_fake: Calla
         buffers.mask[..., :3] = True
         engine.run(1)
         buffers.mask[rows - 1, ..., 2] = False
-        with pytest.raises(EngineError, match="one mask for all rows, and these see different slots"):
+        with pytest.raises(
+            EngineError, match=r"see different slots, and tensorrt-rtx \S+ has one mask for all: decode"
+        ):
             engine.run(1)
 
 
@@ -155,7 +157,7 @@ def test_a_grid_that_the_decoder_was_not_built_for_is_decoded_by_onnxruntime(
 
 def test_each_shape_is_captured_once_and_only_launched_after(built: Path, open_fake: Callable[..., Opened]) -> None:
     mine, engine, gpu = open_fake(built)
-    engine_tokens = replace(mine.bundle, tokenizer=None)
+    engine_tokens = replace(mine.bundle, image_tokenizer=None)
     mine.bundle = engine_tokens  # no image decoder, whose program would count
     steps = len(mine.plan("zipar:4").steps)
     kinds = {(step.width, step.queries) for step in mine.plan("zipar:4").steps}
@@ -262,7 +264,8 @@ def test_wishes_that_the_engine_was_not_built_for(
 def test_the_engine_for_this_gpu_is_chosen(built: Path, open_fake: Callable[..., Opened], tmp_path: Path) -> None:
     path = Path(shutil.copytree(built, tmp_path / "two.bundle"))
     tensorrt.build(Job(path, RTX, "fp32", ["12.0"], ["ntp"]))
-    assert [identity["compute_capabilities"] for identity in open_bundle(path).engines(RTX, "fp32")] == [[], ["12.0"]]
+    identities = open_bundle(path).identities(RTX, "fp32")
+    assert [identity["compute_capabilities"] for identity in identities] == [[], ["12.0"]]
     assert open_fake(path, compute_capability="8.9")[1].identity["compute_capabilities"] == []
     with pytest.raises(EngineError, match="built for compute capability 8.6 and later, here is .* 7.5: rebuild it"):
         open_fake(path, compute_capability="7.5")

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from arforge.engines import onnxruntime
 from arforge.runner import ArforgeError, BundleError, EngineError, ScheduleError, compile_schedule, open_bundle
-from arforge.runner.bundle import ClassCondition
+from arforge.runner.bundle import ClassCondition, files
+from arforge.runner.bundle import bundle as bundle_module
 from arforge.runner.errors import (
     FileSizeError,
     FormatVersionError,
@@ -293,3 +297,93 @@ def test_a_damaged_engine_identity_raises_an_error_of_arforge(bundle_copy: Path,
     edit(bundle_copy, lambda manifest: manifest["files"][name].update(bytes=len(data)))
     with pytest.raises(ArforgeError, match=r"engine-\w+.json is not"):
         open_bundle(bundle_copy).engine("onnxruntime", "fp32")
+
+
+def test_links_say_what_to_do(bundle_copy: Path) -> None:
+    (bundle_copy / STEP).rename(bundle_copy / "moved")
+    (bundle_copy / STEP).symlink_to(bundle_copy / "moved")
+    copy = f"copy it with `cp -rL {bundle_copy} COPY`, or download it with --local-dir"
+    with pytest.raises(PathError, match=f"is a link; a bundle holds plain files only: {copy}"):
+        open_bundle(bundle_copy)
+    (bundle_copy / "manifest.json").rename(bundle_copy / "elsewhere")
+    (bundle_copy / "manifest.json").symlink_to("elsewhere")
+    with pytest.raises(ManifestError, match=f"it has no manifest.json but a link of that name: {copy}"):
+        open_bundle(bundle_copy)
+
+
+def test_a_bundle_is_found_through_a_link_and_with_hard_links(bundle_copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(bundle_copy, target_is_directory=True)
+    os.link(bundle_copy / STEP, tmp_path / "shared")
+    opened = open_bundle(tmp_path / "latest")
+    opened.check_hashes()
+    assert opened.graph("step", "fp32") == tmp_path / "latest" / STEP
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("path", ["", "graphs", "manifest.json", STEP])
+def test_permission_denied_is_neither_missing_nor_damaged(bundle_copy: Path, tmp_path: Path, path: str) -> None:
+    open_bundle(bundle_copy)  # reads what is installed, which another user may not either
+    (bundle_copy / path).chmod(0)
+    caught = as_nobody(lambda: open_bundle(bundle_copy), tmp_path)
+    (bundle_copy / path).chmod(0o755)
+    assert re.fullmatch(r"BundleError: cannot read .*: Permission denied", caught)
+
+
+def as_nobody(work: Callable[[], object], folder: Path) -> str:
+    """The error of `work` without root's permissions, in a process of its own."""
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 0o001:
+            parent.chmod(parent.stat().st_mode | 0o011)
+    reader, writer = os.pipe()
+    process = os.fork()
+    if process == 0:
+        message = "another error"
+        try:
+            if os.geteuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            work()
+            message = "no error"
+        except (ArforgeError, OSError) as error:
+            message = f"{type(error).__name__}: {error}"
+        finally:  # nothing of the parent's may run on in the child
+            os.write(writer, message.encode())
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(process, 0)
+    with os.fdopen(reader) as pipe:
+        return pipe.read()
+
+
+def test_a_path_that_no_runtime_can_open_is_named(bundle_copy: Path) -> None:
+    root = bundle_copy.rename(bundle_copy.with_name(os.fsdecode(b"\xff.bundle")))
+    with pytest.raises(BundleError, match=r"the path '.*\\udcff.bundle' is not UTF-8, which runtimes need: rename it"):
+        open_bundle(root)
+
+
+def test_a_bundle_that_changes_while_it_is_opened_is_read_again(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A builder replaces the manifest and removes what it no longer lists: between two looks of a reader."""
+    kept = bundle_copy.with_name("kept.json")
+    shutil.copy(bundle_copy / "manifest.json", kept)
+    edit(bundle_copy, lambda manifest: manifest["files"].update({"gone": {"bytes": 1, "sha256": "0" * 64}}))
+    really, turns = files.check_file, 0
+
+    def check(root: Path, path: str, size: int) -> None:
+        nonlocal turns
+        if path == "gone" and not turns:
+            turns += 1
+            kept.replace(root / "manifest.json")
+        really(root, path, size)
+
+    monkeypatch.setattr(bundle_module, "check_file", check)
+    assert "gone" not in open_bundle(bundle_copy).files
+    assert turns == 1
+
+
+def test_an_engine_that_is_built_again_meanwhile_is_found(bundle_copy: Path) -> None:
+    opened = open_bundle(bundle_copy)
+    onnxruntime.build(bundle_copy, widths=[1, 3])
+    assert not opened.path(opened.engines[0].path).exists()
+    assert opened.engine("onnxruntime", "fp32")["widths"] == [1, 3]

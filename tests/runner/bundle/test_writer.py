@@ -12,7 +12,17 @@ import pytest
 
 from arforge.runner import BundleError, open_bundle
 from arforge.runner.bundle import BuiltEngine, File, sha256_of
-from arforge.runner.bundle.writer import add_engine, exchange, file_facts, staged, write_json
+from arforge.runner.bundle.lock import FolderLock
+from arforge.runner.bundle.writer import (
+    add_engine,
+    changing,
+    exchange,
+    file_facts,
+    replace_file,
+    staged,
+    write_hashed,
+    write_json,
+)
 
 ENGINE = BuiltEngine("onnxruntime", "int8", "cpu", "engines/new")
 
@@ -146,7 +156,7 @@ def test_leavings_of_dead_writers_are_swept_and_others_kept(tmp_path: Path, dead
     for path in (stale, live, other):
         path.mkdir()
         (path / "weights").write_bytes(b"x" * 100)
-    with staged(tmp_path / "new.bundle", overwrite=False) as stage:
+    with FolderLock(live), staged(tmp_path / "new.bundle", overwrite=False) as stage:
         fill(stage)
     assert not stale.exists()
     assert (live / "weights").is_file()
@@ -161,6 +171,71 @@ def test_leavings_of_a_dead_writer_with_this_process_id_do_not_stop_an_export(tm
     with staged(tmp_path / "new.bundle", overwrite=False) as stage:
         fill(stage)
     assert contents(tmp_path / "new.bundle") == {"manifest.json": b"{}"}
+
+
+def test_two_writers_of_one_process_id_keep_to_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in two containers, whose processes are number 1 both, and on two hosts with one disk."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    target = tmp_path / "new.bundle"
+    with staged(target, overwrite=False) as first:
+        (first / "first").touch()
+        with pytest.raises(RuntimeError, match="stop"), staged(target, overwrite=False) as second:
+            (second / "second").touch()
+            assert names(second) == ["second"]
+            raise RuntimeError("stop")
+        assert names(first) == ["first"]
+    assert names(target) == ["first"]
+    assert names(tmp_path) == ["new.bundle"]
+
+
+def test_the_slower_of_two_writers_says_that_the_target_has_appeared(tmp_path: Path) -> None:
+    target = tmp_path / "new.bundle"
+    with (
+        pytest.raises(BundleError, match="new.bundle has appeared meanwhile: choose another output"),
+        staged(target, overwrite=False) as slow,
+    ):
+        with staged(target, overwrite=False) as quick:
+            (quick / "quick").touch()
+        assert slow.is_dir()
+    assert names(target) == ["quick"]
+
+
+def test_a_bundle_that_is_being_changed_is_not_replaced(bundle_copy: Path) -> None:
+    before = contents(bundle_copy)
+    with (
+        changing(bundle_copy),
+        pytest.raises(BundleError, match=r"another process is changing .*copy.bundle: wait until it is done"),
+        staged(bundle_copy, overwrite=True) as stage,
+    ):
+        fill(stage)
+    assert contents(bundle_copy) == before
+    assert names(bundle_copy.parent) == ["copy.bundle"]
+
+
+def test_a_bundle_with_files_of_others_is_not_replaced(bundle_copy: Path) -> None:
+    (bundle_copy / "notes.txt").write_text("mine")
+    with (
+        pytest.raises(BundleError, match=r"copy.bundle holds files that arforge did not write: notes.txt. Move them"),
+        staged(bundle_copy, overwrite=True),
+    ):
+        pass
+    assert (bundle_copy / "notes.txt").read_text() == "mine"
+    open_bundle(bundle_copy).check_hashes()
+
+
+def test_a_replaced_bundle_keeps_the_mode_of_its_folder(bundle_copy: Path) -> None:
+    bundle_copy.chmod(0o750)
+    with staged(bundle_copy, overwrite=True) as stage:
+        fill(stage)
+    assert bundle_copy.stat().st_mode & 0o777 == 0o750
+
+
+def test_a_path_that_no_runtime_can_open_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / os.fsdecode(b"\xff.bundle")
+    message = "is not UTF-8, which runtimes need: rename it"
+    with pytest.raises(BundleError, match=message), staged(target, overwrite=False):
+        pass
+    assert names(tmp_path) == []
 
 
 def test_a_parent_that_is_a_file_is_an_error_of_the_bundle(tmp_path: Path) -> None:
@@ -179,6 +254,46 @@ def test_exchange_swaps_where_the_system_cannot_do_it_in_one_step(
         (tmp_path / name / "name").write_text(name)
     exchange(tmp_path / "new", tmp_path / "old")
     assert contents(tmp_path / "old") == {"name": b"new"}
+
+
+def test_what_a_cut_between_two_renames_leaves_is_put_back(bundle_copy: Path) -> None:
+    before = contents(bundle_copy)
+    bundle_copy.rename(bundle_copy.with_name(".copy.bundle.0123456789ab.replaced"))
+    with pytest.raises(RuntimeError, match="stop"), staged(bundle_copy, overwrite=False):
+        raise RuntimeError("stop")
+    assert contents(bundle_copy) == before
+    assert names(bundle_copy.parent) == ["copy.bundle"]
+
+
+def test_files_of_others_stay_and_those_of_a_cut_build_go(bundle_copy: Path) -> None:
+    mine = [bundle_copy / "engines/mine/model.plan", bundle_copy / "graphs/fp32/decoder.quantized.onnx"]
+    cut = [
+        bundle_copy / "engines/tensorrt-rtx-fp16-rtx/step-0123456789ab.engine",
+        bundle_copy / "graphs/fp32/step-tensorrt-0123456789ab.onnx",
+        bundle_copy / "graphs/fp32/.arforge-0123456789abcdef.partial",
+        bundle_copy / ".arforge-0123456789abcdef.partial",
+    ]
+    for path in (*mine, *cut):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    (bundle_copy / "empty").mkdir()
+    with changing(bundle_copy):
+        assert not any(path.exists() for path in cut)
+    assert all(path.exists() for path in mine)
+    assert (bundle_copy / "empty").is_dir()
+    assert not cut[0].parent.exists()
+
+
+def test_a_file_that_others_share_is_replaced_and_not_written_into(tmp_path: Path) -> None:
+    path = write_hashed(tmp_path, "step", ".engine", b"content")
+    shared = tmp_path / "copy"
+    os.link(path, shared)
+    before = shared.stat().st_ino
+    assert write_hashed(tmp_path, "step", ".engine", b"content") == path
+    replace_file(shared, b"other")
+    assert (path.read_bytes(), shared.read_bytes()) == (b"content", b"other")
+    assert path.stat().st_ino != before
+    assert names(tmp_path) == ["copy", path.name]
 
 
 KILLED = """

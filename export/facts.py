@@ -1,0 +1,105 @@
+"""What an exported bundle's manifest says of its model, its image tokenizer, and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from arforge.export.checkpoint import Checkpoint
+from arforge.export.config import variant_of
+from arforge.export.families.family import Configuration, Family, Grid
+from arforge.export.image_tokenizers.image_tokenizer import Configuration as ImageTokenizerConfiguration
+from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizerKind
+from arforge.export.layers import padded_head
+from arforge.runner.bundle import ImageTokenizerFacts, ModelFacts
+from arforge.version import VERSION
+
+LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")
+
+
+def model_facts(family: Family[Any], config: Configuration, checkpoint: Checkpoint) -> ModelFacts:
+    return ModelFacts(
+        family=family.name,
+        variant=variant_of(family, config),
+        config=asdict(config),
+        order=family.order,
+        grid=config.grid,
+        vocabulary=config.vocab_size,
+        dim=config.dim,
+        condition=family.condition(config),
+        specials=family.specials(config),
+        row_end=family.row_end,
+        labels=None,
+        source_precision=checkpoint.precision,
+        queries=family.queries,
+        positions=family.positions,
+        position_rows=1 + config.cells,
+        layers=config.n_layer,
+        caches=config.caches,
+        kv_heads=config.kv_heads,
+        head_size=padded_head(config.head_size),
+        parameters=sum(math.prod(shape) for shape in family.checkpoint_shapes(config).values()),
+    )
+
+
+def image_tokenizer_facts(
+    kind: ImageTokenizerKind[Any], config: ImageTokenizerConfiguration, grid: Grid
+) -> ImageTokenizerFacts:
+    return ImageTokenizerFacts(
+        kind=kind.kind,
+        codebook_size=config.codebook_size,
+        codebook_width=config.codebook_width,
+        downsampling=config.downsampling,
+        image_size=(grid[0] * config.downsampling, grid[1] * config.downsampling),
+    )
+
+
+def provenance(checkpoint: Checkpoint, image_tokenizer: Checkpoint | None) -> dict[str, Any]:
+    """Where the bundle comes from: source files by name and sha256, versions, command line, time."""
+    return {
+        "arforge": VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "checkpoint": source(checkpoint),
+        "tokenizer": None if image_tokenizer is None else source(image_tokenizer),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "python": sys.version.split()[0],
+    }
+
+
+def source(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint by its name, size and sha256, with each of its files, and which of its weights were taken."""
+    alone, together = hashes(checkpoint.files)
+    sizes = [path.stat().st_size for path in checkpoint.files]
+    files = [
+        {"name": path.name, "bytes": size, "sha256": sha256}
+        for path, size, sha256 in zip(checkpoint.files, sizes, alone, strict=True)
+    ]
+    return {
+        "name": checkpoint.path.name,
+        "bytes": sum(sizes),
+        "sha256": together,
+        "files": files,
+        "weights": checkpoint.table,
+    }
+
+
+def hashes(files: Sequence[Path]) -> tuple[list[str], str]:
+    """The sha256 of each file, and that of all, one after another."""
+    alone, together = [], hashlib.sha256()
+    for path in files:
+        one = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                one.update(block)
+                if len(files) > 1:
+                    together.update(block)
+        alone.append(one.hexdigest())
+    return alone, together.hexdigest() if len(files) > 1 else alone[0]
