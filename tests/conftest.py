@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from made_once import made_once, trace_tokenizers_once
 from oracle import Decoder
 from safetensors.torch import save_file
 from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, PAR_CONFIG, VQ_CONFIG, random_weights
@@ -34,6 +35,13 @@ def _quiet_torch() -> None:
     logging.getLogger("torch.__trace").propagate = False  # thousands of lines for each graph that is traced
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _tokenizers_traced_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        trace_tokenizers_once(patch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def weights() -> dict[str, Tensor]:
     return random_weights(CONFIG, seed=1)
@@ -47,9 +55,7 @@ def grouped_weights() -> dict[str, Tensor]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, Tensor]) -> Path:
     """A LlamaGen checkpoint in the authors' layout."""
-    path = tmp_path_factory.mktemp("checkpoints") / "tiny.pt"
-    torch.save({"model": weights}, path)
-    return path
+    return made_once(tmp_path_factory, "tiny.pt", lambda path: torch.save({"model": weights}, path))
 
 
 @pytest.fixture(scope="session")
@@ -62,59 +68,66 @@ def tokenizer_model() -> VQModel:
 
 @pytest.fixture(scope="session")
 def tokenizer_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_model: VQModel) -> Path:
-    path = tmp_path_factory.mktemp("tokenizers") / "tiny-vq.pt"
-    torch.save({"model": tokenizer_model.state_dict()}, path)
-    return path
+    model = {"model": tokenizer_model.state_dict()}
+    return made_once(tmp_path_factory, "tiny-vq.pt", lambda path: torch.save(model, path))
 
 
 @pytest.fixture(scope="session")
 def exported_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, tokenizer_checkpoint: Path) -> Path:
     """An 8x8 bundle with its tokenizer, not built. Tests must leave it as it is."""
-    path = tmp_path_factory.mktemp("exported") / "tiny.bundle"
-    schedules = ("ntp", "zipar:4", "zipar:2")
-    export_bundle(ExportJob(FAMILY, CONFIG, checkpoint, tokenizer_checkpoint, path, schedules))
-    return path
+
+    def make(path: Path) -> None:
+        schedules = ("ntp", "zipar:4", "zipar:2")
+        export_bundle(ExportJob(FAMILY, CONFIG, checkpoint, tokenizer_checkpoint, path, schedules))
+
+    return made_once(tmp_path_factory, "exported.bundle", make)
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory, exported_bundle: Path) -> Path:
     """The same, built for ONNX Runtime. Tests must leave it as it is."""
-    path = Path(shutil.copytree(exported_bundle, tmp_path_factory.mktemp("bundles") / "tiny.bundle"))
-    onnxruntime.build(path)
-    return path
+
+    def make(path: Path) -> None:
+        shutil.copytree(exported_bundle, path)
+        onnxruntime.build(path)
+
+    return made_once(tmp_path_factory, "tiny.bundle", make)
 
 
 @pytest.fixture(scope="session")
 def grouped_bundle(tmp_path_factory: pytest.TempPathFactory, grouped_weights: dict[str, Tensor]) -> Path:
     """A 4x6 bundle with grouped heads and no tokenizer, from a .safetensors checkpoint."""
-    folder = tmp_path_factory.mktemp("grouped")
-    save_file(grouped_weights, folder / "grouped.safetensors")
-    path = folder / "grouped.bundle"
-    export_bundle(ExportJob(FAMILY, GROUPED_CONFIG, folder / "grouped.safetensors", None, path))
-    onnxruntime.build(path)
-    return path
+
+    def make(path: Path) -> None:
+        save_file(grouped_weights, path.with_name("grouped.safetensors"))
+        export_bundle(ExportJob(FAMILY, GROUPED_CONFIG, path.with_name("grouped.safetensors"), None, path))
+        onnxruntime.build(path)
+
+    return made_once(tmp_path_factory, "grouped.bundle", make)
 
 
 @pytest.fixture(scope="session")
 def arpg_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_checkpoint: Path) -> Path:
     """A 4x6 bundle of random order with its tokenizer: images of 8x12."""
-    folder = tmp_path_factory.mktemp("arpg")
-    torch.save(random_weights(ARPG_CONFIG, seed=5, family=arpg.FAMILY), folder / "tiny.pt")
-    path = folder / "arpg.bundle"
-    export_bundle(ExportJob(arpg.FAMILY, ARPG_CONFIG, folder / "tiny.pt", tokenizer_checkpoint, path))
-    onnxruntime.build(path)
-    return path
+
+    def make(path: Path) -> None:
+        torch.save(random_weights(ARPG_CONFIG, seed=5, family=arpg.FAMILY), path.with_name("tiny.pt"))
+        export_bundle(ExportJob(arpg.FAMILY, ARPG_CONFIG, path.with_name("tiny.pt"), tokenizer_checkpoint, path))
+        onnxruntime.build(path)
+
+    return made_once(tmp_path_factory, "arpg.bundle", make)
 
 
 @pytest.fixture(scope="session")
 def par_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An 8x8 bundle of 4 regions, without a tokenizer."""
-    folder = tmp_path_factory.mktemp("par")
-    torch.save(random_weights(PAR_CONFIG, seed=4, family=par.FAMILY), folder / "tiny.pt")
-    path = folder / "par.bundle"
-    export_bundle(ExportJob(par.FAMILY, PAR_CONFIG, folder / "tiny.pt", None, path))
-    onnxruntime.build(path)
-    return path
+
+    def make(path: Path) -> None:
+        torch.save(random_weights(PAR_CONFIG, seed=4, family=par.FAMILY), path.with_name("tiny.pt"))
+        export_bundle(ExportJob(par.FAMILY, PAR_CONFIG, path.with_name("tiny.pt"), None, path))
+        onnxruntime.build(path)
+
+    return made_once(tmp_path_factory, "par.bundle", make)
 
 
 @pytest.fixture

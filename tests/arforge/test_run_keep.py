@@ -63,7 +63,10 @@ def test_a_larger_grid_makes_a_larger_image(arpg_bundle: Path, tmp_path: Path) -
         (("--keep", "image.png", "--mask", "mask.png", "--grid", "8x8"), "image.png is 8x12 pixels"),
         (("--grid", "2x2"), "a grid of 2x2 is out of range: use the model's 4x6, or a larger one"),
         (("--keep", "image.png", "--mask", "gone.png"), "cannot read image gone.png"),
-        (("--keep", "image.png", "--mask", "mask.png", "--schedule", "ntp"), "does not fit a"),
+        (
+            ("--keep", "image.png", "--mask", "mask.png", "--schedule", "ntp"),
+            "this model in random order",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_clear_line(

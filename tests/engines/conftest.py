@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from made_once import made_once
 
 from arforge.calibration.int8 import CalibrationJob, calibrate
 from arforge.calibration.ranges import Rule
@@ -18,19 +19,25 @@ RTX = "tensorrt-rtx"
 @pytest.fixture(scope="session")
 def rtx_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LlamaGen's, at three widths, in fp16 and int8. Tests must leave it as it is."""
-    path = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("rtx") / "tiny.bundle"))
-    tensorrt.build(BuildJob(path, RTX, "fp16", ["8.6", "12.0"], ["zipar:4"], [1, 2, 4]))
-    calibrate(CalibrationJob(path, Rule("max", 100.0), ["ntp"], samples=2, check=0))
-    tensorrt.build(BuildJob(path, RTX, "int8", schedules=["zipar:4"], widths=[1, 4]))
-    return path
+
+    def make(path: Path) -> None:
+        shutil.copytree(bundle, path)
+        tensorrt.build(BuildJob(path, RTX, "fp16", ["8.6", "12.0"], ["zipar:4"], [1, 2, 4]))
+        calibrate(CalibrationJob(path, Rule("max", 100.0), ["ntp"], samples=2, check=0))
+        tensorrt.build(BuildJob(path, RTX, "int8", schedules=["zipar:4"], widths=[1, 4]))
+
+    return made_once(tmp_path_factory, "rtx.bundle", make)
 
 
 @pytest.fixture(scope="session")
 def rtx_arpg_bundle(arpg_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ARPG's in fp16: layers that share a cache, and profiles of a width and a number of queries."""
-    path = Path(shutil.copytree(arpg_bundle, tmp_path_factory.mktemp("rtx") / "arpg.bundle"))
-    tensorrt.build(BuildJob(path, RTX, "fp16", schedules=["arpg:3"]))
-    return path
+
+    def make(path: Path) -> None:
+        shutil.copytree(arpg_bundle, path)
+        tensorrt.build(BuildJob(path, RTX, "fp16", schedules=["arpg:3"]))
+
+    return made_once(tmp_path_factory, "rtx-arpg.bundle", make)
 
 
 @pytest.fixture
