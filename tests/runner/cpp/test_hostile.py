@@ -329,7 +329,7 @@ def test_hostile_bundles_are_refused_as_python_refuses_them(sanitized: Any, bund
     command = [str(sanitized.program("generations")), "open", str(tmp_path / "cases")]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr[-6000:]
-    answers = [line.split("\t", 1) for line in done.stdout.splitlines()]
+    answers = [line.split("\t", 1) for line in done.stdout.removesuffix("\n").split("\n")]
     assert all(message for code, message in answers if code != "0")
     found = [(case.name, int(code)) for case, (code, _) in zip(listed, answers, strict=True)]
     assert found == expected
