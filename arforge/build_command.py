@@ -113,10 +113,10 @@ def command(
         raise EngineError("--graphs goes with --dry-run: a build keeps its graphs in the bundle")
     if measure_widths:
         raise EngineError("--measure-widths is for ONNX Runtime: name TensorRT's widths with --width")
-    from arforge.engines.tensorrt import Job, build
+    from arforge.engines.tensorrt import BuildJob, build
 
     batches = [count for group in images for count in group] or [1]
-    job = Job(
+    job = BuildJob(
         bundle,
         target,
         precision,

@@ -59,12 +59,12 @@ def command(
     The report compares int8 with fp32 on other images: layer by layer, the likeliest token after the same tokens, and
     whole images. Calibrating again replaces the int8 graphs.
     """
-    from arforge.calibration.int8 import Job, calibrate
+    from arforge.calibration.int8 import CalibrationJob, calibrate
     from arforge.calibration.ranges import Rule
     from arforge.runner.output import check_outputs, write_whole
 
     check_outputs({"--json": json_file})
-    job = Job(
+    job = CalibrationJob(
         bundle,
         Rule(method, percentile),
         schedules,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arforge.engine import open_built
-from arforge.options import PATH, Numbers, precision_option, target_option, threads_option
+from arforge.options import PATH, Classes, precision_option, target_option, threads_option
 from arforge.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SIDES = click.IntRange(32, 1024)
 @click.option("--reference", type=PATH, required=True, help="Real images: a folder, or an .npz with arr_0.")
 @click.option("--floor", type=PATH, help="More real images: their distance is what a perfect model would get.")
 @click.option("--samples", type=click.IntRange(min=2), default=10_000, show_default=True, help="Images a schedule.")
-@click.option("--class", "classes", type=Numbers(), multiple=True, help="Classes to go round.  [default: all]")
+@click.option("--class", "classes", type=Classes(), multiple=True, help="Classes to go round.  [default: all]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="First seed; they count up.")
 @click.option("--guidance", type=float, help="Guidance scale; 1 is off.  [default: the bundle's]")
 @click.option("--temperature", type=float, help="Temperature; 0 is greedy.  [default: the bundle's]")
@@ -44,7 +44,7 @@ def command(
     reference: Path,
     floor: Path | None,
     samples: int,
-    classes: tuple[tuple[int, ...], ...],
+    classes: tuple[tuple[int | str, ...], ...],
     seed: int,
     guidance: float | None,
     temperature: float | None,
@@ -77,7 +77,7 @@ def command(
     from arforge.calibration.quality.plot import Point, save_plot
     from arforge.runner.output import check_outputs, is_stream
     from arforge.runner.profiling.page import require_matplotlib
-    from arforge.runner.request import Sampling
+    from arforge.runner.request import Sampling, check_classes
     from arforge.runner.runner import Runner
     from arforge.runner.targets import default_precision
 
@@ -103,7 +103,8 @@ def command(
             top_k=samplers.top_k if top_k is None else top_k,
             top_p=samplers.top_p if top_p is None else top_p,
         )
-        labels = tuple(label for group in classes for label in group) or tuple(range(known))
+        named = [label for group in classes for label in group] or list(range(known))
+        labels = tuple(check_classes(named, opened.model).tolist())
         wanted = quality.Samples(samples, labels, sampling, seed, min(batch, samples))
         wanted.check(known)
         judge = Classifier(classifier, size, known, threads) if classifier else None

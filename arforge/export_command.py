@@ -54,6 +54,7 @@ def known_families() -> dict[str, Family[Any]]:
 @click.option("--weights", help="Which of a file's weights, such as ema.  [default: model before ema]")
 @click.option("--image-tokenizer", "--tokenizer", type=PATH, help="Its checkpoint; without it, there are tokens only.")
 @click.option("--image-tokenizer-weights", help="Which of that file's weights.  [default: ema before model]")
+@click.option("--labels", type=PATH, help="Names of the classes: a line each, or a JSON list.")
 @click.option("--output", type=PATH, help="The bundle to write: a folder, whole or not at all.  [default: NAME.bundle]")
 @click.option("--schedule", "schedules", multiple=True, help="Store this schedule; repeatable.  [default: the usual]")
 @click.option("--guidance", type=float, help="Default guidance scale of requests.  [default: the authors']")
@@ -71,6 +72,7 @@ def command(
     weights: str | None,
     image_tokenizer: Path | None,
     image_tokenizer_weights: str | None,
+    labels: Path | None,
     output: Path | None,
     schedules: tuple[str, ...],
     guidance: float | None,
@@ -105,7 +107,8 @@ def command(
         raise click.UsageError(f"which {subject} checkpoint? Name it with --checkpoint")
     from arforge.export.checkpoint import open_checkpoint
     from arforge.export.dimensions import Named, model_of
-    from arforge.export.exporter import Job, export_bundle
+    from arforge.export.exporter import ExportJob, export_bundle
+    from arforge.export.facts import read_labels
     from arforge.runner.request import Sampling
 
     def report(line: str) -> None:
@@ -124,7 +127,7 @@ def command(
     )
     Sampling(sampler.guidance, sampler.temperature, sampler.top_k, sampler.top_p)  # refuses what no request could use
     target = output or Path(f"{bundle_name(path)}.bundle")
-    job = Job(
+    job = ExportJob(
         family=family,
         config=dimensions,
         checkpoint=path,
@@ -133,6 +136,7 @@ def command(
         schedules=schedules,
         sampler=sampler,
         overwrite=overwrite,
+        labels=None if labels is None else read_labels(labels),
         weights=weights,
         image_tokenizer_weights=image_tokenizer_weights,
     )

@@ -88,7 +88,8 @@ def condition_of(model: ModelFacts) -> str:
     """What stands where a prompt would."""
     condition = model.condition
     if isinstance(condition, ClassCondition):
-        return f"{condition.classes} classes"
+        named = "" if model.labels is None else f" ({model.labels[0]} to {model.labels[-1]})"
+        return f"{condition.classes} classes{named}"
     return f"prompts of up to {condition.slots} {condition.kind}"
 
 

@@ -15,8 +15,9 @@ from arforge.runner.targets import TARGETS
 if TYPE_CHECKING:
     GridType = click.ParamType[tuple[int, int]]
     NumbersType = click.ParamType[tuple[int, ...]]
+    ClassesType = click.ParamType[tuple[int | str, ...]]
 else:  # no generic class before click 8.4
-    GridType = NumbersType = click.ParamType
+    GridType = NumbersType = ClassesType = click.ParamType
 
 PATH = click.Path(path_type=Path)
 MAX_RANGE = 1 << 20
@@ -64,6 +65,19 @@ class Numbers(NumbersType):
                 self.fail(f"{part!r} is not a rising range of fewer than {MAX_RANGE} numbers", param, ctx)
             numbers.extend(range(first, last + 1))
         return tuple(numbers)
+
+
+class Classes(ClassesType):
+    """Classes by number, as `Numbers`, or one by its name."""
+
+    name = "N[,N-M]|NAME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int | str, ...]:
+        if isinstance(value, tuple):
+            return value
+        if re.fullmatch(r"[-\d\s,]+", str(value)):
+            return Numbers().convert(value, param, ctx)
+        return (str(value),)
 
 
 def human(count: float) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from arforge.engine import open_built
-from arforge.options import PATH, Grid, Numbers, precision_option, target_option, threads_option
+from arforge.options import PATH, Classes, Grid, Numbers, precision_option, target_option, threads_option
 from arforge.progress import progress_bar
 from arforge.runner.errors import RequestError
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle", type=PATH)
 @click.option("--schedule", help="Decoding schedule, such as ntp or zipar:16.  [default: the bundle's first]")
-@click.option("--class", "classes", type=Numbers(), multiple=True, required=True, help="Classes: 3 or 1,5 or 0-9.")
+@click.option(
+    "--class", "classes", type=Classes(), multiple=True, required=True, help="Classes: 3 or 1,5 or 0-9, or a name."
+)
 @click.option("--seed", "seeds", type=Numbers(), multiple=True, help="One seed an image, or the first.  [default: 0]")
 @click.option("--samples", type=click.IntRange(min=1), help="Images in all, going round the classes.")
 @click.option("--guidance", type=float, help="Guidance scale; 1 is off.  [default: the bundle's]")
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 def command(
     bundle: Path,
     schedule: str | None,
-    classes: tuple[tuple[int, ...], ...],
+    classes: tuple[tuple[int | str, ...], ...],
     seeds: tuple[tuple[int, ...], ...],
     samples: int | None,
     guidance: float | None,
@@ -141,7 +143,7 @@ def command(
     )
 
 
-def spread_classes(classes: list[int], samples: int | None) -> list[int]:
+def spread_classes(classes: list[int | str], samples: int | None) -> list[int | str]:
     """The class of each image: as given, or `samples` of them going round."""
     if samples is None:
         return classes

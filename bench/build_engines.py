@@ -31,7 +31,7 @@ def export(family_name: str, variant: str, grid: tuple[int, int], folder: Path) 
     import torch
 
     from arforge.export.config import variant_config
-    from arforge.export.exporter import Job, export_bundle
+    from arforge.export.exporter import ExportJob, export_bundle
     from arforge.export.families import FAMILIES
 
     bundle = folder / f"{family_name}-{variant}-{grid[0]}x{grid[1]}.bundle"
@@ -43,7 +43,7 @@ def export(family_name: str, variant: str, grid: tuple[int, int], folder: Path) 
     weights = {name: 0.02 * torch.randn(s, generator=random) for name, s in family.checkpoint_shapes(config).items()}
     checkpoint = folder / f"{bundle.stem}.pt"
     torch.save(weights, checkpoint)
-    export_bundle(Job(family, config, checkpoint, None, bundle))
+    export_bundle(ExportJob(family, config, checkpoint, None, bundle))
     checkpoint.unlink()
     return bundle
 

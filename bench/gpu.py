@@ -45,9 +45,9 @@ def engine_of(runtime: str, bundle: Bundle, precision: str, schedules: list[str]
     from gpu_engines import ProviderEngine, TorchEngine
 
     if runtime in ("tensorrt", "tensorrt-rtx"):
-        from arforge.engines.tensorrt import Job, build
+        from arforge.engines.tensorrt import BuildJob, build
 
-        build(Job(bundle.root, runtime, precision, schedules=schedules, images=batches), print)
+        build(BuildJob(bundle.root, runtime, precision, schedules=schedules, images=batches), print)
         return open_engine(open_bundle(bundle.root), runtime, precision)
     engines: dict[str, Callable[[], Engine]] = {
         "onnxruntime-cuda": lambda: ProviderEngine(bundle, precision, "CUDA"),

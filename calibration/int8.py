@@ -33,7 +33,7 @@ LIBRARIES = ("onnxruntime", "onnx", "onnx-ir", "numpy")
 
 
 @dataclass(frozen=True)
-class Job:
+class CalibrationJob:
     """What to calibrate, and how. None of `schedules`: every stored one."""
 
     bundle: Path
@@ -82,7 +82,7 @@ class Calibrated:
 class Study:
     """A model with what was found out about it, from which int8 graphs are made."""
 
-    job: Job
+    job: CalibrationJob
     bundle: Bundle
     layers: list[Layer]
     folds: list[Fold]
@@ -100,7 +100,7 @@ class Study:
         return replace(self.bundle, root=root, graphs=graphs)
 
 
-def calibrate(job: Job, progress: StageProgress = lambda what, done, total: None) -> Calibrated:
+def calibrate(job: CalibrationJob, progress: StageProgress = lambda what, done, total: None) -> Calibrated:
     """Put int8 graphs into the bundle, in place of older ones; the bundle is as before or whole at every moment.
 
     Raises CalibrationError for requests or layers that leave nothing to do, ScheduleError for a schedule that does
@@ -124,7 +124,7 @@ def calibrate(job: Job, progress: StageProgress = lambda what, done, total: None
 
 
 def measure(
-    job: Job,
+    job: CalibrationJob,
     bundle: Bundle,
     graph: onnx.GraphProto,
     layers: list[Layer],

@@ -29,7 +29,7 @@ GRAPH = "step-tensorrt"
 
 
 @dataclass(frozen=True)
-class Job:
+class BuildJob:
     """What to build. Empty sequences take the defaults: the stored schedules, widths by rule, one image.
 
     `filters`: whether the engine can filter by top-k and top-p (None: if the bundle's defaults do). They would run
@@ -68,7 +68,7 @@ class Result:
 class Prepared:
     """All that is settled before a builder runs; paths in the bundle."""
 
-    job: Job
+    job: BuildJob
     bundle: Bundle
     profiles: Profiles
     filters: bool
@@ -88,7 +88,7 @@ class Prepared:
         return [{name: shape for name, shape in one.items() if name in free} for one in given]
 
 
-def prepare(job: Job, bundle: Bundle) -> Prepared:
+def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
     """Settle shapes and write the lowered graph, and where they are missing those of the precision, into the bundle.
 
     They are not entered in its manifest. Raises EngineError or ScheduleError for wishes that do not fit the bundle.
@@ -106,7 +106,7 @@ def prepare(job: Job, bundle: Bundle) -> Prepared:
     return Prepared(job, bundle, profiles, filters, lowered, graph[0], (*new, *graph))
 
 
-def build(job: Job, report: Report = lambda line: None) -> Built:
+def build(job: BuildJob, report: Report = lambda line: None) -> Built:
     """Build the engine and enter it in the bundle, which is as before or whole at every moment.
 
     Raises EngineError where the library, the precision, the device or a shape does not fit, or the builder fails.
@@ -142,12 +142,12 @@ def build(job: Job, report: Report = lambda line: None) -> Built:
     return Built(identity, seconds, len(step.engine))
 
 
-def check_precision(job: Job) -> None:
+def check_precision(job: BuildJob) -> None:
     if job.precision not in PRECISIONS:
         raise EngineError(f"target {job.target} has no precision {job.precision!r}: use {', '.join(PRECISIONS)}")
 
 
-def check_devices(job: Job, library: Library) -> list[str]:
+def check_devices(job: BuildJob, library: Library) -> list[str]:
     """The compute capabilities to build for; none for those that TensorRT-RTX builds for by itself.
 
     Raises EngineError for one that the library cannot build for.
@@ -177,7 +177,7 @@ def device_name(devices: Sequence[str]) -> str:
 
 
 def run_builder(
-    library: Library, graph: Path, given: Sequence[Shapes], job: Job, devices: Sequence[str], cache: Path | None
+    library: Library, graph: Path, given: Sequence[Shapes], job: BuildJob, devices: Sequence[str], cache: Path | None
 ) -> Result:
     """Raises EngineError where the builder fails. `cache`: timings of an earlier build."""
     what = f"{library.name} cannot build {graph.name}"
@@ -198,7 +198,7 @@ def run_builder(
 
 
 def make_config(
-    library: Library, profiles: list[Any], job: Job, devices: Sequence[str], cache: Path | None
+    library: Library, profiles: list[Any], job: BuildJob, devices: Sequence[str], cache: Path | None
 ) -> Callable[[Any, Any], Any]:
     from polygraphy.backend.trt import CreateConfig
 
@@ -242,7 +242,7 @@ def build_decoder(
         return None, f"stays on ONNX Runtime: {error}"
 
 
-def decoder_shapes(job: Job, bundle: Bundle) -> list[Shapes]:
+def decoder_shapes(job: BuildJob, bundle: Bundle) -> list[Shapes]:
     return [{"tokens": (count, *bundle.model.grid)} for count in sorted(set(job.images))]
 
 

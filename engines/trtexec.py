@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from arforge.engines.low_precision import has_graphs
 from arforge.engines.profiles import Shapes
-from arforge.engines.tensorrt import GRAPH, Job, check_precision, decoder_shapes, prepare
+from arforge.engines.tensorrt import GRAPH, BuildJob, check_precision, decoder_shapes, prepare
 from arforge.runner.backends.tensorrt_library import RTX
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.errors import EngineError
@@ -22,7 +22,7 @@ from arforge.runner.errors import EngineError
 PROGRAMS = {"tensorrt": "trtexec", RTX: "tensorrt_rtx"}
 
 
-def dry_run(job: Job, folder: Path | None = None) -> list[str]:
+def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
     """The commands that build the engine; the bundle stays as it is.
 
     `folder`: a new one for the graphs that the commands read, in which they are then to be run; None: the graphs are
@@ -83,7 +83,7 @@ def outside(graph: Path) -> set[Path]:
     return {graph.parent / str(value.location) for value in values if isinstance(value, ir.ExternalTensor)}
 
 
-def command(job: Job, graph: Path, name: str, given: Sequence[Shapes]) -> str:
+def command(job: BuildJob, graph: Path, name: str, given: Sequence[Shapes]) -> str:
     """One command line. `given`: a profile each, in which min, opt and max are the same."""
     words = [PROGRAMS[job.target], f"--onnx={graph.as_posix()}", f"--saveEngine={name}.engine", "--skipInference"]
     if job.target == RTX:

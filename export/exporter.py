@@ -32,7 +32,7 @@ PRECISION = "fp32"
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """What to export. `image_tokenizer` may be None: such a bundle gives tokens only."""
 
     family: Family[Any]
@@ -43,6 +43,7 @@ class Job:
     schedules: Sequence[str] = ()
     sampler: SamplerDefaults | None = None  # None: the family's
     overwrite: bool = False
+    labels: tuple[str, ...] | None = None  # a name a class
     weights: str | None = None  # which of the checkpoint's; None: the trained ones before the averaged
     image_tokenizer_weights: str | None = None  # None: the averaged ones before the trained
 
@@ -57,7 +58,7 @@ class OpenedImageTokenizer:
         return self.kind.module(self.config)
 
 
-def export_bundle(job: Job, report: Report = lambda line: None) -> None:
+def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
     """Write the bundle `job.output`, whole or not at all.
 
     Raises CheckpointError for a checkpoint that does not fit, ScheduleError for a schedule that does not, and
@@ -69,6 +70,7 @@ def export_bundle(job: Job, report: Report = lambda line: None) -> None:
     for schedule in schedules:
         require_order(schedule.specification, family.order)
         require_specials(schedule, len(family.specials(config)))
+    facts.check_labels(job.labels, family.condition(config))
     checkpoint = open_checkpoint(job.checkpoint, job.weights)
     check_shapes(checkpoint, family.checkpoint_shapes(config), family.name)
     images = None
@@ -80,7 +82,7 @@ def export_bundle(job: Job, report: Report = lambda line: None) -> None:
     image_facts = None if images is None else facts.image_tokenizer_facts(images.kind, images.config, config.grid)
     with staged(job.output, job.overwrite) as stage:
         report(f"tracing the step graph ({config.n_layer} layers)")
-        model = facts.model_facts(family, config, checkpoint)
+        model = facts.model_facts(family, config, checkpoint, job.labels)
         graphs = export_decoder(family, config, model, checkpoint, stage, report)
         if images is not None:
             report("exporting the image tokenizer")

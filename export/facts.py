@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -18,13 +19,41 @@ from arforge.export.families.family import Configuration, Family, Grid
 from arforge.export.image_tokenizers.image_tokenizer import Configuration as ImageTokenizerConfiguration
 from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizerKind
 from arforge.export.layers import padded_head
-from arforge.runner.bundle import ImageTokenizerFacts, ModelFacts
+from arforge.runner.bundle import ClassCondition, Condition, ImageTokenizerFacts, ModelFacts
+from arforge.runner.errors import CheckpointError
 from arforge.version import VERSION
 
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")
 
 
-def model_facts(family: Family[Any], config: Configuration, checkpoint: Checkpoint) -> ModelFacts:
+MAX_LABEL = 200  # characters
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Names of classes: a line each, or a JSON list. Raises CheckpointError for another file."""
+    try:
+        text = path.read_text("utf-8")
+        found = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read the names of classes in {path}: {error}") from error
+    if not all(isinstance(name, str) and 0 < len(name.strip()) <= MAX_LABEL for name in found):
+        raise CheckpointError(f"{path} must hold a name of up to {MAX_LABEL} characters for each class, a line each")
+    return tuple(name.strip() for name in found)
+
+
+def check_labels(labels: tuple[str, ...] | None, condition: Condition) -> None:
+    """Raise CheckpointError unless there is a name for each class, or none at all."""
+    if labels is None:
+        return
+    if not isinstance(condition, ClassCondition):
+        raise CheckpointError("names of classes are given, and the model has none: leave --labels out")
+    if len(labels) != condition.classes:
+        raise CheckpointError(f"{len(labels)} names for {condition.classes} classes: give one a class, in their order")
+
+
+def model_facts(
+    family: Family[Any], config: Configuration, checkpoint: Checkpoint, labels: tuple[str, ...] | None
+) -> ModelFacts:
     return ModelFacts(
         family=family.name,
         variant=variant_of(family, config),
@@ -36,7 +65,7 @@ def model_facts(family: Family[Any], config: Configuration, checkpoint: Checkpoi
         condition=family.condition(config),
         specials=family.specials(config),
         row_end=family.row_end,
-        labels=None,
+        labels=labels,
         source_precision=checkpoint.precision,
         queries=family.queries,
         positions=family.positions,

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.backends.engine import SamplerSettings
-from arforge.runner.bundle import ImageTokenizerFacts, SamplerDefaults
+from arforge.runner.bundle import ImageTokenizerFacts, ModelFacts, SamplerDefaults
 from arforge.runner.errors import Cancelled, RequestError
+from arforge.runner.labels import class_of
 
 MAX_SEED = 2**64 - 1
 MAX_SCALE = 1000  # of guidance and temperature
@@ -45,7 +46,7 @@ class Request:
     (`Runner.encode` gives those of an image). A grid larger than the model's is decoded window by window.
     """
 
-    classes: Sequence[int]
+    classes: Sequence[int | str]  # by number, or by name where the bundle has names
     seeds: Sequence[int] | None = None
     schedule: str | None = None
     guidance: float | Sequence[float] | None = None
@@ -166,11 +167,13 @@ def listed(what: str, values: Any) -> Sequence[Any]:
     return found
 
 
-def check_classes(classes: Sequence[int], count: int) -> NDArray[np.int64]:
-    """Class labels below `count`, at least one, int64 [images]. Raises RequestError."""
+def check_classes(classes: Sequence[int | str], model: ModelFacts) -> NDArray[np.int64]:
+    """Classes by number or name, at least one, as numbers, int64 [images]. Raises RequestError."""
     if len(listed("classes", classes)) == 0:
         raise RequestError("no classes given: name at least one")
-    return np.array([whole("class", label, 0, count - 1) for label in classes], dtype=np.int64)
+    most = model.class_condition.classes - 1
+    numbers = [class_of(one, model.labels) if isinstance(one, str) else one for one in classes]
+    return np.array([whole("class", number, 0, most) for number in numbers], dtype=np.int64)
 
 
 def check_seeds(seeds: Sequence[int] | None, images: int) -> NDArray[np.uint64]:

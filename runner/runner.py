@@ -139,7 +139,7 @@ class Runner:
     @overload
     def generate(
         self,
-        classes: Sequence[int],
+        classes: Sequence[int | str],
         seeds: Sequence[int] | None = None,
         schedule: str | None = None,
         guidance: float | Sequence[float] | None = None,
@@ -178,7 +178,7 @@ class Runner:
 
     def _generate(self, request: Request, progress: Progress | None, cancel: CancelFlag | None, keep: Keep) -> Result:
         model = self.bundle.model
-        labels = check_classes(request.classes, model.class_condition.classes)
+        labels = check_classes(request.classes, model)
         sampling = sampling_of(request, self.bundle.sampler, len(labels))
         schedule = check_schedule(request.schedule, self.bundle.default_schedule)
         numbers = check_seeds(request.seeds, len(labels))

@@ -18,7 +18,7 @@ from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, PAR_CONFIG, VQ_CONFIG, ran
 from torch import Tensor
 
 from arforge.engines import onnxruntime
-from arforge.export.exporter import Job, export_bundle
+from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families import arpg, par
 from arforge.export.families.llamagen import FAMILY
 from arforge.export.image_tokenizers.vq import VQModel
@@ -78,7 +78,7 @@ def exported_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, 
 
     def make(path: Path) -> None:
         schedules = ("ntp", "zipar:4", "zipar:2")
-        export_bundle(Job(FAMILY, CONFIG, checkpoint, tokenizer_checkpoint, path, schedules))
+        export_bundle(ExportJob(FAMILY, CONFIG, checkpoint, tokenizer_checkpoint, path, schedules))
 
     return made_once(tmp_path_factory, "exported.bundle", make)
 
@@ -100,7 +100,7 @@ def grouped_bundle(tmp_path_factory: pytest.TempPathFactory, grouped_weights: di
 
     def make(path: Path) -> None:
         save_file(grouped_weights, path.with_name("grouped.safetensors"))
-        export_bundle(Job(FAMILY, GROUPED_CONFIG, path.with_name("grouped.safetensors"), None, path))
+        export_bundle(ExportJob(FAMILY, GROUPED_CONFIG, path.with_name("grouped.safetensors"), None, path))
         onnxruntime.build(path)
 
     return made_once(tmp_path_factory, "grouped.bundle", make)
@@ -112,7 +112,7 @@ def arpg_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_checkpoint: 
 
     def make(path: Path) -> None:
         torch.save(random_weights(ARPG_CONFIG, seed=5, family=arpg.FAMILY), path.with_name("tiny.pt"))
-        export_bundle(Job(arpg.FAMILY, ARPG_CONFIG, path.with_name("tiny.pt"), tokenizer_checkpoint, path))
+        export_bundle(ExportJob(arpg.FAMILY, ARPG_CONFIG, path.with_name("tiny.pt"), tokenizer_checkpoint, path))
         onnxruntime.build(path)
 
     return made_once(tmp_path_factory, "arpg.bundle", make)
@@ -124,7 +124,7 @@ def par_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(path: Path) -> None:
         torch.save(random_weights(PAR_CONFIG, seed=4, family=par.FAMILY), path.with_name("tiny.pt"))
-        export_bundle(Job(par.FAMILY, PAR_CONFIG, path.with_name("tiny.pt"), None, path))
+        export_bundle(ExportJob(par.FAMILY, PAR_CONFIG, path.with_name("tiny.pt"), None, path))
         onnxruntime.build(path)
 
     return made_once(tmp_path_factory, "par.bundle", make)

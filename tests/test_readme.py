@@ -50,8 +50,8 @@ def test_shell_block_runs_line_by_line(workplace: Path) -> None:
     assert tokens.shape == (10, 64)
     with Image.open(workplace / "out/images.png") as picture:
         assert picture.size[0] > 100
-    with Image.open(workplace / "out/boot.png") as boot, Image.open(workplace / "out/inpainted.png") as inpainted:
-        kept, painted = np.asarray(boot)[:8], np.asarray(inpainted)
+    with Image.open(workplace / "out/sneaker.png") as shoe, Image.open(workplace / "out/inpainted.png") as inpainted:
+        kept, painted = np.asarray(shoe)[:8], np.asarray(inpainted)
         # the upper rows are decoded from the same tokens, but for what the decoder sees of the lower ones
         assert np.abs(painted[:8, :32].astype(int) - kept).mean() < 12
         assert painted[16:32, :32].std() > 10

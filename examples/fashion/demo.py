@@ -59,6 +59,7 @@ def compile_bundle(family: str, output: Path) -> Path:
         *("--config", CHECKPOINTS / f"{family}.json"),
         *("--checkpoint", CHECKPOINTS / f"{family}.safetensors"),
         *("--tokenizer", CHECKPOINTS / "tokenizer.safetensors"),
+        *("--labels", HERE / "labels.txt"),
         *("--output", bundle),
         "--overwrite",
     )

@@ -23,7 +23,7 @@ import data
 import demo
 import quality_page
 
-from arforge.calibration.int8 import Job as Calibration
+from arforge.calibration.int8 import CalibrationJob as Calibration
 from arforge.calibration.int8 import calibrate
 from arforge.calibration.quality.classifier import Classifier
 from arforge.calibration.quality.evaluation import DISTANCE, Samples, quality
@@ -132,20 +132,20 @@ def measure(
         with Runner.open(bundle, threads=threads) as runner:
             bench = Bench(runner, checkpoint, reference, extractor, classifier)
             first = SCHEDULES[family][0]
-            jobs = [Job(first, guidance, guidance_samples) for guidance in GUIDANCE]
+            jobs = [Measurement(first, guidance, guidance_samples) for guidance in GUIDANCE]
             for job in jobs:
                 run_once(bench, job, figures, "guidance", file)
             best = quality_page.taken(figures["guidance"], family)
-            jobs = [Job(schedule, best, samples) for schedule in SCHEDULES[family]]
+            jobs = [Measurement(schedule, best, samples) for schedule in SCHEDULES[family]]
             if family == "llamagen":
-                jobs += [Job(first, best, samples, seed) for seed in OTHER_SEEDS]
+                jobs += [Measurement(first, best, samples, seed) for seed in OTHER_SEEDS]
             for job in jobs:
                 if not chosen or job.schedule in chosen:
                     run_once(bench, job, figures, "schedules", file)
 
 
 @dataclass(frozen=True)
-class Job:
+class Measurement:
     schedule: str
     guidance: float
     samples: int
@@ -163,11 +163,11 @@ class Bench:
     classifier: Classifier
     facts: Mapping[str, str] = field(default_factory=dict)  # of the engine, beside the job's
 
-    def row(self, job: Job) -> dict[str, Any]:
+    def row(self, job: Measurement) -> dict[str, Any]:
         """The job as it stands in the figures, without a result."""
         return {"family": self.runner.bundle.model.family, **self.facts, **asdict(job), "checkpoint": self.checkpoint}
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Measurement) -> dict[str, Any]:
         sampling = Sampling(job.guidance, temperature=1.0, top_k=0, top_p=1.0)
         samples = Samples(job.samples, tuple(range(len(data.CLASSES))), sampling, job.first_seed, BATCH)
         found = quality.evaluate_schedule(
@@ -185,7 +185,7 @@ IDENTITY = {
 }
 
 
-def run_once(bench: Bench, job: Job, figures: dict[str, Any], table: str, file: Path) -> None:
+def run_once(bench: Bench, job: Measurement, figures: dict[str, Any], table: str, file: Path) -> None:
     """Do a job unless its row is there."""
     wanted, rows = bench.row(job), figures[table]
     if any(wanted.items() <= row.items() for row in rows):
@@ -221,7 +221,7 @@ def int8(threads: int | None, families: tuple[str, ...], file: Path, output: Pat
                 bench = Bench(runner, checkpoint, reference, extractor, classifier, {"quantization": quantization})
                 for row in quality_page.first_seeds(figures):
                     if row["family"] == family and row["schedule"] in INT8[family]:
-                        job = Job(row["schedule"], row["guidance"], row["samples"])
+                        job = Measurement(row["schedule"], row["guidance"], row["samples"])
                         run_once(bench, job, figures, "int8", file)
 
 

@@ -51,11 +51,11 @@ class OnnxRuntimeEngine:
         """
         self.widths = widths
         self._bundle, self._threads = bundle, threads
-        path = path or bundle.graph(graph, precision)
-        self._session = session or open_session(path, threads)
-        check_caches(self._session, bundle, path)
+        self._path = path or bundle.graph(graph, precision)
+        self._session = session or open_session(self._path, threads)
+        check_caches(self._session, bundle, self._path)
         self._caches, self._cache_type = cache_names(bundle.model.caches), cache_type(self._session)
-        check_inputs(self._session, contract(bundle.model, graph, self._cache_type.name), path)
+        check_inputs(self._session, contract(bundle.model, graph, self._cache_type.name), self._path)
         self._extra = tuple(extra_outputs)
         self._steps = StepMemory(bundle.model, graph)
         self._live = 0  # slots that are bound

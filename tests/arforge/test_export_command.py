@@ -32,9 +32,9 @@ def fail(*arguments: object) -> str:
 
 
 @pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[exporter.Job]:
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[exporter.ExportJob]:
     """The jobs that commands of the test hand to the exporter, which does nothing."""
-    taken: list[exporter.Job] = []
+    taken: list[exporter.ExportJob] = []
     monkeypatch.setattr(exporter, "export_bundle", lambda job, report: taken.append(job))
     return taken
 
@@ -43,7 +43,7 @@ OWN = ("--n-head", 4, "--grid", "8x8")
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_checkpoint_alone_or_after_its_family(checkpoint: Path, jobs: list[exporter.Job], named: bool) -> None:
+def test_a_checkpoint_alone_or_after_its_family(checkpoint: Path, jobs: list[exporter.ExportJob], named: bool) -> None:
     first = ("llamagen", "--checkpoint", checkpoint) if named else (checkpoint,)
     said = succeed("export", *first, *OWN)
     (job,) = jobs
@@ -54,7 +54,7 @@ def test_a_checkpoint_alone_or_after_its_family(checkpoint: Path, jobs: list[exp
 
 
 def test_a_folder_gives_its_name_to_the_bundle(
-    tmp_path: Path, weights: dict[str, Tensor], jobs: list[exporter.Job]
+    tmp_path: Path, weights: dict[str, Tensor], jobs: list[exporter.ExportJob]
 ) -> None:
     folder = tmp_path / "my model"
     folder.mkdir()
@@ -70,7 +70,7 @@ def test_a_folder_gives_its_name_to_the_bundle(
 
 
 def test_settings_are_the_familys_where_none_are_given(
-    tmp_path: Path, jobs: list[exporter.Job], tokenizer_checkpoint: Path
+    tmp_path: Path, jobs: list[exporter.ExportJob], tokenizer_checkpoint: Path
 ) -> None:
     torch.save({"model": random_weights(PAR_CONFIG, seed=4, family=par.FAMILY)}, tmp_path / "x.pt")
     dimensions = ("--n-head", 2, "--grid", "8x8")
@@ -116,7 +116,7 @@ def test_arguments_that_contradict_each_other_are_refused(arguments: tuple[Any, 
     assert message in fail("export", *arguments)
 
 
-def test_what_the_tensors_do_not_tell_is_asked_for(checkpoint: Path, jobs: list[exporter.Job]) -> None:
+def test_what_the_tensors_do_not_tell_is_asked_for(checkpoint: Path, jobs: list[exporter.ExportJob]) -> None:
     assert "--n-head" in fail("export", checkpoint)
     assert "give it by --grid" in fail("export", checkpoint, "--n-head", 4)
     assert "--regions goes with the par family, this is llamagen" in fail("export", checkpoint, *OWN, "--regions", 4)
@@ -133,7 +133,7 @@ def test_help_names_the_options_of_families() -> None:
 
 
 def test_a_checkpoint_named_as_a_family_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path, jobs: list[exporter.Job]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path, jobs: list[exporter.ExportJob]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("llamagen").symlink_to(checkpoint)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from arforge.calibration import int8
-from arforge.calibration.int8 import Calibrated, Job, calibrate
+from arforge.calibration.int8 import Calibrated, CalibrationJob, calibrate
 from arforge.calibration.quantize import write_graphs
 from arforge.calibration.ranges import Rule
 from arforge.engines import onnxruntime
@@ -32,7 +32,7 @@ def contents(root: Path) -> dict[str, bytes]:
 def whole(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Calibrated]:
     """The 8x8 bundle, calibrated with a report."""
     root = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("int8") / "whole.bundle"))
-    job = Job(root, Rule("percentile", 99.999), ("ntp", "zipar:2"), samples=4, check=3, trials=2, threads=1)
+    job = CalibrationJob(root, Rule("percentile", 99.999), ("ntp", "zipar:2"), samples=4, check=3, trials=2, threads=1)
     return root, calibrate(job)
 
 
@@ -42,8 +42,8 @@ def test_the_bundle_has_int8_graphs_beside_what_it_had(whole: tuple[Path, Calibr
     opened.check_hashes()
     for name in ("step", "step-logits"):
         assert opened.graph(name, "int8") == root / f"graphs/int8/{name}.onnx"
-    weights = opened.files["graphs/int8/weights/model.weights"]["bytes"]
-    assert weights < 0.45 * before.files["graphs/fp32/weights/model.weights"]["bytes"]
+    weights = opened.files["graphs/int8/weights/model.weights"].bytes
+    assert weights < 0.45 * before.files["graphs/fp32/weights/model.weights"].bytes
     files = {path for path in opened.files if not path.startswith("graphs/int8/")}
     assert {path: opened.files[path] for path in files} == before.files
     assert opened.engines == before.engines
@@ -66,7 +66,7 @@ def test_the_record_says_what_was_done(whole: tuple[Path, Calibrated]) -> None:
     assert len(record["limits"]) == 9
     assert all(limit > 0 for limit in record["limits"].values())
     files = open_bundle(root).files
-    assert record["source"] == {path: files[path]["sha256"] for path in record["source"]}
+    assert record["source"] == {path: files[path].sha256 for path in record["source"]}
 
 
 def test_the_report_measures_held_out_images(whole: tuple[Path, Calibrated]) -> None:
@@ -104,7 +104,7 @@ def test_int8_engines_build_run_and_verify(whole: tuple[Path, Calibrated], runne
 @pytest.mark.parametrize(("name", "schedule"), [("par_bundle", "par:4"), ("arpg_bundle", "arpg:6")])
 def test_every_family_calibrates(name: str, schedule: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     root = Path(shutil.copytree(request.getfixturevalue(name), tmp_path / "copy.bundle"))
-    done = calibrate(Job(root, MAX, (schedule,), samples=24, check=4, trials=0, threads=1, smooth=0.5))
+    done = calibrate(CalibrationJob(root, MAX, (schedule,), samples=24, check=4, trials=0, threads=1, smooth=0.5))
     assert done.report.agreement[0].top1 > 0.6
     assert done.report.agreement[0].logit_error < 0.3
     assert max(error.error for error in done.report.layers) < 0.1
@@ -115,7 +115,7 @@ def test_every_family_calibrates(name: str, schedule: str, request: pytest.Fixtu
 
 
 def test_the_same_calibration_gives_the_same_bytes_and_keeps_engines(bundle_copy: Path) -> None:
-    job = Job(bundle_copy, MAX, **QUICK)
+    job = CalibrationJob(bundle_copy, MAX, **QUICK)
     calibrate(job)
     onnxruntime.build(bundle_copy, "int8", quantization="static")
     first = contents(bundle_copy)
@@ -127,10 +127,10 @@ def test_the_same_calibration_gives_the_same_bytes_and_keeps_engines(bundle_copy
 
 
 def test_another_calibration_replaces_the_graphs_and_drops_their_engine(bundle_copy: Path) -> None:
-    calibrate(Job(bundle_copy, MAX, **QUICK))
+    calibrate(CalibrationJob(bundle_copy, MAX, **QUICK))
     onnxruntime.build(bundle_copy, "int8", quantization="static")
     first = contents(bundle_copy)
-    done = calibrate(Job(bundle_copy, MAX, **QUICK, seed=5, smooth=0, exclude=("output", "layers.1.*")))
+    done = calibrate(CalibrationJob(bundle_copy, MAX, **QUICK, seed=5, smooth=0, exclude=("output", "layers.1.*")))
     assert done.stale == ("onnxruntime int8 for cpu",)
     assert done.layers == 5
     assert done.excluded == tuple(sorted(done.excluded))
@@ -149,7 +149,7 @@ def test_another_calibration_replaces_the_graphs_and_drops_their_engine(bundle_c
 
 
 def test_a_failure_leaves_the_bundle_as_it_was(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calibrate(Job(bundle_copy, MAX, **QUICK))
+    calibrate(CalibrationJob(bundle_copy, MAX, **QUICK))
     first = contents(bundle_copy)
 
     def fail(*arguments: object) -> list[str]:
@@ -158,7 +158,7 @@ def test_a_failure_leaves_the_bundle_as_it_was(bundle_copy: Path, monkeypatch: p
 
     monkeypatch.setattr(int8, "write_graphs", fail)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(Job(bundle_copy, MAX, **QUICK, seed=5))
+        calibrate(CalibrationJob(bundle_copy, MAX, **QUICK, seed=5))
     assert contents(bundle_copy) == first
     assert [path.name for path in bundle_copy.parent.iterdir()] == [bundle_copy.name]
 
@@ -171,7 +171,7 @@ def test_a_bundle_that_changes_meanwhile_is_left_alone(bundle_copy: Path) -> Non
             add_engine(bundle, replace(engine, path="engines/other"), {**bundle.identity(engine), "widths": [8]})
 
     with pytest.raises(BundleError, match="has changed meanwhile: calibrate it again"):
-        calibrate(Job(bundle_copy, MAX, **QUICK), build_meanwhile)
+        calibrate(CalibrationJob(bundle_copy, MAX, **QUICK), build_meanwhile)
     opened = open_bundle(bundle_copy)
     assert opened.engine("onnxruntime", "fp32")["widths"] == [8]
     assert not any(entry.precision == "int8" for entry in opened.graphs)
@@ -179,7 +179,7 @@ def test_a_bundle_that_changes_meanwhile_is_left_alone(bundle_copy: Path) -> Non
 
 def test_two_at_once_are_one_too_many(bundle_copy: Path) -> None:
     with changing(bundle_copy), pytest.raises(BundleError, match="another process is changing .*: wait until it is"):
-        calibrate(Job(bundle_copy, MAX, **QUICK))
+        calibrate(CalibrationJob(bundle_copy, MAX, **QUICK))
 
 
 def test_a_bundle_without_float32_graphs_is_refused(bundle_copy: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_bundle_without_float32_graphs_is_refused(bundle_copy: Path) -> None:
         entry["precision"] = "fp16"
     (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="has no fp32 graph 'step-logits'"):
-        calibrate(Job(bundle_copy, MAX, **QUICK))
+        calibrate(CalibrationJob(bundle_copy, MAX, **QUICK))
 
 
 def test_excluding_everything_is_refused_before_anything_runs(bundle_copy: Path) -> None:
@@ -196,4 +196,4 @@ def test_excluding_everything_is_refused_before_anything_runs(bundle_copy: Path)
         pytest.fail("it ran")
 
     with pytest.raises(CalibrationError, match="every layer is excluded"):
-        calibrate(replace(Job(bundle_copy, MAX, **QUICK), exclude=("*",)), ran)
+        calibrate(replace(CalibrationJob(bundle_copy, MAX, **QUICK), exclude=("*",)), ran)

@@ -62,7 +62,7 @@ def test_no_samples_are_refused(bundle: Path, samples: int) -> None:
 
 
 def test_a_schedule_of_another_family_is_refused(arpg_bundle: Path) -> None:
-    with pytest.raises(ScheduleError, match="does not fit"):
+    with pytest.raises(ScheduleError, match="decodes in raster order, this model in random order"):
         spread(open_bundle(arpg_bundle), ["zipar:2"], 4, seed=0, guidance=None, batch=2)
 
 

@@ -18,6 +18,7 @@ from arforge.calibration.requests import generate, spread
 from arforge.calibration.smooth import Fold, find_folds, smooth, smoothing
 from arforge.calibration.taps import TappedEngine
 from arforge.runner import Bundle, open_bundle
+from arforge.runner.bundle import Graph
 from arforge.runner.errors import CalibrationError
 
 BUNDLES = {"bundle": "zipar:4", "grouped_bundle": "ntp", "par_bundle": "par:4", "arpg_bundle": "arpg:6"}
@@ -28,8 +29,7 @@ def quiet(what: str, done: int, total: int) -> None: ...
 
 def channel_maxima(bundle: Bundle, schedule: str, graph: Path) -> ChannelMaxima:
     """Of the activations of a graph that stands beside its weights."""
-    entry = {"name": "step", "precision": "fp32", "path": graph.name, "weights": "weights/model.weights"}
-    alone = replace(bundle, root=graph.parent, manifest={"graphs": [entry]})
+    alone = replace(bundle, root=graph.parent, graphs=(Graph("step", "fp32", graph.name, "weights/model.weights"),))
     layers = find_layers(onnx.load(graph, load_external_data=False).graph)
     maxima = ChannelMaxima()
     requests = spread(bundle, [schedule], 4, seed=0, guidance=2.0, batch=4)
@@ -50,10 +50,8 @@ def test_smoothing_leaves_the_float32_function_and_evens_out_channels(
     scales = smoothing(model.graph, path.parent, folds, before, alpha=0.5)
     smooth(model, folds, scales)
     write_graphs(model, tmp_path)
-    entries = [
-        {"name": "step-logits", "precision": "int8", "path": "step-logits.onnx", "weights": "weights/model.weights"}
-    ]
-    smoothed = replace(bundle, root=tmp_path, manifest={"graphs": entries})
+    graph = Graph("step-logits", "int8", "step-logits.onnx", "weights/model.weights")
+    smoothed = replace(bundle, root=tmp_path, graphs=(graph,))
     requests = spread(bundle, [BUNDLES[name]], 2, seed=9, guidance=2.0, batch=2)
     (found,) = teacher_forced(bundle, smoothed, requests, "test", quiet, threads=1)
     assert found.tokens == 2 * bundle.model.cells

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from made_once import made_once
 
-from arforge.calibration.int8 import Job as CalibrationJob
-from arforge.calibration.int8 import calibrate
+from arforge.calibration.int8 import CalibrationJob, calibrate
 from arforge.calibration.ranges import Rule
 from arforge.engines import tensorrt
-from arforge.engines.tensorrt import Job
+from arforge.engines.tensorrt import BuildJob
 
 RTX = "tensorrt-rtx"
 
@@ -23,9 +22,9 @@ def rtx_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(path: Path) -> None:
         shutil.copytree(bundle, path)
-        tensorrt.build(Job(path, RTX, "fp16", ["8.6", "12.0"], ["zipar:4"], [1, 2, 4]))
+        tensorrt.build(BuildJob(path, RTX, "fp16", ["8.6", "12.0"], ["zipar:4"], [1, 2, 4]))
         calibrate(CalibrationJob(path, Rule("max", 100.0), ["ntp"], samples=2, check=0))
-        tensorrt.build(Job(path, RTX, "int8", schedules=["zipar:4"], widths=[1, 4]))
+        tensorrt.build(BuildJob(path, RTX, "int8", schedules=["zipar:4"], widths=[1, 4]))
 
     return made_once(tmp_path_factory, "rtx.bundle", make)
 
@@ -36,7 +35,7 @@ def rtx_arpg_bundle(arpg_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
 
     def make(path: Path) -> None:
         shutil.copytree(arpg_bundle, path)
-        tensorrt.build(Job(path, RTX, "fp16", schedules=["arpg:3"]))
+        tensorrt.build(BuildJob(path, RTX, "fp16", schedules=["arpg:3"]))
 
     return made_once(tmp_path_factory, "rtx-arpg.bundle", make)
 

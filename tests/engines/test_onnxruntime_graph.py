@@ -158,7 +158,7 @@ def test_an_int8_engine_needs_no_calibration_and_brings_its_own_graph(bundle_cop
     verify_bundle(bundle_copy, lines.append)
     assert "engine onnxruntime int8: same tokens alone and in a batch" in lines
     with Runner.open(bundle_copy, precision="int8", threads=1) as runner:
-        assert operators(runner._engine._path)["MatMulNBits"] == 11
+        assert operators(runner.bundle.path(identity["graph"]))["MatMulNBits"] == 11
 
 
 def test_an_engine_of_another_source_is_refused(bundle_copy: Path) -> None:

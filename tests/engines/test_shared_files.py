@@ -21,7 +21,7 @@ from arforge.runner.errors import PathError
 
 
 def calibrate(root: Path) -> None:
-    int8.calibrate(int8.Job(root, Rule("max", 100.0), ["ntp"], samples=1, check=1, trials=0, threads=1))
+    int8.calibrate(int8.CalibrationJob(root, Rule("max", 100.0), ["ntp"], samples=1, check=1, trials=0, threads=1))
 
 
 def lower(root: Path) -> None:

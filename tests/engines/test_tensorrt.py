@@ -17,7 +17,7 @@ from tiny import random_weights
 
 from arforge.cli import main
 from arforge.engines import tensorrt
-from arforge.engines.tensorrt import Job, build
+from arforge.engines.tensorrt import BuildJob, build
 from arforge.engines.tensorrt_layers import (
     Layer,
     attention_kernels,
@@ -112,8 +112,8 @@ def test_par_builds_with_filters_for_two_batches_in_bf16(tmp_path: Path) -> None
     config = PARConfig(dim=40, n_layer=1, n_head=2, grid=(4, 4), vocab_size=32, num_classes=10, multiple_of=32)
     torch.save(random_weights(config, seed=4, family=par.FAMILY), tmp_path / "tiny.pt")
     path = tmp_path / "par.bundle"
-    exporter.export_bundle(exporter.Job(par.FAMILY, config, tmp_path / "tiny.pt", None, path))
-    built = build(Job(path, RTX, "bf16", images=[2, 1], filters=True))
+    exporter.export_bundle(exporter.ExportJob(par.FAMILY, config, tmp_path / "tiny.pt", None, path))
+    built = build(BuildJob(path, RTX, "bf16", images=[2, 1], filters=True))
     identity = open_bundle(path).engine(RTX, "bf16")
     assert identity == built.identity
     assert identity["attention"]["lowering"] == "fused"  # heads of 20 are padded to 24
@@ -128,7 +128,7 @@ def test_par_builds_with_filters_for_two_batches_in_bf16(tmp_path: Path) -> None
 def test_the_engine_is_replaced_with_its_files(rtx_copy: Path) -> None:
     before = open_bundle(rtx_copy)
     old = before.engine(RTX, "fp16")
-    build(Job(rtx_copy, RTX, "fp16", ["8.6", "12.0"], ["ntp"], attention="decomposed"))
+    build(BuildJob(rtx_copy, RTX, "fp16", ["8.6", "12.0"], ["ntp"], attention="decomposed"))
     after = open_bundle(rtx_copy)
     after.check_hashes()
     new = after.engine(RTX, "fp16")
@@ -142,7 +142,7 @@ def test_a_failed_build_leaves_the_bundle_as_it_was(bundle_copy: Path, monkeypat
     before = snapshot(bundle_copy)
     monkeypatch.setattr(tensorrt, "check_layers", lambda *_: ["profile 0: attention is not one kernel"])
     with pytest.raises(EngineError, match="built another engine than was asked: profile 0: attention"):
-        build(Job(bundle_copy, RTX, "fp16", schedules=["ntp"]))
+        build(BuildJob(bundle_copy, RTX, "fp16", schedules=["ntp"]))
     assert snapshot(bundle_copy) == before
 
 
@@ -153,7 +153,7 @@ def test_what_a_cut_build_has_left_goes(bundle_copy: Path) -> None:
         (bundle_copy / name).write_bytes(b"half of it")
     open_bundle(bundle_copy)  # such files do no harm
     with pytest.raises(EngineError, match="needs steps of 3"):
-        dry_run(Job(bundle_copy, RTX, "fp16", widths=[1]))
+        dry_run(BuildJob(bundle_copy, RTX, "fp16", widths=[1]))
     assert snapshot(bundle_copy) == before
 
 
@@ -161,7 +161,7 @@ def test_two_builds_at_once_take_no_turns(bundle_copy: Path) -> None:
     from arforge.runner.bundle.writer import changing
 
     with changing(bundle_copy), pytest.raises(BundleError, match="another process is changing"):
-        build(Job(bundle_copy, RTX, "fp16"))
+        build(BuildJob(bundle_copy, RTX, "fp16"))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_two_builds_at_once_take_no_turns(bundle_copy: Path) -> None:
 def test_wishes_that_cannot_be_met(bundle_copy: Path, options: dict[str, Any], message: str) -> None:
     before = snapshot(bundle_copy)
     with pytest.raises(EngineError, match=message):
-        build(Job(**{"bundle": bundle_copy, "target": RTX, "precision": "fp16", **options}))
+        build(BuildJob(**{"bundle": bundle_copy, "target": RTX, "precision": "fp16", **options}))
     assert snapshot(bundle_copy) == before
 
 
@@ -199,18 +199,18 @@ def test_tensorrt_proper_says_what_to_install(bundle: Path, monkeypatch: pytest.
     with pytest.raises(
         EngineError, match=r"tensorrt is not installed: pip install 'arforge\[tensorrt\]'.*NVIDIA's own"
     ):
-        build(Job(bundle, "tensorrt", "fp16"))
+        build(BuildJob(bundle, "tensorrt", "fp16"))
 
 
 @pytest.mark.usefixtures("forget")
 def test_a_missing_or_old_library_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tensorrt_library.MINIMUM, RTX, (99, 0))
     with pytest.raises(EngineError, match=r"tensorrt-rtx 1\..* is too old, 99\.0 is needed: pip install 'arforge\[t"):
-        build(Job(bundle, RTX, "fp16"))
+        build(BuildJob(bundle, RTX, "fp16"))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
     with pytest.raises(EngineError, match=r"tensorrt-rtx is not installed: pip install 'arforge\[tensorrt-rtx\]'"):
-        build(Job(bundle, RTX, "fp16"))
+        build(BuildJob(bundle, RTX, "fp16"))
 
 
 @pytest.mark.usefixtures("forget")
@@ -343,7 +343,7 @@ def test_a_dry_run_prints_commands_and_needs_no_library(bundle_copy: Path, monke
     for name in ("tensorrt_rtx", "tensorrt_rtx_bindings", "polygraphy"):
         monkeypatch.setitem(sys.modules, name, None)
     folder = bundle_copy.with_name("graphs")
-    step, decoder = dry_run(Job(bundle_copy, RTX, "fp16", ["8.6", "8.9"], ["zipar:4"]), folder)
+    step, decoder = dry_run(BuildJob(bundle_copy, RTX, "fp16", ["8.6", "8.9"], ["zipar:4"]), folder)
     words = step.split()
     assert words[0] == "tensorrt_rtx"
     options = dict(word.removeprefix("--").split("=", 1) for word in words[1:] if "=" in word)
@@ -351,7 +351,8 @@ def test_a_dry_run_prints_commands_and_needs_no_library(bundle_copy: Path, monke
     assert "--skipInference" in words
     slots = 80  # what zipar:4 needs, zeros included
     given = [word for word in words if word.startswith("--optShapes=")]
-    assert given == [f"--optShapes=tokens:2x{w},positions:2x{w},mask:1x1x{w}x{slots},uniforms:1x{w}" for w in (1, 2, 3)]
+    free = "tokens:2x{0},positions:2x{0},mask:1x1x{0}x{1},uniforms:1x{0},guidance:1x{0}"
+    assert given == [f"--optShapes={free.format(width, slots)}" for width in (1, 2, 3)]
     assert [word for word in words if word.startswith("--profile=")] == ["--profile=0", "--profile=1", "--profile=2"]
     assert "tokens:1x8x8" in decoder
     opened = open_bundle(bundle_copy)
@@ -365,13 +366,13 @@ def test_a_dry_run_prints_commands_and_needs_no_library(bundle_copy: Path, monke
 
 
 def test_a_dry_run_for_tensorrt(bundle_copy: Path) -> None:
-    step, _ = dry_run(Job(bundle_copy, "tensorrt", "fp32", schedules=["ntp"], images=[1, 2], strip_weights=True))
+    step, _ = dry_run(BuildJob(bundle_copy, "tensorrt", "fp32", schedules=["ntp"], images=[1, 2], strip_weights=True))
     words = step.split()
     assert words[0] == "trtexec"
     assert {"--noTF32", "--stripWeights", "--refit", "--profile=1"} <= set(words)
     assert any(word.startswith("--maxShapes=tokens:4x1,") and "key_cache_0:4x4x64x16" in word for word in words)
     with pytest.raises(EngineError, match="leave --compute-capability out"):
-        dry_run(Job(bundle_copy, "tensorrt", "fp16", ["8.6"]))
+        dry_run(BuildJob(bundle_copy, "tensorrt", "fp16", ["8.6"]))
 
 
 def test_inspect_shows_what_an_engine_was_built_for(rtx_bundle: Path, rtx_arpg_bundle: Path) -> None:

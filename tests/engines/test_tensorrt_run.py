@@ -11,7 +11,7 @@ import pytest
 from fake_gpu import FakeContext, FakeGpu, fake_library
 
 from arforge.engines import tensorrt, tensorrt_run, tensorrt_verify
-from arforge.engines.tensorrt import Job
+from arforge.engines.tensorrt import BuildJob
 from arforge.engines.tensorrt_run import comparable, compare_engine
 from arforge.engines.verify import verify_bundle
 from arforge.runner import open_bundle
@@ -23,7 +23,7 @@ RTX = "tensorrt-rtx"
 @pytest.fixture(scope="module")
 def built(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("run") / "tiny.bundle"))
-    tensorrt.build(Job(path, RTX, "fp32", ["8.6"], ["zipar:4"]))
+    tensorrt.build(BuildJob(path, RTX, "fp32", ["8.6"], ["zipar:4"]))
     return path
 
 

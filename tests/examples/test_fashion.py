@@ -22,7 +22,7 @@ from arforge.calibration.quality.classifier import Classifier
 from arforge.calibration.quality.evaluation import DISTANCE
 from arforge.engines import onnxruntime
 from arforge.export.config import read_config
-from arforge.export.exporter import Job, export_bundle
+from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families import FAMILIES
 from arforge.runner import Runner
 from arforge.runner.backends.onnxruntime_session import open_session
@@ -56,7 +56,7 @@ def test_training_script_makes_checkpoints_that_export(tmp_path: Path) -> None:
     for name, family in FAMILIES.items():
         config = read_config(made / f"{name}.json", family)
         output = tmp_path / f"{name}.bundle"
-        export_bundle(Job(family, config, made / f"{name}.safetensors", made / "tokenizer.safetensors", output))
+        export_bundle(ExportJob(family, config, made / f"{name}.safetensors", made / "tokenizer.safetensors", output))
         onnxruntime.build(output)
         with Runner.open(output) as runner:
             images = runner.generate([0, 9], schedule=family.schedules(config)[-1]).images
@@ -108,7 +108,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         output = tmp_path_factory.mktemp(family) / "fashion.bundle"
         config = read_config(CHECKPOINTS / f"{family}.json", FAMILIES[family])
         weights = CHECKPOINTS / f"{family}.safetensors"
-        export_bundle(Job(FAMILIES[family], config, weights, CHECKPOINTS / "tokenizer.safetensors", output))
+        export_bundle(ExportJob(FAMILIES[family], config, weights, CHECKPOINTS / "tokenizer.safetensors", output))
         onnxruntime.build(output)
         return output
 

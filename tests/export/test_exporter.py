@@ -17,7 +17,7 @@ from tiny import CONFIG, VQ_CONFIG, random_weights
 from torch import Tensor
 
 from arforge.engines import onnxruntime
-from arforge.export.exporter import Job, export_bundle, open_image_tokenizer
+from arforge.export.exporter import ExportJob, export_bundle, open_image_tokenizer
 from arforge.export.families.llamagen import FAMILY, default_schedules
 from arforge.export.image_tokenizers.vq import VQModel
 from arforge.export.verify import check_provenance, check_weights, stored_weights
@@ -102,7 +102,7 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory, halves: dict[str, Tens
         save_file(dict(list(halves.items())[part::2]), folder / "parts" / name)
     spellings = ["zipar:2", "zipar:2,holes=published"]
     lines: list[str] = []
-    job = Job(FAMILY, SMALL, folder / "parts", None, folder / "half.bundle", spellings)
+    job = ExportJob(FAMILY, SMALL, folder / "parts", None, folder / "half.bundle", spellings)
     export_bundle(job, lines.append)
     assert lines[0] == ("parts: read its 2 parts, half-00001-of-00002.safetensors to half-00002-of-00002.safetensors")
     onnxruntime.build(folder / "half.bundle")
@@ -153,7 +153,7 @@ def test_two_spellings_of_a_schedule_are_stored_once(half_bundle: Path) -> None:
     assert [entry.specification for entry in entries] == ["zipar:2"]
 
 
-def refused(job: Job, error: type[Exception], message: str) -> None:
+def refused(job: ExportJob, error: type[Exception], message: str) -> None:
     """The export fails, and leaves its folder as it was."""
     before = names(job.output.parent)
     with pytest.raises(error, match=message):
@@ -165,7 +165,7 @@ def test_weights_that_are_no_numbers_are_refused_and_leave_nothing(tmp_path: Pat
     weights = random_weights(SMALL, seed=8)
     weights["layers.0.ffn_norm.weight"][3] = torch.nan
     torch.save({"model": weights}, tmp_path / "nan.pt")
-    job = Job(FAMILY, SMALL, tmp_path / "nan.pt", None, tmp_path / "nan.bundle")
+    job = ExportJob(FAMILY, SMALL, tmp_path / "nan.pt", None, tmp_path / "nan.bundle")
     refused(job, CheckpointError, "tensor layers.0.ffn_norm.weight holds NaN or infinity: the checkpoint is damaged")
 
 
@@ -173,19 +173,25 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_is_written(
     tmp_path: Path, checkpoint: Path, bundle_copy: Path
 ) -> None:
     target = tmp_path / "new.bundle"
-    refused(Job(FAMILY, CONFIG, tmp_path / "none.pt", None, target), CheckpointError, "no checkpoint at")
-    refused(Job(FAMILY, replace(CONFIG, n_layer=3), checkpoint, None, target), CheckpointError, r"missing layers\.2\.")
+    refused(ExportJob(FAMILY, CONFIG, tmp_path / "none.pt", None, target), CheckpointError, "no checkpoint at")
     refused(
-        Job(FAMILY, replace(CONFIG, vocab_size=33), checkpoint, None, target), CheckpointError, r"expected \[33, 64\]"
+        ExportJob(FAMILY, replace(CONFIG, n_layer=3), checkpoint, None, target), CheckpointError, r"missing layers\.2\."
     )
     refused(
-        Job(FAMILY, CONFIG, checkpoint, None, target, schedules=["zipar:9"]),
+        ExportJob(FAMILY, replace(CONFIG, vocab_size=33), checkpoint, None, target),
+        CheckpointError,
+        r"expected \[33, 64\]",
+    )
+    refused(
+        ExportJob(FAMILY, CONFIG, checkpoint, None, target, schedules=["zipar:9"]),
         ScheduleError,
         "does not fit a grid of 8x8",
     )
-    refused(Job(FAMILY, CONFIG, checkpoint, None, target, schedules=["spiral"]), ScheduleError, "unknown schedule")
-    refused(Job(FAMILY, CONFIG, checkpoint, None, bundle_copy), BundleError, "exists: .*--overwrite")
-    refused(Job(FAMILY, CONFIG, checkpoint, None, checkpoint), BundleError, "is not a bundle")
+    refused(
+        ExportJob(FAMILY, CONFIG, checkpoint, None, target, schedules=["spiral"]), ScheduleError, "unknown schedule"
+    )
+    refused(ExportJob(FAMILY, CONFIG, checkpoint, None, bundle_copy), BundleError, "exists: .*--overwrite")
+    refused(ExportJob(FAMILY, CONFIG, checkpoint, None, checkpoint), BundleError, "is not a bundle")
 
 
 def test_tokenizers_that_do_not_fit_are_refused(
@@ -224,7 +230,7 @@ def test_tokenizers_that_do_not_fit_are_refused(
     for name, (content, message) in cases.items():
         path = tmp_path / f"{name}.pt"
         torch.save({"model": content}, path)
-        refused(Job(FAMILY, CONFIG, checkpoint, path, tmp_path / "new.bundle"), CheckpointError, message)
+        refused(ExportJob(FAMILY, CONFIG, checkpoint, path, tmp_path / "new.bundle"), CheckpointError, message)
 
 
 def with_channels(state: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
@@ -236,7 +242,7 @@ import sys
 from pathlib import Path
 from tiny import CONFIG
 from dataclasses import replace
-from arforge.export.exporter import Job, export_bundle
+from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families.llamagen import FAMILY
 
 def report(line):
@@ -245,7 +251,7 @@ def report(line):
         sys.stdin.read()
 
 config = replace(CONFIG, n_layer=1, grid=(3, 4))
-export_bundle(Job(FAMILY, config, Path(sys.argv[1]), None, Path(sys.argv[2]), overwrite=True), report)
+export_bundle(ExportJob(FAMILY, config, Path(sys.argv[1]), None, Path(sys.argv[2]), overwrite=True), report)
 """
 
 
@@ -263,6 +269,6 @@ def test_a_killed_export_leaves_the_old_bundle_and_the_next_export_works(bundle_
     old = open_bundle(bundle_copy)
     old.check_hashes()
     assert old.model.grid == (8, 8)
-    export_bundle(Job(FAMILY, SMALL, checkpoint, None, bundle_copy, overwrite=True))
+    export_bundle(ExportJob(FAMILY, SMALL, checkpoint, None, bundle_copy, overwrite=True))
     assert open_bundle(bundle_copy).model.grid == (3, 4)
     assert names(bundle_copy.parent) == ["copy.bundle", "small.pt"]

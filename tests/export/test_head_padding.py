@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from arforge.engines import onnxruntime
 from arforge.export.checkpoint import open_checkpoint
-from arforge.export.exporter import Job, export_bundle
+from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families import arpg, llamagen, par
 from arforge.export.families.arpg import ARPGConfig
 from arforge.export.families.family import Family
@@ -61,7 +61,7 @@ def random_order(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 def export(family: Family, config: Any, schedule: str, folder: Path) -> Case:
     torch.save(random_weights(config, seed=6, family=family), folder / "tiny.pt")
-    export_bundle(Job(family, config, folder / "tiny.pt", None, folder / "padded.bundle"))
+    export_bundle(ExportJob(family, config, folder / "tiny.pt", None, folder / "padded.bundle"))
     onnxruntime.build(folder / "padded.bundle")
     return Case(family, config, schedule, folder / "tiny.pt", folder / "padded.bundle")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from arforge.engines import onnxruntime
 from arforge.engines.verify import verify_bundle
-from arforge.export.exporter import Job, export_bundle
+from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families import par
 from arforge.export.families.par import PARConfig
 from arforge.export.verify import compare_logits, load_module
@@ -29,7 +29,7 @@ def par_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("par")
     torch.save(random_weights(PAR_CONFIG, seed=4, family=par.FAMILY), folder / "tiny.pt")
     path = folder / "par.bundle"
-    export_bundle(Job(par.FAMILY, PAR_CONFIG, folder / "tiny.pt", None, path))
+    export_bundle(ExportJob(par.FAMILY, PAR_CONFIG, folder / "tiny.pt", None, path))
     onnxruntime.build(path)
     return path
 
@@ -146,7 +146,7 @@ def test_schedules_of_another_family_or_size_are_refused(par_bundle: Path, arpg_
 
 def test_a_schedule_for_other_regions_is_not_stored(par_bundle: Path) -> None:
     folder = par_bundle.parent
-    job = Job(par.FAMILY, PAR_CONFIG, folder / "tiny.pt", None, folder / "other.bundle", ["par:16"])
+    job = ExportJob(par.FAMILY, PAR_CONFIG, folder / "tiny.pt", None, folder / "other.bundle", ["par:16"])
     with pytest.raises(ScheduleError, match="par:16 needs 15 special tokens.*trained with 3"):
         export_bundle(job)
     assert not job.output.exists()

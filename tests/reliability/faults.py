@@ -51,11 +51,11 @@ Work = Callable[[Path], object]
 
 def export(root: Path, schedules: tuple[str, ...] = ("ntp", "zipar:4")) -> None:
     checkpoint = root.parent.parent / "tiny.pt"
-    exporter.export_bundle(exporter.Job(FAMILY, CONFIG, checkpoint, None, root, schedules, overwrite=True))
+    exporter.export_bundle(exporter.ExportJob(FAMILY, CONFIG, checkpoint, None, root, schedules, overwrite=True))
 
 
 def calibrate(root: Path) -> None:
-    int8.calibrate(int8.Job(root, Rule("max", 100.0), ["ntp"], samples=1, check=0, threads=1))
+    int8.calibrate(int8.CalibrationJob(root, Rule("max", 100.0), ["ntp"], samples=1, check=0, threads=1))
 
 
 JOBS: dict[str, Work] = {
@@ -63,7 +63,7 @@ JOBS: dict[str, Work] = {
     "calibrate": calibrate,
     "build": lambda root: onnxruntime.build(root, "int8"),
     "build-fp32": lambda root: onnxruntime.build(root, "fp32"),
-    "build-rtx": lambda root: tensorrt.build(tensorrt.Job(root, "tensorrt-rtx", "fp16", schedules=["ntp"])),
+    "build-rtx": lambda root: tensorrt.build(tensorrt.BuildJob(root, "tensorrt-rtx", "fp16", schedules=["ntp"])),
 }
 BUILT_BEFORE: dict[str, Work] = {
     "rebuild": lambda root: onnxruntime.build(root, "int8", [1, 2]),

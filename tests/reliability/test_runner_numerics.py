@@ -52,7 +52,7 @@ def outliers(bundle_copy: Path) -> Path:
 def test_fp16_that_overflows_errors_and_says_what_to_use(outliers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Runner.open(outliers, threads=1) as runner:
         runner.generate([1], schedule="ntp")  # float32 reaches further
-    job = tensorrt.Job(outliers, RTX, "fp16", schedules=["ntp"])
+    job = tensorrt.BuildJob(outliers, RTX, "fp16", schedules=["ntp"])
     tensorrt.build(job)
     opened, gpu = open_bundle(outliers), FakeGpu()
     identity = opened.engine(RTX, "fp16")

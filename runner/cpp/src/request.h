@@ -6,6 +6,7 @@
 
 #include "arforge.hpp"
 #include "bundle/facts.h"
+#include "plan.h"
 
 namespace arforge {
 
@@ -14,11 +15,18 @@ struct Sampling {
   std::vector<double> guidance, temperature;
   std::vector<std::int64_t> top_k;
   std::vector<double> top_p;
+
+  // Whether some of the images from `first` on need their unconditional row.
+  [[nodiscard]] bool guided(std::int64_t first, std::int64_t images) const;
 };
 
 // All throw Error (request): for a value out of range, for lists of another length than the images'.
 void check_request(const Request& request, const ModelFacts& model);
 Sampling sampling_of(const Request& request, const SamplerDefaults& usual);
+
+// Writes a step's settings of the images from `first` on. Allocates nothing.
+void fill_settings(const PlannedStep& step, const Sampling& sampling, std::int64_t first, std::int64_t images,
+                   StepBuffers& buffers);
 
 // Uniform numbers (images, cells) of the request's seeds.
 std::vector<float> uniforms_of(const Request& request, std::int64_t cells);

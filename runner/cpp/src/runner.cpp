@@ -69,24 +69,6 @@ void check_threads(int threads) {
   }
 }
 
-// The settings of one batch's images, in a step of that guidance weight.
-void fill_settings(const Sampling& sampling, const Batch& batch, const PlannedStep& step, StepBuffers& buffers) {
-  const std::size_t outputs = buffers.guidance.size() / static_cast<std::size_t>(batch.images);
-  for (std::size_t image = 0; image < static_cast<std::size_t>(batch.images); image++) {
-    const std::size_t place = static_cast<std::size_t>(batch.first) + image;
-    std::fill_n(buffers.guidance.begin() + static_cast<std::ptrdiff_t>(image * outputs), outputs,
-                static_cast<float>(step.scale(sampling.guidance[place])));
-    buffers.temperature[image] = static_cast<float>(sampling.temperature[place]);
-    buffers.top_k[image] = sampling.top_k[place];
-    buffers.top_p[image] = static_cast<float>(sampling.top_p[place]);
-  }
-}
-
-bool is_guided(const Sampling& sampling, const Batch& batch) {
-  const auto first = sampling.guidance.begin() + batch.first;
-  return std::any_of(first, first + batch.images, [](double guidance) { return guidance != 1; });
-}
-
 // Runs `work`, with what libraries throw as Error; what the caller's own functions throw passes through.
 template <class Work>
 auto guarded(Work work) {
@@ -149,7 +131,7 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
                                     Canvas& canvas) {
   const Request& request = generation.request;
   const std::int64_t images = batch.images;
-  const std::int64_t rows = guided_rows(images, is_guided(generation.sampling, batch));
+  const std::int64_t rows = guided_rows(images, generation.sampling.guided(batch.first, images));
   std::vector<std::int64_t> tokens(static_cast<std::size_t>(images * plan.cells)); // (images, cells) of the window
   const auto place = [&](std::int64_t image, std::int64_t cell) {
     return static_cast<std::size_t>((batch.first + image) * canvas.cells() +
@@ -169,7 +151,7 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
     const Clock::time_point begin = Clock::now();
     StepBuffers& buffers = engine.buffers(step.shape);
     fill(step, plan.zero_slots, state, buffers);
-    fill_settings(generation.sampling, batch, step, buffers);
+    fill_settings(step, generation.sampling, batch.first, images, buffers);
     const auto outputs = static_cast<std::int64_t>(buffers.uniforms.size()) / images;
     for (std::int64_t image = 0; image < images; image++) {
       for (std::size_t target = 0; target < step.target_cells.size(); target++) {

@@ -75,7 +75,7 @@ public:
       write_picture(output.stream(), command_.output, page_.picture(), command_.zoom);
       output.finish();
     }
-    if (npz_) {
+    if (npz_ && file_) {
       npz_->finish();
       file_->finish();
     }

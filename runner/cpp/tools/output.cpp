@@ -104,17 +104,21 @@ std::optional<struct stat> writable_facts(const std::string& path) {
   return facts;
 }
 
-bool passes_on(const std::string& path, const std::optional<struct stat>& facts) {
-  return descriptor_of(path) || (facts && !S_ISREG(facts->st_mode));
-}
+bool passes_on(const std::optional<struct stat>& facts) { return facts && !S_ISREG(facts->st_mode); }
 
 // Throws unless `path` can be written. Its place; nothing for what passes on what it is given.
 std::optional<fs::path> tried(const std::string& path) {
-  const std::optional<struct stat> facts = writable_facts(path);
-  if (passes_on(path, facts)) {
+  if (const std::optional<int> descriptor = descriptor_of(path)) { // open already, whoever its file belongs to
+    if (fcntl(*descriptor, F_GETFL) < 0) {
+      refuse(path, errno);
+    }
     return std::nullopt;
   }
-  const fs::path target = place_of(path);
+  const std::optional<struct stat> facts = writable_facts(path);
+  if (passes_on(facts)) {
+    return std::nullopt;
+  }
+  fs::path target = place_of(path);
   const fs::path partial = beside(target);
   const int descriptor = create(partial, facts.has_value());
   if (descriptor >= 0) {
@@ -195,7 +199,9 @@ void check_outputs(const std::vector<std::pair<std::string, std::string>>& outpu
       continue;
     }
     if (const auto [other, first] = options.emplace(*place, option); !first) {
-      throw OutputError(other->second + " and " + option + " both write " + path + ": name two files");
+      std::string problem = other->second;
+      problem.append(" and ").append(option).append(" both write ").append(path).append(": name two files");
+      throw OutputError(problem);
     }
   }
 }
@@ -203,10 +209,12 @@ void check_outputs(const std::vector<std::pair<std::string, std::string>>& outpu
 bool is_standard_output(const std::string& path) { return descriptor_of(path) == STDOUT_FILENO; }
 
 Output::Output(const std::string& path) {
-  const std::optional<struct stat> facts = writable_facts(path);
   if (const std::optional<int> descriptor = descriptor_of(path)) {
-    file_ = std::make_unique<File>(path, facts, "", "", dup(*descriptor));
-  } else if (passes_on(path, facts)) {
+    file_ = std::make_unique<File>(path, std::nullopt, "", "", dup(*descriptor));
+    return;
+  }
+  const std::optional<struct stat> facts = writable_facts(path);
+  if (passes_on(facts)) {
     file_ = std::make_unique<File>(path, facts, "", "", open(path.c_str(), O_WRONLY | O_CLOEXEC));
   } else {
     const fs::path target = place_of(path);

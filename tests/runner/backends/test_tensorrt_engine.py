@@ -14,7 +14,7 @@ from fake_gpu import FakeGpu, fake_library
 from numpy.typing import NDArray
 
 from arforge.engines import tensorrt
-from arforge.engines.tensorrt import Job
+from arforge.engines.tensorrt import BuildJob
 from arforge.runner import EngineError, Request, Runner, open_bundle
 from arforge.runner.backends import cuda, tensorrt_engine
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
@@ -28,7 +28,7 @@ Opened = tuple[Runner, TensorRTEngine, FakeGpu]
 def built(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LlamaGen's in float32 for one and three images, with filters."""
     path = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("trt") / "tiny.bundle"))
-    tensorrt.build(Job(path, RTX, "fp32", schedules=["ntp", "zipar:4"], images=[1, 3], filters=True))
+    tensorrt.build(BuildJob(path, RTX, "fp32", schedules=["ntp", "zipar:4"], images=[1, 3], filters=True))
     return path
 
 
@@ -36,7 +36,7 @@ def built(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built_arpg(arpg_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ARPG's for two images, without filters."""
     path = Path(shutil.copytree(arpg_bundle, tmp_path_factory.mktemp("trt") / "arpg.bundle"))
-    tensorrt.build(Job(path, RTX, "fp32", schedules=["arpg:3"], images=[2]))
+    tensorrt.build(BuildJob(path, RTX, "fp32", schedules=["arpg:3"], images=[2]))
     return path
 
 
@@ -263,7 +263,7 @@ def test_wishes_that_the_engine_was_not_built_for(
 
 def test_the_engine_for_this_gpu_is_chosen(built: Path, open_fake: Callable[..., Opened], tmp_path: Path) -> None:
     path = Path(shutil.copytree(built, tmp_path / "two.bundle"))
-    tensorrt.build(Job(path, RTX, "fp32", ["12.0"], ["ntp"]))
+    tensorrt.build(BuildJob(path, RTX, "fp32", ["12.0"], ["ntp"]))
     identities = open_bundle(path).identities(RTX, "fp32")
     assert [identity["compute_capabilities"] for identity in identities] == [[], ["12.0"]]
     assert open_fake(path, compute_capability="8.9")[1].identity["compute_capabilities"] == []

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cpp_abi import STATUS, Failure
 
-from arforge.calibration.int8 import Job, calibrate
+from arforge.calibration.int8 import CalibrationJob, calibrate
 from arforge.calibration.ranges import Rule
 from arforge.engines import onnxruntime
 from arforge.runner import Runner, open_bundle
@@ -97,7 +97,7 @@ def int8_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     source = request.getfixturevalue("bundle" if static else request.param)
     root = Path(shutil.copytree(source, tmp_path_factory.mktemp("cpp-int8") / "int8.bundle"))
     if static:
-        calibrate(Job(root, Rule("max", 100), samples=2, check=0, trials=0, threads=1))
+        calibrate(CalibrationJob(root, Rule("max", 100), samples=2, check=0, trials=0, threads=1))
     onnxruntime.build(root, "int8", quantization="static" if static else "blocks")
     return root
 

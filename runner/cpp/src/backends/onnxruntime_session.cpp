@@ -21,7 +21,7 @@ constexpr const char* PLUGIN_LIBRARY = "libonnxruntime_providers_nv_tensorrt_rtx
 
 // ONNX Runtime's own builds send telemetry unless this variable says otherwise when the first environment is made. It
 // is set while the library is loaded, when no other thread reads the process's variables; a user's own value stays.
-const bool QUIET = [] {
+const bool QUIET = []() noexcept {
 #ifdef _WIN32
   return std::getenv("ORT_DISABLE_TELEMETRY") != nullptr || _putenv_s("ORT_DISABLE_TELEMETRY", "1") == 0;
 #else
@@ -109,6 +109,7 @@ bool same_shape(const std::vector<std::int64_t>& found, const std::vector<std::i
 // What is wrong with a tensor of a graph; nothing where it is the contract's.
 std::string difference(const Side& side, const Tensor& wanted) {
   std::vector<std::string> words;
+  words.reserve(wanted.shape.size());
   for (const Dimension& dimension : wanted.shape) {
     words.push_back(dimension.word.empty() ? std::to_string(dimension.size) : dimension.word);
   }

@@ -47,10 +47,7 @@ void check_ids(const Bundle& bundle) {
   }
 }
 
-void check_image_tokenizer(const Bundle& bundle) {
-  const ModelFacts& model = bundle.model;
-  const ImageTokenizerFacts& tokenizer = *bundle.image_tokenizer;
-  const std::string root = bundle.root.string();
+void check_image_tokenizer(const ImageTokenizerFacts& tokenizer, const ModelFacts& model, const std::string& root) {
   if (tokenizer.codebook_size != model.vocabulary) {
     throw Error(Code::manifest, text(root, ": image tokenizer has ", tokenizer.codebook_size, " codes, the model ",
                                      model.vocabulary, " tokens"));
@@ -74,7 +71,7 @@ void check_model(const Bundle& bundle) {
   }
   check_ids(bundle);
   if (bundle.image_tokenizer) {
-    check_image_tokenizer(bundle);
+    check_image_tokenizer(*bundle.image_tokenizer, model, root);
   }
 }
 
@@ -145,21 +142,6 @@ Bundle open_bundle(const fs::path& root) {
   check_model(bundle);
   check_runnable(bundle);
   return bundle;
-}
-
-const char* kind_of(const Condition& condition) {
-  return std::holds_alternative<ClassCondition>(condition)      ? "class"
-         : std::holds_alternative<FeaturesCondition>(condition) ? "features"
-                                                                : "ids";
-}
-
-const ClassCondition& class_condition(const ModelFacts& model) {
-  const auto* condition = std::get_if<ClassCondition>(&model.condition);
-  if (condition == nullptr) {
-    throw Error(Code::request,
-                text("this ", model.family, " model takes a prompt (", kind_of(model.condition), "), not a class"));
-  }
-  return *condition;
 }
 
 void check_hashes(const Bundle& bundle) {

@@ -1,4 +1,4 @@
-// manifest.json and engine identities, field by field, as `manifest.schema.json` says.
+// manifest.json, field by field, as `manifest.schema.json` says.
 #include <algorithm>
 
 #include "bundle/bundle.h"
@@ -14,8 +14,6 @@ constexpr const char* MANIFEST = "manifest.json";
 constexpr const char* FORMAT = "arforge-bundle";
 constexpr std::int64_t VERSION = 2;
 constexpr std::size_t MAX_NAME_LETTERS = 200;
-constexpr std::size_t MAX_NAME_BYTES = 800;
-constexpr std::size_t MAX_WIDTHS = 4096;
 constexpr std::int64_t MAX_LAYERS = 4096;
 constexpr std::size_t MAX_PATH_LETTERS = 400;
 constexpr std::size_t MAX_IDS = 1 << 20;
@@ -190,19 +188,6 @@ void check_version(const Json& version, const std::string& name) {
                                          ", which this arforge no longer reads: export it again"));
 }
 
-// The bundle's path of one of an identity's graphs; throws Error (engine) unless it is the one of then.
-std::string graph_of(const Bundle& bundle, const Json& identity, const std::string& part) {
-  const Json path = identity.value(part, Json());
-  const auto file = path.is_string() ? bundle.files.find(path.get<std::string>()) : bundle.files.end();
-  if (file == bundle.files.end() || identity.value(part + "_sha256", Json()) != file->second.sha256) {
-    throw Error(Code::engine, text("the engine of ", bundle.root.string(),
-                                   " was built from another graph: rebuild it "
-                                   "with `arforge build ",
-                                   bundle.root.string(), " --target onnxruntime`"));
-  }
-  return file->first;
-}
-
 } // namespace
 
 Bundle read_manifest(const fs::path& root) {
@@ -212,7 +197,7 @@ Bundle read_manifest(const fs::path& root) {
   check_permitted(path, failed);
   if (fs::is_symlink(facts)) {
     throw Error(Code::manifest, text(root.string(), " is not a bundle: it has no ", MANIFEST,
-                                     " but a link of that name; ", how_to_copy(root)));
+                                     " but a link of that name: ", how_to_copy(root)));
   }
   if (!fs::is_regular_file(facts)) {
     throw Error(Code::manifest, text(root.string(), " is not a bundle: it has no ", MANIFEST));
@@ -266,58 +251,6 @@ Bundle parse_manifest(const std::string& content, const std::string& name) {
     bundle.engines.push_back(engine_of(entry));
   }
   return bundle;
-}
-
-EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
-  const fs::path path = bundle.root / fs::u8path(engine.path);
-  const Json identity = parse_json(read_file(path, MAX_JSON, Code::engine), path.string(), Code::engine);
-  const auto refuse = [&](const std::string& problem) {
-    throw Error(Code::engine, text(engine.path, " ", problem, ": rebuild the engine"));
-  };
-  if (!identity.is_object()) {
-    refuse("is not an engine identity");
-  }
-  const std::pair<const char*, std::string> same[] = {
-      {"target", engine.target}, {"precision", engine.precision}, {"device", engine.device}};
-  for (const auto& [name, expected] : same) {
-    if (identity.value(name, Json()) != expected) {
-      refuse(text("is for another ", name, " than ", expected));
-    }
-  }
-  for (const char* name : {"library", "machine"}) {
-    const Json value = identity.value(name, Json());
-    if (!value.is_string() || value.get<std::string>().empty() || value.get<std::string>().size() > MAX_NAME_BYTES) {
-      refuse(text("lacks its ", name));
-    }
-  }
-  EngineIdentity result{bundle.root / fs::u8path(graph_of(bundle, identity, "graph")), {}, {}};
-  result.standard = result.graph;
-  if (identity.contains("source") || identity.contains("source_sha256")) { // of an engine with a graph of its own
-    result.standard = bundle.root / fs::u8path(graph_of(bundle, identity, "source"));
-  }
-  if (identity.contains("weights")) {
-    const Json& weights = identity["weights"];
-    if (!weights.is_string() || bundle.files.count(weights.get<std::string>()) == 0) {
-      refuse("names weights that are not listed among the bundle's files");
-    }
-    result.standard.clear();
-  }
-  if (!identity.contains("widths")) {
-    refuse("lacks its widths");
-  }
-  const Json& widths = identity["widths"];
-  if (widths.is_null()) {
-    return result;
-  }
-  const bool sound = widths.is_array() && !widths.empty() && widths.size() <= MAX_WIDTHS &&
-                     std::all_of(widths.begin(), widths.end(), [&](const Json& w) {
-                       return w.is_number_integer() && w > 0 && w <= bundle.model.position_rows;
-                     });
-  if (!sound) {
-    refuse(text("lists widths ", widths.dump()));
-  }
-  result.widths = widths.get<std::vector<std::int64_t>>();
-  return result;
 }
 
 } // namespace arforge
