@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from arforge.runner.errors import EngineError
-from arforge.runner.step_graph import cache_names
+from arforge.runner.step_graph import cache_names, written_name
 
 LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
@@ -155,7 +155,7 @@ def check_caches(layers: Iterable[Layer], caches: Iterable[str]) -> list[str]:
     """A cache is updated in place where who writes its output reads that output, and nobody reads the input."""
     problems = []
     for cache in caches:
-        output = f"new_{cache}"
+        output = written_name(cache)
         writers = [layer for layer in layers if any(tensor.name == output for tensor in layer.outputs)]
         if not writers:
             problems.append(f"nothing writes {cache}")

@@ -121,7 +121,8 @@ def _checked(path: Path) -> os.stat_result | None:
     facts = _facts(path)
     if not path.name or (facts is not None and stat.S_ISDIR(facts.st_mode)):
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
-    if facts is not None and not os.access(path, os.W_OK):
+    # what is open already may be written to, whoever its file belongs to
+    if facts is not None and _descriptor(path) is None and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return facts
 

@@ -99,7 +99,7 @@ def check_relative(path: str) -> None:
         raise PathError(f"path {path!r} in the manifest is not a plain relative path")
     if not pure.parts or ".." in pure.parts or path != str(pure):
         raise PathError(f"path {path!r} in the manifest leaves the bundle, or is not in its shortest form")
-    if not path.isprintable() or any(part.endswith((".", " ")) for part in pure.parts):
+    if not (path.isascii() and path.isprintable()) or any(part.endswith((".", " ")) for part in pure.parts):
         raise PathError(f"path {path!r} in the manifest has a name that not every system can have")
 
 

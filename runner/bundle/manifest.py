@@ -30,6 +30,7 @@ from arforge.runner.json_file import check_schema, floats, read_json
 FORMAT = "arforge-bundle"
 VERSION = 2
 MANIFEST = "manifest.json"
+COUNTED = ("version", "image_tokenizer", "files", "schedules")  # parts beside the model that hold whole numbers
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def read_manifest(root: Path) -> Manifest:
         raise ManifestError(f"{path} is not the manifest of an arforge bundle")
     _check_version(root, value.get("version"))
     check_schema(value, "manifest.schema.json", str(path), ManifestError)
-    counts = [{**value["model"], "config": None}, value["image_tokenizer"], value["files"], value["schedules"]]
-    for place in floats(counts):
+    counts = {part: value[part] for part in COUNTED} | {"top_k": value["sampler"]["top_k"]}
+    for place in floats([{**value["model"], "config": None}, counts]):
         raise ManifestError(f"{path} does not follow the format: {place} must be a whole number, without a point")
     return _typed(value)
 

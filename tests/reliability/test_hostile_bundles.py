@@ -49,6 +49,7 @@ def add_file(path: str) -> Callable[[dict[str, Any]], object]:
         ("graphs/step.onnx ", "not every system"),
         ("graphs./x", "not every system"),
         ("graphs/a\x1bb", "not every system"),
+        ("graphs/\u00fc", "not every system"),
     ],
 )
 def test_paths_that_escape_or_collide_are_refused(small: Path, path: str, message: str) -> None:

@@ -177,6 +177,15 @@ def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path: Path, monkeypa
     assert path.read_bytes() == b"old"
 
 
+def test_an_open_file_is_written_to_whoever_it_belongs_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with (tmp_path / "open").open("wb") as file:
+        path = Path(f"/dev/fd/{file.fileno()}")
+        check_outputs({"--tokens": path})
+        write(path)
+    assert (tmp_path / "open").read_bytes() == b"new"
+
+
 def test_outputs_are_tried_without_leaving_anything(tmp_path: Path) -> None:
     (tmp_path / "old").write_bytes(b"old")
     check_outputs({"--output": tmp_path / "new", "--npz": tmp_path / "old", "--tokens": None})

@@ -99,6 +99,19 @@ Contract encoder() {
   return {back.outputs, back.inputs};
 }
 
+template <class Sides>
+std::size_t product(Sides side, Sides end) {
+  const auto most = static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max());
+  std::size_t entries = 1;
+  for (; side != end; ++side) {
+    if (*side > 0 && entries > most / static_cast<std::size_t>(*side)) {
+      throw std::bad_alloc();
+    }
+    entries *= static_cast<std::size_t>(*side);
+  }
+  return entries;
+}
+
 } // namespace
 
 Contract contract_of(const ModelFacts& model, const std::string& graph, Type cache) {
@@ -182,17 +195,9 @@ std::vector<std::int64_t> sizes_of(const Tensor& tensor, const Sizes& sizes) {
   return found;
 }
 
-std::size_t entries_of(const std::vector<std::int64_t>& shape) {
-  const auto most = static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max());
-  std::size_t entries = 1;
-  for (const std::int64_t side : shape) {
-    if (side > 0 && entries > most / static_cast<std::size_t>(side)) {
-      throw std::bad_alloc();
-    }
-    entries *= static_cast<std::size_t>(side);
-  }
-  return entries;
-}
+std::size_t entries_of(const std::vector<std::int64_t>& shape) { return product(shape.begin(), shape.end()); }
+
+std::size_t entries_of(std::initializer_list<std::int64_t> shape) { return product(shape.begin(), shape.end()); }
 
 Sizes step_sizes(std::int64_t images, std::int64_t rows, const Shape& shape) {
   return {

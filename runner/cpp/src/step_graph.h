@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <string>
 #include <tuple>
@@ -63,8 +64,9 @@ using Sizes = std::map<std::string, std::int64_t>;
 // A tensor's shape in numbers; -1 for a word that `sizes` does not have.
 std::vector<std::int64_t> sizes_of(const Tensor& tensor, const Sizes& sizes);
 
-// How many entries a shape has; throws std::bad_alloc where no memory could be as large.
+// How many entries a shape has; throws std::bad_alloc where no memory could be as large. The second allocates nothing.
 std::size_t entries_of(const std::vector<std::int64_t>& shape);
+std::size_t entries_of(std::initializer_list<std::int64_t> shape);
 
 // The step graph's shape in one step; `queries` is 0 where the model has none, `slots` those that the caches have.
 struct Shape {

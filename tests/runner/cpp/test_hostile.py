@@ -132,7 +132,7 @@ def cases() -> Iterator[Case]:
     yield Case("nothing there", shutil.rmtree)
     for place, value in MANIFEST_CASES.CHANGES:
         edit = manifest(lambda found, place=place, value=value: MANIFEST_CASES.changed(found, place, value))
-        yield Case(f"schema {place} {str(value)[:20]}", edit)
+        yield Case(f"schema {place} {str(value)[:60]}", edit)
     texts = (
         b"",
         b"{",
@@ -147,7 +147,9 @@ def cases() -> Iterator[Case]:
     )
     for text in texts:
         yield Case(f"manifest {text[:16]!r}", lambda root, text=text: replace(root, "manifest.json", text))
-    yield Case("newer", manifest(lambda found: found.update(version=2, new_part={})))
+    for version in (1, 3, -1, "2", True, 2.0):
+        yield Case(f"version {version!r}", manifest(lambda found, version=version: found.update(version=version)))
+    yield Case("newer", manifest(lambda found: found.update(version=3, new_part={})))
     yield Case("no manifest", lambda root: (root / "manifest.json").unlink())
     yield Case("manifest linked", linked("manifest.json"))
     yield Case("manifest too large", lambda root: replace(root, "manifest.json", b" " * (1 << 25)))
@@ -165,7 +167,7 @@ def cases() -> Iterator[Case]:
         ".",
     ):
         yield Case(f"path {path!r}", extra_path(path))
-    for path in ("a\nb", "a.", "a ", "\x7f", "Graphs/x", STEP.upper()):
+    for path in ("a\nb", "a.", "a ", "\x7f", "\u00fc", "\u2028", "Graphs/x", STEP.upper()):
         yield Case(f"path {path!r}", extra_path(path))
     for levels in (30, 31, 32, 33):
         yield Case(
@@ -213,19 +215,46 @@ def prefixed(root: Path, text: bytes) -> None:
 
 
 def absurd_models() -> Iterator[Case]:
+    classes = {"kind": "class", "classes": 10, "first_class": 32, "null_class": 42}
+    features = {"kind": "features", "slots": 120, "width": 2048}
+    ids = {
+        "kind": "ids", "slots": 64, "vocabulary": 9, "prefix": [0], "suffix": [], "padding": None, "reserved": [7],
+        "unconditional": "image",
+    }  # fmt: skip
     for part, change in (
-        ("tokenizer", {"codebook_size": 64}),
-        ("tokenizer", {"image_size": [16, 32]}),
-        ("tokenizer", {"downsampling": 2**30}),
-        ("model", {"positions": 64}),
-        ("model", {"first_class": 31}),
-        ("model", {"null_class": 41}),
-        ("model", {"classes": 2**30}),
+        ("image_tokenizer", {"codebook_size": 64}),
+        ("image_tokenizer", {"image_size": [16, 32]}),
+        ("image_tokenizer", {"downsampling": 2**30}),
+        ("model", {"position_rows": 64}),
+        ("model", {"condition": {**classes, "first_class": 31}}),
+        ("model", {"condition": {**classes, "null_class": 41}}),
+        ("model", {"condition": {**classes, "classes": 2**30}}),
+        ("model", {"condition": {**classes, "slots": 3}}),
+        ("model", {"condition": features}),
+        ("model", {"condition": {**features, "width": 2**31}}),
+        ("model", {"condition": ids}),
+        ("model", {"condition": {**ids, "padding": -1}}),
+        ("model", {"condition": {**ids, "prefix": [2.0]}}),
+        ("model", {"condition": {**ids, "reserved": [True]}}),
+        ("model", {"condition": {**ids, "unconditional": "empty"}}),
         ("model", {"grid": [2**30, 2**30]}),
         ("model", {"family": "unheard of"}),
+        ("model", {"order": "random"}),
+        ("model", {"positions": "sequence"}),
         ("model", {"caches": 3}),
         ("model", {"layers": 4097}),
-        ("model", {"specials": 2**20, "first_special": 43}),
+        ("model", {"labels": ["a"] * 10}),
+        ("model", {"labels": ["a"] * 9}),
+        ("model", {"labels": ["a"] * 9 + [7]}),
+        ("model", {"labels": ["a"] * 9 + ["b" * 201]}),
+        ("model", {"specials": [43]}),
+        ("model", {"specials": [42]}),
+        ("model", {"specials": [44, 43, 44]}),
+        ("model", {"specials": [2**30 + 1]}),
+        ("model", {"row_end": 0}),
+        ("model", {"specials": [43], "row_end": 0}),
+        ("sampler", {"kind": "noise"}),
+        ("sampler", {"top_k": 2.0}),
     ):
         yield Case(f"{part} {change}", manifest(lambda found, part=part, change=change: found[part].update(change)))
 

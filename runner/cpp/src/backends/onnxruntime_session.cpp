@@ -177,6 +177,7 @@ Ort::Session open_session(Ort::Env& env, const std::filesystem::path& graph, con
     Ort::SessionOptions session;
     session.SetIntraOpNumThreads(options.threads > 0 ? options.threads : default_threads());
     session.SetInterOpNumThreads(1);
+    session.AddConfigEntry("session.x64quantprecision", "1"); // without VNNI the quick int8 sums overflow
     session.AddConfigEntry("session.model_external_initializers_file_folder_path",
                            graph.parent_path().u8string().c_str());
     // It makes layers of one input share a quantizer, after which none of them becomes an integer product.
