@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -190,7 +191,10 @@ def run_builder(
             for name, shape in one.items():
                 profile.add(name, shape, shape, shape)
             profiles.append(profile)
-        config = make_config(library, profiles, job, devices, cache)
+        known = (
+            Path(shutil.copy(cache, Path(scratch, "known.cache"))) if cache else None
+        )  # a lock comes to lie beside it
+        config = make_config(library, profiles, job, devices, known)
         timings = Path(scratch) / "timing.cache"
         network = network_from_onnx_path(str(graph))
         engine = bytes(engine_bytes_from_network(network, config, save_timing_cache=str(timings)))
@@ -206,7 +210,7 @@ def make_config(
         "profiles": profiles,
         "strip_plan": job.strip_weights,
         "refittable": job.strip_weights,
-        "load_timing_cache": str(cache) if cache and cache.exists() else None,
+        "load_timing_cache": str(cache) if cache else None,
         "profiling_verbosity": library.trt.ProfilingVerbosity.DETAILED,
     }
     tf32 = job.precision != "fp32"  # then only the image decoder has float32 products

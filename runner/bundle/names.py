@@ -27,7 +27,7 @@ ADDED = "|".join(
         rf"{ENGINE}/weights/step-{HASH}\.weights",
         rf"{ENGINE}/(?:step|decoder)-{HASH}\.engine",
         rf"{ENGINE}/layers-{HASH}\.json",
-        rf"{ENGINE}/timing-{HASH}\.cache",
+        rf"{ENGINE}/timing-{HASH}\.cache(?:\.lock)?",
         rf"(?:{FOLDERS}/)?(?:{SCRATCH}/)?{PARTIAL}",
     )
 )
