@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -190,7 +191,8 @@ def run_builder(
             for name, shape in one.items():
                 profile.add(name, shape, shape, shape)
             profiles.append(profile)
-        config = make_config(library, profiles, job, devices, cache)
+        earlier = cache and Path(shutil.copy(cache, scratch))  # Polygraphy leaves a lock beside what it reads
+        config = make_config(library, profiles, job, devices, earlier)
         timings = Path(scratch) / "timing.cache"
         network = network_from_onnx_path(str(graph))
         engine = bytes(engine_bytes_from_network(network, config, save_timing_cache=str(timings)))
