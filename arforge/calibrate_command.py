@@ -56,7 +56,7 @@ def command(
 ) -> None:
     """Give BUNDLE int8 graphs, with ranges from images that its own schedules generate.
 
-    The report compares int8 with fp32 on other images: layer by layer, the likeliest token after the same tokens, and
+    The report compares int8 with fp32 on other images: layer by layer, the most likely token after the same tokens, and
     whole images. Calibrating again replaces the int8 graphs.
     """
     from arforge.calibration.int8 import CalibrationJob, calibrate
@@ -123,18 +123,18 @@ def show_layers(errors: list[LayerError]) -> None:
 
 def show_tokens(done: Calibrated) -> None:
     report = done.report
-    click.echo(f"{'schedule':28}  same likeliest token  logit error  same tokens in greedy images")
+    click.echo(f"{'schedule':28}  same most likely token  logit error  same tokens in greedy images")
     for found in report.agreement:
         click.echo(
-            f"{found.schedule:28}  {100 * found.top1:18.1f} %  {100 * found.logit_error:9.2f} %  "
+            f"{found.schedule:28}  {100 * found.top1:19.1f} %  {100 * found.logit_error:9.2f} %  "
             f"{100 * report.same_tokens[found.schedule]:26.1f} %"
         )
     if report.trials:
         schedule = report.trials[0].agreement.schedule
-        click.echo(f"{'with --exclude':28}  same likeliest token  logit error  more bytes, on {schedule}")
+        click.echo(f"{'with --exclude':28}  same most likely token  logit error  more bytes, on {schedule}")
     for trial in report.trials:
         name = trial.excluded[0] if len(trial.excluded) == 1 else f"these {len(trial.excluded)}"
         click.echo(
-            f"{name:28}  {100 * trial.agreement.top1:18.1f} %  {100 * trial.agreement.logit_error:9.2f} %  "
+            f"{name:28}  {100 * trial.agreement.top1:19.1f} %  {100 * trial.agreement.logit_error:9.2f} %  "
             f"{human(trial.bytes_added):>10}"
         )

@@ -18,7 +18,7 @@ def open_built(path: Path, target: str, precision: str) -> Bundle:
     """The bundle, with the engine that a command is about to open; a note on standard error where it is built now.
 
     Other engines than ONNX Runtime's of the default precision are left to `arforge build`, and to whoever opens them.
-    Raises EngineError where the engine cannot be built, and BundleError as `open_bundle` does.
+    Raises EngineError if the engine cannot be built, and BundleError as `open_bundle` does.
     """
     bundle = open_bundle(path)
     if target != BUILT_UNASKED or precision != default_precision(target) or has_engine(bundle, target, precision):

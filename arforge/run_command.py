@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 @click.option("--samples", type=click.IntRange(min=1), help="Images in all, going round the classes.")
 @click.option("--guidance", type=float, help="Guidance scale; 1 is off.  [default: the bundle's]")
 @click.option("--temperature", type=float, help="Temperature; 0 is greedy.  [default: the bundle's]")
-@click.option("--top-k", type=int, help="Sample from the K likeliest tokens; 0 is off.  [default: the bundle's]")
-@click.option("--top-p", type=float, help="Sample from the likeliest tokens of mass P.  [default: the bundle's]")
-@click.option("--greedy", is_flag=True, help="Take the likeliest token (temperature 0).")
+@click.option("--top-k", type=int, help="Sample from the K most likely tokens; 0 is off.  [default: the bundle's]")
+@click.option("--top-p", type=float, help="Sample from the most likely tokens of mass P.  [default: the bundle's]")
+@click.option("--greedy", is_flag=True, help="Take the most likely token (temperature 0).")
 @click.option("--batch", default=32, show_default=True, help="Images decoded at a time.")
 @target_option
 @precision_option

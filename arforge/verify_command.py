@@ -53,5 +53,5 @@ def command(
         found = compare_logits(opened, schedule, max_steps)
         click.echo(
             f"ok  torch module, {schedule}: {found.steps} steps, logits within {found.largest_error:.1e}, "
-            f"likeliest token the same for {100 * found.same_tokens:.2f} % of cells"
+            f"most likely token the same for {100 * found.same_tokens:.2f} % of cells"
         )

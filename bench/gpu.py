@@ -41,7 +41,7 @@ KEPT = ("ms_per_step", "ms_per_image", "images_per_second", "bytes_per_second", 
 
 
 def engine_of(runtime: str, bundle: Bundle, precision: str, schedules: list[str], batches: list[int]) -> Engine:
-    """The engine of one runtime, built first where it needs that. Raises an ArforgeError where it cannot be had."""
+    """The engine of one runtime, built first where it needs that. Raises an ArforgeError if it cannot be had."""
     from gpu_engines import ProviderEngine, TorchEngine
 
     if runtime in ("tensorrt", "tensorrt-rtx"):
@@ -63,7 +63,7 @@ def engine_of(runtime: str, bundle: Bundle, precision: str, schedules: list[str]
 
 
 def same_step_tokens(bundle: Bundle, reference: Engine, engine: Engine, schedule: str) -> float:
-    """Share of tokens, likeliest ones, that both find the same, each step given the reference's so far."""
+    """Share of tokens, most likely ones, that both find the same, each step given the reference's so far."""
     same = cells = 0
     for done in side_by_side(bundle, schedule, [reference, engine], [0], COMPARED_STEPS):
         wanted, found = (buffers.next_tokens[:, step.target_rows] for step, buffers in done)

@@ -19,7 +19,7 @@ from arforge.runner.plan import make_plan
 class Int8Agreement:
     schedule: str
     tokens: int  # compared
-    top1: float  # share of tokens where both find the same one likeliest, given the same tokens so far
+    top1: float  # share of tokens where both find the same one most likely, given the same tokens so far
     logit_error: float  # |int8 - float32| / |float32 - its mean|, of guided logits, given the same tokens so far
 
 

@@ -170,7 +170,7 @@ def check(
     errors = layer_errors(kept, sample.rows, study.limits, study.scales, columns, *graphs)
     return Int8Report(
         errors,
-        teacher_forced(bundle, int8, unseen, "likeliest tokens", progress, job.threads),
+        teacher_forced(bundle, int8, unseen, "most likely tokens", progress, job.threads),
         same_tokens(bundle, int8, unseen, progress, job.threads),
         list(try_exclusions(study, int8.root, excluded, errors, unseen, progress)),
     )

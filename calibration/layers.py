@@ -29,7 +29,7 @@ class Layer:
 
 
 def find_layers(graph: onnx.GraphProto) -> list[Layer]:
-    """The graph's layers in order. Raises CalibrationError where there is none."""
+    """The graph's layers in order. Raises CalibrationError if there is none."""
     matrices = {
         tensor.name: (tensor.dims[0], tensor.dims[1])
         for tensor in graph.initializer

@@ -52,7 +52,9 @@ class ChannelMaxima:
         for name, array in arrays.items():
             seen = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0)
             if not np.isfinite(seen).all():
-                raise CalibrationError(f"tensor {name} holds NaN or infinity: check the weights with `arforge verify`")
+                raise CalibrationError(
+                    f"tensor {name} holds non-finite values: check the weights with `arforge verify`"
+                )
             self.maxima[name] = np.maximum(self.maxima[name], seen) if name in self.maxima else seen
 
 

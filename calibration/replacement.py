@@ -16,7 +16,7 @@ from arforge.runner.errors import BundleError
 def enter(bundle: Bundle, int8: Bundle) -> tuple[str, ...]:
     """Complete the stage that holds `int8`: the bundle's other files, and a manifest.
 
-    Returns the engines that were built from other int8 graphs; they are left out. Raises BundleError where the bundle
+    Returns the engines that were built from other int8 graphs; they are left out. Raises BundleError if the bundle
     is no longer what was calibrated.
     """
     if open_bundle(bundle.root) != bundle:

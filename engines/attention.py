@@ -28,7 +28,7 @@ class Choice:
 
 
 def choose_attention(model: ir.Model, asked: str) -> Choice:
-    """`asked` is "auto", "fused" or "decomposed". Raises EngineError where "fused" cannot be built."""
+    """`asked` is "auto", "fused" or "decomposed". Raises EngineError if "fused" cannot be built."""
     against = against_fusing(model)
     if asked == "fused" and against:
         raise EngineError(f"attention cannot be fused: {against}. Use --attention decomposed, or auto")
@@ -57,7 +57,7 @@ def against_fusing(model: ir.Model) -> str | None:
 
 
 def attention_nodes(model: ir.Model) -> list[ir.Node]:
-    """Raises EngineError where the graph has no attention."""
+    """Raises EngineError if the graph has no attention."""
     nodes = [node for node in model.graph if node.op_type == "Attention"]
     if not nodes:
         raise EngineError("the graph has no Attention node: it is not a step graph")

@@ -8,7 +8,7 @@ from arforge.runner.side_by_side import LogitAgreement, LogitComparison, logits_
 
 
 def compare_precision(bundle: Bundle, precision: str, schedule: str, max_steps: int) -> LogitAgreement:
-    """Run both graphs side by side, each on its own caches, on the likeliest tokens of the float32 one."""
+    """Run both graphs side by side, each on its own caches, on the most likely tokens of the float32 one."""
     engines = [OnnxRuntimeEngine(bundle, name, graph="step-logits") for name in ("fp32", precision)]
     comparison = LogitComparison()
     classes = [0, bundle.model.class_condition.classes - 1]

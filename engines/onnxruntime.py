@@ -160,7 +160,7 @@ def try_out(bundle: Bundle, engine: OnnxRuntimeEngine) -> None:
     for name in cache_names(bundle.model.caches):
         cache = engine.cache(name)
         if not np.isfinite(cache).all():
-            raise EngineError(f"the step graph of {bundle.root} gives NaN or infinity in {name}: check the weights")
+            raise EngineError(f"the step graph of {bundle.root} gives non-finite values in {name}: check the weights")
         written = np.abs(cache).sum(axis=(0, 1, 3)) > 0
         if not written[1] or written[0] or written[1 + width :].any():
             raise EngineError(f"the step graph of {bundle.root} does not update {name} in place")

@@ -54,7 +54,7 @@ def lower_precision(model: ir.Model, dtype: ir.DataType) -> None:
 def decoder_nodes(graph: ir.Graph) -> dict[ir.Node, None]:
     """The matrix products and all whose values they need, in graph order; who reads a shape alone needs no value.
 
-    Raises EngineError where there is no matrix product.
+    Raises EngineError if there is no matrix product.
     """
     wanted: set[ir.Node] = set()
     waiting = [node for node in graph if node.op_type == "MatMul"]

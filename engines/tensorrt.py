@@ -110,7 +110,7 @@ def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
 def build(job: BuildJob, report: Report = lambda line: None) -> Built:
     """Build the engine and enter it in the bundle, which is as before or whole at every moment.
 
-    Raises EngineError where the library, the precision, the device or a shape does not fit, or the builder fails.
+    Raises EngineError if the library, the precision, the device or a shape does not fit, or the builder fails.
     """
     check_precision(job)
     library = load_builder(job.target)
@@ -180,7 +180,7 @@ def device_name(devices: Sequence[str]) -> str:
 def run_builder(
     library: Library, graph: Path, given: Sequence[Shapes], job: BuildJob, devices: Sequence[str], cache: Path | None
 ) -> Result:
-    """Raises EngineError where the builder fails. `cache`: timings of an earlier build."""
+    """Raises EngineError if the builder fails. `cache`: timings of an earlier build."""
     what = f"{library.name} cannot build {graph.name}"
     with quiet(what, library), TemporaryDirectory() as scratch:
         from polygraphy.backend.trt import Profile, engine_bytes_from_network, network_from_onnx_path

@@ -38,7 +38,7 @@ class Lowered:
 def lower_for_tensorrt(
     bundle: Bundle, precision: str, slots: int, images: int | None, filters: bool, attention: str
 ) -> Lowered:
-    """The step graph of that precision for TensorRT. Raises EngineError where it cannot be made.
+    """The step graph of that precision for TensorRT. Raises EngineError if it cannot be made.
 
     `images`: the one batch that it is for, None for several. An int8 graph keeps its quantised products; all else in
     it becomes float16.

@@ -17,7 +17,7 @@ SWITCH = "POLYGRAPHY_USE_TENSORRT_RTX"
 
 @lru_cache(maxsize=2)
 def load_builder(target: str) -> Library:
-    """Raises EngineError where the library or Polygraphy is missing or too old, or the other of the two is loaded."""
+    """Raises EngineError if the library or Polygraphy is missing or too old, or the other of the two is loaded."""
     library = tensorrt_library.load_library(target)
     os.environ[SWITCH] = str(int(target == RTX))  # read once, when Polygraphy is imported
     try:

@@ -35,7 +35,7 @@ class EngineAgreement:
 def compare_engine(
     bundle: Bundle, identity: Mapping[str, Any], library: Library, schedule: str, gpu: Gpu | None = None
 ) -> EngineAgreement:
-    """Raises VerificationError where keys or values of a step differ by more than the precision explains.
+    """Raises VerificationError if keys or values of a step differ by more than the precision explains.
 
     Tokens that differ are counted, not refused: another rounding can tip a near tie.
     """

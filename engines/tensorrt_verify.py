@@ -59,7 +59,7 @@ def verify_engine(bundle: Bundle, engine: BuiltEngine, report: Report, required:
             )
         report(
             f"{name}: its graph on ONNX Runtime, {bundle.default_schedule}, {found.steps} steps: logits within "
-            f"{found.largest_error:.1e}, likeliest token as fp32's for {100 * found.same_tokens:.1f} % of cells"
+            f"{found.largest_error:.1e}, most likely token as fp32's for {100 * found.same_tokens:.1f} % of cells"
         )
 
 

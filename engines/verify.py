@@ -81,7 +81,7 @@ def check_contract(bundle: Bundle, name: str, precision: str, path: Path) -> Non
 
 
 def read_contract(path: Path, precision: str) -> Contract:
-    """The inputs and outputs that a graph has. Raises EngineError where reading it needs onnx-ir, which is missing."""
+    """The inputs and outputs that a graph has. Raises EngineError if reading it needs onnx-ir, which is missing."""
     if precision != "bf16":
         return contract_of(open_session(path, threads=1))
     with needed(f"reading {path}", "build", EngineError):  # ONNX Runtime's CPU provider opens no such graph
@@ -96,7 +96,7 @@ def read_contract(path: Path, precision: str) -> Contract:
 
 
 def check_engine(bundle: Bundle, target: str, precision: str) -> None:
-    """Generate two images alone and together; raise VerificationError where the tokens differ."""
+    """Generate two images alone and together; raise VerificationError if the tokens differ."""
     request: dict[str, Any] = {"schedule": bundle.default_schedule, "guidance": 2.0}
     classes = [0, bundle.model.class_condition.classes - 1]
     with Runner.open(bundle.root, target=target, precision=precision) as runner:
@@ -113,7 +113,7 @@ def check_engine(bundle: Bundle, target: str, precision: str) -> None:
 def check_own_graph(bundle: Bundle) -> str:
     """Run the fp32 engine's own graph beside the one that it was made from; what was found.
 
-    Raises VerificationError where keys or values of a step differ by more than rounding.
+    Raises VerificationError if keys or values of a step differ by more than rounding.
     """
     path = bundle.path(bundle.engine("onnxruntime", "fp32")["graph"])
     source = bundle.graph("step", "fp32")

@@ -139,7 +139,7 @@ def split(table: Table) -> dict[str, Table]:
 
 
 def choose(tables: Mapping[str, Table], wanted: str | None, averaged: bool, path: Path) -> str:
-    """The name of the table to take. Raises CheckpointError where the wanted one is not there."""
+    """The name of the table to take. Raises CheckpointError if the wanted one is not there."""
     if wanted is None:
         return min(tables, key=lambda name: is_averaged(name) != averaged)  # in order, as TABLES stands
     for name in tables:

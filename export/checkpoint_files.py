@@ -20,7 +20,7 @@ BESIDE = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt") 
 def files_of(path: Path) -> tuple[Path, ...]:
     """The files of the checkpoint at `path`: a file, a part of one in shards, an index of shards, or a folder with one.
 
-    Links are followed, as in the folders of a download cache. Raises CheckpointError where there is no checkpoint,
+    Links are followed, as in the folders of a download cache. Raises CheckpointError if there is no checkpoint,
     where it is one of several, or where a part is missing.
     """
     try:
@@ -47,7 +47,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 def present(path: Path, names: Iterable[str], what: str) -> tuple[Path, ...]:
-    """Those files beside `path`. Raises CheckpointError where some are missing."""
+    """Those files beside `path`. Raises CheckpointError if some are missing."""
     files = [path.parent / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing:

@@ -39,7 +39,7 @@ def read_config(path: Path, family: Family[C]) -> C:
 
 
 def variant_config(family: Family[C], name: str, grid: Grid, **options: Any) -> C:
-    """The dimensions of a published size. Raises CheckpointError where the family has none of that name."""
+    """The dimensions of a published size. Raises CheckpointError if the family has none of that name."""
     known = {variant.lower(): variant for variant in family.variants}
     if name.lower() not in known:
         raise CheckpointError(

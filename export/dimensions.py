@@ -34,7 +34,7 @@ class Named:
 def model_of(checkpoint: Checkpoint, named: Named, report: Report = lambda line: None) -> tuple[Family[Any], Any]:
     """The family and the configuration of a checkpoint: what the user said, else what its tensors and name tell.
 
-    Reports each thing that the user did not say. Raises CheckpointError where something is not told, or where what
+    Reports each thing that the user did not say. Raises CheckpointError if something is not told, or where what
     the user said does not fit the tensors.
     """
     family = FAMILIES[named.family] if named.family else family_of(checkpoint)
@@ -61,7 +61,7 @@ def model_of(checkpoint: Checkpoint, named: Named, report: Report = lambda line:
 
 
 def inferred(checkpoint: Checkpoint, family: Family[Any], n_head: int | None) -> dict[str, Any]:
-    """The configuration's fields that the tensors tell. Raises CheckpointError where they do not tell enough."""
+    """The configuration's fields that the tensors tell. Raises CheckpointError if they do not tell enough."""
 
     def heads(layers: int, dim: int) -> int:
         if n_head is not None:
@@ -106,7 +106,7 @@ def grid_hint(checkpoint: Checkpoint, report: Report) -> Grid | None:
 
 
 def published_grid(checkpoint: Checkpoint, family: Family[Any], config: Any, report: Report) -> Grid:
-    """The grid that all published checkpoints of the size have. Raises CheckpointError where nothing tells it."""
+    """The grid that all published checkpoints of the size have. Raises CheckpointError if nothing tells it."""
     if variant_of(family, config) is None or len(family.grids) > 1:
         sides = ", ".join(f"{rows}x{columns} for {side} pixels" for side, (rows, columns) in PIXELS.items())
         raise CheckpointError(

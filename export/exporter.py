@@ -106,7 +106,7 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
 def open_image_tokenizer(path: Path, vocabulary: int, table: str | None = None) -> OpenedImageTokenizer:
     """Open the checkpoint of an image tokenizer and read kind and dimensions off it.
 
-    Raises CheckpointError where it is none, or has other than `vocabulary` codes.
+    Raises CheckpointError if it is none, or has other than `vocabulary` codes.
     """
     checkpoint = open_checkpoint(path, table, averaged=True, option="--image-tokenizer-weights")
     fitting = [kind for kind in IMAGE_TOKENIZERS.values() if kind.fits(checkpoint.shapes)]

@@ -57,7 +57,7 @@ def format_of(path: Path) -> Literal["safetensors", "torch"]:
 
 
 def read_head(path: Path) -> bytes:
-    """The first bytes of a file. Raises CheckpointError where it may not be read."""
+    """The first bytes of a file. Raises CheckpointError if it may not be read."""
     try:
         with path.open("rb") as file:
             return file.read(HEAD)

@@ -35,7 +35,7 @@ def kind_of(checkpoint: Checkpoint) -> str | None:
 
 
 def family_of(checkpoint: Checkpoint) -> Family[Any]:
-    """The family that the checkpoint is of. Raises CheckpointError where it is of none that arforge exports."""
+    """The family that the checkpoint is of. Raises CheckpointError if it is of none that arforge exports."""
     kind = kind_of(checkpoint)
     if kind in FAMILIES:
         return FAMILIES[kind]

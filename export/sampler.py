@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 PLACEHOLDER_DOMAIN, PLACEHOLDER = "arforge", "KeepLikely"
-NO_TOKEN = -1  # in place of a token, where the logits are not finite
+NO_TOKEN = -1  # in place of a token, where the logits are non-finite
 PARTS, ROUNDS = 4, 16  # each round leaves a quarter of the range of logits: 2^-32 is below float32's own resolution
 
 

@@ -51,7 +51,7 @@ class StoredTensor:
 def read_file(path: Path) -> Any:
     """What a file holds: tables by name, nested as in the file, of StoredTensor and whatever else there is.
 
-    Raises CheckpointError where the file is not whole, is something else than a checkpoint, or holds code.
+    Raises CheckpointError if the file is not whole, is something else than a checkpoint, or holds code.
     """
     if format_of(path) == "safetensors":
         return read_safetensors(path)

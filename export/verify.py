@@ -53,7 +53,7 @@ def stored_weights(graph: Path) -> dict[str, torch.Tensor]:
 
 
 def check_provenance(bundle: Bundle, checkpoint: Path) -> str:
-    """Whether the manifest's provenance names this file. Raises VerificationError where it names none."""
+    """Whether the manifest's provenance names this file. Raises VerificationError if it names none."""
     recorded = bundle.provenance.get("checkpoint")
     digest = recorded.get("sha256") if isinstance(recorded, dict) else None
     if not isinstance(digest, str):
@@ -79,7 +79,7 @@ def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> 
 
 @torch.no_grad()
 def compare_logits(bundle: Bundle, schedule: str, max_steps: int) -> LogitAgreement:
-    """Run graph and module side by side, each on its own caches, greedily; raise VerificationError where they part."""
+    """Run graph and module side by side, each on its own caches, greedily; raise VerificationError if they part."""
     module = load_module(bundle)
     engine = OnnxRuntimeEngine(bundle, "fp32", graph="step-logits")
     classes = [0, bundle.model.class_condition.classes - 1]

@@ -61,12 +61,12 @@ def bind(model: ir.Model, layout: Mapping[str, Place], prefix: str, location: st
 
 
 def write(path: Path, layout: Mapping[str, Place], source: Source) -> None:
-    """Write the weights as float32. Raises CheckpointError for NaN or infinity."""
+    """Write the weights as float32. Raises CheckpointError for non-finite values."""
     with path.open("wb") as file:
         for name, place in layout.items():
             tensor = source(name).detach().to(torch.float32)
             if not torch.isfinite(tensor).all():
-                raise CheckpointError(f"tensor {name} holds NaN or infinity: the checkpoint is damaged")
+                raise CheckpointError(f"tensor {name} holds non-finite values: the checkpoint is damaged")
             if place.transposed:
                 tensor = tensor.t()
             file.seek(place.offset)

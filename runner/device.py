@@ -105,7 +105,7 @@ def cpu_quota(group: Path) -> float | None:
 
 
 def streaming_bandwidth(threads: int) -> float:
-    """Bytes a second that `threads` threads read from memory together: the best of a few passes over half a GiB."""
+    """Bytes per second that `threads` threads read from memory together: the best of a few passes over half a GiB."""
     parts = np.array_split(np.ones(STREAMED // 4, dtype=np.int32), threads)
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:

@@ -58,7 +58,7 @@ class EngineError(ArforgeError):
 
 
 class NumericsError(ArforgeError):
-    """Logits that are NaN or infinite, or tokens that the model does not have, in a step of a generation."""
+    """Logits that are non-finite, or tokens that the model does not have, in a step of a generation."""
 
 
 class CheckpointError(ArforgeError):
@@ -70,7 +70,7 @@ class VerificationError(ArforgeError):
 
 
 class CalibrationError(ArforgeError):
-    """A calibration that has nothing to measure or to quantise, or whose measurements are not finite."""
+    """A calibration that has nothing to measure or to quantise, or whose measurements are non-finite."""
 
 
 class EvaluationError(ArforgeError):

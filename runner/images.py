@@ -100,7 +100,7 @@ def save_page(path: Path, pixels: NDArray[np.uint8], zoom: int = 1) -> None:
 def npz_of(path: Path, count: int) -> Iterator[Add]:
     """An array file `arr_0`, uint8 [count, height, width, 3], that is given its images a few at a time.
 
-    It is there when the block ends, in which all of them have come. Raises RequestError where it cannot be written.
+    It is there when the block ends, in which all of them have come. Raises RequestError if it cannot be written.
     """
     with (
         writing(path) as file,

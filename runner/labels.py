@@ -11,7 +11,7 @@ from arforge.runner.errors import RequestError
 def class_of(name: str, labels: Sequence[str] | None) -> int:
     """The number of the class of that name, whatever its case; a label "goldfish, Carassius auratus" has two names.
 
-    Raises RequestError where no class has it, or more than one.
+    Raises RequestError if no class has it, or more than one.
     """
     if labels is None:
         raise RequestError(

@@ -1,6 +1,6 @@
 """Notices the step in which a model's logits stop being numbers, before a token of theirs is used.
 
-The step graph's sampler gives -1 in place of a token where a logit is NaN or infinite (`export/sampler.py`), so a look
+The step graph's sampler gives -1 in place of a token where a logit is non-finite (`export/sampler.py`), so a look
 at the few tokens of a step is all that it takes.
 """
 
@@ -39,7 +39,7 @@ def check_step(engine: Engine, model: ModelFacts, plan: Plan, index: int, first_
     engine.prepare(len(drawn), len(buffers.write_index), plan.slots, zero_slots=plan.slots)
     half = engine.cache_type == np.float16
     advice = "use a bf16 or fp32 engine, which reach further than fp16" if half else "check the weights: arforge verify"
-    raise NumericsError(f"{where}: the logits are NaN or infinite{spoilt}; {advice}")
+    raise NumericsError(f"{where}: the logits are non-finite{spoilt}; {advice}")
 
 
 def spoilt_cache(engine: Engine, model: ModelFacts, slots: int) -> str:

@@ -15,7 +15,7 @@ OURS = "arforge"
 
 @contextmanager
 def needed(doing: str, extra: str, kind: type[ArforgeError] = ArforgeError) -> Iterator[None]:
-    """Around imports of optional packages: raises `kind` where one is missing or cannot be loaded.
+    """Around imports of optional packages: raises `kind` if one is missing or cannot be loaded.
 
     `doing`: what they are for, such as "building"; `extra`: of arforge, the one that has them.
     """

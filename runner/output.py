@@ -49,7 +49,7 @@ def is_stream(path: Path) -> bool:
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file by `write`, whole or not at all. Raises RequestError where it cannot be written."""
+    """Write a file by `write`, whole or not at all. Raises RequestError if it cannot be written."""
     with writing(path) as file:
         write(file)
 
@@ -58,7 +58,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` when the block ends without an error; devices and pipes get it at once.
 
-    Raises RequestError where it cannot be written.
+    Raises RequestError if it cannot be written.
     """
     with _named(path), _opened(path) as file:
         yield file
@@ -101,7 +101,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _try(path: Path) -> Path | None:
-    """Raise OSError where `path` cannot be written. Returns its place, None for what passes on what it is given."""
+    """Raise OSError if `path` cannot be written. Returns its place, None for what passes on what it is given."""
     facts = _checked(path)
     if _descriptor(path) is not None or _other_kind(facts):
         return None
@@ -176,7 +176,7 @@ def _replace(partial: Path, target: Path, facts: os.stat_result | None) -> None:
 
 
 def _hand_over(partial: Path, facts: os.stat_result) -> None:
-    """Give a file owner, group and mode of the one that it replaces. Raises PermissionError where that may not be."""
+    """Give a file owner, group and mode of the one that it replaces. Raises PermissionError if that may not be."""
     own = partial.stat()
     if (own.st_uid, own.st_gid) != (facts.st_uid, facts.st_gid):
         os.chown(partial, facts.st_uid, facts.st_gid)

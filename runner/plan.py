@@ -91,7 +91,7 @@ class Plan:
 
 
 def make_plan(schedule: Schedule, widths: Sequence[int] | None) -> Plan:
-    """Plan `schedule` for an engine of these widths (None: any). Raises EngineError where all are too narrow."""
+    """Plan `schedule` for an engine of these widths (None: any). Raises EngineError if all are too narrow."""
     if widths is not None:
         schedule = narrowed(schedule, max(widths))
     first = {

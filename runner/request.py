@@ -224,7 +224,7 @@ class Watch:
             raise RequestError(f"cancel {self.cancel!r} has no is_set(): give something like threading.Event()")
 
     def before_step(self) -> None:
-        """Raise Cancelled where the caller has asked for it."""
+        """Raise Cancelled if the caller has asked for it."""
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled(f"cancelled after {self.done} of {self.steps} steps")
 

@@ -79,7 +79,7 @@ class Result:
 def open_engine(bundle: Bundle, target: str, precision: str | None = None, threads: int | None = None) -> Engine:
     """Load the engine that `arforge build` made, by default of the target's usual precision.
 
-    Raises EngineError where it is not built or not known.
+    Raises EngineError if it is not built or not known.
     """
     if precision is not None and not isinstance(precision, str):
         raise RequestError(f"precision {precision!r} is no text: use one such as 'fp32', or None for the target's own")
@@ -168,7 +168,7 @@ class Runner:
         whether the result holds pixels, where the bundle has an image tokenizer; or a function that is given those of
         each batch in their place, uint8 [images, height, width, 3] in order: any number of them in little memory.
         Raises RequestError, ScheduleError or EngineError for a request that does not fit, NumericsError for the step
-        in which logits are NaN or infinite; the runner can be used on.
+        in which logits are non-finite; the runner can be used on.
         """
         if not (given and isinstance(given[0], Request)):
             return self._generate(Request(*given, **settings), progress, cancel, images)
@@ -212,7 +212,7 @@ class Runner:
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """The tokens of images, uint8 [images, height, width, 3] to int64 [images, rows, columns].
 
-        Raises RequestError where the bundle has no tokenizer, or for images that are not a whole number of tokens.
+        Raises RequestError if the bundle has no tokenizer, or for images that are not a whole number of tokens.
         """
         check_images(images, self.bundle.image_tokenizer)
         with self._lock:

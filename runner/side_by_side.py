@@ -55,7 +55,7 @@ class LogitAgreement:
 
     steps: int
     largest_error: float  # relative to the largest logit of the step
-    same_tokens: float  # share of decided cells with the same likeliest token
+    same_tokens: float  # share of decided cells with the same most likely token
 
 
 class LogitComparison:

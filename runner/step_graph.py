@@ -31,7 +31,7 @@ class Tensor:
     shape: tuple[Dimension, ...]
 
     def sizes(self, dimensions: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape with `dimensions` in place of words. Raises KeyError where one is missing."""
+        """The shape with `dimensions` in place of words. Raises KeyError if one is missing."""
         return tuple(size if isinstance(size, int) else dimensions[size] for size in self.shape)
 
 

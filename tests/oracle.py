@@ -144,7 +144,7 @@ def zipar(decoder: Decoder, classes: Sequence[int], window: int, guidance: float
 
 
 def choose(logits: Tensor, guidance: float, alone: bool) -> Tensor:
-    """The likeliest tokens of logits [conditional; unconditional], guided or of the conditional half alone."""
+    """The most likely tokens of logits [conditional; unconditional], guided or of the conditional half alone."""
     conditional, unconditional = logits.chunk(2)
     guided = conditional if alone else unconditional + (conditional - unconditional) * guidance
     return guided.argmax(-1)

@@ -47,7 +47,7 @@ class Classifier:
         self._input, self._classes = inputs[0].name, classes
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The likeliest class of each image of uint8 [images, height, width, 3]."""
+        """The most likely class of each image of uint8 [images, height, width, 3]."""
         parts = []
         for first in range(0, len(images), BATCH):
             (scores,) = self._session.run(None, {self._input: images[first : first + BATCH]})

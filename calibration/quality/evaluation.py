@@ -148,7 +148,7 @@ def gaussian_of(
 
 
 def image_size(bundle: Bundle) -> tuple[int, int]:
-    """Height and width of the images of a bundle. Raises EvaluationError where it gives none."""
+    """Height and width of the images of a bundle. Raises EvaluationError if it gives none."""
     if bundle.image_tokenizer is None:
         raise EvaluationError(f"{bundle.root} has no image tokenizer and gives tokens only: export with --tokenizer")
     return bundle.image_tokenizer.image_size
@@ -176,7 +176,7 @@ def notes(counts: dict[str, int]) -> list[str]:
 
 
 def save_json(path: Path, figures: dict[str, Any]) -> None:
-    """Write figures whole or not at all. Raises RequestError where they cannot be written."""
+    """Write figures whole or not at all. Raises RequestError if they cannot be written."""
     text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(path, lambda file: file.write(text.encode()))
 

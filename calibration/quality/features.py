@@ -39,7 +39,7 @@ class FeatureExtractor:
     def __init__(self, side: int, threads: int | None = None) -> None:
         """Load the network. `threads`: CPU threads, None for one an available core.
 
-        Raises EvaluationError where its packages are not installed.
+        Raises EvaluationError if its packages are not installed.
         """
         with needed("evaluating", "evaluate", EvaluationError):
             import torch

@@ -48,9 +48,9 @@ class Moments:
         self._scatter: NDArray[np.float64] = np.zeros((0, 0))  # sum of outer products about the mean
 
     def add(self, features: NDArray[np.floating[Any]]) -> None:
-        """Take in float [samples, dimensions]. Raises EvaluationError where they are not finite."""
+        """Take in float [samples, dimensions]. Raises EvaluationError if they are not finite."""
         if not np.isfinite(features).all():
-            raise EvaluationError("features are not finite: the feature network or its input is damaged")
+            raise EvaluationError("features are non-finite: the feature network or its input is damaged")
         if len(features) == 0:
             return
         batch = features.astype(np.float64)

@@ -42,7 +42,7 @@ class ImageSet:
 def open_image_set(path: Path) -> ImageSet:
     """Open a folder (searched recursively) or an `.npz`, reading sizes alone.
 
-    Raises EvaluationError where there are no images, they differ in size, or the array is of another kind.
+    Raises EvaluationError if there are no images, they differ in size, or the array is of another kind.
     """
     if path.is_dir():
         return open_folder(path)

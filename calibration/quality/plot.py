@@ -25,7 +25,7 @@ class Point:
 def save_plot(path: Path, points: Sequence[Point], floor: float | None, caption: str) -> None:
     """Write a PNG of two panels; `floor`: the distance of real images, as a line; `caption`: device and settings.
 
-    Raises RequestError where matplotlib is not installed or the file cannot be written.
+    Raises RequestError if matplotlib is not installed or the file cannot be written.
     """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 def write_page(file: Path, order: Sequence[tuple[str, str]]) -> None:
     """Fill in the tables of the page beside `file`; `order`: of the rows, by family and schedule.
 
-    Raises EvaluationError where the page lacks a mark.
+    Raises EvaluationError if the page lacks a mark.
     """
     figures = json.loads(file.read_text())
     page = file.with_suffix(".md")

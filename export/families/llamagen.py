@@ -168,7 +168,7 @@ def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:
 
 
 def layer_count(shapes: Shapes, prefix: str) -> int:
-    """One more than the largest number behind `prefix`. Raises ValueError where there is none."""
+    """One more than the largest number behind `prefix`. Raises ValueError if there is none."""
     return 1 + max(int(name[len(prefix) :].split(".")[0]) for name in shapes if name.startswith(prefix))
 
 

@@ -35,7 +35,7 @@ class VQConfig:
 
     @classmethod
     def infer(cls, shapes: Mapping[str, Sequence[int]]) -> VQConfig:
-        """Read the dimensions off a checkpoint's tensor shapes. Raises KeyError where a tensor is missing."""
+        """Read the dimensions off a checkpoint's tensor shapes. Raises KeyError if a tensor is missing."""
         channels = shapes["encoder.conv_in.weight"][0]
         levels = 1 + max(int(k.split(".")[2]) for k in shapes if k.startswith("encoder.conv_blocks."))
         blocks = 1 + max(int(k.split(".")[4]) for k in shapes if k.startswith("encoder.conv_blocks.0.res."))

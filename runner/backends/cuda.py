@@ -22,7 +22,7 @@ class Gpu:
     """The first GPU. All work goes to one stream, in order; addresses are device pointers as plain numbers."""
 
     def __init__(self) -> None:
-        """Raises EngineError where cuda-bindings, a driver or a GPU is missing."""
+        """Raises EngineError if cuda-bindings, a driver or a GPU is missing."""
         self._runtime = load_runtime()
         self._memory: dict[int, int] = {}  # address -> bytes
         self._pinned: list[int] = []
@@ -35,7 +35,7 @@ class Gpu:
         self.stream = int(self._call("cudaStreamCreate"))
 
     def allocate(self, size: int) -> int:
-        """Device memory. Raises EngineError where there is not enough."""
+        """Device memory. Raises EngineError if there is not enough."""
         address = int(self._call("cudaMalloc", max(size, 1)))
         self._memory[address] = size
         return address
@@ -85,11 +85,11 @@ class Gpu:
         self._call("cudaGraphLaunch", graph, self.stream)
 
     def synchronize(self) -> None:
-        """Wait until all queued work is done. Raises EngineError where some of it failed."""
+        """Wait until all queued work is done. Raises EngineError if some of it failed."""
         self._call("cudaStreamSynchronize", self.stream)
 
     def bandwidth(self) -> float:
-        """Bytes a second that the GPU reads and writes in a copy: the best of a few."""
+        """Bytes per second that the GPU reads and writes in a copy: the best of a few."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         source, target = self.allocate(COPIED), self.allocate(COPIED)
         before, after = self._call("cudaEventCreate"), self._call("cudaEventCreate")
@@ -122,7 +122,7 @@ class Gpu:
         self._call("cudaStreamDestroy", self.stream)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """A function of the CUDA runtime: its one result. Raises EngineError where it fails."""
+        """A function of the CUDA runtime: its one result. Raises EngineError if it fails."""
         error, *results = getattr(self._runtime, name)(*arguments)
         if error == self._runtime.cudaError_t.cudaSuccess:
             return results[0] if results else None
@@ -139,7 +139,7 @@ class Gpu:
 
 
 def load_runtime() -> Any:
-    """Raises EngineError where cuda-bindings is missing."""
+    """Raises EngineError if cuda-bindings is missing."""
     try:
         from cuda.bindings import runtime
     except ImportError:

@@ -52,7 +52,7 @@ class Engine(Protocol):
         """What it runs on, for figures."""
 
     def bandwidth(self) -> float:
-        """Bytes a second that it can read from memory there, measured now."""
+        """Bytes per second that it can read from memory there, measured now."""
 
     @property
     def cache_type(self) -> np.dtype[Any]:
@@ -69,7 +69,7 @@ class Engine(Protocol):
         """The memory of steps of that width, and of that many queries where the model has them."""
 
     def run(self, width: int, queries: int = 0) -> None:
-        """Execute one step from those buffers. Raises EngineError where the runtime fails."""
+        """Execute one step from those buffers. Raises EngineError if the runtime fails."""
 
     def cache(self, name: str) -> NDArray[Any]:
         """What a cache holds now, (rows, kv_heads, slots, head_size); slots beyond those written may be left out."""

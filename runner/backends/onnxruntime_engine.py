@@ -65,7 +65,7 @@ class OnnxRuntimeEngine:
 
     @classmethod
     def built(cls, bundle: Bundle, precision: str, threads: int | None = None) -> Self:
-        """The engine that `arforge build` made. Raises EngineError where it is not built or does not fit."""
+        """The engine that `arforge build` made. Raises EngineError if it is not built or does not fit."""
         identity = bundle.engine("onnxruntime", precision)
         check_identity(bundle, identity)
         widths = identity.get("widths")

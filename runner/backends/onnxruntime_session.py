@@ -31,7 +31,7 @@ TYPES = {
 
 
 def load_library() -> Any:
-    """Import onnxruntime; all that need it get it here. Raises EngineError where it is missing or too old for opset 24.
+    """Import onnxruntime; all that need it get it here. Raises EngineError if it is missing or too old for opset 24.
 
     Its own wheels send usage to their makers, from the import on: off, unless the environment says otherwise.
     """
@@ -64,7 +64,7 @@ def default_threads() -> int:
 def open_session(
     path: Path, threads: int | None, content: bytes | None = None, trace: Path | None = None
 ) -> onnxruntime.InferenceSession:
-    """A session on the CPU provider. Raises EngineError where ONNX Runtime refuses the graph.
+    """A session on the CPU provider. Raises EngineError if ONNX Runtime refuses the graph.
 
     `content`: a graph to run in place of the file's, with the weights beside the file. `trace`: where the library's
     profiler writes, as the beginning of a file name; None leaves it off.

@@ -55,7 +55,7 @@ class TensorRTEngine:
 
     @classmethod
     def built(cls, target: str, bundle: Bundle, precision: str) -> Self:
-        """The engine that `arforge build` made. Raises EngineError where none is built, or fits, or there is no GPU."""
+        """The engine that `arforge build` made. Raises EngineError if none is built, or fits, or there is no GPU."""
         identities = bundle.identities(target, precision)
         library, gpu = load_library(target), Gpu()
         identity = choose(bundle, identities, library.name, gpu.compute_capability)

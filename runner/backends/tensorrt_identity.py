@@ -42,7 +42,7 @@ def choose(
 ) -> Mapping[str, Any]:
     """Of a bundle's engines of one target and precision, the one for this library and GPU.
 
-    Raises EngineError where none is, for the one that comes nearest.
+    Raises EngineError if none is, for the one that comes nearest.
     """
     fitting = [identity for identity in identities if runs_on(identity, compute_capability)]
     same = [identity for identity in fitting if identity["library"] == library]

@@ -47,7 +47,7 @@ class Library:
 
 @lru_cache(maxsize=2)
 def load_library(target: str) -> Library:
-    """Raises EngineError where the library is missing or too old."""
+    """Raises EngineError if the library is missing or too old."""
     trt = import_library(target)
     version = str(trt.__version__)
     if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM[target]:

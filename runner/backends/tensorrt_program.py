@@ -26,7 +26,7 @@ class LoadedEngine:
     """An engine on the GPU with the working memory that its programs share, since only one runs at a time."""
 
     def __init__(self, path: Path, library: Library, gpu: Gpu, stripped_from: Path | None = None) -> None:
-        """Raises EngineError where the library refuses the file. `stripped_from`: the graph of a stripped engine."""
+        """Raises EngineError if the library refuses the file. `stripped_from`: the graph of a stripped engine."""
         self.library, self.gpu, self.path = library, gpu, path
         library.recorder.clear()
         self._runtime = library.trt.Runtime(library.recorder)
@@ -107,7 +107,7 @@ class Program:
         self._output, self.outputs = self._place(moving[trt.TensorIOMode.OUTPUT])
 
     def run(self) -> None:
-        """Execute on `inputs` and fill `outputs`. Raises EngineError where the engine or the GPU fails."""
+        """Execute on `inputs` and fill `outputs`. Raises EngineError if the engine or the GPU fails."""
         if self._graph is not None:
             self._gpu.launch(self._graph)
             self._gpu.synchronize()

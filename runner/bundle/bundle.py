@@ -49,14 +49,14 @@ class Bundle(Manifest):
         return self.files[path].sha256 if isinstance(path, str) and path in self.files else None
 
     def stored_graph(self, name: str, precision: str) -> Graph:
-        """A graph's entry. Raises BundleError where the bundle lacks it."""
+        """A graph's entry. Raises BundleError if the bundle lacks it."""
         for graph in self.graphs:
             if graph.key == (name, precision):
                 return graph
         raise BundleError(f"{self.root} has no {precision} graph {name!r}: {self._hint(name)}")
 
     def graph(self, name: str, precision: str) -> Path:
-        """The ONNX file of a graph. Raises BundleError where the bundle lacks it."""
+        """The ONNX file of a graph. Raises BundleError if the bundle lacks it."""
         return self.path(self.stored_graph(name, precision).path)
 
     def schedule(self, specification: str, kept: tuple[int, ...] = ()) -> Schedule:
@@ -79,11 +79,11 @@ class Bundle(Manifest):
         return read_identity(self.root, engine, self.files)
 
     def engine(self, target: str, precision: str) -> dict[str, Any]:
-        """The identity of the first engine of that kind. Raises EngineError where none is built."""
+        """The identity of the first engine of that kind. Raises EngineError if none is built."""
         return self.identities(target, precision)[0]
 
     def identities(self, target: str, precision: str) -> list[dict[str, Any]]:
-        """The identities of the engines of that kind, for different devices. Raises EngineError where none is built."""
+        """The identities of the engines of that kind, for different devices. Raises EngineError if none is built."""
         found = [engine for engine in self.engines if (engine.target, engine.precision) == (target, precision)]
         if found:
             try:

@@ -17,7 +17,7 @@ NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno
 
 
 def sha256_of(path: Path) -> str:
-    """The hash of a file's content. Raises BundleError where it cannot be read."""
+    """The hash of a file's content. Raises BundleError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -36,14 +36,14 @@ def require_utf8(path: Path) -> None:
 def mode_of(path: Path) -> int | None:
     """The kind and permissions of what lies at `path`, links not followed; None where nothing does.
 
-    Raises BundleError where that cannot be seen: a permission denied is no missing file.
+    Raises BundleError if that cannot be seen: a permission denied is no missing file.
     """
     facts = _facts(path)
     return None if facts is None else facts.st_mode
 
 
 def is_folder(path: Path) -> bool:
-    """Whether `path` leads to a folder, also through links. Raises BundleError where that cannot be seen."""
+    """Whether `path` leads to a folder, also through links. Raises BundleError if that cannot be seen."""
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except OSError as error:
@@ -82,7 +82,7 @@ def plain_copy(root: Path) -> str:
 
 
 def inside(folder: Path, location: str) -> Path:
-    """The file that a graph in `folder` names. Raises PathError where that leads out of the folder.
+    """The file that a graph in `folder` names. Raises PathError if that leads out of the folder.
 
     Hard links are files like others here. The libraries of onnx refuse them: every copy by `cp -al` makes them.
     """
@@ -104,7 +104,7 @@ def check_relative(path: str) -> None:
 
 
 def check_distinct(paths: Iterable[str]) -> None:
-    """Raise PathError where two paths, or folders of them, are one on a file system that does not tell case."""
+    """Raise PathError if two paths, or folders of them, are one on a file system that does not tell case."""
     spelled: dict[str, str] = {}
     for path in paths:
         for place in (path, *map(str, PurePosixPath(path).parents)):

@@ -17,7 +17,7 @@ UNSUPPORTED = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPN
 class FolderLock:
     """The lock on `folder`, until it is closed. `held` is False where there are no locks: then others may be at it.
 
-    Raises BlockingIOError where another writer has it, and OSError where the folder cannot be opened.
+    Raises BlockingIOError if another writer has it, and OSError where the folder cannot be opened.
     """
 
     def __init__(self, folder: Path) -> None:

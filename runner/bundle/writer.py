@@ -33,7 +33,7 @@ SHOWN = 3  # foreign files that a message names
 def staged(target: Path, overwrite: bool) -> Iterator[Path]:
     """A new directory beside `target` that takes its place when the block ends without an error.
 
-    Until then `target` stays as it was, whatever happens. Raises BundleError where it exists and `overwrite` is not
+    Until then `target` stays as it was, whatever happens. Raises BundleError if it exists and `overwrite` is not
     set, where it is something other than a bundle, or holds files that arforge did not write, or is being changed.
     """
     require_utf8(target)
@@ -138,7 +138,7 @@ def changing(root: Path) -> Iterator[Bundle]:
     """The bundle, opened, for this process alone to add files to and to enter them (`write_revision`).
 
     Files of builds that the manifest does not list are removed at both ends: what was cut off, and what has been
-    replaced. Raises BundleError where another process is at it, or it cannot be written.
+    replaced. Raises BundleError if another process is at it, or it cannot be written.
     """
     with locked(root) as lock:
         bundle = open_bundle(root)
@@ -186,7 +186,7 @@ def remove_unlisted(bundle: Bundle) -> None:
 
 
 def refuse_foreign(root: Path) -> None:
-    """Raise BundleError where the bundle at `root`, which is to be replaced, holds files that arforge did not write."""
+    """Raise BundleError if the bundle at `root`, which is to be replaced, holds files that arforge did not write."""
     try:
         listed: Container[str] = open_bundle(root).files
     except ArforgeError:  # a damaged one, or of another format
@@ -261,12 +261,12 @@ def write_manifest(root: Path, manifest: Manifest) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a small JSON file in one step. Raises BundleError where it cannot be written, ValueError for NaN."""
+    """Write a small JSON file in one step. Raises BundleError if it cannot be written, ValueError for NaN."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file in one step. Raises BundleError where it cannot be written."""
+    """Write a small file in one step. Raises BundleError if it cannot be written."""
     replace_file(path, text.encode())
 
 

@@ -22,7 +22,7 @@ Draw = Callable[[Any], None]
 
 
 def require_matplotlib() -> None:
-    """Raise RequestError where plots cannot be drawn."""
+    """Raise RequestError if plots cannot be drawn."""
     with needed("plotting", "evaluate", RequestError):
         import matplotlib.figure  # noqa: F401
 
@@ -30,7 +30,7 @@ def require_matplotlib() -> None:
 def save_page(path: Path, figures: dict[str, Any], quality: dict[str, Any] | None = None) -> None:
     """Write the page of a profile's JSON; `quality`: the JSON of `arforge evaluate`, for quality against latency.
 
-    Raises RequestError where matplotlib is not installed or the file cannot be written.
+    Raises RequestError if matplotlib is not installed or the file cannot be written.
     """
     require_matplotlib()
     text = "\n".join(parts(figures, quality)) + "\n"

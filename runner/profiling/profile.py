@@ -131,7 +131,7 @@ class Clock:
 def profile_schedule(runner: Runner, engine: TimedEngine, schedule: str, settings: Settings) -> ScheduleProfile:
     """Measure `schedule` on `runner`, which runs on `engine`.
 
-    Raises ScheduleError or EngineError where it does not fit the model or the engine.
+    Raises ScheduleError or EngineError if it does not fit the model or the engine.
     """
     guidance = runner.bundle.sampler.guidance if settings.guidance is None else settings.guidance
     total, inside, decoding, watts = [], [], [], []
@@ -231,7 +231,7 @@ def by_width(profile: ScheduleProfile) -> Iterator[dict[str, Any]]:
 
 
 def summary(profile: ScheduleProfile, traffic: Traffic, bandwidth: float | None) -> dict[str, Any]:
-    """The figures of one schedule, as `arforge profile --json` gives them; `bandwidth` in bytes a second."""
+    """The figures of one schedule, as `arforge profile --json` gives them; `bandwidth` in bytes per second."""
     steps = profile.measured
     seconds = float(np.median(profile.total.sum(axis=1)))  # of the measured steps of a generation
     inside = float(np.median(profile.engine.sum(axis=1)))

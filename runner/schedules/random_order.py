@@ -49,7 +49,7 @@ def arpg(
     The cells of a group see each other ("published"), or those before them only, as in training ("causal").
     The tokens of `kept` cells are fed with the class, in the same order and as in training, and the others decided
     in as many of the steps as is their share of the grid.
-    Raises ScheduleError where there are more steps than cells, or nothing is left to decide.
+    Raises ScheduleError if there are more steps than cells, or nothing is left to decide.
     """
     cells = grid[0] * grid[1]
     if not 1 <= steps <= cells:

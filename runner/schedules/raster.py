@@ -40,7 +40,7 @@ def zipar(
       of row r ("nearest"). When row r is complete its true last token is fed and the stand-in is retired.
     - `holes`: an input also sees the not yet written cells before it as zero slots ("published"), or not ("masked").
 
-    Raises ScheduleError where the window is not within 1..width. A window of the full width decodes in next-token
+    Raises ScheduleError if the window is not within 1..width. A window of the full width decodes in next-token
     order (the authors' code fails there).
     """
     height, width = grid

@@ -272,7 +272,7 @@ def test_verification_looks_into_every_engine(rtx_bundle: Path) -> None:
         )
         assert len([line for line in mine if ": profile " in line]) == (3 if precision == "fp16" else 2)
     assert any("products: 9 int8" in line for line in lines)
-    assert any("likeliest token as fp32's for" in line for line in lines)
+    assert any("most likely token as fp32's for" in line for line in lines)
     assert not [line for line in lines if line.startswith("engine onnxruntime")]
 
 

@@ -102,7 +102,7 @@ def test_the_filter_is_a_real_one(bundle: Path) -> None:
     given["top_k"] = np.array([1])
     graph = opened.graph("step", "fp32")
     kept = run(graph, given)[0]
-    assert (kept == run(graph, given | {"temperature": np.float32([0])})[0]).all()  # of one: the likeliest
+    assert (kept == run(graph, given | {"temperature": np.float32([0])})[0]).all()  # of one: the most likely
     assert (kept != run(graph, given | {"top_k": np.array([0]), "top_p": np.float32([1])})[0]).any()
 
 

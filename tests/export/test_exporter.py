@@ -166,7 +166,7 @@ def test_weights_that_are_no_numbers_are_refused_and_leave_nothing(tmp_path: Pat
     weights["layers.0.ffn_norm.weight"][3] = torch.nan
     torch.save({"model": weights}, tmp_path / "nan.pt")
     job = ExportJob(FAMILY, SMALL, tmp_path / "nan.pt", None, tmp_path / "nan.bundle")
-    refused(job, CheckpointError, "tensor layers.0.ffn_norm.weight holds NaN or infinity: the checkpoint is damaged")
+    refused(job, CheckpointError, "tensor layers.0.ffn_norm.weight holds non-finite values: the checkpoint is damaged")
 
 
 def test_arguments_that_do_not_fit_are_refused_before_anything_is_written(

@@ -71,7 +71,7 @@ def test_the_step_the_image_and_the_layer_are_named_and_the_next_request_is_soun
         if index == 7:  # in the slot of the class token, which all see, of the second image
             engine.cache(f"{kind}_cache_{layer}")[1, 0, 0, 0] = number
 
-    message = rf"^step 7 of \d+, image 11: the logits are NaN or infinite, first seen in the {kind}s of layer {layer}; "
+    message = rf"^step 7 of \d+, image 11: the logits are non-finite, first seen in the {kind}s of layer {layer}; "
     with pytest.raises(NumericsError, match=message + "check the weights"):
         decode(engine, bundle, poison)
     np.testing.assert_array_equal(decode(engine, bundle, lambda engine, index: None), expected)

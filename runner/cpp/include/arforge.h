@@ -45,7 +45,7 @@ typedef enum arforge_status {
   ARFORGE_ERROR_ENGINE = 12, /* not built, of another graph, refused by ONNX Runtime, or without its provider */
   ARFORGE_ERROR_MEMORY = 13,
   ARFORGE_ERROR_INTERNAL = 14,
-  ARFORGE_ERROR_NUMERICS = 15, /* a step whose logits are NaN or infinite, or that gives tokens the model lacks */
+  ARFORGE_ERROR_NUMERICS = 15, /* a step whose logits are non-finite, or that gives tokens the model lacks */
 } arforge_status;
 
 typedef struct arforge_runner arforge_runner;

@@ -135,7 +135,7 @@ public:
   ~Runner();
 
   // Throws Error: request or schedule for arguments that do not fit, cancelled, engine, memory, and numerics for the
-  // step whose logits are NaN or infinite. The runner can be used on.
+  // step whose logits are non-finite. The runner can be used on.
   [[nodiscard]] Result generate(const Request& request);
 
   // Tokens (images, height / downsampling, width / downsampling) of pixels (images, height, width, 3).

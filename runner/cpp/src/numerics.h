@@ -1,4 +1,4 @@
-// Notices logits that are NaN or infinite.
+// Notices logits that are non-finite.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 namespace arforge {
 
 // The first image for which a step gave something else than tokens of the model; -1 where all is well. The sampler in
-// the graph gives -1 where a logit is NaN or infinite.
+// the graph gives -1 where a logit is non-finite.
 std::int64_t spoilt_image(const PlannedStep& step, const StepBuffers& buffers, const ModelFacts& model,
                           std::int64_t images);
 

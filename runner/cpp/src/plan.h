@@ -33,7 +33,7 @@ struct Plan {
 };
 
 // `widths`: those that the engine was built for, ascending or not; empty: any. `growth`: a step is given the slots that
-// are in use, rounded up to a multiple of it; 0: always all. Throws Error (engine) where all widths are too narrow.
+// are in use, rounded up to a multiple of it; 0: always all. Throws Error (engine) if all widths are too narrow.
 Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth);
 
 // The same decoding in steps of at most `widest` inputs, wherever steps can be cut: before an input that no earlier

@@ -165,7 +165,7 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
     if (const std::int64_t spoilt = spoilt_image(step, buffers, bundle.model, images); spoilt >= 0) {
       engine.clear();
       throw Error(Code::numerics, text("step ", &step - plan.steps.data(), " of ", plan.steps.size(), ", image ",
-                                       batch.first + spoilt, ": the logits are NaN or infinite, or tokens outside 0..",
+                                       batch.first + spoilt, ": the logits are non-finite, or tokens outside 0..",
                                        bundle.model.vocabulary - 1, "; check the weights: arforge verify"));
     }
     store(step, buffers, state);

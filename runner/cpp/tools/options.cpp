@@ -14,9 +14,9 @@ Generate images from BUNDLE: one a class, or --samples in all. A seed decides it
   --samples N          Images in all, going round the classes.
   --guidance FLOAT     Guidance scale; 1 is off.  [default: the bundle's]
   --temperature FLOAT  Temperature; 0 is greedy.  [default: the bundle's]
-  --top-k N            Sample from the K likeliest tokens; 0 is off.  [default: the bundle's]
-  --top-p FLOAT        Sample from the likeliest tokens of mass P.  [default: the bundle's]
-  --greedy             Take the likeliest token (temperature 0).
+  --top-k N            Sample from the K most likely tokens; 0 is off.  [default: the bundle's]
+  --top-p FLOAT        Sample from the most likely tokens of mass P.  [default: the bundle's]
+  --greedy             Take the most likely token (temperature 0).
   --batch N            Images decoded at a time.  [default: 32]
   --target TEXT        Engine to run on: onnxruntime.  [default: onnxruntime]
   --precision TEXT     Precision of that engine.  [default: fp32]

@@ -110,5 +110,5 @@ def test_too_few_and_damaged_features_are_refused() -> None:
     moments.add(np.ones((1, 4)))
     with pytest.raises(EvaluationError, match="1 images have no covariance"):
         moments.gaussian()
-    with pytest.raises(EvaluationError, match="not finite"):
+    with pytest.raises(EvaluationError, match="non-finite"):
         moments.add(np.array([[0.0, np.nan, 0.0, 0.0]]))

@@ -28,7 +28,7 @@ struct Extent {
 
 class Engine {
 public:
-  // Throws Error (engine) where ONNX Runtime, the provider or the graph does not fit.
+  // Throws Error (engine) if ONNX Runtime, the provider or the graph does not fit.
   Engine(const Bundle& bundle, const EngineIdentity& identity, const Options& options);
 
   [[nodiscard]] const std::vector<std::int64_t>& widths() const { return widths_; }

@@ -13,7 +13,7 @@
 
 namespace arforge {
 
-// The process's environment; throws Error (engine) where the library is too old.
+// The process's environment; throws Error (engine) if the library is too old.
 Ort::Env open_environment();
 
 // A session over a graph file; throws Error (engine). `plain`: on the CPU whatever the options' provider.

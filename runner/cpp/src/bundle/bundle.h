@@ -51,7 +51,7 @@ Bundle open_bundle(const std::filesystem::path& root);
 // Compares every file with its sha256; throws Error (hash) for the first that differs.
 void check_hashes(const Bundle& bundle);
 
-// The ONNX file of a graph; throws Error (bundle) where the bundle lacks it.
+// The ONNX file of a graph; throws Error (bundle) if the bundle lacks it.
 std::filesystem::path graph_path(const Bundle& bundle, const std::string& name, const std::string& precision);
 
 // The engine of that precision, checked against the bundle; throws Error (engine).

@@ -15,10 +15,10 @@ namespace arforge {
 // system can have: printable ASCII.
 void check_relative(const std::string& path);
 
-// Throws Error (path) where two paths, or folders of them, are one on a file system that does not tell case.
+// Throws Error (path) if two paths, or folders of them, are one on a file system that does not tell case.
 void check_distinct(const std::vector<std::string>& paths);
 
-// Throws Error (bundle) where the system says that `place` may not be looked at: that is neither missing nor damaged.
+// Throws Error (bundle) if the system says that `place` may not be looked at: that is neither missing nor damaged.
 void check_permitted(const std::filesystem::path& place, const std::error_code& failed);
 
 // What to do with a bundle that holds links.
