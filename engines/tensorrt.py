@@ -191,10 +191,8 @@ def run_builder(
             for name, shape in one.items():
                 profile.add(name, shape, shape, shape)
             profiles.append(profile)
-        known = (
-            Path(shutil.copy(cache, Path(scratch, "known.cache"))) if cache else None
-        )  # a lock comes to lie beside it
-        config = make_config(library, profiles, job, devices, known)
+        earlier = cache and Path(shutil.copy(cache, scratch))  # Polygraphy leaves a lock beside what it reads
+        config = make_config(library, profiles, job, devices, earlier)
         timings = Path(scratch) / "timing.cache"
         network = network_from_onnx_path(str(graph))
         engine = bytes(engine_bytes_from_network(network, config, save_timing_cache=str(timings)))
@@ -210,7 +208,7 @@ def make_config(
         "profiles": profiles,
         "strip_plan": job.strip_weights,
         "refittable": job.strip_weights,
-        "load_timing_cache": str(cache) if cache else None,
+        "load_timing_cache": str(cache) if cache and cache.exists() else None,
         "profiling_verbosity": library.trt.ProfilingVerbosity.DETAILED,
     }
     tf32 = job.precision != "fp32"  # then only the image decoder has float32 products
