@@ -80,7 +80,7 @@ def test_greedy_ignores_the_seed(bundle: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--class", 10, "--tokens", "t.npy"), "class 10 is out of range: use 0 to 9"),
-        (("--class", "x", "--tokens", "t.npy"), "'x' is not a whole number or a range"),
+        (("--class", "x", "--tokens", "t.npy"), "class 'x': the bundle has no names for its classes; use numbers"),
         (("--class", "5-1", "--tokens", "t.npy"), "not a rising range"),
         (("--class", 1), "nothing to write: name --output, --npz or --tokens"),
         (("--class", 1, "--schedule", "zipar:9", "--tokens", "t.npy"), "window 9 does not fit a grid of 8x8"),
