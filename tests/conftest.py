@@ -103,7 +103,9 @@ def grouped_bundle(tmp_path_factory: pytest.TempPathFactory, grouped_weights: di
         export_bundle(ExportJob(FAMILY, GROUPED_CONFIG, path.with_name("grouped.safetensors"), None, path))
         onnxruntime.build(path)
 
-    return made_once(tmp_path_factory, "grouped.bundle", make)
+    path = made_once(tmp_path_factory, "grouped.bundle", make)
+    save_file(grouped_weights, path.with_name("grouped.safetensors"))  # tests compare with it
+    return path
 
 
 @pytest.fixture(scope="session")

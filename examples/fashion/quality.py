@@ -25,8 +25,9 @@ import quality_page
 
 from arforge.calibration.int8 import CalibrationJob as Calibration
 from arforge.calibration.int8 import calibrate
+from arforge.calibration.quality import evaluation as quality
 from arforge.calibration.quality.classifier import Classifier
-from arforge.calibration.quality.evaluation import DISTANCE, Samples, quality
+from arforge.calibration.quality.evaluation import DISTANCE, Samples
 from arforge.calibration.quality.features import FeatureExtractor, feature_side
 from arforge.calibration.quality.frechet import Gaussian, Moments, frechet_distance
 from arforge.calibration.quality.image_set import ImageSet, open_image_set

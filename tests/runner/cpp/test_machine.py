@@ -66,9 +66,9 @@ def test_what_may_not_be_read_is_neither_missing_nor_damaged(release: Any, bundl
     assert done.returncode == 100 + STATUS["bundle"]
 
 
-def test_copies_by_hard_links_run(library: Any, bundle: Path, runner: Runner, tmp_path: Path) -> None:
-    copy = tmp_path / "copy.bundle"
-    shutil.copytree(bundle, copy, copy_function=os.link)
+def test_copies_by_hard_links_run(library: Any, bundle_copy: Path, runner: Runner, tmp_path: Path) -> None:
+    copy = tmp_path / "linked.bundle"
+    shutil.copytree(bundle_copy, copy, copy_function=os.link)
     (tmp_path / "latest").symlink_to(copy)
     ours = cpp_abi.Runner(library, tmp_path / "latest", threads=1)
     assert (ours.generate([1, 2]).tokens == runner.generate([1, 2]).tokens).all()
