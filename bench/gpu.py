@@ -28,6 +28,7 @@ from build_engines import export
 
 from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.conditions import sample_conditions
 from arforge.runner.errors import ArforgeError
 from arforge.runner.profiling.profile import Settings, TimedEngine, Traffic, against_first, profile_schedule, summary
 from arforge.runner.runner import Runner, open_codec, open_engine
@@ -65,7 +66,7 @@ def engine_of(runtime: str, bundle: Bundle, precision: str, schedules: list[str]
 def same_step_tokens(bundle: Bundle, reference: Engine, engine: Engine, schedule: str) -> float:
     """Share of tokens, most likely ones, that both find the same, each step given the reference's so far."""
     same = cells = 0
-    for done in side_by_side(bundle, schedule, [reference, engine], [0], COMPARED_STEPS):
+    for done in side_by_side(bundle, schedule, [reference, engine], sample_conditions(bundle, 1), COMPARED_STEPS):
         wanted, found = (buffers.next_tokens[:, step.target_rows] for step, buffers in done)
         same, cells = same + int((wanted == found).sum()), cells + wanted.size
     return same / cells

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from peers import write_in_place
 
 from arforge.runner.backends.cuda import Gpu
-from arforge.runner.backends.engine import SamplerSettings, StepBuffers, StepMemory
+from arforge.runner.backends.engine import RequestBuffers, StepBuffers, StepMemory
 from arforge.runner.backends.onnxruntime_session import UNWANTED, load_library
 from arforge.runner.bundle import Bundle
 from arforge.runner.device import device_name, streaming_bandwidth
@@ -61,11 +61,11 @@ class DeviceEngine(ABC):
         return np.dtype(TYPES[self._precision])
 
     @property
-    def settings(self) -> SamplerSettings:
+    def settings(self) -> RequestBuffers:
         return self._memory.settings
 
-    def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
-        if self._memory.prepare(images, rows, slots):
+    def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
+        if self._memory.prepare(images, rows, slots, condition):
             self._steps.clear()
             self.allocate(rows, slots)
         if zero_slots:

@@ -25,6 +25,7 @@ from build_engines import export
 from arforge.engines import onnxruntime
 from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.conditions import class_conditions
 from arforge.runner.device import device_name
 from arforge.runner.plan import Plan, make_plan
 from arforge.runner.runner import open_engine
@@ -47,9 +48,9 @@ def ready(bundle: Path, precision: str) -> Bundle:
 
 def seconds_of(engine: Engine, bundle: Bundle, plan: Plan, images: int) -> float:
     """Seconds of all steps of one generation with guidance."""
-    rows = guided_rows(images, guided=True)
-    known = plan.known(bundle.model, np.arange(images), rows, np.zeros((images, bundle.model.cells), np.int64))
-    engine.prepare(images, rows, plan.slots, plan.schedule.zero_slots)
+    prompts = class_conditions(bundle.model, range(images)).rows(guided=True)
+    known = plan.known(bundle.model, prompts)
+    engine.prepare(images, len(prompts), plan.slots, plan.schedule.zero_slots)
     start = time.perf_counter()
     for step in plan.steps:
         buffers = engine.buffers(step.width, step.queries)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from arforge.runner.backends.engine import SamplerSettings, StepBuffers
+from arforge.runner.backends.engine import RequestBuffers, StepBuffers
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import Bundle
@@ -52,9 +52,9 @@ class PairedEngine(OnnxRuntimeEngine):
         super().__init__(bundle, "fp32", threads, graph="step-logits")
         self._follower, self._compare = follower, compare
 
-    def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
-        super().prepare(images, rows, slots, zero_slots)
-        self._follower.prepare(images, rows, slots, zero_slots)
+    def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
+        super().prepare(images, rows, slots, zero_slots, condition)
+        self._follower.prepare(images, rows, slots, zero_slots, condition)
 
     def run(self, width: int, queries: int = 0) -> None:
         mine, theirs = self.buffers(width, queries), self._follower.buffers(width, queries)
@@ -71,7 +71,7 @@ class PairedEngine(OnnxRuntimeEngine):
         self._follower.close()
 
 
-def copy(source: StepBuffers | SamplerSettings, target: StepBuffers | SamplerSettings) -> None:
+def copy(source: StepBuffers | RequestBuffers, target: StepBuffers | RequestBuffers) -> None:
     for name, array in vars(source).items():
         if array is not None:
             np.copyto(getattr(target, name), array)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle
+from arforge.runner.conditions import sample_conditions
 from arforge.runner.side_by_side import LogitAgreement, LogitComparison, logits_of, side_by_side
 
 
@@ -11,8 +12,7 @@ def compare_precision(bundle: Bundle, precision: str, schedule: str, max_steps: 
     """Run both graphs side by side, each on its own caches, on the most likely tokens of the float32 one."""
     engines = [OnnxRuntimeEngine(bundle, name, graph="step-logits") for name in ("fp32", precision)]
     comparison = LogitComparison()
-    classes = [0, bundle.model.class_condition.classes - 1]
-    for done in side_by_side(bundle, schedule, engines, classes, max_steps):
+    for done in side_by_side(bundle, schedule, engines, sample_conditions(bundle, 2), max_steps):
         wanted, found = (logits_of(step, buffers) for step, buffers in done)
         comparison.add(wanted, found)
     for engine in engines:

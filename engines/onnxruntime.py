@@ -146,12 +146,12 @@ def place(bundle: Bundle, path: Path) -> str:
 
 
 def try_out(bundle: Bundle, engine: OnnxRuntimeEngine) -> None:
-    """One guided step of the null class: slot 1 of every cache must be written, and nothing else."""
+    """One guided step: slot 1 of every cache must be written, and nothing else."""
     width = min(engine.widths or (1,))
     engine.prepare(images=1, rows=guided_rows(1, guided=True), slots=2 + width, zero_slots=1)
     queries = width if bundle.model.queries else 0
     buffers = engine.buffers(width, queries)
-    buffers.tokens[:] = bundle.model.class_condition.null_class
+    buffers.tokens[:] = bundle.model.ids - 1  # of a model of classes, the null class or a special token
     buffers.positions[:] = 1
     buffers.write_index[:] = 1
     buffers.mask[:] = False

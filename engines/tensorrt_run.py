@@ -14,6 +14,7 @@ from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import Bundle
+from arforge.runner.conditions import sample_conditions
 from arforge.runner.errors import VerificationError
 from arforge.runner.runner import Runner
 from arforge.runner.side_by_side import GUIDANCE, side_by_side, written
@@ -55,7 +56,7 @@ def step_by_step(
 ) -> tuple[int, float, float]:
     """Both engines on the tokens that the reference prefers: steps, the share of same tokens, and the largest error."""
     steps, same, cells, largest = 0, 0, 0, 0.0
-    for done in side_by_side(bundle, schedule, [reference, engine], [0], COMPARED_STEPS):
+    for done in side_by_side(bundle, schedule, [reference, engine], sample_conditions(bundle, 1), COMPARED_STEPS):
         first = done[0][0]  # not padded
         outputs = [
             {name: comparable(array) for name, array in written(bundle, one, first).items()}

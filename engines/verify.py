@@ -11,6 +11,7 @@ import numpy as np
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import contract_of, open_session
 from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.conditions import sample_conditions, sample_subjects
 from arforge.runner.command_line import command_line
 from arforge.runner.errors import EngineError, VerificationError
 from arforge.runner.optional import needed
@@ -98,14 +99,14 @@ def read_contract(path: Path, precision: str) -> Contract:
 def check_engine(bundle: Bundle, target: str, precision: str) -> None:
     """Generate two images alone and together; raise VerificationError if the tokens differ."""
     request: dict[str, Any] = {"schedule": bundle.default_schedule, "guidance": 2.0}
-    classes = [0, bundle.model.class_condition.classes - 1]
+    samples = sample_subjects(bundle.model, 2)
     with Runner.open(bundle.root, target=target, precision=precision) as runner:
-        together = runner.generate(classes, seeds=[0, 1], **request).tokens
-        for index, label in enumerate(classes):
-            alone = runner.generate([label], seeds=[index], **request).tokens
+        together = runner.generate(**samples.take([0, 1]), seeds=[0, 1], **request).tokens
+        for index in range(2):
+            alone = runner.generate(**samples.take([index]), seeds=[index], **request).tokens
             if (alone[0] != together[index]).any():
                 raise VerificationError(
-                    f"{target} {precision}: class {label} gives other tokens alone than in a batch of two: "
+                    f"{target} {precision}: {samples.name(index)} gives other tokens alone than in a batch of two: "
                     "rebuild the engine, and report it where that does not help"
                 )
 
@@ -123,7 +124,7 @@ def check_own_graph(bundle: Bundle) -> str:
     errors = []
     try:
         for name in bundle.specifications:
-            for done in side_by_side(bundle, name, engines, [0], COMPARED_STEPS):
+            for done in side_by_side(bundle, name, engines, sample_conditions(bundle, 1), COMPARED_STEPS):
                 errors.append(written_error(bundle, engines, done[0][0]))
                 if not errors[-1] <= ROUNDING:
                     raise VerificationError(

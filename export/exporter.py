@@ -18,7 +18,7 @@ from arforge.export.image_tokenizers.image_tokenizer import Configuration as Ima
 from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerKind
 from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.recognition import check_shapes, looks_like
-from arforge.export.step_graph import trace_step, without_logits
+from arforge.export.step_graph import trace_condition, trace_step, without_logits
 from arforge.export.trace import fake_module
 from arforge.runner.bundle import Graph, Manifest, ModelFacts, SamplerDefaults, StoredSchedule
 from arforge.runner.bundle.writer import file_facts, staged, write_manifest
@@ -84,6 +84,8 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
         report(f"tracing the step graph ({config.n_layer} layers)")
         model = facts.model_facts(family, config, checkpoint, job.labels)
         graphs = export_decoder(family, config, model, checkpoint, stage, report)
+        if family.condition_module is not None:
+            graphs += export_condition(family, config, model, checkpoint, stage)
         if images is not None:
             report("exporting the image tokenizer")
             graphs += export_image_tokenizer(images, stage)
@@ -152,6 +154,18 @@ def export_decoder(
 
     report("writing the decoder's weights")
     return write_graphs(models, "decoder.", "model.weights", source, stage)
+
+
+def export_condition(
+    family: Family[Any], config: Configuration, model: ModelFacts, checkpoint: Checkpoint, stage: Path
+) -> list[Graph]:
+    """Write the graph that makes rows of a condition."""
+    assert family.condition_module is not None
+    build = family.condition_module
+    module, mode = fake_module(lambda: build(config))
+    with mode:
+        traced = trace_condition(module, model)
+    return write_graphs({"condition": traced}, "", "condition.weights", checkpoint.tensor, stage)
 
 
 def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[Graph]:

@@ -12,15 +12,11 @@ from arforge.export.families.family import Family
 from arforge.export.image_tokenizers import IMAGE_TOKENIZERS
 from arforge.runner.errors import CheckpointError
 
-FOREIGN = {"llamagen (text-conditional)": ("cls_embedding.cap_proj.",)}  # known, and not exported
-
-
 def signs() -> dict[str, tuple[str, ...]]:
     """By the name of each known kind of checkpoint, parts of tensor names that all stand for it together."""
     return {
         **{name: family.sign for name, family in FAMILIES.items()},
         **{kind.title: kind.sign for kind in IMAGE_TOKENIZERS.values()},
-        **FOREIGN,
     }
 
 

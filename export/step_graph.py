@@ -11,10 +11,10 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from arforge.export import sampler
 from arforge.export.trace import trace
-from arforge.runner.bundle import ModelFacts
+from arforge.runner.bundle import ClassCondition, ModelFacts
 from arforge.runner.step_graph import cache_names, contract
 
-SAMPLE = {"rows": 4, "images": 2, "width": 3, "queries": 5, "slots": 17}  # what is traced; all of them differ
+SAMPLE = {"rows": 4, "images": 2, "width": 3, "queries": 5, "slots": 17, "condition": 7}  # all of them differ
 
 
 class StepGraph(nn.Module):
@@ -34,11 +34,24 @@ class StepGraph(nn.Module):
         if "query_positions" in given:  # queries see what the last input sees: everything that is known
             positions = given["query_positions"]
             asked = (positions, mask[:, :, -1:].expand(-1, -1, positions.shape[1], -1))
-        logits, written = self.decoder(given["tokens"], given["positions"], mask, *asked, given["write_index"], pairs)
+        prompt = {"condition": given["condition"]} if "condition" in given else {}
+        logits, written = self.decoder(
+            given["tokens"], given["positions"], mask, *asked, given["write_index"], pairs, **prompt
+        )
         drawn, guided = sampler.sample(
             logits, *(given[name] for name in ("uniforms", "guidance", "temperature", "top_k", "top_p"))
         )
         return [drawn, guided, *(tensor for pair in written for tensor in pair)]
+
+
+def trace_condition(module: nn.Module, model: ModelFacts) -> ir.Model:
+    """Trace what makes rows of a condition, for any number of prompts of one length."""
+    wanted = contract(model, "condition")
+    assert not isinstance(model.condition, ClassCondition)
+    free = {0: torch.export.Dim("prompts"), 1: torch.export.Dim("length", max=model.condition.slots)}
+    (given,) = wanted.inputs
+    features = torch.zeros(given.sizes({"prompts": 2, "length": 3}))
+    return trace(module, (features,), (free,), [given.name], [tensor.name for tensor in wanted.outputs])
 
 
 def without_logits(model: ir.Model) -> ir.Model:

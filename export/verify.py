@@ -13,10 +13,11 @@ from arforge.export.checkpoint_files import files_of
 from arforge.export.facts import hashes
 from arforge.export.families import FAMILIES
 from arforge.export.layers import pad_heads, pad_weight
-from arforge.export.sampler import guide
+from arforge.export.module_engine import ModuleEngine
 from arforge.export.stored_tensors import load_whole
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle
+from arforge.runner.conditions import sample_conditions
 from arforge.runner.errors import VerificationError
 from arforge.runner.side_by_side import LogitAgreement, LogitComparison, logits_of, side_by_side
 
@@ -77,22 +78,15 @@ def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> 
     return len(stored)
 
 
-@torch.no_grad()
 def compare_logits(bundle: Bundle, schedule: str, max_steps: int) -> LogitAgreement:
     """Run graph and module side by side, each on its own caches, greedily; raise VerificationError if they part."""
     module = load_module(bundle)
-    engine = OnnxRuntimeEngine(bundle, "fp32", graph="step-logits")
-    classes = [0, bundle.model.class_condition.classes - 1]
-    comparison, caches = LogitComparison(), None
-    for [(step, buffers)] in side_by_side(bundle, schedule, [engine], classes, max_steps):
-        caches = caches or module.empty_caches(len(buffers.mask), buffers.mask.shape[-1])
-        given = [buffers.tokens, buffers.positions, buffers.mask, buffers.write_index]
-        if buffers.query_positions is not None:
-            given[3:3] = [buffers.query_positions, buffers.mask[:, :, -1:]]
-        logits, caches = module(*(torch.from_numpy(array) for array in given), caches)
-        expected = guide(logits, len(classes), torch.from_numpy(buffers.guidance)).numpy()
-        comparison.add(expected[:, step.target_rows], logits_of(step, buffers))
-    engine.close()
+    engines = [OnnxRuntimeEngine(bundle, "fp32", graph="step-logits"), ModuleEngine(module, bundle.model)]
+    comparison = LogitComparison()
+    for done in side_by_side(bundle, schedule, engines, sample_conditions(bundle, 2), max_steps):
+        found, wanted = (logits_of(step, buffers) for step, buffers in done)
+        comparison.add(wanted, found)
+    engines[0].close()
     agreement = comparison.result()
     if not agreement.largest_error <= TOLERANCE:
         raise VerificationError(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from arforge.runner.backends.engine import StepBuffers
 from arforge.runner.bundle import ModelFacts
+from arforge.runner.conditions import Prompt
 from arforge.runner.errors import EngineError
 from arforge.runner.schedules.narrow import narrowed
 from arforge.runner.schedules.schedule import Input, Schedule, Source
@@ -23,7 +24,8 @@ class PlannedStep:
 
     columns: NDArray[np.int64]  # (width) columns of `known` that hold the inputs' tokens
     positions: NDArray[np.int64]  # (width)
-    mask: NDArray[np.bool_]  # (width, slots)
+    mask: NDArray[np.bool_]  # (width, slots), without the prompt's
+    prompt: slice  # the slots of the prompt
     write_index: int
     query_positions: NDArray[np.int64]  # (queries), empty where the model has none
     target_rows: NDArray[np.int64]  # (targets)
@@ -46,12 +48,19 @@ class PlannedStep:
         """This step's guidance scale in a request of scale `guidance`, one number or one an image."""
         return 1 + (guidance - 1) * self.guidance
 
-    def fill(self, buffers: StepBuffers, known: NDArray[np.int64]) -> None:
-        """Write this step's inputs; their tokens come from `known`."""
+    def fill(
+        self, buffers: StepBuffers, known: NDArray[np.int64], seen: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Write this step's inputs; their tokens come from `known`.
+
+        `seen`: which slots of its prompt each row sees, (rows, prompt slots), where there are any (`Prefill.start`).
+        """
         np.take(known, self.columns, axis=1, out=buffers.tokens)
         buffers.positions[:] = self.positions
         buffers.write_index[:] = self.write_index
         buffers.mask[:] = self.mask
+        if seen is not None:
+            buffers.mask[:, 0, :, self.prompt] = seen[:, None]
         if buffers.query_positions is not None:
             buffers.query_positions[:] = self.query_positions
 
@@ -68,30 +77,32 @@ class Plan:
 
     schedule: Schedule
     steps: tuple[PlannedStep, ...]
-    slots: int
+    slots: int  # of the cache, the prompt's included
+    prompt_slots: int = 0  # behind the zero slots
 
     def known(
-        self, model: ModelFacts, classes: NDArray[np.int64], rows: int, tokens: NDArray[np.int64] | None = None
+        self, model: ModelFacts, prompts: Sequence[Prompt], tokens: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64]:
-        """The tokens known before the first step; the rows beyond the images are unconditional.
+        """The tokens known before the first step, a prompt a row: the images', then those of unconditional rows.
 
         `tokens` (images, cells): those of kept cells count; None where the schedule keeps none.
         """
-        cells, images = self.schedule.cells, len(classes)
+        cells, rows = self.schedule.cells, len(prompts)
         special = cells + self.schedule.conditions
         known = np.zeros((rows, special + self.schedule.specials), dtype=np.int64)
         if kept := list(self.schedule.kept):
             assert tokens is not None
-            known[:, kept] = np.tile(tokens[:, kept], (rows // images, 1))
-        condition = model.class_condition
-        known[:images, cells] = condition.first_class + classes
-        known[images:, cells] = condition.null_class
+            known[:, kept] = np.tile(tokens[:, kept], (rows // len(tokens), 1))
+        known[:, cells] = [prompt.token for prompt in prompts]
         known[:, special:] = model.specials[: self.schedule.specials]
         return known
 
 
-def make_plan(schedule: Schedule, widths: Sequence[int] | None) -> Plan:
-    """Plan `schedule` for an engine of these widths (None: any). Raises EngineError if all are too narrow."""
+def make_plan(schedule: Schedule, widths: Sequence[int] | None, prompt_slots: int = 0) -> Plan:
+    """Plan `schedule` for an engine of these widths (None: any). Raises EngineError if all are too narrow.
+
+    `prompt_slots`: slots that prompts fill before the first step, between the zero slots and the schedule's own.
+    """
     if widths is not None:
         schedule = narrowed(schedule, max(widths))
     first = {
@@ -106,6 +117,7 @@ def make_plan(schedule: Schedule, widths: Sequence[int] | None) -> Plan:
     pairs = list(zip(schedule.write_indices, schedule.steps, strict=True))
     slots = max(write_index + _engine_width(step.width, widths) for write_index, step in pairs)
     steps = []
+    prompt = slice(schedule.zero_slots, schedule.zero_slots + prompt_slots)
     for (write_index, step), mask in zip(pairs, masks(schedule, slots), strict=True):
         spread = _spread(step.width, widths)
         cells = np.array([target.cell for target in step.targets], dtype=np.int64)
@@ -113,15 +125,16 @@ def make_plan(schedule: Schedule, widths: Sequence[int] | None) -> Plan:
             PlannedStep(
                 columns=np.array([column(given) for given in step.inputs], dtype=np.int64)[spread],
                 positions=np.array([given.position for given in step.inputs], dtype=np.int64)[spread],
-                mask=mask[spread],
-                write_index=write_index,
+                mask=np.insert(mask, [prompt.start] * prompt_slots, values=False, axis=1)[spread],
+                prompt=prompt,
+                write_index=write_index + prompt_slots,
                 target_rows=np.array([target.row for target in step.targets], dtype=np.int64),
                 target_cells=cells,
                 query_positions=_asked(cells, widths) if schedule.queries else cells[:0],
                 guidance=step.guidance,
             )
         )
-    return Plan(schedule, tuple(steps), slots)
+    return Plan(schedule, tuple(steps), slots + prompt_slots, prompt_slots)
 
 
 def _asked(cells: NDArray[np.int64], widths: Sequence[int] | None) -> NDArray[np.int64]:

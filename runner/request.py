@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.runner.backends.engine import SamplerSettings
+from arforge.runner.backends.engine import RequestBuffers
 from arforge.runner.bundle import ImageTokenizerFacts, ModelFacts, SamplerDefaults
 from arforge.runner.errors import Cancelled, RequestError
 from arforge.runner.labels import class_of
@@ -22,6 +22,7 @@ MAX_SCALE = 1000  # of guidance and temperature
 MAX_TOP_K = 2**30
 MAX_BATCH = 2**30
 DEFAULT_BATCH = 32
+ASKED = ("classes", "prompts", "features")  # a request has one of them
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all: the steps of a request, or the images of an evaluation."""
@@ -35,7 +36,7 @@ class CancelFlag(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate: one image for each class.
+    """What to generate: one image for each class, or for each prompt, a text or the features of one.
 
     `seeds` (default 0, 1, …) decide each image alone: neither the batch nor the order matters. Schedule and sampler
     settings left out are the bundle's defaults. Guidance, temperature, top-k, top-p and `greedy`, which is temperature
@@ -46,7 +47,7 @@ class Request:
     (`Runner.encode` gives those of an image). A grid larger than the model's is decoded window by window.
     """
 
-    classes: Sequence[int | str]  # by number, or by name where the bundle has names
+    classes: Sequence[int | str] | None = None  # by number, or by name where the bundle has names
     seeds: Sequence[int] | None = None
     schedule: str | None = None
     guidance: float | Sequence[float] | None = None
@@ -56,6 +57,10 @@ class Request:
     greedy: bool | Sequence[bool] = False
     batch: int = DEFAULT_BATCH
     known: NDArray[np.int64] | None = None
+    prompts: Sequence[str] | None = None
+    features: Sequence[NDArray[np.float32]] | None = None  # of prompts, (tokens, width) each
+    captions: str | None = None  # "clean": prompts are cleaned as in training; "raw"; None: the bundle's default
+    truncate: bool = False  # whether prompts that are too long are cut off
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class BatchSampling:
     def part(self, images: slice) -> BatchSampling:
         return BatchSampling(self.guidance[images], self.temperature[images], self.top_k[images], self.top_p[images])
 
-    def fill(self, settings: SamplerSettings) -> None:
+    def fill(self, settings: RequestBuffers) -> None:
         settings.temperature[:] = self.temperature
         settings.top_k[:] = self.top_k
         settings.top_p[:] = self.top_p
@@ -167,10 +172,21 @@ def listed(what: str, values: Any) -> Sequence[Any]:
     return found
 
 
+def asked_of(request: Request) -> tuple[str, Sequence[Any]]:
+    """What the images are asked for by, and that for each. Raises RequestError for nothing, or for several."""
+    given = [name for name in ASKED if getattr(request, name) is not None]
+    if len(given) != 1:
+        several = f"{' and '.join(given)} are given" if given else "nothing is asked for"
+        raise RequestError(f"{several}: give one of {', '.join(ASKED)}")
+    (name,) = given
+    values = listed(name, getattr(request, name))
+    if len(values) == 0:
+        raise RequestError(f"no {name} given: name at least one")
+    return name, values
+
+
 def check_classes(classes: Sequence[int | str], model: ModelFacts) -> NDArray[np.int64]:
-    """Classes by number or name, at least one, as numbers, int64 [images]. Raises RequestError."""
-    if len(listed("classes", classes)) == 0:
-        raise RequestError("no classes given: name at least one")
+    """Classes by number or name as numbers, int64 [images]. Raises RequestError."""
     most = model.class_condition.classes - 1
     numbers = [class_of(one, model.labels) if isinstance(one, str) else one for one in classes]
     return np.array([whole("class", number, 0, most) for number in numbers], dtype=np.int64)
@@ -181,7 +197,7 @@ def check_seeds(seeds: Sequence[int] | None, images: int) -> NDArray[np.uint64]:
     if seeds is None:
         return np.arange(images, dtype=np.uint64)
     if len(listed("seeds", seeds)) != images:
-        raise RequestError(f"{len(seeds)} seeds for {images} classes: give one seed an image")
+        raise RequestError(f"{len(seeds)} seeds for {images} images: give one seed an image")
     return np.array([whole("seed", seed, 0, MAX_SEED) for seed in seeds], dtype=np.uint64)
 
 
@@ -232,3 +248,25 @@ class Watch:
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.steps)
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What images are asked for by, one after another and round again: for commands that make many of them."""
+
+    by: str  # one of ASKED
+    values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        """Raises RequestError if there are none."""
+        if not self.values:
+            raise RequestError(f"no {self.by} given: name at least one")
+
+    def take(self, images: Iterable[int]) -> dict[str, list[Any]]:
+        """The arguments of `Runner.generate` that ask for images of these numbers."""
+        return {self.by: [self.values[index % len(self.values)] for index in images]}
+
+    def name(self, image: int) -> str:
+        """What an image was asked for by, for messages."""
+        number = image % len(self.values)
+        return f"class {self.values[number]}" if self.by == "classes" else f"prompt {number}"

@@ -24,11 +24,14 @@ from arforge.runner.backends.tensorrt_codec import TensorRTCodec
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.bundle import Bundle, use_bundle
 from arforge.runner.canvas import make_canvas
+from arforge.runner.conditioner import Conditioner
+from arforge.runner.conditions import Conditions, prompt_slots
 from arforge.runner.device import check_threads
 from arforge.runner.errors import EngineError, RequestError
 from arforge.runner.images import Keep, Pixels
 from arforge.runner.numerics import check_step
 from arforge.runner.plan import Plan, make_plan
+from arforge.runner.prefill import Prefill
 from arforge.runner.randomness import uniforms
 from arforge.runner.request import (
     DEFAULT_BATCH,
@@ -38,7 +41,7 @@ from arforge.runner.request import (
     Progress,
     Request,
     Watch,
-    check_classes,
+    asked_of,
     check_images,
     check_schedule,
     check_seeds,
@@ -46,7 +49,6 @@ from arforge.runner.request import (
     whole,
 )
 from arforge.runner.schedules.specification import require_keeping
-from arforge.runner.step_graph import guided_rows
 from arforge.runner.targets import default_precision
 
 ENGINES: dict[str, Callable[[Bundle, str, int | None], Engine]] = {
@@ -61,7 +63,7 @@ class Images:
     """The images of a request that are decoded together."""
 
     first: int  # their place in the request
-    classes: NDArray[np.int64]  # (images)
+    conditions: Conditions
     sampling: BatchSampling
     random: NDArray[np.float32]  # (images, cells), of the window that is decoded
 
@@ -74,6 +76,7 @@ class Result:
     steps: int  # engine calls an image took
     seconds: float  # decoding of tokens, wall clock
     image_seconds: float  # tokens to pixels, wall clock
+    condition_seconds: float = 0.0  # prompts to filled caches, wall clock; next to nothing for classes
 
 
 def open_engine(bundle: Bundle, target: str, precision: str | None = None, threads: int | None = None) -> Engine:
@@ -97,11 +100,19 @@ def open_codec(bundle: Bundle, engine: Engine, threads: int | None = None) -> Im
 class Runner:
     """Generates images from one bundle. Use it as a context manager; calls from several threads take turns."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, codec: ImageCodec | None = None) -> None:
-        """Both are closed with the runner. `codec` None: the bundle's graphs on ONNX Runtime."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        codec: ImageCodec | None = None,
+        conditioner: Conditioner | None = None,
+    ) -> None:
+        """All are closed with the runner. `codec`, `conditioner` None: the bundle's graphs on ONNX Runtime."""
         self.bundle = bundle
         self._engine: Engine | None = engine
         self._codec = codec or OnnxRuntimeCodec(bundle)
+        self._conditioner = conditioner or Conditioner(bundle)
+        self._prefill = Prefill(engine, bundle.model)
         self._lock = threading.Lock()
         self._plans = lru_cache(maxsize=8)(self._make_plan)
 
@@ -122,7 +133,7 @@ class Runner:
 
         def opened(bundle: Bundle) -> Runner:
             engine = open_engine(bundle, target, precision, threads)
-            return cls(bundle, engine, open_codec(bundle, engine, threads))
+            return cls(bundle, engine, open_codec(bundle, engine, threads), Conditioner(bundle, threads))
 
         return use_bundle(path, opened)
 
@@ -139,7 +150,7 @@ class Runner:
     @overload
     def generate(
         self,
-        classes: Sequence[int | str],
+        classes: Sequence[int | str] | None = None,
         seeds: Sequence[int] | None = None,
         schedule: str | None = None,
         guidance: float | Sequence[float] | None = None,
@@ -152,6 +163,10 @@ class Runner:
         progress: Progress | None = None,
         cancel: CancelFlag | None = None,
         known: NDArray[np.int64] | None = None,
+        prompts: Sequence[str] | None = None,
+        features: Sequence[NDArray[np.float32]] | None = None,
+        captions: str | None = None,
+        truncate: bool = False,
         images: Keep = True,
     ) -> Result: ...
     def generate(
@@ -178,28 +193,33 @@ class Runner:
 
     def _generate(self, request: Request, progress: Progress | None, cancel: CancelFlag | None, keep: Keep) -> Result:
         model = self.bundle.model
-        labels = check_classes(request.classes, model)
-        sampling = sampling_of(request, self.bundle.sampler, len(labels))
+        count = len(asked_of(request)[1])
+        sampling = sampling_of(request, self.bundle.sampler, count)
         schedule = check_schedule(request.schedule, self.bundle.default_schedule)
-        numbers = check_seeds(request.seeds, len(labels))
+        numbers = check_seeds(request.seeds, count)
         batch = whole("batch", request.batch, 1, MAX_BATCH)
-        canvas = make_canvas(request.known, len(labels), model.grid, model.vocabulary)
+        canvas = make_canvas(request.known, count, model.grid, model.vocabulary)
         if not canvas.plain:
             require_keeping(schedule)
         random = uniforms(numbers, canvas.tokens.shape[1])
         with self._lock:
-            plans = [self._plans(schedule, window.kept) for window in canvas.windows]
+            self._live_engine()
+            start = time.perf_counter()
+            conditions = self._conditioner.conditions(request)
+            condition_seconds, self._prefill.seconds = time.perf_counter() - start, 0.0
+            slots = prompt_slots(model, conditions.longest)
+            plans = [self._plans(schedule, window.kept, slots) for window in canvas.windows]
             together = min(batch, self._live_engine().largest_batch or batch)
-            parts = [slice(first, first + together) for first in range(0, len(labels), together)]
+            parts = [slice(first, first + together) for first in range(0, count, together)]
             steps = sum(len(plan.steps) for plan in plans)
             watch = Watch(steps * len(parts), progress, cancel)
-            pixels = Pixels(len(labels), keep) if keep and self.bundle.image_tokenizer is not None else None
+            pixels = Pixels(count, keep) if keep and self.bundle.image_tokenizer is not None else None
             seconds = image_seconds = 0.0
             for part in parts:
                 start = time.perf_counter()
                 for plan, window in zip(plans, canvas.windows, strict=True):
                     place = (part, window.cells)
-                    images = Images(part.start, labels[part], sampling.part(part), random[place])
+                    images = Images(part.start, conditions.part(part), sampling.part(part), random[place])
                     canvas.tokens[place] = self._decode(plan, images, canvas.tokens[place], watch)
                 decoded = time.perf_counter()
                 seconds += decoded - start
@@ -207,7 +227,10 @@ class Runner:
                     pixels.add(self._codec.decode(canvas.tokens[part].reshape(-1, *canvas.grid)))
                     image_seconds += time.perf_counter() - decoded
         kept = None if pixels is None else pixels.kept
-        return Result(canvas.tokens, canvas.grid, kept, steps, seconds, image_seconds)
+        filling = self._prefill.seconds
+        return Result(
+            canvas.tokens, canvas.grid, kept, steps, seconds - filling, image_seconds, condition_seconds + filling
+        )
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
         """The tokens of images, uint8 [images, height, width, 3] to int64 [images, rows, columns].
@@ -225,16 +248,18 @@ class Runner:
         """What the engine runs on, for figures."""
         return self._live_engine().device
 
-    def plan(self, schedule: str, kept: tuple[int, ...] = ()) -> Plan:
+    def plan(self, schedule: str, kept: tuple[int, ...] = (), prompt_slots: int = 0) -> Plan:
         """The steps that the engine is given for a schedule. Raises ScheduleError or EngineError as `generate`."""
         with self._lock:
-            return self._plans(schedule, kept)
+            return self._plans(schedule, kept, prompt_slots)
 
     def close(self) -> None:
         """Free the engine. Calling it again does nothing; generating afterwards raises EngineError."""
         with self._lock:
             if self._engine is not None:
                 self._codec.close()
+                self._conditioner.close()
+                self._prefill.clear()
                 self._engine.close()
                 self._engine = None
                 self._plans.cache_clear()
@@ -247,15 +272,15 @@ class Runner:
 
     def _decode(self, plan: Plan, images: Images, tokens: NDArray[np.int64], watch: Watch) -> NDArray[np.int64]:
         """The tokens (images, cells) of one window, from those of its kept cells."""
-        engine, count = self._live_engine(), len(images.classes)
-        rows = guided_rows(count, images.sampling.guided)
-        known = plan.known(self.bundle.model, images.classes, rows, tokens)
-        engine.prepare(count, rows, plan.slots, plan.schedule.zero_slots)
+        engine, count = self._live_engine(), len(images.conditions)
+        prompts = images.conditions.rows(images.sampling.guided)
+        known = plan.known(self.bundle.model, prompts, tokens)
+        seen = self._prefill.start(plan, count, prompts)
         images.sampling.fill(engine.settings)
         for index, step in enumerate(plan.steps):
             watch.before_step()
             buffers = engine.buffers(step.width, step.queries)
-            step.fill(buffers, known)
+            step.fill(buffers, known, seen)
             buffers.uniforms[:, step.target_rows] = images.random[:, step.target_cells]
             buffers.guidance[:] = step.scale(images.sampling.guidance)[:, None]
             engine.run(step.width, step.queries)
@@ -264,8 +289,8 @@ class Runner:
             watch.after_step()
         return known[:count, : plan.schedule.cells]
 
-    def _make_plan(self, schedule: str, kept: tuple[int, ...]) -> Plan:
-        return make_plan(self.bundle.schedule(schedule, kept), self._live_engine().widths)
+    def _make_plan(self, schedule: str, kept: tuple[int, ...], prompt_slots: int) -> Plan:
+        return make_plan(self.bundle.schedule(schedule, kept), self._live_engine().widths, prompt_slots)
 
     def _live_engine(self) -> Engine:
         if self._engine is None:

@@ -11,31 +11,34 @@ from numpy.typing import NDArray
 
 from arforge.runner.backends.engine import Engine, StepBuffers
 from arforge.runner.bundle import Bundle
+from arforge.runner.conditions import Conditions, prompt_slots
 from arforge.runner.plan import PlannedStep, make_plan
-from arforge.runner.step_graph import cache_names, guided_rows
+from arforge.runner.prefill import Prefill
+from arforge.runner.step_graph import cache_names
 
 GUIDANCE = 2.0
 
 
 def side_by_side(
-    bundle: Bundle, schedule: str, engines: Sequence[Engine], classes: Sequence[int], max_steps: int | None = None
+    bundle: Bundle, schedule: str, engines: Sequence[Engine], conditions: Conditions, max_steps: int | None = None
 ) -> Iterator[list[tuple[PlannedStep, StepBuffers]]]:
     """Yield, after each of the first `max_steps` steps, every engine's step and buffers.
 
-    One guided image a class, greedily. Engines that pad to widths of their own must cut the schedule alike.
+    One guided image a condition, greedily. Engines that pad to widths of their own must cut the schedule alike.
     """
-    plans = [make_plan(bundle.schedule(schedule), engine.widths) for engine in engines]
-    images, rows = len(classes), guided_rows(len(classes), guided=True)
-    given = np.zeros((images, bundle.model.cells), np.int64)  # of kept cells, which stored schedules have none of
-    known = plans[0].known(bundle.model, np.array(classes, dtype=np.int64), rows, given)
+    slots = prompt_slots(bundle.model, conditions.longest)
+    plans = [make_plan(bundle.schedule(schedule), engine.widths, slots) for engine in engines]
+    prompts = conditions.rows(guided=True)
+    known = plans[0].known(bundle.model, prompts)
+    seen = None
     for plan, engine in zip(plans, engines, strict=True):
-        engine.prepare(images, rows, plan.slots, plan.schedule.zero_slots)
+        seen = Prefill(engine, bundle.model).start(plan, len(conditions), prompts)
         engine.settings.temperature[:] = 0
     for steps in list(zip(*(plan.steps for plan in plans), strict=True))[:max_steps]:
         done = []
         for step, engine in zip(steps, engines, strict=True):
             buffers = engine.buffers(step.width, step.queries)
-            step.fill(buffers, known)
+            step.fill(buffers, known, seen)
             buffers.guidance[:] = step.scale(GUIDANCE)
             engine.run(step.width, step.queries)
             done.append((step, buffers))

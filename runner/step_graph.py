@@ -71,18 +71,16 @@ def contract(model: ModelFacts, graph: str, cache_type: str = "float32") -> Cont
     """
     if graph in STEPS:
         return step(model, graph, cache_type)
-    if graph == "prefill":
-        return prefill(model, cache_type)
     if graph in IMAGE_GRAPHS:
         return IMAGE_GRAPHS[graph]
     if graph in PROMPT_GRAPHS:
         return PROMPT_GRAPHS[graph](model)
-    known = ", ".join([*STEPS, "prefill", *PROMPT_GRAPHS, *IMAGE_GRAPHS])
+    known = ", ".join([*STEPS, *PROMPT_GRAPHS, *IMAGE_GRAPHS])
     raise BundleError(f"unknown graph {graph!r}: use {known}")
 
 
 def step(model: ModelFacts, graph: str, cache_type: str) -> Contract:
-    """One decoding step: the decoder over its caches, and the sampler."""
+    """One decoding step: the decoder over its caches, and the sampler. Ids from `model.ids` on are condition rows."""
     outputs = "queries" if model.queries else "width"
     inputs = [
         Tensor("tokens", "int64", ("rows", "width")),
@@ -110,17 +108,15 @@ def step(model: ModelFacts, graph: str, cache_type: str) -> Contract:
     return Contract((*inputs, *caches(model, cache_type)), (*given, *written(model, cache_type)))
 
 
-def prefill(model: ModelFacts, cache_type: str) -> Contract:
-    """A step that only fills the caches: no head, no sampler."""
-    taken = ("tokens", "positions", "write_index", "mask", "condition", *cache_names(model.caches))
-    inputs = step(model, "step", cache_type).inputs
-    return Contract(tuple(tensor for tensor in inputs if tensor.name in taken), written(model, cache_type))
-
-
 def lowered_step(model: ModelFacts, cache_type: str, filters: bool) -> Contract:
-    """The step as TensorRT is given it: one mask for all rows, and limits only where there are `filters`."""
+    """The step as TensorRT is given it: limits only where there are `filters`, and one mask for all rows.
+
+    Where a model takes prompts, which are of unequal lengths, each row keeps a mask of its own.
+    """
     plain = step(model, "step", cache_type)
     kept = [tensor for tensor in plain.inputs if filters or tensor.name not in LIMITS]
+    if conditioned(model):
+        return Contract(tuple(kept), plain.outputs)
     return Contract(
         tuple(replace(tensor, shape=(1, *tensor.shape[1:])) if tensor.name == "mask" else tensor for tensor in kept),
         plain.outputs,
@@ -144,15 +140,16 @@ def conditioned(model: ModelFacts) -> bool:
 def condition(model: ModelFacts) -> Contract:
     """From a prompt, features or ids, to the rows that a step reads; run once a request.
 
-    Raises BundleError for a model of classes.
+    Of features it also gives the rows that stand for no prompt of that length. Raises BundleError for a model of
+    classes.
     """
+    rows = Tensor("condition", "float32", ("prompts", "length", model.dim))
     if isinstance(model.condition, FeaturesCondition):
-        given = features(model.condition)
-    elif isinstance(model.condition, IdsCondition):
-        given = Tensor("ids", "int64", ("prompts", "length"))
-    else:
-        raise BundleError("a model of classes has no graph 'condition'")
-    return Contract((given,), (Tensor("condition", "float32", ("prompts", "length", model.dim)),))
+        none = Tensor("unconditional", "float32", ("length", model.dim))
+        return Contract((features(model.condition),), (rows, none))
+    if isinstance(model.condition, IdsCondition):
+        return Contract((Tensor("ids", "int64", ("prompts", "length")),), (rows,))
+    raise BundleError("a model of classes has no graph 'condition'")
 
 
 def text(model: ModelFacts) -> Contract:

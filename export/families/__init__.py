@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from arforge.export.families import arpg, llamagen, par
+from arforge.export.families import arpg, llamagen, llamagen_t2i, par
 from arforge.export.families.family import Family
 
-FAMILIES: dict[str, Family[Any]] = {family.name: family for family in (llamagen.FAMILY, par.FAMILY, arpg.FAMILY)}
+FAMILIES: dict[str, Family[Any]] = {
+    family.name: family for family in (llamagen.FAMILY, llamagen_t2i.FAMILY, par.FAMILY, arpg.FAMILY)
+}

@@ -118,6 +118,8 @@ class Family(Generic[C]):
     specials: Callable[[C], tuple[int, ...]] = no_specials  # ids of learned tokens that schedules feed by index
     row_end: int | None = None  # the index of the special token that ends a row
     options: tuple[Option, ...] = ()
+    condition_module: Callable[[C], nn.Module] | None = None
+    """What makes rows of a condition from features; its parameters are named as the checkpoint's. None: classes."""
     queries: bool = False  # the module is asked for cells, rather than for what follows each input
     positions: Literal["grid", "sequence"] = "grid"  # what a row of the rotary table stands for
     tables: Callable[[C], dict[str, Tensor]] = grid_tables  # the module's buffers, which no checkpoint holds

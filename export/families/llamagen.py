@@ -25,13 +25,14 @@ REQUIRED = ("dim", "n_layer", "n_head", "vocab_size", "num_classes", "grid")
 
 
 @dataclass(frozen=True)
-class LlamaGenConfig:
+class Dimensions:
+    """Those of the decoder, whatever stands before the image."""
+
     dim: int
     n_layer: int
     n_head: int
     grid: tuple[int, int]
     vocab_size: int = 16384
-    num_classes: int = 1000
     n_kv_head: int | None = None
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
@@ -47,26 +48,9 @@ class LlamaGenConfig:
         return self.dim // self.n_head
 
     @property
-    def transition_tokens(self) -> int:
-        """Learned tokens beyond image and class tokens; PAR has some."""
-        return 0
-
-    @property
     def tokens(self) -> int:
-        """Rows of the embedding table: image tokens, classes, the null class, transition tokens."""
-        return self.first_special + self.transition_tokens
-
-    @property
-    def first_class(self) -> int:
+        """Rows of the embedding table."""
         return self.vocab_size
-
-    @property
-    def null_class(self) -> int:
-        return self.first_class + self.num_classes
-
-    @property
-    def first_special(self) -> int:
-        return self.null_class + 1
 
     @property
     def caches(self) -> int:
@@ -95,10 +79,37 @@ class LlamaGenConfig:
             yield f"head size {self.head_size} (dim / n_head) must be a multiple of 4 for 2-D rotary positions"
 
 
+@dataclass(frozen=True)
+class LlamaGenConfig(Dimensions):
+    num_classes: int = 1000
+
+    @property
+    def transition_tokens(self) -> int:
+        """Learned tokens beyond image and class tokens; PAR has some."""
+        return 0
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens, classes, the null class, transition tokens."""
+        return self.first_special + self.transition_tokens
+
+    @property
+    def first_class(self) -> int:
+        return self.vocab_size
+
+    @property
+    def null_class(self) -> int:
+        return self.first_class + self.num_classes
+
+    @property
+    def first_special(self) -> int:
+        return self.null_class + 1
+
+
 class LlamaGen(RotaryDecoder):
     """The decoder. One id space: image tokens [0, vocab), classes [vocab, vocab + classes), then the null class."""
 
-    def __init__(self, config: LlamaGenConfig) -> None:
+    def __init__(self, config: Dimensions) -> None:
         super().__init__(config)
         self.tok_embeddings = nn.Embedding(config.tokens, config.dim)
         self.layers = nn.ModuleList(
@@ -115,18 +126,32 @@ class LlamaGen(RotaryDecoder):
         mask: Tensor,
         write_index: Tensor | None = None,
         caches: list[Cache] | None = None,
+        condition: Tensor | None = None,
     ) -> tuple[Tensor, list[Cache]]:
         """One step. Shapes as in the step graph; returns float32 logits [rows, width, vocab] and the caches.
 
         Without caches (training) `mask` is [.., width, width] over the inputs themselves.
         """
-        x = self.tok_embeddings(tokens)
+        x = self.embed(tokens, condition)
         rotary = self.rotary(positions)
         new_caches: list[Any] = []
         for index, layer in enumerate(self.layers):
             x, cache = layer(x, rotary, mask, write_index, caches[index] if caches else None)
             new_caches.append(cache)
         return self.output(self.norm(x)).float(), new_caches
+
+
+    def embed(self, tokens: Tensor, condition: Tensor | None) -> Tensor:
+        """[rows, width, dim] of ids [rows, width]; those beyond the table are rows of `condition` [rows, .., dim]."""
+        table = self.tok_embeddings
+        assert isinstance(table, nn.Embedding)
+        if condition is None:
+            embedded: Tensor = table(tokens)
+            return embedded
+        beyond = tokens - table.num_embeddings
+        own = table(tokens.clamp(max=table.num_embeddings - 1))
+        given = condition.gather(1, beyond.clamp(min=0)[..., None].expand_as(own))
+        return torch.where(beyond[..., None] < 0, own, given)
 
 
 EMBEDDING = "tok_embeddings.weight"
@@ -151,6 +176,11 @@ def parameter(checkpoint: Checkpoint, name: str) -> Tensor:
 
 def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:
     """The dimensions that the tensors tell (`Family.infer`)."""
+    return {**infer_decoder(shapes, heads), "num_classes": shapes[CLASS_EMBEDDING][0] - 1}
+
+
+def infer_decoder(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:
+    """Those of the decoder alone."""
     vocab_size, dim = shapes[EMBEDDING]
     layers = layer_count(shapes, "layers.")
     n_head = heads(layers, dim)
@@ -161,7 +191,6 @@ def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:
         "n_layer": layers,
         "n_head": n_head,
         "vocab_size": vocab_size,
-        "num_classes": shapes[CLASS_EMBEDDING][0] - 1,
         **grouped,
         **feed_forward_fields(dim, shapes["layers.0.feed_forward.w1.weight"][0]),
     }
@@ -185,7 +214,7 @@ def condition(config: LlamaGenConfig) -> ClassCondition:
     return ClassCondition(config.num_classes, config.first_class, config.null_class)
 
 
-def default_schedules(config: LlamaGenConfig) -> list[str]:
+def default_schedules(config: Dimensions) -> list[str]:
     """Next-token, and ZipAR at the windows of its paper that fit."""
     return ["ntp", *(f"zipar:{window}" for window in (16, 12, 8, 4, 2) if window < config.grid[1])]
 

@@ -33,12 +33,13 @@ class StepBuffers:
 
 
 @dataclass(frozen=True)
-class SamplerSettings:
-    """The sampler's inputs that stay the same in all steps of a request, one entry an image."""
+class RequestBuffers:
+    """The inputs that stay the same in all steps of a request."""
 
     temperature: NDArray[np.float32]  # (images)
     top_k: NDArray[np.int64]  # (images)
     top_p: NDArray[np.float32]  # (images)
+    condition: NDArray[np.float32] | None = None  # (rows, condition, dim), of models that take prompts
 
 
 class Engine(Protocol):
@@ -59,11 +60,14 @@ class Engine(Protocol):
         """The type of keys and values in the caches."""
 
     @property
-    def settings(self) -> SamplerSettings:
+    def settings(self) -> RequestBuffers:
         """Those of the images that were prepared for; the runner fills them before the first step."""
 
-    def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
-        """Make caches and settings of that shape ready, the first `zero_slots` slots zero."""
+    def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
+        """Make caches and settings of that shape ready, the first `zero_slots` slots zero.
+
+        `condition`: rows of a prompt that steps read, where the model takes prompts.
+        """
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         """The memory of steps of that width, and of that many queries where the model has them."""
@@ -74,6 +78,9 @@ class Engine(Protocol):
     def cache(self, name: str) -> NDArray[Any]:
         """What a cache holds now, (rows, kv_heads, slots, head_size); slots beyond those written may be left out."""
 
+    def write_cache(self, name: str, row: int, first: int, values: NDArray[Any]) -> None:
+        """Put keys or values, (kv_heads, count, head_size), into slots of a row, which were prepared as zero slots."""
+
     def close(self) -> None: ...
 
 
@@ -82,15 +89,15 @@ class StepMemory:
 
     def __init__(self, model: ModelFacts, graph: str = "step") -> None:
         self._contract: Contract = contract(model, graph)
-        self.images = self.rows = self.slots = 0
+        self.images = self.rows = self.slots = self.condition = 0
         self._buffers: dict[tuple[int, int], StepBuffers] = {}  # by width and queries
         self.settings = self._make_settings()
 
-    def prepare(self, images: int, rows: int, slots: int) -> bool:
+    def prepare(self, images: int, rows: int, slots: int, condition: int = 1) -> bool:
         """Forget what was allocated for a request of another shape. Returns whether it was one."""
-        if (self.images, self.rows, self.slots) == (images, rows, slots):
+        if (self.images, self.rows, self.slots, self.condition) == (images, rows, slots, condition):
             return False
-        self.images, self.rows, self.slots = images, rows, slots
+        self.images, self.rows, self.slots, self.condition = images, rows, slots, condition
         self.clear()
         self.settings = self._make_settings()
         return True
@@ -110,8 +117,9 @@ class StepMemory:
         made.guidance[:] = 1  # off
         return made
 
-    def _make_settings(self) -> SamplerSettings:
-        made = SamplerSettings(**allocated(self._contract, SamplerSettings.__annotations__, {"images": self.images}))
+    def _make_settings(self) -> RequestBuffers:
+        kind = {"images": self.images, "rows": self.rows, "condition": self.condition}
+        made = RequestBuffers(**allocated(self._contract, RequestBuffers.__annotations__, kind))
         made.temperature[:], made.top_p[:] = 1, 1  # which with top-k 0 leaves the model's own distribution
         return made
 

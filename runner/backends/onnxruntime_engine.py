@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.runner.backends.engine import SamplerSettings, StepBuffers, StepMemory
+from arforge.runner.backends.engine import RequestBuffers, StepBuffers, StepMemory
 from arforge.runner.backends.onnxruntime_session import contract_of, open_session
 from arforge.runner.bundle import Bundle
 from arforge.runner.command_line import command_line
@@ -84,11 +84,11 @@ class OnnxRuntimeEngine:
         return self._cache_type
 
     @property
-    def settings(self) -> SamplerSettings:
+    def settings(self) -> RequestBuffers:
         return self._steps.settings
 
-    def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
-        if self._steps.prepare(images, rows, slots):
+    def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
+        if self._steps.prepare(images, rows, slots, condition):
             self._allocate(rows * self._bundle.model.kv_heads * slots * self._bundle.model.head_size)
         self._unbind(self._rounded(zero_slots))
         for name in self._memory:
@@ -100,7 +100,7 @@ class OnnxRuntimeEngine:
                 if name not in self._memory or self._memory[name].size < size:
                     self._memory[name] = np.zeros(size, dtype=self._cache_type)
         except MemoryError:
-            self._steps.prepare(0, 0, 0)
+            self._steps.prepare(0, 0, 0, 0)
             needed = len(self._caches) * size * self._cache_type.itemsize / 2**30
             raise EngineError(f"no memory for caches of {needed:.1f} GiB: use a smaller batch") from None
 
@@ -108,6 +108,9 @@ class OnnxRuntimeEngine:
         """The live part of one cache, float32 or float16 (rows, kv_heads, live slots, head_size)."""
         shape = (self._steps.rows, self._bundle.model.kv_heads, self._live, self._bundle.model.head_size)
         return self._memory[name][: np.prod(shape)].reshape(shape)
+
+    def write_cache(self, name: str, row: int, first: int, values: NDArray[Any]) -> None:
+        self.cache(name)[row, :, first : first + values.shape[1]] = values
 
     def _rounded(self, needed: int) -> int:
         """The slots to bind where `needed` are in use."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.backends.cuda import Gpu
-from arforge.runner.backends.engine import SamplerSettings, StepBuffers, StepMemory
+from arforge.runner.backends.engine import RequestBuffers, StepBuffers, StepMemory
 from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES, build_command, choose
 from arforge.runner.backends.tensorrt_library import Library, load_library
 from arforge.runner.backends.tensorrt_program import LoadedEngine, Program
@@ -74,7 +74,7 @@ class TensorRTEngine:
         return np.dtype("V2" if name == "bfloat16" else name)  # numpy lacks it
 
     @property
-    def settings(self) -> SamplerSettings:
+    def settings(self) -> RequestBuffers:
         return self._memory.settings
 
     @property

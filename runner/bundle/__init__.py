@@ -3,6 +3,7 @@
 from arforge.runner.bundle.bundle import Bundle, open_bundle, use_bundle
 from arforge.runner.bundle.facts import (
     BuiltEngine,
+    Captions,
     ClassCondition,
     Condition,
     FeaturesCondition,
@@ -24,6 +25,7 @@ __all__ = [
     "VERSION",
     "BuiltEngine",
     "Bundle",
+    "Captions",
     "ClassCondition",
     "Condition",
     "FeaturesCondition",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from arforge.runner.bundle.engine_identity import read_identity
-from arforge.runner.bundle.facts import BuiltEngine, ClassCondition, Graph, StoredSchedule
+from arforge.runner.bundle.facts import BuiltEngine, ClassCondition, Graph, IdsCondition, StoredSchedule
 from arforge.runner.bundle.files import check_distinct, check_file, is_folder, require_utf8, sha256_of
 from arforge.runner.bundle.manifest import MANIFEST, Manifest, read_manifest
 from arforge.runner.command_line import command_line
@@ -206,7 +206,7 @@ def _check_runnable(bundle: Bundle) -> None:
     """Raise FormatVersionError for what the format has and this version of arforge does not run yet."""
     model = bundle.model
     new = {
-        f"prompts ({model.condition.kind})": not isinstance(model.condition, ClassCondition),
+        f"prompts ({model.condition.kind})": isinstance(model.condition, IdsCondition),
         "positions in sequence": model.positions == "sequence",
         "special tokens at the end of rows": model.row_end is not None,
         "a sampler of noise": bundle.sampler.kind == "noise",

@@ -14,6 +14,9 @@ from arforge.runner.errors import RequestError
 Order = Literal["raster", "regions", "random"]
 """The order of cells that a model was trained for."""
 
+Captions = Literal["clean", "raw"]
+"""Texts are cleaned as the authors do (`runner/text/captions.py`), or taken as they are."""
+
 
 @dataclass(frozen=True)
 class ClassCondition:
@@ -31,6 +34,7 @@ class FeaturesCondition:
 
     slots: int
     width: int
+    captions: Captions  # what is done to a text before it is encoded, where a request does not say
     kind: Literal["features"] = "features"
 
 

@@ -19,7 +19,7 @@ ADDED = "|".join(
     (
         rf"graphs/{PRECISION}/step-(?:onnxruntime|tensorrt)-{HASH}\.onnx",
         rf"graphs/{PRECISION}/weights/step-(?:onnxruntime|tensorrt)-{HASH}\.weights",
-        r"graphs/(?:fp16|bf16|int8|int4)/(?:step|step-logits|step-noise|prefill)\.onnx",
+        r"graphs/(?:fp16|bf16|int8|int4)/(?:step|step-logits|step-noise)\.onnx",
         r"graphs/(?:fp16|bf16|int8|int4)/weights/model\.weights",
         r"graphs/int8/calibration\.json",
         rf"{ENGINE}/engine-{HASH}\.json",

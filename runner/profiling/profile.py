@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.runner.backends.engine import Engine, SamplerSettings, StepBuffers
+from arforge.runner.backends.engine import Engine, RequestBuffers, StepBuffers
 from arforge.runner.bundle import Bundle
 from arforge.runner.device import power
 from arforge.runner.errors import Cancelled, RequestError
@@ -77,7 +77,7 @@ class TimedEngine:
         self.seconds: list[float] = []
 
     @property
-    def settings(self) -> SamplerSettings:
+    def settings(self) -> RequestBuffers:
         return self._engine.settings
 
     @property
@@ -91,8 +91,8 @@ class TimedEngine:
     def cache_type(self) -> np.dtype[Any]:
         return self._engine.cache_type
 
-    def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
-        self._engine.prepare(images, rows, slots, zero_slots)
+    def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
+        self._engine.prepare(images, rows, slots, zero_slots, condition)
         self.seconds.clear()
         self.prepared = time.perf_counter()
 
@@ -109,6 +109,9 @@ class TimedEngine:
 
     def cache(self, name: str) -> NDArray[Any]:
         return self._engine.cache(name)
+
+    def write_cache(self, name: str, row: int, first: int, values: NDArray[Any]) -> None:
+        self._engine.write_cache(name, row, first, values)
 
     def close(self) -> None:
         self._engine.close()

@@ -1,0 +1,40 @@
+"""From what a request asks for, classes, texts or features, to the conditions of its images."""
+
+from __future__ import annotations
+
+from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition
+from arforge.runner.conditions import ConditionGraph, Conditions, check_features, class_conditions
+from arforge.runner.errors import RequestError
+from arforge.runner.request import Request, asked_of, check_classes, truth
+from arforge.runner.text.encoder import TextEncoder
+
+
+class Conditioner:
+    """A bundle's text encoder and condition graph, opened when they are first used."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self._bundle = bundle
+        self._graph, self._encoder = ConditionGraph(bundle, threads), TextEncoder(bundle, threads)
+
+    def conditions(self, request: Request) -> Conditions:
+        """One for each image of the request. Raises RequestError if it asks for what the model does not take."""
+        model = self._bundle.model
+        by, asked = asked_of(request)
+        if isinstance(model.condition, ClassCondition):
+            if by != "classes":
+                raise RequestError(f"this {model.family} model takes classes, not {by}")
+            return class_conditions(model, check_classes(asked, model))
+        assert isinstance(model.condition, FeaturesCondition)
+        if by == "classes":
+            raise RequestError(f"this {model.family} model takes prompts, not classes: say in words what to draw")
+        if by == "prompts":
+            captions = model.condition.captions if request.captions is None else request.captions
+            if captions not in ("clean", "raw"):
+                raise RequestError(f"captions {captions!r} are unknown: use 'clean' or 'raw'")
+            cut = truth("truncate", request.truncate)
+            asked = self._encoder.features(asked, cleaning=captions == "clean", truncate=cut)
+        return self._graph(check_features(asked, model))
+
+    def close(self) -> None:
+        self._graph.close()
+        self._encoder.close()

@@ -1,0 +1,119 @@
+"""Fills the caches of a generation's rows with what stands before the images.
+
+The cache of a row holds zero slots, the prompt's slots, then the schedule's. Of a prompt all but the last row go into
+slots here, right-aligned; the last one is the condition token that the schedule feeds. Each distinct prompt passes the
+step graph once, in a row of its own, and is copied to the rows that have it, so a picture does not depend on the
+others of its batch. The head and the sampler run too and are dropped: they cost 3 % of these passes, while a graph
+without them would be a second copy of the weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arforge.runner.backends.engine import Engine
+from arforge.runner.bundle import ModelFacts
+from arforge.runner.conditions import Prompt
+from arforge.runner.errors import NumericsError
+from arforge.runner.numerics import NO_TOKEN
+from arforge.runner.plan import Plan
+from arforge.runner.step_graph import cache_names
+
+CHUNK = 128  # tokens of a prompt that pass at once, where the engine takes any number that has rotary rows
+KEPT = 8  # prompts whose caches stay for later requests
+
+Caches = list[NDArray[Any]]
+"""Keys and values of one prompt, one array a cache: (kv_heads, length - 1, head_size)."""
+
+
+class Prefill:
+    """Readies an engine for generations; one an engine."""
+
+    def __init__(self, engine: Engine, model: ModelFacts) -> None:
+        self._engine, self._model = engine, model
+        self._names = cache_names(model.caches)
+        self._held: OrderedDict[Prompt, Caches] = OrderedDict()
+        self.passed = 0  # prompt tokens that went through the engine
+        self.seconds = 0.0  # that filling caches with prompts took, wall clock
+
+    def start(self, plan: Plan, images: int, prompts: Sequence[Prompt]) -> NDArray[np.bool_] | None:
+        """Prepare the engine for `plan`, a prompt a row; returns which prompt slots each row sees, (rows, slots).
+
+        None where no model's prompt has slots. Raises NumericsError if a prompt makes non-finite logits.
+        """
+        schedule, slots = plan.schedule, plan.prompt_slots
+        start = time.perf_counter()
+        distinct = [prompt for prompt in dict.fromkeys(prompts) if prompt.before]
+        for prompt in distinct:
+            if prompt not in self._held:
+                self._held[prompt] = self._pass(prompt)
+            self._held.move_to_end(prompt)
+        self._engine.prepare(images, len(prompts), plan.slots, schedule.zero_slots + slots)
+        settings = self._engine.settings
+        if settings.condition is None:
+            return None
+        seen = np.zeros((len(prompts), slots), np.bool_)
+        for row, prompt in enumerate(prompts):
+            assert prompt.rows is not None
+            settings.condition[row] = prompt.rows[-1]
+            if prompt.before:
+                seen[row, slots - prompt.before :] = True
+                first = schedule.zero_slots + slots - prompt.before
+                for name, values in zip(self._names, self._held[prompt], strict=True):
+                    self._engine.write_cache(name, row, first, values)
+        self._forget(distinct)
+        self.seconds += time.perf_counter() - start
+        return seen if slots else None
+
+    def clear(self) -> None:
+        self._held.clear()
+
+    def _forget(self, present: Sequence[Prompt]) -> None:
+        """Drop the caches of prompts that are neither in this batch nor likely to come again."""
+        for prompt in [prompt for prompt in self._held if prompt not in present and not prompt.keep]:
+            del self._held[prompt]
+        kept = [prompt for prompt in self._held if prompt not in present]
+        for prompt in kept[: max(0, len(kept) - KEPT)]:
+            del self._held[prompt]
+
+    def _pass(self, prompt: Prompt) -> Caches:
+        """The caches of one prompt, which goes through the step graph in chunks."""
+        engine, count = self._engine, prompt.before
+        assert prompt.rows is not None
+        chunk = min(CHUNK, self._model.position_rows) if engine.widths is None else max(engine.widths)
+        firsts = range(0, count, chunk)
+        widths = [fitting(min(chunk, count - first), engine.widths) for first in firsts]
+        slots = firsts[-1] + widths[-1]
+        engine.prepare(1, 1, slots, zero_slots=slots, condition=count)
+        settings = engine.settings
+        assert settings.condition is not None
+        settings.temperature[:], settings.top_k[:], settings.top_p[:] = 1, 0, 1  # without filters
+        settings.condition[0] = prompt.rows[:-1]
+        for first, width in zip(firsts, widths, strict=True):
+            buffers = engine.buffers(width)
+            place = np.minimum(np.arange(first, first + width), count - 1)  # padding repeats the last
+            buffers.tokens[:] = prompt.token + place
+            buffers.positions[:] = 0
+            buffers.write_index[:] = first
+            buffers.mask[:] = np.arange(slots) <= place[:, None]
+            buffers.uniforms[:], buffers.guidance[:] = 0, 1
+            engine.run(width)
+            if (buffers.next_tokens == NO_TOKEN).any():
+                engine.prepare(1, 1, slots, zero_slots=slots, condition=count)
+                raise NumericsError(
+                    f"the logits are non-finite in the first {first + width} tokens of a prompt of {count + 1}: "
+                    "check its features, and the weights: arforge verify"
+                )
+        self.passed += count
+        return [engine.cache(name)[0, :, :count].copy() for name in self._names]
+
+
+def fitting(width: int, widths: Sequence[int] | None) -> int:
+    """The least width of an engine that is at least `width`."""
+    return width if widths is None else min(known for known in widths if known >= width)
