@@ -30,6 +30,7 @@ class DeviceEngine(ABC):
     """What both have in common: step memory on the host, caches on a device."""
 
     widths: tuple[int, ...] | None = None
+    prefill_widths: tuple[int, ...] | None = None
     largest_batch: int | None = None
 
     def __init__(self, bundle: Bundle, precision: str, device: str) -> None:

@@ -86,9 +86,10 @@ class Prefill:
         """The caches of one prompt, which goes through the step graph in chunks."""
         engine, count = self._engine, prompt.before
         assert prompt.rows is not None
-        chunk = min(CHUNK, self._model.position_rows) if engine.widths is None else max(engine.widths)
+        known = engine.prefill_widths
+        chunk = min(CHUNK, self._model.position_rows) if known is None else max(known)
         firsts = range(0, count, chunk)
-        widths = [fitting(min(chunk, count - first), engine.widths) for first in firsts]
+        widths = [fitting(min(chunk, count - first), known) for first in firsts]
         slots = firsts[-1] + widths[-1]
         engine.prepare(1, 1, slots, zero_slots=slots, condition=count)
         settings = engine.settings

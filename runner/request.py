@@ -262,7 +262,7 @@ class Subjects:
         if not self.values:
             raise RequestError(f"no {self.by} given: name at least one")
 
-    def take(self, images: Iterable[int]) -> dict[str, list[Any]]:
+    def take(self, images: Iterable[int]) -> dict[str, Any]:
         """The arguments of `Runner.generate` that ask for images of these numbers."""
         return {self.by: [self.values[index % len(self.values)] for index in images]}
 
