@@ -11,8 +11,8 @@ import numpy as np
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import contract_of, open_session
 from arforge.runner.bundle import Bundle, open_bundle
-from arforge.runner.conditions import sample_conditions, sample_subjects
 from arforge.runner.command_line import command_line
+from arforge.runner.conditions import sample_conditions, sample_subjects
 from arforge.runner.errors import EngineError, VerificationError
 from arforge.runner.optional import needed
 from arforge.runner.plan import PlannedStep

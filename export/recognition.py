@@ -12,6 +12,7 @@ from arforge.export.families.family import Family
 from arforge.export.image_tokenizers import IMAGE_TOKENIZERS
 from arforge.runner.errors import CheckpointError
 
+
 def signs() -> dict[str, tuple[str, ...]]:
     """By the name of each known kind of checkpoint, parts of tensor names that all stand for it together."""
     return {
