@@ -14,12 +14,12 @@ from hypothesis import settings
 from made_once import made_once, trace_tokenizers_once
 from oracle import Decoder
 from safetensors.torch import save_file
-from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, PAR_CONFIG, VQ_CONFIG, random_weights
+from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, PAR_CONFIG, TEXT_CONFIG, VQ_CONFIG, random_weights
 from torch import Tensor
 
 from arforge.engines import onnxruntime
 from arforge.export.exporter import ExportJob, export_bundle
-from arforge.export.families import arpg, par
+from arforge.export.families import arpg, llamagen_t2i, par
 from arforge.export.families.llamagen import FAMILY
 from arforge.export.image_tokenizers.vq import VQModel
 from arforge.runner import Runner
@@ -132,6 +132,29 @@ def par_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "par.bundle", make)
 
 
+@pytest.fixture(scope="session")
+def text_weights() -> dict[str, Tensor]:
+    return random_weights(TEXT_CONFIG, seed=6, family=llamagen_t2i.FAMILY)
+
+
+@pytest.fixture(scope="session")
+def text_bundle(
+    tmp_path_factory: pytest.TempPathFactory, text_weights: dict[str, Tensor], tokenizer_checkpoint: Path
+) -> Path:
+    """An 8x8 bundle that takes features of captions, with its image tokenizer and without a text encoder."""
+
+    def make(path: Path) -> None:
+        torch.save({"model": text_weights}, path.with_name("tiny.pt"))
+        schedules = ("ntp", "zipar:4")
+        job = ExportJob(
+            llamagen_t2i.FAMILY, TEXT_CONFIG, path.with_name("tiny.pt"), tokenizer_checkpoint, path, schedules
+        )
+        export_bundle(job)
+        onnxruntime.build(path)
+
+    return made_once(tmp_path_factory, "text.bundle", make)
+
+
 @pytest.fixture
 def bundle_copy(bundle: Path, tmp_path: Path) -> Path:
     """The 8x8 bundle, to be changed."""
@@ -159,6 +182,12 @@ def par_runner(par_bundle: Path) -> Iterator[Runner]:
 @pytest.fixture(scope="session")
 def arpg_runner(arpg_bundle: Path) -> Iterator[Runner]:
     with Runner.open(arpg_bundle, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def text_runner(text_bundle: Path) -> Iterator[Runner]:
+    with Runner.open(text_bundle, threads=1) as opened:
         yield opened
 
 
