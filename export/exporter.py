@@ -19,8 +19,10 @@ from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer, Imag
 from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.recognition import check_shapes, looks_like
 from arforge.export.step_graph import trace_step, without_logits
+from arforge.export.text_encoders.text_encoder import TextEncoder
 from arforge.export.trace import fake_module
 from arforge.runner.bundle import Graph, Manifest, ModelFacts, SamplerDefaults, StoredSchedule
+from arforge.runner.bundle.names import TEXT_TOKENIZER
 from arforge.runner.bundle.writer import file_facts, staged, write_manifest
 from arforge.runner.errors import CheckpointError
 from arforge.runner.report import Report
@@ -162,11 +164,28 @@ def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[Gr
     return write_graphs(models, "model.", "tokenizer.weights", opened.checkpoint.tensor, stage)
 
 
+def export_text_encoder(opened: TextEncoder, stage: Path, precision: str = PRECISION) -> tuple[list[Graph], str]:
+    """Write the graph `text` and the tokenizer; returns the graph's manifest entry and the tokenizer's path.
+
+    `precision`: what weights are stored as, fp32 or bf16; they compute in float32. Raises CheckpointError for another.
+    """
+    graph = opened.graph(precision)
+    graphs = write_graphs({"text": graph}, "", "text.weights", opened.parameter, stage, precision)
+    (stage / TEXT_TOKENIZER).parent.mkdir(exist_ok=True)
+    (stage / TEXT_TOKENIZER).write_bytes(opened.tokenizer)
+    return graphs, TEXT_TOKENIZER
+
+
 def write_graphs(
-    models: dict[str, ir.Model], prefix: str, file: str, source: weights.Source, stage: Path
+    models: dict[str, ir.Model],
+    prefix: str,
+    file: str,
+    source: weights.Source,
+    stage: Path,
+    precision: str = PRECISION,
 ) -> list[Graph]:
     """Write graphs that share one weights file beside them; returns their manifest entries."""
-    folder = stage / "graphs" / PRECISION
+    folder = stage / "graphs" / precision
     (folder / "weights").mkdir(parents=True, exist_ok=True)
     layout = weights.layout_of(list(models.values()), prefix)
     weights.write(folder / "weights" / file, layout, source)
@@ -174,8 +193,8 @@ def write_graphs(
     for name, model in models.items():
         weights.bind(model, layout, prefix, f"weights/{file}")
         ir.save(model, folder / f"{name}.onnx")
-        path = f"graphs/{PRECISION}"
-        entries.append(Graph(name, PRECISION, f"{path}/{name}.onnx", f"{path}/weights/{file}"))
+        path = f"graphs/{precision}"
+        entries.append(Graph(name, precision, f"{path}/{name}.onnx", f"{path}/weights/{file}"))
     return entries
 
 
