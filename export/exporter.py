@@ -19,9 +19,17 @@ from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer, Imag
 from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.recognition import check_shapes, looks_like
 from arforge.export.step_graph import trace_step, without_logits
-from arforge.export.text_encoders.text_encoder import TextEncoder
+from arforge.export.text_encoders.text_encoder import TextEncoder, check_precision, open_text_encoder
 from arforge.export.trace import fake_module
-from arforge.runner.bundle import Graph, Manifest, ModelFacts, SamplerDefaults, StoredSchedule
+from arforge.runner.bundle import (
+    Condition,
+    FeaturesCondition,
+    Graph,
+    Manifest,
+    ModelFacts,
+    SamplerDefaults,
+    StoredSchedule,
+)
 from arforge.runner.bundle.names import TEXT_TOKENIZER
 from arforge.runner.bundle.writer import file_facts, staged, write_manifest
 from arforge.runner.errors import CheckpointError
@@ -48,6 +56,8 @@ class ExportJob:
     labels: tuple[str, ...] | None = None  # a name a class
     weights: str | None = None  # which of the checkpoint's; None: the trained ones before the averaged
     image_tokenizer_weights: str | None = None  # None: the averaged ones before the trained
+    text_encoder: Path | None = None  # a folder; None: such a bundle takes features of prompts, not prompts
+    text_precision: str = PRECISION  # what its weights are stored as: fp32 or bf16
 
 
 @dataclass(frozen=True)
@@ -78,9 +88,15 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
     images = None
     if job.image_tokenizer is not None:
         images = open_image_tokenizer(job.image_tokenizer, config.vocab_size, job.image_tokenizer_weights)
+    texts = None
+    if job.text_encoder is not None:
+        texts = open_text_encoder_of(job.text_encoder, family.name, family.condition(config), job.text_precision)
     for opened in [checkpoint, *([images.checkpoint] if images else [])]:
         for note in opened.notes:
             report(f"{opened.path.name}: {note}")
+    if texts is not None:
+        for note in texts.notes:
+            report(f"{texts.checkpoint.path.name}: {note}")
     image_facts = None if images is None else facts.image_tokenizer_facts(images.kind, images.config, config.grid)
     with staged(job.output, job.overwrite) as stage:
         report(f"tracing the step graph ({config.n_layer} layers)")
@@ -89,18 +105,25 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
         if images is not None:
             report("exporting the image tokenizer")
             graphs += export_image_tokenizer(images, stage)
+        text_tokenizer = None
+        if texts is not None:
+            report(f"exporting the text encoder ({texts.layers} layers)")
+            text_graphs, text_tokenizer = export_text_encoder(texts, stage, job.text_precision)
+            graphs += text_graphs
         report("writing schedules and hashes")
         stored = write_schedules(schedules, stage)
         manifest = Manifest(
             model=model,
             image_tokenizer=image_facts,
-            text_tokenizer=None,
+            text_tokenizer=text_tokenizer,
             graphs=tuple(graphs),
             files=file_facts(stage),
             schedules=tuple(stored),
             sampler=job.sampler or family.sampler(config),
             engines=(),
-            provenance=facts.provenance(checkpoint, images.checkpoint if images else None),
+            provenance=facts.provenance(
+                checkpoint, images.checkpoint if images else None, texts.checkpoint if texts else None
+            ),
         )
         write_manifest(stage, manifest)
 
@@ -131,6 +154,17 @@ def open_image_tokenizer(path: Path, vocabulary: int, table: str | None = None) 
             "use the tokenizer that the model was trained with"
         )
     return opened
+
+
+def open_text_encoder_of(path: Path, family: str, condition: Condition, precision: str) -> TextEncoder:
+    """Open the folder of a text encoder for a model of that condition.
+
+    Raises CheckpointError if the model reads no features, or others, and as `open_text_encoder` does.
+    """
+    if not isinstance(condition, FeaturesCondition):
+        raise CheckpointError(f"{family} models read no features of prompts: leave the text encoder {path} out")
+    check_precision(precision)
+    return open_text_encoder(path, condition.width)
 
 
 def export_decoder(

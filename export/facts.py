@@ -90,7 +90,9 @@ def image_tokenizer_facts(
     )
 
 
-def provenance(checkpoint: Checkpoint, image_tokenizer: Checkpoint | None) -> dict[str, Any]:
+def provenance(
+    checkpoint: Checkpoint, image_tokenizer: Checkpoint | None, text_encoder: Checkpoint | None = None
+) -> dict[str, Any]:
     """Where the bundle comes from: source files by name and sha256, versions, command line, time."""
     return {
         "arforge": VERSION,
@@ -98,6 +100,7 @@ def provenance(checkpoint: Checkpoint, image_tokenizer: Checkpoint | None) -> di
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "checkpoint": source(checkpoint),
         "tokenizer": None if image_tokenizer is None else source(image_tokenizer),
+        "text_encoder": None if text_encoder is None else source(text_encoder),
         "versions": {name: version(name) for name in LIBRARIES},
         "python": sys.version.split()[0],
     }
