@@ -9,6 +9,7 @@ from typing import Any
 
 import sentencepiece
 import torch
+import transformers
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from arforge.runner.bundle import Bundle, FeaturesCondition, Graph, ModelFacts, SamplerDefaults
@@ -55,6 +56,7 @@ def random_t5(**changes: Any) -> T5EncoderModel:
 
 def save_folder(folder: Path, model: T5EncoderModel) -> Path:
     """As `save_pretrained` writes it, with the tokenizer."""
+    transformers.logging.disable_progress_bar()
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return folder

@@ -93,10 +93,9 @@ class TextEncoder:
 
     def _run(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         given = {"ids": ids[None], "mask": np.ones((1, ids.size), np.int64)}
+        session = self._opened_session()
         try:
-            features: NDArray[np.float32] = self._opened_session().run(["features"], given)[0][0]
-        except EngineError:
-            raise
+            features: NDArray[np.float32] = session.run(["features"], given)[0][0]
         except Exception as error:  # the binding's exception classes share no narrower public base
             raise EngineError(f"ONNX Runtime failed in the text encoder of {self._bundle.root}: {error}") from error
         if not np.isfinite(features).all():

@@ -58,9 +58,16 @@ class TextTokenizer:
 
         `slots`: how many there may be; with `truncate` words at the end give way, not what the tokenizer adds. Raises
         RequestError for a prompt that `check_prompt` refuses, that is too long, or that spells a special token which
-        this kind of tokenizer cannot read as words.
+        this kind of tokenizer cannot read as words; BundleError for a tokenizer that fails.
         """
-        encoding = self.tokenizer.encode(check_prompt(text))
+        check_prompt(text)
+        try:
+            encoding = self.tokenizer.encode(text)
+        except Exception as error:  # the binding's errors are plain exceptions
+            raise BundleError(
+                f"the tokenizer fails on the prompt {shown(text)} ({error}): export the bundle again with the text "
+                "encoder's own tokenizer"
+            ) from error
         ids = np.array(encoding.ids, np.int64)
         words = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
         if not words.size:
