@@ -14,6 +14,7 @@ from arforge.runner.optional import installed, needed
 
 if TYPE_CHECKING:
     from arforge.export.families.family import Family
+    from arforge.runner.bundle import Captions
 
 
 class ExportCommand(click.Command):
@@ -91,7 +92,7 @@ def command(
     image_tokenizer_weights: str | None,
     text_encoder: Path | None,
     text_precision: str,
-    captions: str | None,
+    captions: Captions | None,
     labels: Path | None,
     output: Path | None,
     schedules: tuple[str, ...],

@@ -22,6 +22,7 @@ from arforge.export.step_graph import trace_condition, trace_step, without_logit
 from arforge.export.text_encoders.text_encoder import TextEncoder, check_precision, open_text_encoder
 from arforge.export.trace import fake_module
 from arforge.runner.bundle import (
+    Captions,
     Condition,
     FeaturesCondition,
     Graph,
@@ -58,7 +59,7 @@ class ExportJob:
     image_tokenizer_weights: str | None = None  # None: the averaged ones before the trained
     text_encoder: Path | None = None  # a folder; None: such a bundle takes features of prompts, not prompts
     text_precision: str = PRECISION  # what its weights are stored as: fp32 or bf16
-    captions: str | None = None  # "clean" or "raw", where requests do not say; None: the family's
+    captions: Captions | None = None  # "clean" or "raw", where requests do not say; None: the family's
 
 
 @dataclass(frozen=True)

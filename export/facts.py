@@ -19,7 +19,14 @@ from arforge.export.families.family import Configuration, Family, Grid
 from arforge.export.image_tokenizers.image_tokenizer import Configuration as ImageTokenizerConfiguration
 from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizerKind
 from arforge.export.layers import padded_head
-from arforge.runner.bundle import ClassCondition, Condition, FeaturesCondition, ImageTokenizerFacts, ModelFacts
+from arforge.runner.bundle import (
+    Captions,
+    ClassCondition,
+    Condition,
+    FeaturesCondition,
+    ImageTokenizerFacts,
+    ModelFacts,
+)
 from arforge.runner.errors import CheckpointError
 from arforge.version import VERSION
 
@@ -51,7 +58,7 @@ def check_labels(labels: tuple[str, ...] | None, condition: Condition) -> None:
         raise CheckpointError(f"{len(labels)} names for {condition.classes} classes: give one a class, in their order")
 
 
-def with_captions(condition: Condition, captions: str | None) -> Condition:
+def with_captions(condition: Condition, captions: Captions | None) -> Condition:
     """The condition with another default of `captions`. Raises CheckpointError if the model takes no texts."""
     if captions is None:
         return condition
@@ -65,7 +72,7 @@ def model_facts(
     config: Configuration,
     checkpoint: Checkpoint,
     labels: tuple[str, ...] | None,
-    captions: str | None = None,
+    captions: Captions | None = None,
 ) -> ModelFacts:
     return ModelFacts(
         family=family.name,

@@ -153,10 +153,10 @@ def test_models_that_read_no_features_have_no_text_encoder(folder: Path) -> None
     with pytest.raises(CheckpointError, match="llamagen models read no features of prompts: leave the text encoder"):
         open_text_encoder_of(folder, "llamagen", ClassCondition(10, 32, 42), "fp32")
     with pytest.raises(CheckpointError, match="a T5 overflows in fp16: store the text encoder in fp32 or bf16"):
-        open_text_encoder_of(folder, "tiny", FeaturesCondition(20, WIDTH), "fp16")
+        open_text_encoder_of(folder, "tiny", FeaturesCondition(20, WIDTH, "clean"), "fp16")
     with pytest.raises(CheckpointError, match="a text encoder is not stored in int8: use fp32 or bf16"):
         check_precision("int8")
-    assert open_text_encoder_of(folder, "tiny", FeaturesCondition(20, WIDTH), "bf16").width == WIDTH
+    assert open_text_encoder_of(folder, "tiny", FeaturesCondition(20, WIDTH, "clean"), "bf16").width == WIDTH
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
