@@ -133,13 +133,23 @@ def par_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An 8x8 bundle that takes features of prompts, without a text encoder and a tokenizer."""
+def text_weights() -> dict[str, Tensor]:
+    return random_weights(TEXT_CONFIG, seed=6, family=llamagen_t2i.FAMILY)
+
+
+@pytest.fixture(scope="session")
+def text_bundle(
+    tmp_path_factory: pytest.TempPathFactory, text_weights: dict[str, Tensor], tokenizer_checkpoint: Path
+) -> Path:
+    """An 8x8 bundle that takes features of captions, with its image tokenizer and without a text encoder."""
 
     def make(path: Path) -> None:
-        torch.save(random_weights(TEXT_CONFIG, seed=6, family=llamagen_t2i.FAMILY), path.with_name("text.pt"))
-        schedules = ("ntp", "zipar:4", "zipar:2")
-        export_bundle(ExportJob(llamagen_t2i.FAMILY, TEXT_CONFIG, path.with_name("text.pt"), None, path, schedules))
+        torch.save({"model": text_weights}, path.with_name("tiny.pt"))
+        schedules = ("ntp", "zipar:4")
+        job = ExportJob(
+            llamagen_t2i.FAMILY, TEXT_CONFIG, path.with_name("tiny.pt"), tokenizer_checkpoint, path, schedules
+        )
+        export_bundle(job)
         onnxruntime.build(path)
 
     return made_once(tmp_path_factory, "text.bundle", make)
