@@ -16,7 +16,7 @@ WEIGHTS = "weights/model.weights"
 
 
 def has_graphs(bundle: Bundle, precision: str) -> bool:
-    return any(graph.precision == precision for graph in bundle.graphs)
+    return any(graph.precision == precision and graph.name in NAMES for graph in bundle.graphs)
 
 
 def add_graphs(bundle: Bundle, precision: str) -> list[Path]:

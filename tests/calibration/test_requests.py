@@ -63,9 +63,7 @@ def test_held_out_requests_share_no_seed_and_no_pair(bundle: Path, samples: int)
 
 
 def test_a_model_of_prompts_needs_real_ones(text_bundle: Path) -> None:
-    with pytest.raises(
-        CalibrationError, match=r"takes prompts, and from made-up ones .*: give some .*--prompt, --p"
-    ):
+    with pytest.raises(CalibrationError, match=r"takes prompts, and from made-up ones .*: give some .*--prompt, --p"):
         spread(open_bundle(text_bundle), [], 4, seed=0, guidance=None, batch=2)
 
 
