@@ -99,7 +99,7 @@ def lower_source(graph: ir.Graph, value: ir.Value, decoder: Container[ir.Node], 
 def lower_input(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
     """Cast a float32 input where it comes in."""
     users = [(use.node, use.idx) for use in value.uses() if use.node.op_type != "Shape"]
-    result = ir.Value(name=f"{value.name}_{dtype.name.lower()}", shape=value.shape, type=ir.TensorType(dtype))
+    result = ir.Value(name=f"{value.name}_lowered", shape=value.shape, type=ir.TensorType(dtype))
     cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", dtype)], outputs=[result])
     graph.insert_before(graph[0], cast)
     for user, index in users:

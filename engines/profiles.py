@@ -73,7 +73,7 @@ def plan_profiles(
                 f"schedule {schedule.specification} needs steps of {max(used([schedule]))}, the widest asked for is "
                 f"{chosen[-1]}: add --width {max(used([schedule]))}"
             )
-    plans = [make_plan(schedule, chosen, prompt_slots(bundle.model, most)) for schedule in schedules]
+    plans = [make_plan(schedule, chosen) for schedule in schedules]
     kinds = {(step.width, step.queries) for plan in plans for step in plan.steps}
     read = 1 if conditioned(bundle.model) else 0
     profiles = sorted(
@@ -84,7 +84,7 @@ def plan_profiles(
     )
     if len(profiles) > MAX_PROFILES:
         raise EngineError(f"{len(profiles)} profiles are more than {MAX_PROFILES}: name fewer schedules or widths")
-    slots = max(plan.slots for plan in plans)
+    slots = max(plan.slots for plan in plans) + prompt_slots(bundle.model, most)
     if passes:
         slots = max(slots, -(-most // passes[-1]) * passes[-1])  # of a prompt alone, padded
     return Profiles(chosen, -(-slots // SLOT_MULTIPLE) * SLOT_MULTIPLE, tuple(profiles), passes)

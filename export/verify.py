@@ -14,16 +14,18 @@ from arforge.export.checkpoint import is_averaged, open_checkpoint
 from arforge.export.checkpoint_files import files_of
 from arforge.export.facts import hashes
 from arforge.export.families import FAMILIES
+from arforge.export.families.family import Family
 from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.module_engine import ModuleEngine
 from arforge.export.stored_tensors import load_whole
 from arforge.runner.backends.engine import Engine
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
-from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition
+from arforge.runner.bundle import Bundle, FeaturesCondition
 from arforge.runner.conditions import ConditionGraph, sample_conditions, sample_features
 from arforge.runner.errors import VerificationError
 from arforge.runner.side_by_side import LogitAgreement, LogitComparison, logits_of, side_by_side
 
+SENSELESS = (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError)
 TOLERANCE = 1e-3  # of logits, relative to the largest
 
 
@@ -34,19 +36,32 @@ def load_module(bundle: Bundle, precision: str = "fp32") -> Any:
 
 def load_condition_module(bundle: Bundle) -> Any:
     """What makes rows of a condition, as a torch module with the stored weights; None for a model of classes."""
-    if isinstance(bundle.model.condition, ClassCondition):
+    condition = bundle.model.condition
+    if not isinstance(condition, FeaturesCondition):
         return None
+    family, config = configuration(bundle)
+    known = family.condition(config)
+    if not isinstance(known, FeaturesCondition) or (known.slots, known.width) != (condition.slots, condition.width):
+        raise VerificationError(f"{bundle.root}: the manifest says {condition}, its model has {known}: export again")
     return load(bundle, bundle.graph("condition", "fp32"), lambda f, c: f.condition_module(c))
+
+
+def configuration(bundle: Bundle) -> tuple[Family[Any], Any]:
+    """The family of the bundle's model, and its dimensions there."""
+    try:
+        family, config = FAMILIES[bundle.model.family], bundle.model.config
+        return family, family.config(**{**config, "grid": tuple(config["grid"])})
+    except SENSELESS as error:
+        raise VerificationError(f"{bundle.root}: the manifest's model is none that arforge knows ({error})") from error
 
 
 def load(bundle: Bundle, graph: Path, build: Callable[[Any, Any], torch.nn.Module]) -> torch.nn.Module:
     """A module of the bundle's family, which `build` makes of it and its configuration, with the graph's weights."""
+    family, dimensions = configuration(bundle)
     try:
-        family, config = FAMILIES[bundle.model.family], bundle.model.config
-        dimensions = family.config(**{**config, "grid": tuple(config["grid"])})
         with torch.device("meta"):  # nothing is allocated for dimensions that make no sense
             expected = build(family, dimensions).state_dict()
-    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
+    except SENSELESS as error:
         raise VerificationError(f"{bundle.root}: the manifest's model is none that arforge knows ({error})") from error
     stored = stored_weights(graph)
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}

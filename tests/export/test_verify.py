@@ -81,6 +81,14 @@ def test_a_condition_graph_that_computes_something_else_is_found(
         compare_condition(opened)
 
 
+@pytest.mark.parametrize("change", [{"slots": 2**30}, {"slots": 119}, {"width": 47}])
+def test_a_manifest_that_lies_about_its_prompts_is_found(text_bundle: Path, change: dict[str, int]) -> None:
+    opened = open_bundle(text_bundle)
+    model = replace(opened.model, condition=replace(opened.model.condition, **change))
+    with pytest.raises(VerificationError, match=r"the manifest says Features.*, its model has Features.*: export"):
+        compare_condition(replace(opened, model=model))
+
+
 def test_a_graph_that_computes_something_else_is_found(bundle_copy: Path) -> None:
     """The epsilon of every norm in the graph is changed; structure and weights are whole."""
     opened = open_bundle(bundle_copy)
