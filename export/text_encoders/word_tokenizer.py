@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from arforge.export.file_kind import text_kind, text_of
 from arforge.runner.errors import CheckpointError
 from arforge.runner.json_file import read_small
-from arforge.runner.text.tokenizer import MAX_BYTES, TextTokenizer
+from arforge.runner.text.tokenizer import MAX_BYTES, TextTokenizer, guarded
 
 TOKENIZER = "tokenizer.json"
 SENTENCES = "spiece.model"
@@ -38,17 +38,20 @@ def read_word_tokenizer(folder: Path, end: int, vocabulary: int) -> tuple[bytes,
         )
     opened = TextTokenizer(data, name, CheckpointError)
     tokenizer = opened.tokenizer
-    if tokenizer.post_processor is None:
-        add_end(opened, end, name)
-        data = tokenizer.to_str().encode()
-        notes.append(f"{TOKENIZER}: ends prompts with {tokenizer.id_to_token(end)} (id {end}) now, which it did not")
-    plain, whole = (tokenizer.encode(TEXTS[0], add_special_tokens=added).ids for added in (False, True))
+    with guarded(CheckpointError, f"{name} fails", "download it again"):
+        if tokenizer.post_processor is None:
+            add_end(opened, end, name)
+            data = tokenizer.to_str().encode()
+            notes.append(
+                f"{TOKENIZER}: ends prompts with {tokenizer.id_to_token(end)} (id {end}) now, which it did not"
+            )
+        plain, whole = (tokenizer.encode(TEXTS[0], add_special_tokens=added).ids for added in (False, True))
+        largest = max(tokenizer.get_vocab().values())
     if whole != [*plain, end]:
         raise CheckpointError(
             f"{name} makes {whole} of {TEXTS[0]!r}, expected {[*plain, end]}, which ends in the id {end}: use the "
             "tokenizer that the text encoder was trained with"
         )
-    largest = max(tokenizer.get_vocab().values())
     if largest >= vocabulary:
         raise CheckpointError(
             f"{name} has ids up to {largest}, the text encoder a table of {vocabulary}: use the tokenizer that it was "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 MAX_BYTES = 1 << 26
+PANIC = "PanicException"  # of the binding, which has no name to import
 
 
 class TextTokenizer:
@@ -30,23 +33,18 @@ class TextTokenizer:
         """
         with needed("reading a prompt", "text"):
             import tokenizers
-        try:
+        what = f"{name} is no tokenizer that tokenizers {tokenizers.__version__} reads"
+        with guarded(error, what, "download it again, or update tokenizers"):
             self.tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_buffer(data)
+            self.tokenizer.no_truncation()
+            self.tokenizer.no_padding()
+            self.tokenizer.encode_special_tokens = True  # what a user writes is words, whatever it looks like
             unknown = unknown_of(json.loads(data)["model"])
-        except Exception as problem:  # the binding's errors are plain exceptions
-            reason = str(problem).splitlines()[0][:120] if str(problem) else type(problem).__name__
-            raise error(
-                f"{name} is no tokenizer that tokenizers {tokenizers.__version__} reads ({reason}): "
-                "download it again, or update tokenizers"
-            ) from problem
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-        self.tokenizer.encode_special_tokens = True  # what a user writes is words, whatever it looks like
-        self._special = {
-            number: token.content
-            for number, token in self.tokenizer.get_added_tokens_decoder().items()
-            if token.special and unknown not in (number, token.content)
-        }
+            self._special = {
+                number: token.content
+                for number, token in self.tokenizer.get_added_tokens_decoder().items()
+                if token.special and unknown not in (number, token.content)
+            }
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -61,13 +59,9 @@ class TextTokenizer:
         this kind of tokenizer cannot read as words; BundleError for a tokenizer that fails.
         """
         check_prompt(text)
-        try:
+        failed = f"the tokenizer fails on the prompt {shown(text)}"
+        with guarded(BundleError, failed, "export the bundle again with the text encoder's own tokenizer"):
             encoding = self.tokenizer.encode(text)
-        except Exception as error:  # the binding's errors are plain exceptions
-            raise BundleError(
-                f"the tokenizer fails on the prompt {shown(text)} ({error}): export the bundle again with the text "
-                "encoder's own tokenizer"
-            ) from error
         ids = np.array(encoding.ids, np.int64)
         words = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
         if not words.size:
@@ -86,6 +80,20 @@ class TextTokenizer:
             )
         added = ids.size - words.size
         return np.delete(ids, words[max(slots - added, 0) :])
+
+
+@contextmanager
+def guarded(kind: type[ArforgeError], what: str, do: str) -> Iterator[None]:
+    """Around calls of the library: raises `kind` where it fails, also where it panics, which is no Exception."""
+    try:
+        yield
+    except ArforgeError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise kind(f"{what} ({reason}): {do}") from error
 
 
 def unknown_of(model: dict[str, Any]) -> object:

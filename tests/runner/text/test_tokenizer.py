@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from arforge.runner import ArforgeError, BundleError, RequestError
-from arforge.runner.text.tokenizer import TextTokenizer
+from arforge.runner.text.tokenizer import TextTokenizer, guarded
 
 PROMPTS = [
     "a cat on the mat",
@@ -129,14 +129,25 @@ def test_damaged_tokenizers_are_refused_or_read(t5_folder: Path) -> None:
         ("unk_id", -1),
         ("unk_id", None),
         ("type", "BPE"),
+        ("unk_id", 2**63),
         ("type", "Nonsense"),
     ]
-    for field, damage in damages:
-        content = json.dumps({**value, "model": {**value["model"], field: damage}}).encode()
+    changed = [{**value, "model": {**value["model"], field: damage}} for field, damage in damages]
+    changed += [{**value, "normalizer": {"type": kind}} for kind in ("Precompiled", "Replace")]
+    template = value["post_processor"]
+    changed.append({**value, "post_processor": {**template, "special_tokens": {}}})  # which the library panics at
+    changed.append({**value, "post_processor": {**template, "single": []}})
+    for content in changed:
         try:
-            TextTokenizer(content, "x").ids("a cat 猫")
+            TextTokenizer(json.dumps(content).encode(), "x").ids("a cat 猫", 4, truncate=True)
         except ArforgeError as error:
             assert str(error)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_stops_a_program_is_no_fault_of_the_library(kind: type[BaseException]) -> None:
+    with pytest.raises(kind), guarded(BundleError, "x", "y"):
+        raise kind
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, t5_folder: Path) -> None:
