@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +15,6 @@ from arforge.calibration.int8 import CalibrationJob, calibrate
 from arforge.calibration.ranges import Rule
 from arforge.cli import main
 from arforge.engines import tensorrt
-from arforge.engines.low_precision import has_graphs
 from arforge.engines.tensorrt import BuildJob
 from arforge.engines.tensorrt_layers import attention_kernels, load_layers
 from arforge.engines.tensorrt_run import compare_engine
@@ -110,15 +108,6 @@ def test_a_dry_run_names_the_shapes_of_prompts(text_bundle: Path, tmp_path: Path
     given = [word for word in words if word.startswith("--optShapes=")]
     free = "tokens:2x{0},positions:2x{0},mask:2x1x{0}x184,condition:2x{1}x64,uniforms:1x{0},guidance:1x{0}"
     assert given == [f"--optShapes={free.format(*kind)}" for kind in ((1, 1), (65, 119))]
-
-
-def test_a_text_encoder_in_bf16_is_no_step_graph(text_bundle: Path, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(text_bundle, tmp_path / "copy.bundle"))
-    manifest = json.loads((root / "manifest.json").read_text())
-    graph = next(graph for graph in manifest["graphs"] if graph["name"] == "condition")
-    graph["precision"] = "bf16"  # as a text encoder's may be
-    (root / "manifest.json").write_text(json.dumps(manifest))
-    assert not has_graphs(open_bundle(root), "bf16")
 
 
 def test_wishes_that_do_not_fit(text_bundle: Path, bundle: Path) -> None:
