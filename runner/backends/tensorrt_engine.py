@@ -45,7 +45,7 @@ class TensorRTEngine:
         }
         self.batches = batches_of(identity)
         self.widths: tuple[int, ...] | None = tuple(identity["widths"])
-        self.prefill_widths: tuple[int, ...] | None = tuple(identity["prefill_widths"])
+        self.prefill_widths: tuple[int, ...] | None = tuple(identity["prefill_widths"]) or None
         self._prompt = max(profile["condition"] for profile in identity["profiles"])  # rows of the longest
         self.largest_batch: int | None = self.batches[-1]
         lowered = bundle.path(identity["lowered"]) if identity["strip_weights"] else None

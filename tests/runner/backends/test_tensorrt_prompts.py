@@ -15,6 +15,7 @@ from fake_gpu import RTX, Opened
 from arforge.engines import tensorrt
 from arforge.engines.tensorrt import BuildJob
 from arforge.runner import EngineError, Runner, open_bundle
+from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.conditions import sample_features
 from arforge.runner.step_graph import cache_names
 
@@ -140,6 +141,18 @@ def test_a_prompt_that_is_longer_than_the_engine_was_built_for(
         engine.prepare(1, 1, 65, 65, condition=130)
     with pytest.raises(EngineError, match=r"has 192 cache slots, the schedule and its prompts need 400"):
         engine.prepare(1, 2, 400, 0)
+
+
+@pytest.mark.parametrize("change", [{"prefill_widths": []}, {"prefill_widths": [16]}, {"profiles": 3}], ids=str)
+def test_an_identity_that_lies_about_passes_is_refused(
+    built: Path, open_fake: Callable[..., Opened], change: dict[str, Any]
+) -> None:
+    mine, engine, gpu = open_fake(built)
+    if "profiles" in change:  # those of steps alone
+        change = {"profiles": engine.identity["profiles"][: change["profiles"]]}
+    other = TensorRTEngine(mine.bundle, {**engine.identity, **change}, engine.library, gpu)  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match=r"not built for (steps|prompts)|built for prompts of up to 2 tokens"):
+        Runner(mine.bundle, other).generate(features=prompts(built)[1:], schedule="ntp")
 
 
 def test_filters_that_an_engine_lacks(built_narrow: Path, open_fake: Callable[..., Opened]) -> None:
