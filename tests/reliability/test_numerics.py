@@ -12,6 +12,7 @@ import torch
 from arforge.export.sampler import sample
 from arforge.runner import numerics, open_bundle
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
+from arforge.runner.conditions import class_conditions
 from arforge.runner.errors import NumericsError
 from arforge.runner.numerics import check_step
 from arforge.runner.plan import make_plan
@@ -46,7 +47,7 @@ def decode(engine: OnnxRuntimeEngine, bundle: Path, poison: Poison) -> np.ndarra
     """The runner's loop on two guided images; `poison` is called before every step."""
     opened = open_bundle(bundle)
     plan = make_plan(opened.schedule("zipar:4"), None)
-    known = plan.known(opened.model, np.array([1, 2]), rows=4)
+    known = plan.known(opened.model, class_conditions(opened.model, [1, 2]).rows(guided=True))
     engine.prepare(2, 4, plan.slots, plan.schedule.zero_slots)
     engine.settings.temperature[:] = 0
     for index, step in enumerate(plan.steps):
