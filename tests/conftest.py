@@ -14,12 +14,12 @@ from hypothesis import settings
 from made_once import made_once, trace_tokenizers_once
 from oracle import Decoder
 from safetensors.torch import save_file
-from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, PAR_CONFIG, VQ_CONFIG, random_weights
+from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, PAR_CONFIG, TEXT_CONFIG, VQ_CONFIG, random_weights
 from torch import Tensor
 
 from arforge.engines import onnxruntime
 from arforge.export.exporter import ExportJob, export_bundle
-from arforge.export.families import arpg, par
+from arforge.export.families import arpg, llamagen_t2i, par
 from arforge.export.families.llamagen import FAMILY
 from arforge.export.image_tokenizers.vq import VQModel
 from arforge.runner import Runner
@@ -132,6 +132,19 @@ def par_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "par.bundle", make)
 
 
+@pytest.fixture(scope="session")
+def text_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_checkpoint: Path) -> Path:
+    """An 8x8 bundle of captions with its image tokenizer."""
+
+    def make(path: Path) -> None:
+        family, source = llamagen_t2i.FAMILY, path.with_name("tiny.pt")
+        torch.save({"model": random_weights(TEXT_CONFIG, seed=6, family=family)}, source)
+        export_bundle(ExportJob(family, TEXT_CONFIG, source, tokenizer_checkpoint, path, ("ntp", "zipar:4")))
+        onnxruntime.build(path)
+
+    return made_once(tmp_path_factory, "text.bundle", make)
+
+
 @pytest.fixture
 def bundle_copy(bundle: Path, tmp_path: Path) -> Path:
     """The 8x8 bundle, to be changed."""
@@ -153,6 +166,12 @@ def grouped_runner(grouped_bundle: Path) -> Iterator[Runner]:
 @pytest.fixture(scope="session")
 def par_runner(par_bundle: Path) -> Iterator[Runner]:
     with Runner.open(par_bundle, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def text_runner(text_bundle: Path) -> Iterator[Runner]:
+    with Runner.open(text_bundle, threads=1) as opened:
         yield opened
 
 

@@ -9,6 +9,7 @@ from arforge.export.families import llamagen
 from arforge.export.families.arpg import ARPGConfig
 from arforge.export.families.family import Family
 from arforge.export.families.llamagen import LlamaGenConfig
+from arforge.export.families.llamagen_t2i import LlamaGenTextConfig
 from arforge.export.families.par import PARConfig
 from arforge.export.image_tokenizers.vq import VQConfig
 
@@ -27,6 +28,9 @@ GROUPED_CONFIG = LlamaGenConfig(
     rope_base=500.0,
 )
 ARPG_CONFIG = ARPGConfig(dim=64, n_layer=4, n_head=4, grid=(4, 6), vocab_size=32, num_classes=10, multiple_of=32)
+TEXT_CONFIG = LlamaGenTextConfig(
+    dim=64, n_layer=2, n_head=4, grid=(8, 8), vocab_size=32, caption_dim=48, multiple_of=32
+)
 PAR_CONFIG = PARConfig(dim=40, n_layer=1, n_head=2, grid=(8, 8), vocab_size=32, num_classes=10, multiple_of=32)
 VQ_CONFIG = VQConfig(codebook_size=32, codebook_width=8, channels=32, multipliers=(1, 2), latent_channels=64)
 
