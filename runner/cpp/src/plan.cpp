@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "arforge.hpp"
+#include "conditions.h"
 #include "text.h"
 
 namespace arforge {

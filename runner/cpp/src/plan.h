@@ -5,12 +5,13 @@
 #include <vector>
 
 #include "bundle/facts.h"
-#include "conditions.h"
 #include "schedules/schedule.h"
 #include "schedules/visibility.h"
 #include "step_graph.h"
 
 namespace arforge {
+
+struct Prompt; // of conditions.h
 
 // One step at the width that the engine runs it with; padding repeats the last input and is never kept.
 struct PlannedStep : RankedStep {
