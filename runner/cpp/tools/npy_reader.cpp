@@ -102,7 +102,8 @@ public:
         fail();
       }
     }
-    if (keys.size() != 3 || peek() != '\0') {
+    (void)peek();
+    if (keys.size() != 3 || place_ != text_.size()) {
       fail();
     }
   }
@@ -117,12 +118,14 @@ private:
                "': save them as little-endian float32, or float16 or float64; a mask also as bool or whole numbers");
       }
     } else if (key == "fortran_order") {
+      (void)peek();
       if (text_.compare(place_, 4, "True") == 0) {
         refuse(name_ + " is in Fortran order: save numpy.ascontiguousarray of it");
       }
-      for (const char letter : std::string("False")) {
-        expect(letter);
+      if (text_.compare(place_, 5, "False") != 0) {
+        fail();
       }
+      place_ += 5;
     } else if (key == "shape") {
       expect('(');
       while (!take(')')) {
@@ -138,7 +141,7 @@ private:
 
   [[noreturn]] void fail() const { refuse_part(name_, "its description is none of NumPy's"); }
 
-  // The next letter that is no space; 0 at the end.
+  // Goes to the next letter that is no space; 0 at the end.
   char peek() {
     place_ = std::min(text_.find_first_not_of(" \n", place_), text_.size());
     return place_ == text_.size() ? '\0' : text_[place_];
