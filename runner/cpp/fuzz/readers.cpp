@@ -7,13 +7,13 @@
 #include <sstream>
 #include <string>
 
+#include "../tools/npy_reader.h"
 #include "arforge.hpp"
 #include "bundle/bundle.h"
 #include "plan.h"
 #include "schedules/file.h"
 #include "schedules/specification.h"
 #include "schedules/visibility.h"
-#include "tools/npy_reader.h"
 
 namespace {
 

@@ -103,7 +103,10 @@ def with_number(value: float) -> Change:
 WRONG: list[tuple[Change, str]] = [
     (lambda f, m: (f[0], m), "features.npy holds float32 [24, 48]: expected float16, float32 or float64 [prompts"),
     (lambda f, m: (f[:0], m), "features.npy holds no prompts: float32 [0, 24, 48]"),
-    (lambda f, m: (np.nan_to_num(f).astype(np.int32), m), "features.npy holds int32 [3, 24, 48]: expected float16, float32 or"),
+    (
+        lambda f, m: (np.nan_to_num(f).astype(np.int32), m),
+        "features.npy holds int32 [3, 24, 48]: expected float16, float32 or",
+    ),
     (lambda f, m: (f.astype(">f4"), m), "holds numbers of type '>f4': save them as little-endian float32"),
     (lambda f, m: (f.astype("<c8"), m), "holds numbers of type '<c8': save them as little-endian float32"),
     (lambda f, m: (np.asfortranarray(f), m), "features.npy is in Fortran order: save numpy.ascontiguousarray of it"),
