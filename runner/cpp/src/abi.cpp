@@ -99,8 +99,8 @@ std::vector<arforge::Features> features_of(const arforge_request& c) {
   for (std::size_t image = 0; image < c.images; image++) {
     const std::size_t length = (&given(c.lengths, "lengths"))[image];
     if (length > most || c.width > most) {
-      throw Error(Code::request, arforge::text("features of prompt ", image, " are float32 [", length, ", ", c.width,
-                                               "], which is out of range"));
+      throw Error(Code::request, arforge::text("the features: prompt ", image, " has ", length, " rows of ", c.width,
+                                               " numbers, which is out of range"));
     }
     features.push_back({values, static_cast<std::int64_t>(length), static_cast<std::int64_t>(c.width)});
     values += length * c.width;

@@ -78,19 +78,21 @@ void check_features(const std::vector<Features>& features, const ModelFacts& mod
   }
   for (std::size_t index = 0; index < features.size(); index++) {
     const Features& one = features[index];
-    const std::string name = text("features of prompt ", index);
+    const std::string name = text("the features: prompt ", index);
     if (one.width != condition->width) {
-      throw Error(Code::request, text(name, " are float32 [", one.length, ", ", one.width,
-                                      "]: use floating-point numbers [tokens, ", condition->width, "]"));
+      throw Error(Code::request, text(name, " has rows of ", one.width, " numbers, the model reads ", condition->width,
+                                      ": use the text encoder that the model was trained with"));
     }
     if (one.length < 1 || one.length > condition->slots) {
-      throw Error(Code::request, text(name, " have ", one.length, " rows: the model takes 1 to ", condition->slots));
+      throw Error(Code::request, text(name, " has ", one.length, " rows, the model has room for 1 to ",
+                                      condition->slots, ": leave out padding with a mask, or shorten the prompt"));
     }
     if (one.values == nullptr) {
-      throw Error(Code::request, text(name, " are NULL: use numbers [tokens, ", condition->width, "]"));
+      throw Error(Code::request, text(name, " is NULL: expected an array of floats [tokens, ", condition->width, "]"));
     }
     if (!std::all_of(one.values, one.values + size_of(one), [](float value) { return std::isfinite(value); })) {
-      throw Error(Code::request, text(name, " hold NaN or infinity: encode the text in fp32 or bf16"));
+      throw Error(Code::request,
+                  text(name, " holds numbers that are not finite in float32: encode it in float32 or bfloat16"));
     }
   }
 }

@@ -25,6 +25,9 @@ public:
   // Prepares the engine for `plan`, a prompt a row. Throws Error (numerics) if a prompt makes non-finite logits.
   void start(const Plan& plan, std::int64_t images, const std::vector<Prompt>& prompts);
 
+  // Drops the caches of prompts that the next request is not likely to have.
+  void release() { forget({}); }
+
 private:
   using Held = std::list<std::pair<Prompt, CacheContent>>;
 

@@ -208,6 +208,7 @@ Result Runner::Implementation::generate(const Request& request) {
       result.image_seconds += seconds_since(decoded);
     }
   }
+  prefill.release();
   if (bundle.image_tokenizer) {
     result.height = canvas.rows * bundle.image_tokenizer->downsampling;
     result.width = canvas.columns * bundle.image_tokenizer->downsampling;

@@ -170,7 +170,8 @@ void run(Command& command) {
   }
   const bool taken =
       std::any_of(outputs.begin(), outputs.end(), [](const auto& output) { return is_standard_output(output.second); });
-  const double each = 1000 * (result.seconds + result.image_seconds) / static_cast<double>(result.images);
+  const double each =
+      1000 * (result.condition_seconds + result.seconds + result.image_seconds) / static_cast<double>(result.images);
   std::fprintf(taken ? stderr : stdout,
                "%lld images, %s: %lld steps, %.1f ms an image (onnxruntime %s, %s, batch %lld)\n",
                static_cast<long long>(result.images), request.schedule.c_str(), static_cast<long long>(result.steps),

@@ -158,10 +158,10 @@ void check_together(const Command& c) {
     throw UsageError("name a BUNDLE and at least one --class, or --features");
   }
   if (!c.request.classes.empty() && !c.features.empty()) {
-    throw UsageError("--class and --features are given: give one of them");
+    throw UsageError("say what to draw by one of --class and --features");
   }
   if (c.features.empty() && !c.features_mask.empty()) {
-    throw UsageError("--features-mask says what of --features to leave out: give both");
+    throw UsageError("--features-mask goes with --features");
   }
   if (c.output.empty() && c.npz.empty() && c.tokens.empty()) {
     throw UsageError("nothing to write: name --output, --npz or --tokens");

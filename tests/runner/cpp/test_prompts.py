@@ -133,11 +133,11 @@ def damaged(one: np.ndarray, value: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (of_lengths(3, 121), "features of prompt 1 have 121 rows: the model takes 1 to 120"),
-        (of_lengths(3, 0), "features of prompt 1 have 0 rows: the model takes 1 to 120"),
-        (of_lengths(3, width=47), "features of prompt 0 are float32 [3, 47]: use floating-point numbers [tokens, 48]"),
-        ([*of_lengths(3), damaged(of_lengths(4)[0], np.nan)], "features of prompt 1 hold NaN or infinity: encode"),
-        ([damaged(of_lengths(4)[0], -np.inf)], "features of prompt 0 hold NaN or infinity: encode the text in fp32 or"),
+        (of_lengths(3, 121), "the features: prompt 1 has 121 rows, the model has room for 1 to 120: leave out padding"),
+        (of_lengths(3, 0), "the features: prompt 1 has 0 rows, the model has room for 1 to 120: leave out padding"),
+        (of_lengths(3, width=47), "the features: prompt 0 has rows of 47 numbers, the model reads 48: use the text encoder"),
+        ([*of_lengths(3), damaged(of_lengths(4)[0], np.nan)], "the features: prompt 1 holds numbers that are not finite in float32: encode it"),
+        ([damaged(of_lengths(4)[0], -np.inf)], "prompt 0 holds numbers that are not finite in float32: encode it in float32"),
     ],
 )
 def test_features_that_do_not_fit_are_refused_in_pythons_words(
@@ -173,7 +173,7 @@ def test_features_and_classes_are_for_models_that_take_them(
         ({"classes": [1], "features": of_lengths(3)}, "request", "classes and features are given: give one of"),
         ({"classes": []}, "request", "no features given: name at least one"),
         ({"features": of_lengths(3), "lengths": None}, "argument", "lengths is NULL"),
-        ({"features": of_lengths(3), "width": 2**60}, "request", "features of prompt 0 are float32 [3, 1152921504606"),
+        ({"features": of_lengths(3), "width": 2**60}, "request", "the features: prompt 0 has 3 rows of 1152921504606846976 numbers, which is out of range"),
         ({"features": of_lengths(3), "known": np.full((8, 9), -1)}, "schedule", "cannot keep cells or go beyond"),
     ],
 )
@@ -228,7 +228,7 @@ def test_a_cancelled_request_leaves_the_runner_usable(
     ("change", "message"),
     [
         ({"width": 47}, r"the condition graph of .* input features is \[-1, -1, 48\] where -1 is open, expected"),
-        ({"slots": 64}, "features of prompt 0 have 65 rows: the model takes 1 to 64"),
+        ({"slots": 64}, "the features: prompt 0 has 65 rows, the model has room for 1 to 64"),
         ({"kind": "class", "classes": 3, "first_class": 32, "null_class": 35}, "the step graph of .* it has"),
     ],
 )

@@ -35,11 +35,11 @@ def test_the_step_loop_allocates_nothing(
 ) -> None:
     """Not even in the first generation: caches and buffers are made before its first step.
 
-    Prompts pass in the first generation alone: the second has the same.
+    `passes`: of prompts, of which the second generation finds the unconditional half.
     """
     root = request.getfixturevalue(name)
     said = output([release.program("allocations"), root, schedule])
-    assert said.splitlines() == [f"{steps} steps, {steps + more} runs, 0 allocations" for more in (passes, 0)]
+    assert said.splitlines() == [f"{steps} steps, {steps + more} runs, 0 allocations" for more in (passes, passes // 2)]
     provoked = output([release.program("allocations"), root, schedule, "provoke"])
     assert f"{steps - 1} allocations" in provoked  # the counter-check
 
