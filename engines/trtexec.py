@@ -18,6 +18,7 @@ from arforge.engines.tensorrt import GRAPH, BuildJob, check_precision, decoder_s
 from arforge.runner.backends.tensorrt_library import RTX
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.errors import EngineError
+from arforge.runner.step_graph import PROMPT_GRAPHS
 
 PROGRAMS = {"tensorrt": "trtexec", RTX: "tensorrt_rtx"}
 
@@ -65,7 +66,8 @@ def scratch_copy(bundle: Bundle, precision: str, root: Path) -> Bundle:
     No links: who reads graphs refuses weights that have several names.
     """
     given = precision if has_graphs(bundle, precision) else "fp32"
-    graphs = [one for one in bundle.graphs if one.name == "decoder" or one.precision == given]
+    wanted = [one for one in bundle.graphs if one.name == "decoder" or one.precision == given]
+    graphs = [one for one in wanted if one.name not in PROMPT_GRAPHS]
     paths = [path for graph in graphs for path in (graph.path, graph.weights)]
     for path in {*paths, *(schedule.path for schedule in bundle.schedules)}:
         copy(bundle.path(path), root / path)

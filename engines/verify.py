@@ -11,15 +11,16 @@ import numpy as np
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import contract_of, open_session
 from arforge.runner.bundle import Bundle, open_bundle
-from arforge.runner.conditions import sample_conditions, sample_subjects
 from arforge.runner.command_line import command_line
+from arforge.runner.conditions import sample_conditions, sample_subjects
 from arforge.runner.errors import EngineError, VerificationError
-from arforge.runner.optional import needed
+from arforge.runner.optional import installed, needed
 from arforge.runner.plan import PlannedStep
 from arforge.runner.report import Report
 from arforge.runner.runner import Runner
 from arforge.runner.side_by_side import side_by_side, written
 from arforge.runner.step_graph import CACHE_TYPES, Contract, Tensor, contract, difference
+from arforge.runner.text.tokenizer import TextTokenizer
 
 COMPARED_STEPS = 12  # of each stored schedule
 TINY = float(np.finfo(np.float32).tiny)
@@ -39,6 +40,7 @@ def verify_bundle(root: Path, report: Report, target: str | None = None) -> Bund
         schedule = bundle.schedule(name)
         report(f"schedule {schedule.specification}: {len(schedule.steps)} steps decide {schedule.cells} cells")
     check_data(bundle, report)
+    check_text_tokenizer(bundle, report)
     for graph in bundle.graphs:
         check_contract(bundle, graph.name, graph.precision, bundle.path(graph.path))
         report(f"graph {graph.name} {graph.precision}: inputs and outputs as the format says")
@@ -70,6 +72,17 @@ def check_data(bundle: Bundle, report: Report) -> None:
     paths = [path for path in bundle.files if path.endswith(".onnx")]
     check_graphs(bundle, paths)
     report(f"graphs' data: {len(paths)} graphs read inside their files, tensors apart")
+
+
+def check_text_tokenizer(bundle: Bundle, report: Report) -> None:
+    """Raise BundleError unless the tokenizer of a bundle that has one gives ids."""
+    if bundle.text_tokenizer is None:
+        return
+    if not installed("tokenizers"):
+        report("text tokenizer: not looked at (no tokenizers; pip install 'arforge[text]')")
+        return
+    ids = TextTokenizer.open(bundle.path(bundle.text_tokenizer)).ids("a picture")
+    report(f"text tokenizer: reads 'a picture' as {len(ids)} ids")
 
 
 def check_contract(bundle: Bundle, name: str, precision: str, path: Path) -> None:

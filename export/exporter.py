@@ -19,8 +19,19 @@ from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer, Imag
 from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.recognition import check_shapes, looks_like
 from arforge.export.step_graph import trace_condition, trace_step, without_logits
+from arforge.export.text_encoders.text_encoder import TextEncoder, check_precision, open_text_encoder
 from arforge.export.trace import fake_module
-from arforge.runner.bundle import Graph, Manifest, ModelFacts, SamplerDefaults, StoredSchedule
+from arforge.runner.bundle import (
+    Captions,
+    Condition,
+    FeaturesCondition,
+    Graph,
+    Manifest,
+    ModelFacts,
+    SamplerDefaults,
+    StoredSchedule,
+)
+from arforge.runner.bundle.names import TEXT_TOKENIZER
 from arforge.runner.bundle.writer import file_facts, staged, write_manifest
 from arforge.runner.errors import CheckpointError
 from arforge.runner.report import Report
@@ -46,6 +57,9 @@ class ExportJob:
     labels: tuple[str, ...] | None = None  # a name a class
     weights: str | None = None  # which of the checkpoint's; None: the trained ones before the averaged
     image_tokenizer_weights: str | None = None  # None: the averaged ones before the trained
+    text_encoder: Path | None = None  # a folder; None: such a bundle takes features of prompts, not prompts
+    text_precision: str = PRECISION  # what its weights are stored as: fp32 or bf16
+    captions: Captions | None = None  # "clean" or "raw", where requests do not say; None: the family's
 
 
 @dataclass(frozen=True)
@@ -76,31 +90,44 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
     images = None
     if job.image_tokenizer is not None:
         images = open_image_tokenizer(job.image_tokenizer, config.vocab_size, job.image_tokenizer_weights)
+    texts = None
+    if job.text_encoder is not None:
+        texts = open_text_encoder_of(job.text_encoder, family.name, family.condition(config), job.text_precision)
     for opened in [checkpoint, *([images.checkpoint] if images else [])]:
         for note in opened.notes:
             report(f"{opened.path.name}: {note}")
+    if texts is not None:
+        for note in texts.notes:
+            report(f"{texts.checkpoint.path.name}: {note}")
     image_facts = None if images is None else facts.image_tokenizer_facts(images.kind, images.config, config.grid)
     with staged(job.output, job.overwrite) as stage:
         report(f"tracing the step graph ({config.n_layer} layers)")
-        model = facts.model_facts(family, config, checkpoint, job.labels)
+        model = facts.model_facts(family, config, checkpoint, job.labels, job.captions)
         graphs = export_decoder(family, config, model, checkpoint, stage, report)
         if family.condition_module is not None:
             graphs += export_condition(family, config, model, checkpoint, stage)
         if images is not None:
             report("exporting the image tokenizer")
             graphs += export_image_tokenizer(images, stage)
+        text_tokenizer = None
+        if texts is not None:
+            report(f"exporting the text encoder ({texts.layers} layers)")
+            text_graphs, text_tokenizer = export_text_encoder(texts, stage, job.text_precision)
+            graphs += text_graphs
         report("writing schedules and hashes")
         stored = write_schedules(schedules, stage)
         manifest = Manifest(
             model=model,
             image_tokenizer=image_facts,
-            text_tokenizer=None,
+            text_tokenizer=text_tokenizer,
             graphs=tuple(graphs),
             files=file_facts(stage),
             schedules=tuple(stored),
             sampler=job.sampler or family.sampler(config),
             engines=(),
-            provenance=facts.provenance(checkpoint, images.checkpoint if images else None),
+            provenance=facts.provenance(
+                checkpoint, images.checkpoint if images else None, texts.checkpoint if texts else None
+            ),
         )
         write_manifest(stage, manifest)
 
@@ -131,6 +158,17 @@ def open_image_tokenizer(path: Path, vocabulary: int, table: str | None = None) 
             "use the tokenizer that the model was trained with"
         )
     return opened
+
+
+def open_text_encoder_of(path: Path, family: str, condition: Condition, precision: str) -> TextEncoder:
+    """Open the folder of a text encoder for a model of that condition.
+
+    Raises CheckpointError if the model reads no features, or others, and as `open_text_encoder` does.
+    """
+    if not isinstance(condition, FeaturesCondition):
+        raise CheckpointError(f"{family} models read no features of prompts: leave the text encoder {path} out")
+    check_precision(precision)
+    return open_text_encoder(path, condition.width)
 
 
 def export_decoder(
@@ -176,11 +214,28 @@ def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[Gr
     return write_graphs(models, "model.", "tokenizer.weights", opened.checkpoint.tensor, stage)
 
 
+def export_text_encoder(opened: TextEncoder, stage: Path, precision: str = PRECISION) -> tuple[list[Graph], str]:
+    """Write the graph `text` and the tokenizer; returns the graph's manifest entry and the tokenizer's path.
+
+    `precision`: what weights are stored as, fp32 or bf16; they compute in float32. Raises CheckpointError for another.
+    """
+    graph = opened.graph(precision)
+    graphs = write_graphs({"text": graph}, "", "text.weights", opened.parameter, stage, precision)
+    (stage / TEXT_TOKENIZER).parent.mkdir(exist_ok=True)
+    (stage / TEXT_TOKENIZER).write_bytes(opened.tokenizer)
+    return graphs, TEXT_TOKENIZER
+
+
 def write_graphs(
-    models: dict[str, ir.Model], prefix: str, file: str, source: weights.Source, stage: Path
+    models: dict[str, ir.Model],
+    prefix: str,
+    file: str,
+    source: weights.Source,
+    stage: Path,
+    precision: str = PRECISION,
 ) -> list[Graph]:
     """Write graphs that share one weights file beside them; returns their manifest entries."""
-    folder = stage / "graphs" / PRECISION
+    folder = stage / "graphs" / precision
     (folder / "weights").mkdir(parents=True, exist_ok=True)
     layout = weights.layout_of(list(models.values()), prefix)
     weights.write(folder / "weights" / file, layout, source)
@@ -188,8 +243,8 @@ def write_graphs(
     for name, model in models.items():
         weights.bind(model, layout, prefix, f"weights/{file}")
         ir.save(model, folder / f"{name}.onnx")
-        path = f"graphs/{PRECISION}"
-        entries.append(Graph(name, PRECISION, f"{path}/{name}.onnx", f"{path}/weights/{file}"))
+        path = f"graphs/{precision}"
+        entries.append(Graph(name, precision, f"{path}/{name}.onnx", f"{path}/weights/{file}"))
     return entries
 
 

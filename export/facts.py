@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,14 @@ from arforge.export.families.family import Configuration, Family, Grid
 from arforge.export.image_tokenizers.image_tokenizer import Configuration as ImageTokenizerConfiguration
 from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizerKind
 from arforge.export.layers import padded_head
-from arforge.runner.bundle import ClassCondition, Condition, ImageTokenizerFacts, ModelFacts
+from arforge.runner.bundle import (
+    Captions,
+    ClassCondition,
+    Condition,
+    FeaturesCondition,
+    ImageTokenizerFacts,
+    ModelFacts,
+)
 from arforge.runner.errors import CheckpointError
 from arforge.version import VERSION
 
@@ -51,8 +58,21 @@ def check_labels(labels: tuple[str, ...] | None, condition: Condition) -> None:
         raise CheckpointError(f"{len(labels)} names for {condition.classes} classes: give one a class, in their order")
 
 
+def with_captions(condition: Condition, captions: Captions | None) -> Condition:
+    """The condition with another default of `captions`. Raises CheckpointError if the model takes no texts."""
+    if captions is None:
+        return condition
+    if not isinstance(condition, FeaturesCondition):
+        raise CheckpointError("--captions goes with models that take prompts: leave it out")
+    return replace(condition, captions=captions)
+
+
 def model_facts(
-    family: Family[Any], config: Configuration, checkpoint: Checkpoint, labels: tuple[str, ...] | None
+    family: Family[Any],
+    config: Configuration,
+    checkpoint: Checkpoint,
+    labels: tuple[str, ...] | None,
+    captions: Captions | None = None,
 ) -> ModelFacts:
     return ModelFacts(
         family=family.name,
@@ -62,7 +82,7 @@ def model_facts(
         grid=config.grid,
         vocabulary=config.vocab_size,
         dim=config.dim,
-        condition=family.condition(config),
+        condition=with_captions(family.condition(config), captions),
         specials=family.specials(config),
         row_end=family.row_end,
         labels=labels,
@@ -90,7 +110,9 @@ def image_tokenizer_facts(
     )
 
 
-def provenance(checkpoint: Checkpoint, image_tokenizer: Checkpoint | None) -> dict[str, Any]:
+def provenance(
+    checkpoint: Checkpoint, image_tokenizer: Checkpoint | None, text_encoder: Checkpoint | None = None
+) -> dict[str, Any]:
     """Where the bundle comes from: source files by name and sha256, versions, command line, time."""
     return {
         "arforge": VERSION,
@@ -98,6 +120,7 @@ def provenance(checkpoint: Checkpoint, image_tokenizer: Checkpoint | None) -> di
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "checkpoint": source(checkpoint),
         "tokenizer": None if image_tokenizer is None else source(image_tokenizer),
+        "text_encoder": None if text_encoder is None else source(text_encoder),
         "versions": {name: version(name) for name in LIBRARIES},
         "python": sys.version.split()[0],
     }

@@ -10,13 +10,16 @@ from arforge.export.checkpoint import Checkpoint, some
 from arforge.export.families import FAMILIES
 from arforge.export.families.family import Family
 from arforge.export.image_tokenizers import IMAGE_TOKENIZERS
+from arforge.export.text_encoders import t5
 from arforge.runner.errors import CheckpointError
+
 
 def signs() -> dict[str, tuple[str, ...]]:
     """By the name of each known kind of checkpoint, parts of tensor names that all stand for it together."""
     return {
         **{name: family.sign for name, family in FAMILIES.items()},
         **{kind.title: kind.sign for kind in IMAGE_TOKENIZERS.values()},
+        t5.TITLE: t5.SIGN,
     }
 
 
@@ -39,8 +42,16 @@ def family_of(checkpoint: Checkpoint) -> Family[Any]:
     raise CheckpointError(f"{checkpoint.path} {what}: the families are {', '.join(FAMILIES)}")
 
 
-def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]], kind: str) -> None:
-    """Raise CheckpointError unless the checkpoint has exactly these tensors, of these shapes."""
+def check_shapes(
+    checkpoint: Checkpoint,
+    expected: Mapping[str, tuple[int, ...]],
+    kind: str,
+    dimensions: str = "--variant or --config",
+) -> None:
+    """Raise CheckpointError unless the checkpoint has exactly these tensors, of these shapes.
+
+    `dimensions`: where those that are expected come from, for messages.
+    """
     found = checkpoint.shapes
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
@@ -48,7 +59,7 @@ def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
         parts = [f"missing {some(missing)}" if missing else "", f"unexpected {some(unexpected)}" if unexpected else ""]
         raise CheckpointError(
             f"{checkpoint.path} is not a {kind} checkpoint of these dimensions: "
-            f"{'; '.join(part for part in parts if part)}. {advice(checkpoint, expected, kind)}"
+            f"{'; '.join(part for part in parts if part)}. {advice(checkpoint, expected, kind, dimensions)}"
         )
     wrong = [name for name in expected if found[name] != expected[name]]
     if wrong:
@@ -57,12 +68,12 @@ def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
         raise CheckpointError(f"{checkpoint.path} has other dimensions: {'; '.join(lines)}{more}")
 
 
-def advice(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]], kind: str) -> str:
+def advice(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]], kind: str, dimensions: str) -> str:
     """A sentence on what a checkpoint with other tensors than the expected seems to be."""
     if kind_of(checkpoint) != kind:
         return looks_like(checkpoint)
     if layers(checkpoint.shapes) != layers(expected):
-        return "It is of that family: check the dimensions (--variant or --config)."
+        return f"It is of that family: check the dimensions ({dimensions})."
     whole = [name for name in expected if name in checkpoint.whole_numbers]
     if whole:
         return f"It is of that family, but {some(whole)} holds whole numbers: quantised weights are not read."

@@ -15,6 +15,7 @@ from arforge.export.families import FAMILIES
 from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.module_engine import ModuleEngine
 from arforge.export.stored_tensors import load_whole
+from arforge.runner.backends.engine import Engine
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle
 from arforge.runner.conditions import sample_conditions
@@ -81,12 +82,13 @@ def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> 
 def compare_logits(bundle: Bundle, schedule: str, max_steps: int) -> LogitAgreement:
     """Run graph and module side by side, each on its own caches, greedily; raise VerificationError if they part."""
     module = load_module(bundle)
-    engines = [OnnxRuntimeEngine(bundle, "fp32", graph="step-logits"), ModuleEngine(module, bundle.model)]
+    graph = OnnxRuntimeEngine(bundle, "fp32", graph="step-logits")
+    engines: list[Engine] = [graph, ModuleEngine(module, bundle.model)]
     comparison = LogitComparison()
     for done in side_by_side(bundle, schedule, engines, sample_conditions(bundle, 2), max_steps):
         found, wanted = (logits_of(step, buffers) for step, buffers in done)
         comparison.add(wanted, found)
-    engines[0].close()
+    graph.close()
     agreement = comparison.result()
     if not agreement.largest_error <= TOLERANCE:
         raise VerificationError(

@@ -20,12 +20,16 @@ ALIGNMENT = 4096  # lets a runtime map a tensor straight from the file
 
 Source = Callable[[str], Tensor]
 
+TYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.BFLOAT16: torch.bfloat16}
+"""What weights are stored as, by their type in a graph."""
+
 
 @dataclass(frozen=True)
 class Place:
     offset: int
     length: int
     transposed: bool  # stored as the transpose of the module's parameter
+    dtype: torch.dtype = torch.float32
 
 
 def layout_of(models: list[ir.Model], prefix: str) -> dict[str, Place]:
@@ -39,7 +43,7 @@ def layout_of(models: list[ir.Model], prefix: str) -> dict[str, Place]:
         folded = fold_transposes(model)
         for value in filter(is_weight, model.graph.initializers.values()):
             assert value.name is not None
-            assert value.dtype == ir.DataType.FLOAT
+            assert value.dtype in TYPES
             name = value.name.removeprefix(prefix)
             transposed = value.name in folded
             if name in layout:
@@ -47,7 +51,7 @@ def layout_of(models: list[ir.Model], prefix: str) -> dict[str, Place]:
                 continue
             assert isinstance(value.const_value, ir.ExternalTensor)
             length = int(value.const_value.length or 0)
-            layout[name] = Place(offset, length, transposed)
+            layout[name] = Place(offset, length, transposed, TYPES[value.dtype])
             offset += -(-length // ALIGNMENT) * ALIGNMENT
     return layout
 
@@ -61,15 +65,15 @@ def bind(model: ir.Model, layout: Mapping[str, Place], prefix: str, location: st
 
 
 def write(path: Path, layout: Mapping[str, Place], source: Source) -> None:
-    """Write the weights as float32. Raises CheckpointError for non-finite values."""
+    """Write the weights, each in its type. Raises CheckpointError for values that are non-finite in it."""
     with path.open("wb") as file:
         for name, place in layout.items():
-            tensor = source(name).detach().to(torch.float32)
+            tensor = source(name).detach().to(place.dtype)
             if not torch.isfinite(tensor).all():
                 raise CheckpointError(f"tensor {name} holds non-finite values: the checkpoint is damaged")
             if place.transposed:
                 tensor = tensor.t()
             file.seek(place.offset)
-            file.write(tensor.contiguous().numpy().data)
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         end = max(place.offset + place.length for place in layout.values())
         file.truncate(end)

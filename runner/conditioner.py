@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition
-from arforge.runner.conditions import ConditionGraph, Conditions, check_features, class_conditions
+from arforge.runner.conditions import ConditionGraph, Conditions, class_conditions
 from arforge.runner.errors import RequestError
 from arforge.runner.request import Request, asked_of, check_classes, truth
 from arforge.runner.text.encoder import TextEncoder
+from arforge.runner.text.features_file import check_features
 
 
 class Conditioner:
@@ -33,7 +34,7 @@ class Conditioner:
                 raise RequestError(f"captions {captions!r} are unknown: use 'clean' or 'raw'")
             cut = truth("truncate", request.truncate)
             asked = self._encoder.features(asked, cleaning=captions == "clean", truncate=cut)
-        return self._graph(check_features(asked, model))
+        return self._graph(check_features(asked, model.condition.slots, model.condition.width))
 
     def close(self) -> None:
         self._graph.close()

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition, ModelFacts
-from arforge.runner.errors import RequestError
 from arforge.runner.request import Subjects
 
 if TYPE_CHECKING:
@@ -115,35 +114,15 @@ class ConditionGraph:
         self._session = None
 
 
-def check_features(features: Sequence[NDArray[np.floating]], model: ModelFacts) -> list[Features]:
-    """Features as float32 arrays (length, width). Raises RequestError for others."""
-    condition = model.condition
-    if not isinstance(condition, FeaturesCondition):
-        raise RequestError(f"this {model.family} model takes classes, not features")
-    found = []
-    for index, one in enumerate(features):
-        array = np.asarray(one)
-        if array.ndim != 2 or array.dtype.kind != "f" or array.shape[1] != condition.width:
-            raise RequestError(
-                f"features of prompt {index} are {array.dtype} {list(array.shape)}: use floating-point numbers "
-                f"[tokens, {condition.width}]"
-            )
-        if not 1 <= len(array) <= condition.slots:
-            raise RequestError(
-                f"features of prompt {index} have {len(array)} rows: the model takes 1 to {condition.slots}"
-            )
-        if not np.isfinite(array).all():
-            raise RequestError(f"features of prompt {index} hold NaN or infinity: encode the text in fp32 or bf16")
-        found.append(np.ascontiguousarray(array, np.float32))
-    return found
+def sample_subjects(model: ModelFacts, images: int, *, spread: bool = True) -> Subjects:
+    """What to try a model with: classes, or random features of prompts of unequal lengths.
 
-
-def sample_subjects(model: ModelFacts, images: int) -> Subjects:
-    """What to try a model with: classes spread over all there are, or random features of prompts of unequal lengths."""
+    Classes are `spread` over all there are, or the first ones.
+    """
     condition = model.condition
     if isinstance(condition, ClassCondition):
-        last = condition.classes - 1
-        return Subjects("classes", tuple(last * index // max(1, images - 1) for index in range(images)))
+        last, steps = condition.classes - 1, max(1, images - 1)
+        return Subjects("classes", tuple(last * i // steps if spread else i % (last + 1) for i in range(images)))
     return Subjects("features", tuple(sample_features(model, images)))
 
 

@@ -8,7 +8,12 @@ from importlib.util import find_spec
 
 from arforge.runner.errors import ArforgeError
 
-INSTALLED_AS = {"onnx_ir": "onnx-ir", "PIL": "pillow", "cuda": "cuda-bindings"}  # where an import has another name
+INSTALLED_AS = {
+    "onnx_ir": "onnx-ir",
+    "PIL": "pillow",
+    "cuda": "cuda-bindings",
+    "bs4": "beautifulsoup4",
+}  # where an import has another name
 NOTES = {"torch": " (an unpinned torch is the CUDA build; for the CPU one install torch first)"}
 OURS = "arforge"
 

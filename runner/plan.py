@@ -48,9 +48,7 @@ class PlannedStep:
         """This step's guidance scale in a request of scale `guidance`, one number or one an image."""
         return 1 + (guidance - 1) * self.guidance
 
-    def fill(
-        self, buffers: StepBuffers, known: NDArray[np.int64], seen: NDArray[np.bool_] | None = None
-    ) -> None:
+    def fill(self, buffers: StepBuffers, known: NDArray[np.int64], seen: NDArray[np.bool_] | None = None) -> None:
         """Write this step's inputs; their tokens come from `known`.
 
         `seen`: which slots of its prompt each row sees, (rows, prompt slots), where there are any (`Prefill.start`).

@@ -71,6 +71,10 @@ class Prefill:
         self.seconds += time.perf_counter() - start
         return seen if slots else None
 
+    def release(self) -> None:
+        """Drop the caches of prompts that the next request is not likely to have."""
+        self._forget(())
+
     def clear(self) -> None:
         self._held.clear()
 

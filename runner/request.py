@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Protocol
 
@@ -256,15 +256,20 @@ class Subjects:
 
     by: str  # one of ASKED
     values: tuple[Any, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of a request, that go with prompts
 
     def __post_init__(self) -> None:
         """Raises RequestError if there are none."""
         if not self.values:
             raise RequestError(f"no {self.by} given: name at least one")
 
-    def take(self, images: Iterable[int]) -> dict[str, list[Any]]:
+    def take(self, images: Iterable[int]) -> dict[str, Any]:
         """The arguments of `Runner.generate` that ask for images of these numbers."""
-        return {self.by: [self.values[index % len(self.values)] for index in images]}
+        return {self.by: [self.values[index % len(self.values)] for index in images], **self.settings}
+
+    def to_json(self) -> dict[str, Any]:
+        """As files of figures hold it; of features their number alone."""
+        return {self.by: len(self.values) if self.by == "features" else self.values}
 
     def name(self, image: int) -> str:
         """What an image was asked for by, for messages."""

@@ -226,6 +226,7 @@ class Runner:
                 if pixels is not None:
                     pixels.add(self._codec.decode(canvas.tokens[part].reshape(-1, *canvas.grid)))
                     image_seconds += time.perf_counter() - decoded
+            self._prefill.release()
         kept = None if pixels is None else pixels.kept
         filling = self._prefill.seconds
         return Result(

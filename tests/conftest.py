@@ -133,13 +133,23 @@ def par_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def text_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_checkpoint: Path) -> Path:
-    """An 8x8 bundle of captions with its image tokenizer."""
+def text_weights() -> dict[str, Tensor]:
+    return random_weights(TEXT_CONFIG, seed=6, family=llamagen_t2i.FAMILY)
+
+
+@pytest.fixture(scope="session")
+def text_bundle(
+    tmp_path_factory: pytest.TempPathFactory, text_weights: dict[str, Tensor], tokenizer_checkpoint: Path
+) -> Path:
+    """An 8x8 bundle that takes features of captions, with its image tokenizer and without a text encoder."""
 
     def make(path: Path) -> None:
-        family, source = llamagen_t2i.FAMILY, path.with_name("tiny.pt")
-        torch.save({"model": random_weights(TEXT_CONFIG, seed=6, family=family)}, source)
-        export_bundle(ExportJob(family, TEXT_CONFIG, source, tokenizer_checkpoint, path, ("ntp", "zipar:4")))
+        torch.save({"model": text_weights}, path.with_name("tiny.pt"))
+        schedules = ("ntp", "zipar:4")
+        job = ExportJob(
+            llamagen_t2i.FAMILY, TEXT_CONFIG, path.with_name("tiny.pt"), tokenizer_checkpoint, path, schedules
+        )
+        export_bundle(job)
         onnxruntime.build(path)
 
     return made_once(tmp_path_factory, "text.bundle", make)
@@ -170,14 +180,14 @@ def par_runner(par_bundle: Path) -> Iterator[Runner]:
 
 
 @pytest.fixture(scope="session")
-def text_runner(text_bundle: Path) -> Iterator[Runner]:
-    with Runner.open(text_bundle, threads=1) as opened:
+def arpg_runner(arpg_bundle: Path) -> Iterator[Runner]:
+    with Runner.open(arpg_bundle, threads=1) as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
-def arpg_runner(arpg_bundle: Path) -> Iterator[Runner]:
-    with Runner.open(arpg_bundle, threads=1) as opened:
+def text_runner(text_bundle: Path) -> Iterator[Runner]:
+    with Runner.open(text_bundle, threads=1) as opened:
         yield opened
 
 

@@ -33,17 +33,22 @@ class Decoder:
         self.size = self.weights["tok_embeddings.weight"].shape[1] // heads
         self.layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers."))
         self.turns = self._turns(base)
+        self.before = 0  # slots of a prompt, before the condition's
+        self.seen: Tensor | None = None  # which of all slots a row may see, [rows, 1, 1, slots]; None: all
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
     def start(self, classes: Sequence[int]) -> Tensor:
         """Clear the cache; the class token's input, [2 * images, 1, dim]: conditional, then unconditional."""
-        shape = (2 * len(classes), self.kv_heads, 1 + self.grid[0] * self.grid[1], self.size)
-        self.keys = [torch.zeros(shape) for _ in range(self.layers)]
-        self.values = [torch.zeros(shape) for _ in range(self.layers)]
+        self._clear(2 * len(classes))
         table = self.weights["cls_embedding.embedding_table.weight"]
         null = len(table) - 1
         return table[torch.tensor([*classes, *[null] * len(classes)])][:, None]
+
+    def _clear(self, rows: int) -> None:
+        shape = (rows, self.kv_heads, self.before + 1 + self.grid[0] * self.grid[1], self.size)
+        self.keys = [torch.zeros(shape) for _ in range(self.layers)]
+        self.values = [torch.zeros(shape) for _ in range(self.layers)]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Image tokens [images, width] for both halves of the batch."""
@@ -51,8 +56,10 @@ class Decoder:
 
     def step(self, x: Tensor, slots: Sequence[int]) -> Tensor:
         """Logits [rows, width, vocab] of inputs that are written to `slots` first."""
-        places = torch.tensor(slots)
+        places = self.before + torch.tensor(slots)
         visible = torch.arange(self.keys[0].shape[2])[None] <= places[:, None]
+        if self.seen is not None:  # padding sees itself, which nobody else does
+            visible = visible & self.seen | (torch.arange(len(visible[0]))[None] == places[:, None])
         for layer in range(self.layers):
             x = x + self._attend(layer, self._norm(x, f"layers.{layer}.attention_norm"), places, visible)
             h = self._norm(x, f"layers.{layer}.ffn_norm")
@@ -66,11 +73,12 @@ class Decoder:
         sizes = [self.heads * self.size, self.kv_heads * self.size, self.kv_heads * self.size]
         stacked = (x @ self.weights[f"layers.{layer}.attention.wqkv.weight"].T).split(sizes, dim=-1)
         q, k, v = (part.reshape(rows, width, -1, self.size).transpose(1, 2) for part in stacked)
-        self.keys[layer][:, :, places] = self._turned(k, places)
+        turns = (places - self.before).clamp(min=0)
+        self.keys[layer][:, :, places] = self._turned(k, turns)
         self.values[layer][:, :, places] = v
         share = self.heads // self.kv_heads
         k, v = (cache[layer].repeat_interleave(share, dim=1) for cache in (self.keys, self.values))
-        scores = self._turned(q, places) @ k.transpose(2, 3) / self.size**0.5
+        scores = self._turned(q, turns) @ k.transpose(2, 3) / self.size**0.5
         weights = torch.softmax(scores.masked_fill(~visible, -torch.inf), dim=-1)
         joined = (weights @ v).transpose(1, 2).reshape(rows, width, -1)
         return joined @ self.weights[f"layers.{layer}.attention.wo.weight"].T
@@ -92,6 +100,27 @@ class Decoder:
             angles = torch.cat([row * speeds, column * speeds])
             table[1 + cell] = torch.polar(torch.ones_like(angles), angles)
         return table
+
+
+class TextDecoder(Decoder):
+    """Captions in place of classes: features that fill the last of 120 slots, zeros and a mask before them."""
+
+    @torch.no_grad()
+    def start(self, captions: Sequence[NDArray[np.float32]]) -> Tensor:
+        none = self.weights["cls_embedding.uncond_embedding"]
+        self.before = len(none) - 1
+        features = torch.zeros(len(captions), *none.shape)
+        mask = torch.zeros(len(captions), len(none), dtype=torch.bool)
+        for row, caption in enumerate(captions):
+            features[row, len(none) - len(caption) :] = torch.from_numpy(caption)
+            mask[row, len(none) - len(caption) :] = True
+        wide = torch.cat([features, none.expand_as(features)]) @ self.weights["cls_embedding.cap_proj.fc1.weight"].T
+        rows = torch.nn.functional.gelu(wide, approximate="tanh") @ self.weights["cls_embedding.cap_proj.fc2.weight"].T
+        self._clear(len(rows))
+        later = torch.ones(len(rows), self.grid[0] * self.grid[1], dtype=torch.bool)
+        self.seen = torch.cat([mask.repeat(2, 1), later], dim=1)[:, None, None]
+        self.step(rows[:, :-1], range(-self.before, 0))
+        return rows[:, -1:]
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from arforge.runner.bundle import Bundle
 from arforge.runner.device import device_name
 from arforge.runner.errors import EvaluationError
 from arforge.runner.output import write_whole
-from arforge.runner.request import MAX_SEED, Progress, Sampling, whole
+from arforge.runner.request import MAX_SEED, Progress, Sampling, Subjects, whole
 from arforge.runner.runner import Runner
 from arforge.version import VERSION
 
@@ -35,25 +35,23 @@ MEASURE = (
 
 @dataclass(frozen=True)
 class Samples:
-    """The images that a schedule is judged by: `count`, going round `classes`, their seeds counting up."""
+    """The images that a schedule is judged by: `count`, going round the subjects, their seeds counting up."""
 
     count: int
-    classes: tuple[int, ...]
+    subjects: Subjects
     sampling: Sampling
     first_seed: int = 0
     batch: int = 32
 
-    def check(self, classes: int) -> None:
-        """Raise RequestError for what a model of so many classes would refuse, before any work is done."""
-        for label in self.classes:
-            whole("class", label, 0, classes - 1)
+    def check(self) -> None:
+        """Raise RequestError for seeds out of range, before any work is done."""
         whole("seed", self.first_seed + self.count - 1, 0, MAX_SEED)
 
-    def parts(self) -> Iterator[tuple[list[int], list[int]]]:
-        """Classes and seeds of a batch at a time, so that no more images are in memory."""
+    def parts(self) -> Iterator[tuple[dict[str, Any], list[int]]]:
+        """What a batch at a time is asked for by, and its seeds, so that no more images are in memory."""
         for first in range(0, self.count, self.batch):
             indices = range(first, min(self.count, first + self.batch))
-            yield [self.classes[i % len(self.classes)] for i in indices], [self.first_seed + i for i in indices]
+            yield self.subjects.take(indices), [self.first_seed + i for i in indices]
 
     def to_json(self) -> dict[str, Any]:
         seeds = [self.first_seed, self.first_seed + self.count - 1]
@@ -61,7 +59,7 @@ class Samples:
             "samples": self.count,
             "batch": self.batch,
             "seeds": seeds,
-            "classes": self.classes,
+            **self.subjects.to_json(),
             **asdict(self.sampling),
         }
 
@@ -72,7 +70,7 @@ class Quality:
 
     schedule: str
     steps: int
-    token_ms: float  # decoding of tokens, wall clock, an image
+    token_ms: float  # prompts and decoding of tokens, wall clock, an image
     decoder_ms: float  # tokens to pixels, wall clock, an image
     distance: float
     accuracy: float | None  # share of images; None without a classifier
@@ -109,19 +107,19 @@ def evaluate_schedule(
     image_size(runner.bundle)
     moments, hits, token_seconds, decoder_seconds, steps = Moments(), 0, 0.0, 0.0, 0
     done = 0
-    for index, (classes, seeds) in enumerate(samples.parts()):
+    for index, (asked, seeds) in enumerate(samples.parts()):
         request: dict[str, Any] = {"schedule": schedule, "batch": samples.batch, **asdict(samples.sampling)}
         if index == 0:
-            runner.generate(classes, seeds, **request)
-        result = runner.generate(classes, seeds, **request)
+            runner.generate(**asked, seeds=seeds, **request)
+        result = runner.generate(**asked, seeds=seeds, **request)
         assert result.images is not None
         moments.add(extractor(result.images))
         if classifier is not None:
-            hits += classifier.hits(result.images, classes)
+            hits += classifier.hits(result.images, asked["classes"])
         steps = result.steps
-        token_seconds += result.seconds
+        token_seconds += result.condition_seconds + result.seconds
         decoder_seconds += result.image_seconds
-        done += len(classes)
+        done += len(seeds)
         if progress is not None:
             progress(done, samples.count)
     return Quality(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import precision
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -117,7 +118,7 @@ def arpg_loss(model: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
 
 
 def run(model: nn.Module, *arguments: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with precision.mixed():
         logits: Tensor = model(*arguments)[0]
     return logits
 

@@ -39,7 +39,7 @@ from arforge.runner import Runner, open_bundle
 from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import sha256_of
 from arforge.runner.images import save_npz
-from arforge.runner.request import Sampling
+from arforge.runner.request import Sampling, Subjects
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
@@ -170,7 +170,9 @@ class Bench:
 
     def run(self, job: Measurement) -> dict[str, Any]:
         sampling = Sampling(job.guidance, temperature=1.0, top_k=0, top_p=1.0)
-        samples = Samples(job.samples, tuple(range(len(data.CLASSES))), sampling, job.first_seed, BATCH)
+        samples = Samples(
+            job.samples, Subjects("classes", tuple(range(len(data.CLASSES)))), sampling, job.first_seed, BATCH
+        )
         found = quality.evaluate_schedule(
             self.runner, job.schedule, samples, self.reference, self.extractor, self.classifier
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import precision
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,7 +31,7 @@ def train(images: Tensor, steps: int) -> VQModel:
     start = time.time()
     for step in range(steps):
         batch = to_input(images[torch.randint(len(images), (BATCH,))])
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision.mixed():
             latent = model.encode_latent(batch).float()
             if step == warm:
                 model.quantize.embedding.weight.data = cluster(model, images)

@@ -140,7 +140,6 @@ class LlamaGen(RotaryDecoder):
             new_caches.append(cache)
         return self.output(self.norm(x)).float(), new_caches
 
-
     def embed(self, tokens: Tensor, condition: Tensor | None) -> Tensor:
         """[rows, width, dim] of ids [rows, width]; those beyond the table are rows of `condition` [rows, .., dim]."""
         table = self.tok_embeddings

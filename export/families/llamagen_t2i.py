@@ -21,6 +21,7 @@ from arforge.export.families import llamagen
 from arforge.export.families.family import Family, Shapes, Size
 from arforge.export.families.llamagen import Dimensions, LlamaGen
 from arforge.runner.bundle import FeaturesCondition, SamplerDefaults
+from arforge.runner.errors import CheckpointError
 
 VARIANTS = {"XL": llamagen.VARIANTS["XL"], "1B": Size(22, 32, 2048), "3B": Size(24, 32, 3200), "7B": Size(32, 32, 4096)}
 NO_CAPTION = "cls_embedding.uncond_embedding"
@@ -72,6 +73,11 @@ def checkpoint_shapes(config: LlamaGenTextConfig) -> Shapes:
 
 def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:
     """The dimensions that the tensors tell (`Family.infer`)."""
+    if NO_CAPTION not in shapes:
+        raise CheckpointError(
+            f"the checkpoint has no {NO_CAPTION}, the rows that stand for no caption: they were drawn when training "
+            "began, so no others will do. Use the file as its authors saved it, buffers included"
+        )
     slots, width = shapes[NO_CAPTION]
     return {**llamagen.infer_decoder(shapes, heads), "caption_dim": width, "caption_slots": slots}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
@@ -24,20 +25,20 @@ class Configuration(Protocol):
         """Pixels a token covers, a side."""
 
 
-class ImageTokenizer(nn.Module):
+class ImageTokenizer(nn.Module, ABC):
     """The module of any kind."""
 
     def __init__(self, config: Configuration) -> None:
         super().__init__()
         self.downsampling = config.downsampling
 
+    @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """uint8 [images, height, width, 3] to int64 tokens [images, rows, columns]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
         """The reverse of `encode`."""
-        raise NotImplementedError
 
 
 C = TypeVar("C", bound=Configuration)

@@ -8,6 +8,7 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+TEXT_TOKENIZER = "text/tokenizer.json"
 HASH = "[0-9a-f]{12}"
 PRECISION = "(?:fp32|fp16|bf16|int8|int4)"
 ENGINE = rf"engines/(?:onnxruntime|tensorrt|tensorrt-rtx)-{PRECISION}-\w+(?:\+\w+)*"
@@ -34,6 +35,7 @@ ADDED = "|".join(
 EXPORTED = "|".join(
     (
         re.escape(MANIFEST),
+        re.escape(TEXT_TOKENIZER),
         rf"graphs/{PRECISION}/[a-z-]+\.onnx",
         rf"graphs/{PRECISION}/weights/[a-z-]+\.weights",
         r"schedules/[^/]+\.schedule",

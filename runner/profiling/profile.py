@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 
 from arforge.runner.backends.engine import Engine, RequestBuffers, StepBuffers
 from arforge.runner.bundle import Bundle
+from arforge.runner.conditions import sample_subjects
 from arforge.runner.device import power
 from arforge.runner.errors import Cancelled, RequestError
 from arforge.runner.plan import Plan, PlannedStep
+from arforge.runner.request import Subjects
 from arforge.runner.runner import Runner
-from arforge.runner.step_graph import guided_rows
+from arforge.runner.step_graph import cache_names, guided_rows
 
+(FIRST_CACHE, _) = cache_names(1)
 HIGH = (95, 99)  # percentiles beside the median
 
 
@@ -35,6 +38,7 @@ class Settings:
     warm_ups: int = 1
     repeats: int = 3
     max_steps: int | None = None  # of a generation; None: all
+    subjects: Subjects | None = None  # of the images; None: all classes, or random prompts
 
     def __post_init__(self) -> None:
         least = {"images": 1, "warm_ups": 0, "repeats": 1, "max_steps": 1}
@@ -56,6 +60,9 @@ class ScheduleProfile:
     engine: NDArray[np.float64]  # (repeats, steps) of these, inside the engine
     image_seconds: float | None  # tokens to pixels, a generation; None where it was not whole, or gives tokens only
     watts: float | None  # mean of what the device told after each generation
+    prompts: NDArray[np.float64]  # (repeats) from the call to the first step, whose caches hold the prompts then
+    first: NDArray[np.float64]  # (repeats) from the call to the end of the first step
+    prompt_slots: int  # of all rows, that hold a prompt
 
     @property
     def measured(self) -> tuple[PlannedStep, ...]:
@@ -73,6 +80,7 @@ class TimedEngine:
         self._engine = engine
         self.widths, self.largest_batch = engine.widths, engine.largest_batch
         self.prepared = 0.0
+        self.prompt_slots = 0  # of all rows, since then
         self.first_step: float | None = None  # when the first step of all ended
         self.seconds: list[float] = []
 
@@ -94,7 +102,7 @@ class TimedEngine:
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
         self._engine.prepare(images, rows, slots, zero_slots, condition)
         self.seconds.clear()
-        self.prepared = time.perf_counter()
+        self.prompt_slots, self.prepared = 0, time.perf_counter()
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         return self._engine.buffers(width, queries)
@@ -112,6 +120,9 @@ class TimedEngine:
 
     def write_cache(self, name: str, row: int, first: int, values: NDArray[Any]) -> None:
         self._engine.write_cache(name, row, first, values)
+        if name == FIRST_CACHE:
+            self.prompt_slots += values.shape[1]
+        self.prepared = time.perf_counter()
 
     def close(self) -> None:
         self._engine.close()
@@ -122,6 +133,7 @@ class Clock:
 
     def __init__(self, most: int | None) -> None:
         self.most = most
+        self.start = time.perf_counter()
         self.ends: list[float] = []
 
     def __call__(self, done: int, steps: int) -> None:
@@ -137,7 +149,7 @@ def profile_schedule(runner: Runner, engine: TimedEngine, schedule: str, setting
     Raises ScheduleError or EngineError if it does not fit the model or the engine.
     """
     guidance = runner.bundle.sampler.guidance if settings.guidance is None else settings.guidance
-    total, inside, decoding, watts = [], [], [], []
+    total, inside, decoding, watts, starts = [], [], [], [], []
     for index in range(settings.warm_ups + settings.repeats):
         clock, image_seconds = generate_once(runner, schedule, settings)
         if index >= settings.warm_ups:
@@ -145,6 +157,7 @@ def profile_schedule(runner: Runner, engine: TimedEngine, schedule: str, setting
             inside.append(list(engine.seconds))
             decoding.append(image_seconds)
             watts.append(power())
+            starts.append((engine.prepared - clock.start, clock.ends[0] - clock.start))
     seconds = [taken for taken in decoding if taken is not None]
     told = [drawn for drawn in watts if drawn is not None]
     return ScheduleProfile(
@@ -156,16 +169,20 @@ def profile_schedule(runner: Runner, engine: TimedEngine, schedule: str, setting
         engine=np.array(inside),
         image_seconds=float(np.median(seconds)) if seconds else None,
         watts=float(np.mean(told)) if told else None,
+        prompts=np.array([prompts for prompts, _ in starts]),
+        first=np.array([first for _, first in starts]),
+        prompt_slots=engine.prompt_slots,
     )
 
 
 def generate_once(runner: Runner, schedule: str, settings: Settings) -> tuple[Clock, float | None]:
     """One generation, with the ends of its steps, and the seconds of its image decoding where it came to that."""
+    model = runner.bundle.model
+    subjects = settings.subjects or sample_subjects(model, settings.images, spread=False)
     clock = Clock(settings.max_steps)
-    classes = [index % runner.bundle.model.class_condition.classes for index in range(settings.images)]
     try:
         result = runner.generate(
-            classes,
+            **subjects.take(range(settings.images)),
             schedule=schedule,
             guidance=settings.guidance,
             batch=settings.images,
@@ -238,7 +255,8 @@ def summary(profile: ScheduleProfile, traffic: Traffic, bandwidth: float | None)
     steps = profile.measured
     seconds = float(np.median(profile.total.sum(axis=1)))  # of the measured steps of a generation
     inside = float(np.median(profile.engine.sum(axis=1)))
-    cache = [traffic.cache_bytes(step, profile.rows) for step in steps]
+    prompts = profile.prompt_slots * traffic.slot
+    cache = [traffic.cache_bytes(step, profile.rows) + prompts for step in steps]
     moved = len(steps) * traffic.weights + sum(cache)
     operations = sum(traffic.operations(step, profile.rows) for step in steps)
     whole = seconds + (profile.image_seconds or 0)
@@ -249,6 +267,9 @@ def summary(profile: ScheduleProfile, traffic: Traffic, bandwidth: float | None)
         "repeats": len(profile.total),
         "batch": profile.images,
         "rows": profile.rows,
+        "ms_to_filled_caches": 1000 * float(np.median(profile.prompts)),
+        "ms_to_first_token": 1000 * float(np.median(profile.first)),
+        "prompt_slots": profile.prompt_slots / profile.rows,
         "ms_per_step": milliseconds(profile.total),
         "ms_per_step_by_width": list(by_width(profile)),
         "ms_per_image": 1000 * whole / profile.images if profile.whole else None,

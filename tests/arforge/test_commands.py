@@ -88,7 +88,7 @@ def test_greedy_ignores_the_seed(bundle: Path, tmp_path: Path) -> None:
         (("--class", 1, "--schedule", "nnp", "--tokens", "t.npy"), "did you mean 'ntp'?"),
         (("--class", 1, "--guidance", 0.5, "--tokens", "t.npy"), "guidance 0.5 is out of range"),
         (("--class", 1, "--top-p", 0, "--tokens", "t.npy"), "top-p 0.0 is out of range"),
-        (("--class", "1,2,3", "--seed", "1,2", "--tokens", "t.npy"), "2 seeds for 3 classes"),
+        (("--class", "1,2,3", "--seed", "1,2", "--tokens", "t.npy"), "2 seeds for 3 images"),
         (("--class", 1, "--precision", "int8", "--tokens", "t.npy"), "has no onnxruntime int8 engine (built: onnxrun"),
         (("--class", 1, "--target", "abacus", "--tokens", "t.npy"), "unknown target 'abacus'"),
         (("--class", 1, "--tokens", "missing/t.npy"), "cannot write missing/t.npy: No such file or directory"),

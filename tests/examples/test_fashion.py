@@ -53,7 +53,8 @@ def test_training_script_makes_checkpoints_that_export(tmp_path: Path) -> None:
     places = ("--data", tmp_path, "--work", tmp_path / "work", "--checkpoints", made)
     command = [sys.executable, FASHION / "train.py", "all", *places, *steps]
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
-    for name, family in FAMILIES.items():
+    for name in SHIPPED:
+        family = FAMILIES[name]
         config = read_config(made / f"{name}.json", family)
         output = tmp_path / f"{name}.bundle"
         export_bundle(ExportJob(family, config, made / f"{name}.safetensors", made / "tokenizer.safetensors", output))

@@ -161,7 +161,7 @@ FOREIGN = {
     ),
     "text": (
         lambda w: {**without(w, CLASS_TABLE), "cls_embedding.cap_proj.fc1.weight": torch.zeros(4, 4)},
-        r"missing cls_embedding.*unexpected cls_embedding.cap_proj.fc1.weight\. It looks like a llamagen \(text-cond",
+        r"missing cls_embedding.*unexpected cls_embedding.cap_proj.fc1.weight\. It looks like a llamagen-t2i",
     ),
     "unknown": (
         lambda _: {"transformer.wte.weight": torch.zeros(4, 4)},

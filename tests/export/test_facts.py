@@ -36,6 +36,6 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes | None, message:
 
 
 def test_a_model_without_classes_takes_no_names() -> None:
-    check_labels(None, FeaturesCondition(120, 2048))
+    check_labels(None, FeaturesCondition(120, 2048, "clean"))
     with pytest.raises(CheckpointError, match="leave --labels out"):
-        check_labels(("boot",), FeaturesCondition(120, 2048))
+        check_labels(("boot",), FeaturesCondition(120, 2048, "clean"))

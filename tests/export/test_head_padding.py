@@ -25,6 +25,7 @@ from arforge.export.layers import pad_heads, pad_weight, padded_head
 from arforge.export.sampler import guide
 from arforge.export.verify import check_weights, compare_logits
 from arforge.runner import Runner, open_bundle
+from arforge.runner.conditions import class_conditions
 from arforge.runner.plan import make_plan
 
 COMMON: dict[str, Any] = {"n_head": 4, "grid": (4, 4), "vocab_size": 32, "num_classes": 10, "multiple_of": 32}
@@ -77,8 +78,8 @@ def tokens_of(module: Any, bundle: Path, text: str, guidance: float) -> np.ndarr
     """Greedy tokens by the module, which is fed step by step with what a runner would feed."""
     opened = open_bundle(bundle)
     plan = make_plan(opened.schedule(text), None)
-    classes, rows = np.array(CLASSES), 2 * len(CLASSES)
-    known = plan.known(opened.model, classes, rows, np.zeros((len(CLASSES), opened.model.cells), np.int64))
+    rows = 2 * len(CLASSES)
+    known = plan.known(opened.model, class_conditions(opened.model, CLASSES).rows(guided=True))
     caches = module.empty_caches(rows, plan.slots)
     for step in plan.steps:
         mask = torch.from_numpy(step.mask).expand(rows, 1, -1, -1)

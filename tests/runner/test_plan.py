@@ -10,6 +10,7 @@ import pytest
 
 from arforge.engines import onnxruntime
 from arforge.runner import EngineError, Runner, Schedule, compile_schedule, open_bundle
+from arforge.runner.conditions import class_conditions
 from arforge.runner.plan import make_plan
 from arforge.runner.schedules.check import checked
 from arforge.runner.schedules.narrow import narrowed
@@ -68,7 +69,7 @@ def test_tokens_are_read_from_cells_conditions_and_special_tokens(bundle: Path) 
     )
     plan = make_plan(schedule, None)
     model = replace(open_bundle(bundle).model, specials=(50, 60, 70, 80))
-    known = plan.known(model, np.array([4, 7]), rows=4)
+    known = plan.known(model, class_conditions(model, [4, 7]).rows(guided=True))
     known[:, 1] = [20, 21, 20, 21]
     first, second = (known[:, step.columns].tolist() for step in plan.steps)
     null, zero = model.class_condition.null_class, model.class_condition.first_class

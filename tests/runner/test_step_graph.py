@@ -21,7 +21,7 @@ from arforge.runner.step_graph import (
     lowered_step,
 )
 
-FEATURES = FeaturesCondition(slots=20, width=48)
+FEATURES = FeaturesCondition(slots=20, width=48, captions="clean")
 IDS = IdsCondition(20, 100, prefix=(1,), suffix=(), padding=None, reserved=(), unconditional="image")
 ONNX_TYPES = {"FLOAT": "float32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
 
@@ -80,19 +80,19 @@ def test_steps_of_prompts_read_rows_of_them(model: ModelFacts, condition: Featur
     prompted = replace(model, condition=condition)
     rows = Tensor("condition", "float32", ("rows", "condition", 64))
     assert contract(prompted, "step")["condition"] == rows
-    filled = contract(prompted, "prefill")
-    assert names(filled.inputs) == ["tokens", "positions", "write_index", "mask", "condition"]
-    assert names(filled.outputs) == []
-    assert filled.outputs == contract(prompted, "step").outputs[1:]
+    lowered = lowered_step(prompted, "float16", filters=False)  # rows have prompts of unequal lengths
+    assert lowered["mask"].shape == ("rows", 1, "width", "slots")
 
 
 def test_prompts_become_rows_of_a_condition(model: ModelFacts) -> None:
     from_features = contract(replace(model, condition=FEATURES), "condition")
     assert from_features.inputs == (Tensor("features", "float32", ("prompts", "length", 48)),)
-    assert from_features.outputs == (Tensor("condition", "float32", ("prompts", "length", 64)),)
+    rows = Tensor("condition", "float32", ("prompts", "length", 64))
+    assert from_features.outputs == (rows, Tensor("unconditional", "float32", ("length", 64)))
     assert contract(replace(model, condition=FEATURES), "text").outputs == from_features.inputs
     from_ids = contract(replace(model, condition=IDS), "condition")
     assert from_ids.inputs == (Tensor("ids", "int64", ("prompts", "length")),)
+    assert from_ids.outputs == (rows,)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_prompts_become_rows_of_a_condition(model: ModelFacts) -> None:
     [
         ("condition", "a model of classes has no graph 'condition'"),
         ("text", "a model whose condition is class has no graph 'text'"),
-        ("stop", "unknown graph 'stop': use step, step-logits, step-noise, prefill, condition, text, decoder, encoder"),
+        ("stop", "unknown graph 'stop': use step, step-logits, step-noise, condition, text, decoder, encoder"),
     ],
 )
 def test_graphs_that_there_are_not_are_refused(model: ModelFacts, graph: str, message: str) -> None:

@@ -237,7 +237,9 @@ def test_extra_outputs_are_what_a_step_gave(bundle: Path) -> None:
 
 def test_settings_and_buffers_begin_with_everything_off(engine: OnnxRuntimeEngine) -> None:
     engine.prepare(images=3, rows=6, slots=9, zero_slots=0)
-    assert [array.tolist() for array in vars(engine.settings).values()] == [[1, 1, 1], [0, 0, 0], [1, 1, 1]]
+    settings = [engine.settings.temperature, engine.settings.top_k, engine.settings.top_p]
+    assert [array.tolist() for array in settings] == [[1, 1, 1], [0, 0, 0], [1, 1, 1]]
+    assert engine.settings.condition is None
     buffers = engine.buffers(2)
     assert (buffers.guidance == 1).all()
     shapes = {name: array.shape for name, array in vars(buffers).items() if array is not None}
@@ -248,9 +250,9 @@ def test_settings_and_buffers_begin_with_everything_off(engine: OnnxRuntimeEngin
         "mask": (6, 1, 2, 9),
         **dict.fromkeys(("uniforms", "guidance", "next_tokens"), (3, 2)),
     }
-    settings = engine.settings
+    before = engine.settings
     engine.prepare(images=3, rows=6, slots=9, zero_slots=2)
-    assert engine.settings is settings
+    assert engine.settings is before
     assert engine.buffers(2) is buffers
 
 

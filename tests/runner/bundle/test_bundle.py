@@ -111,7 +111,7 @@ def test_the_format_of_before_asks_for_another_export(bundle_copy: Path) -> None
 
 
 CLASSES = {"kind": "class", "classes": 10, "first_class": 32, "null_class": 42}
-FEATURES = {"kind": "features", "slots": 120, "width": 2048}
+FEATURES = {"kind": "features", "slots": 120, "width": 2048, "captions": "clean"}
 IDS = {
     "kind": "ids",
     "slots": 64,
@@ -127,7 +127,6 @@ IDS = {
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("model", {"condition": FEATURES}, r"needs prompts \(features\)"),
         ("model", {"condition": IDS}, r"needs prompts \(ids\)"),
         ("model", {"positions": "sequence", "position_rows": 1}, "needs positions in sequence"),
         ("model", {"specials": [50], "row_end": 0}, "needs special tokens at the end of rows"),

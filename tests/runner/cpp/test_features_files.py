@@ -119,7 +119,10 @@ WRONG: list[tuple[Change, str]] = [
     (with_mask(0, [0]), "features-mask.npy: row 0 has ones behind zeros"),
     (with_mask(2, [0] * 24), "features-mask.npy: row 2 is all padding: a prompt has a token at least"),
     (with_number(np.nan), "prompt 1 holds numbers that are not finite in float32: encode it in float32 or"),
-    (lambda f, m: (np.where(np.isfinite(f), f, 0).astype(np.float64) * 1e300, m), "prompt 0 holds numbers that are not finite in float32"),
+    (
+        lambda f, m: (np.where(np.isfinite(f), f, 0).astype(np.float64) * 1e300, m),
+        "prompt 0 holds numbers that are not finite in float32",
+    ),
     (
         lambda f, m: (np.zeros((1, 121, 48), np.float32), np.ones((1, 121), np.bool_)),
         "prompt 0 has 121 rows, the model has room for 1 to 120: leave out padding with a mask, or",

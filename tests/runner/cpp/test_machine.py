@@ -222,10 +222,16 @@ def test_a_bundle_that_is_rebuilt_meanwhile_opens_as_it_was_or_as_it_is(library:
         builder.join()
 
 
+IDS = {
+    "kind": "ids", "slots": 64, "vocabulary": 9, "prefix": [0], "suffix": [], "padding": None, "reserved": [7],
+    "unconditional": "image",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("part", "change"),
     [
-        ("model", {"condition": {"kind": "features", "slots": 120, "width": 2048}}),
+        ("model", {"condition": IDS}),
         ("model", {"positions": "sequence"}),
         ("model", {"specials": [50], "row_end": 0}),
         ("sampler", {"kind": "noise"}),

@@ -135,9 +135,18 @@ def damaged(one: np.ndarray, value: float) -> np.ndarray:
     [
         (of_lengths(3, 121), "the features: prompt 1 has 121 rows, the model has room for 1 to 120: leave out padding"),
         (of_lengths(3, 0), "the features: prompt 1 has 0 rows, the model has room for 1 to 120: leave out padding"),
-        (of_lengths(3, width=47), "the features: prompt 0 has rows of 47 numbers, the model reads 48: use the text encoder"),
-        ([*of_lengths(3), damaged(of_lengths(4)[0], np.nan)], "the features: prompt 1 holds numbers that are not finite in float32: encode it"),
-        ([damaged(of_lengths(4)[0], -np.inf)], "prompt 0 holds numbers that are not finite in float32: encode it in float32"),
+        (
+            of_lengths(3, width=47),
+            "the features: prompt 0 has rows of 47 numbers, the model reads 48: use the text encoder",
+        ),
+        (
+            [*of_lengths(3), damaged(of_lengths(4)[0], np.nan)],
+            "the features: prompt 1 holds numbers that are not finite in float32: encode it",
+        ),
+        (
+            [damaged(of_lengths(4)[0], -np.inf)],
+            "prompt 0 holds numbers that are not finite in float32: encode it in float32",
+        ),
     ],
 )
 def test_features_that_do_not_fit_are_refused_in_pythons_words(
@@ -173,7 +182,11 @@ def test_features_and_classes_are_for_models_that_take_them(
         ({"classes": [1], "features": of_lengths(3)}, "request", "classes and features are given: give one of"),
         ({"classes": []}, "request", "no features given: name at least one"),
         ({"features": of_lengths(3), "lengths": None}, "argument", "lengths is NULL"),
-        ({"features": of_lengths(3), "width": 2**60}, "request", "the features: prompt 0 has 3 rows of 1152921504606846976 numbers, which is out of range"),
+        (
+            {"features": of_lengths(3), "width": 2**60},
+            "request",
+            "the features: prompt 0 has 3 rows of 1152921504606846976 numbers, which is out of range",
+        ),
         ({"features": of_lengths(3), "known": np.full((8, 9), -1)}, "schedule", "cannot keep cells or go beyond"),
     ],
 )
@@ -242,16 +255,3 @@ def test_a_manifest_that_says_otherwise_is_refused(
     (root / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(Failure, match=message):
         cpp_abi.Runner(library, root, threads=1).generate(features=of_lengths(65, width=change.get("width", 48)))
-
-
-def test_prompts_of_ids_do_not_run_yet(library: Any, text_bundle: Path, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(text_bundle, tmp_path / "ids.bundle"))
-    manifest = json.loads((root / "manifest.json").read_text())
-    manifest["model"]["condition"] = {
-        "kind": "ids", "slots": 64, "vocabulary": 9, "prefix": [0], "suffix": [], "padding": None, "reserved": [7],
-        "unconditional": "image",
-    }  # fmt: skip
-    (root / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(Failure, match=r"needs prompts \(ids\), which this arforge does not run yet") as refused:
-        cpp_abi.Runner(library, root)
-    assert refused.value.status == STATUS["format_version"]

@@ -1,0 +1,1 @@
+"""Text encoders that turn prompts into features, and the tokenizers that they come with."""

@@ -1,0 +1,108 @@
+"""Features of prompts that somebody else's text encoder gave: arrays, and the `.npy` files that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arforge.runner.errors import RequestError
+
+MAGIC = b"\x93NUMPY"
+TYPES = (np.float16, np.float32, np.float64)
+
+
+def read_features(path: Path, mask: Path | None, slots: int, width: int) -> list[NDArray[np.float32]]:
+    """Features of each prompt, float32 [n, width], from a file of floats [prompts, length, width].
+
+    `mask`: a file [prompts, length] of ones, for the n rows of a prompt, and then zeros, as encoders give it; without
+    one all rows count. `slots`, `width`: the model's. Raises RequestError for a file that is no such array, and
+    whatever `check_features` refuses.
+    """
+    features = read_array(path)
+    if features.ndim != 3 or features.dtype.type not in TYPES:
+        raise RequestError(
+            f"{path} holds {described(features)}: expected float16, float32 or float64 [prompts, length, {width}]"
+        )
+    if len(features) == 0:
+        raise RequestError(f"{path} holds no prompts")
+    prompts, length, _ = features.shape
+    rows = [length] * prompts if mask is None else rows_of(mask, prompts, length)
+    return check_features([one[:count] for one, count in zip(features, rows, strict=True)], slots, width, str(path))
+
+
+def rows_of(path: Path, prompts: int, length: int) -> list[int]:
+    """How many ones each row of a mask [prompts, length] begins with. Raises RequestError if others follow, or none."""
+    mask = read_array(path)
+    if mask.shape != (prompts, length) or mask.dtype.kind not in "biuf":
+        raise RequestError(
+            f"{path} holds {described(mask)}: expected the features' mask, ones and zeros [{prompts}, {length}]"
+        )
+    ones = mask == 1
+    if not (ones | (mask == 0)).all():
+        raise RequestError(f"{path} holds other numbers than 1, for a token of the prompt, and 0, for padding")
+    counts = ones.sum(axis=1)
+    for index, (row, count) in enumerate(zip(ones, counts, strict=True)):
+        if not row[:count].all():
+            raise RequestError(
+                f"{path}: row {index} has ones behind zeros: expected the prompt's ones first, then the padding's zeros"
+            )
+        if count == 0:
+            raise RequestError(f"{path}: row {index} is all padding: a prompt has a token at least")
+    return [int(count) for count in counts]
+
+
+def check_features(
+    features: Sequence[Any], slots: int, width: int, where: str = "the features"
+) -> list[NDArray[np.float32]]:
+    """The features of each prompt as float32 [n, width], whole in memory.
+
+    Raises RequestError, which begins with `where`, unless each is an array of floats [n, width] with 1 ≤ n ≤ `slots`
+    and finite numbers.
+    """
+    result = []
+    for index, given in enumerate(features):
+        name = f"{where}: prompt {index}"
+        if not isinstance(given, np.ndarray) or given.dtype.type not in TYPES or given.ndim != 2:
+            what = described(given) if isinstance(given, np.ndarray) else type(given).__name__
+            raise RequestError(f"{name} is {what}: expected an array of floats [tokens, {width}]")
+        if given.shape[1] != width:
+            raise RequestError(
+                f"{name} has rows of {given.shape[1]} numbers, the model reads {width}: use the text encoder that the "
+                "model was trained with"
+            )
+        if not 1 <= len(given) <= slots:
+            raise RequestError(
+                f"{name} has {len(given)} rows, the model has room for 1 to {slots}: leave out padding with a mask, or "
+                "shorten the prompt"
+            )
+        with np.errstate(over="ignore"):  # which the next lines refuse
+            one = np.array(given, np.float32, order="C")
+        if not np.isfinite(one).all():
+            raise RequestError(f"{name} holds numbers that are not finite in float32: encode it in float32 or bfloat16")
+        result.append(one)
+    return result
+
+
+def read_array(path: Path) -> NDArray[Any]:
+    """The array of an `.npy` file, mapped. Raises RequestError for another file, or one that holds Python objects."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(MAGIC))
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror or error}") from None
+    if head != MAGIC:
+        kind = "an archive (.npz): save its one array with numpy.save" if head.startswith(b"PK") else "no .npy file"
+        raise RequestError(f"{path} is {kind}")
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a header that somebody cut may raise whatever Python's own parser does
+        raise RequestError(f"{path} is not a whole .npy file of numbers ({error}): save it again") from error
+    return array
+
+
+def described(array: NDArray[Any]) -> str:
+    return f"{array.dtype} [{', '.join(map(str, array.shape))}]"
