@@ -117,7 +117,7 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
       generation.conditions.rows(batch.first, images, generation.sampling.guided(batch.first, images));
   const Clock::time_point filling = Clock::now();
   prefill.start(plan, images, prompts);
-  const double filled = seconds_since(filling);
+  const double filled = conditioned(bundle.model) ? seconds_since(filling) : 0;
   generation.result.condition_seconds += filled;
   generation.result.seconds -= filled; // of which it is a part otherwise
   State state = start_of(plan, bundle.model, images, prompts, canvas.take(window, batch.first, images));
