@@ -31,6 +31,14 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
     "[default: every width as it is; for TensorRT rounded up to 1, 2, 3, 4, 6, 8, 12, 16, …]",
 )
 @click.option(
+    "--prefill-width",
+    "prefill_widths",
+    type=Numbers(),
+    multiple=True,
+    help="TensorRT, models that take prompts: tokens of a prompt that pass at once; repeatable.  "
+    "[default: the longest prompt, up to 128]",
+)
+@click.option(
     "--measure-widths",
     is_flag=True,
     help="ONNX Runtime: time a step of every width that the stored schedules use, and pad where that is quicker.",
@@ -74,6 +82,7 @@ def command(
     target: str,
     precision: str | None,
     widths: tuple[tuple[int, ...], ...],
+    prefill_widths: tuple[tuple[int, ...], ...],
     measure_widths: bool,
     quantization: str | None,
     images: tuple[tuple[int, ...], ...],
@@ -96,6 +105,7 @@ def command(
     if target == "onnxruntime":
         given = {
             "--images": images,
+            "--prefill-width": prefill_widths,
             "--schedule": schedules,
             "--compute-capability": compute_capabilities,
             "--attention": attention != "auto",
@@ -127,6 +137,7 @@ def command(
         attention,
         filters,
         strip_weights,
+        [width for group in prefill_widths for width in group],
     )
     if dry_run:
         from arforge.engines.trtexec import dry_run as commands
@@ -138,10 +149,12 @@ def command(
         return
     built = build(job, lambda line: click.echo(line, err=True))
     identity = built.identity
-    widest = identity["profiles"][-1]
+    widest = max(identity["profiles"], key=lambda one: (one["condition"] <= 1, one["images"], one["width"]))
+    passes = ", ".join(map(str, identity["prefill_widths"]))
+    prefilled = f"prompts in passes of {passes}, " if passes else ""
     click.echo(
         f"built {target} {precision} for {identity['device']}: {identity['library']}, {len(identity['profiles'])} "
-        f"profiles up to {widest['images']} images of width {widest['width']}, {identity['slots']} slots, "
+        f"profiles up to {widest['images']} images of width {widest['width']}, {identity['slots']} slots, {prefilled}"
         f"attention {identity['attention']['lowering']}, {human(built.engine_bytes)}, in {built.seconds:.1f} s"
     )
 

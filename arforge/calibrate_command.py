@@ -11,6 +11,7 @@ import click
 from arforge.options import PATH, human, threads_option
 from arforge.progress import progress_bars
 from arforge.runner.command_line import command_line
+from arforge.subjects import Asked, asked_options
 
 if TYPE_CHECKING:
     from arforge.calibration.int8 import Calibrated
@@ -22,6 +23,7 @@ SHOWN = 8  # layers
 @click.command()
 @click.argument("bundle", type=PATH)
 @click.option("--schedule", "schedules", multiple=True, help="Generate by it; repeatable.  [default: all stored]")
+@asked_options
 @click.option("--samples", default=32, show_default=True, help="Images a schedule that the ranges are taken from.")
 @click.option("--method", default="max", show_default=True, help="Rule of the ranges: max, percentile or entropy.")
 @click.option("--percentile", default=99.99, show_default=True, help="Share of values inside, for that method.")
@@ -40,6 +42,7 @@ SHOWN = 8  # layers
 def command(
     bundle: Path,
     schedules: tuple[str, ...],
+    asked: Asked,
     samples: int,
     method: str,
     percentile: float,
@@ -57,10 +60,12 @@ def command(
     """Give BUNDLE int8 graphs, with ranges from images that its own schedules generate.
 
     The report compares int8 with fp32 on other images: layer by layer, the most likely token after the same tokens, and
-    whole images. Calibrating again replaces the int8 graphs.
+    whole images. Calibrating again replaces the int8 graphs. Without --class, classes are spread over all there are;
+    a model that takes prompts needs real ones.
     """
     from arforge.calibration.int8 import CalibrationJob, calibrate
     from arforge.calibration.ranges import Rule
+    from arforge.runner.bundle import open_bundle
     from arforge.runner.output import check_outputs, write_whole
 
     check_outputs({"--json": json_file})
@@ -77,6 +82,7 @@ def command(
         check,
         trials,
         threads,
+        asked.subjects(open_bundle(bundle).model),
     )
     with progress_bars(quiet=quiet) as progress:
         done = calibrate(job, progress)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from arforge.options import PATH, human, measured_widths
-from arforge.runner.bundle import Bundle, ClassCondition, ModelFacts, open_bundle
+from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition, ModelFacts, open_bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.step_graph import guided_rows
 
@@ -35,6 +35,8 @@ def command(bundle: Path, as_json: bool) -> None:
         f"  {model.layers} layers, {model.caches} caches of {model.kv_heads} heads of {model.head_size}, "
         f"{condition_of(model)}, {model.order} order, {model.source_precision} weights"
     )
+    if not isinstance(model.condition, ClassCondition):
+        click.echo(f"  {text_of(opened)}")
     if opened.image_tokenizer:
         height, width = opened.image_tokenizer.image_size
         click.echo(f"  images of {height}x{width}, codebook of {opened.image_tokenizer.codebook_width} channels")
@@ -63,18 +65,7 @@ def command(bundle: Path, as_json: bool) -> None:
         )
     click.echo("engines")
     for engine in facts["engines"]:
-        widths = ", ".join(map(str, engine["widths"])) if engine["widths"] else "any"
-        click.echo(
-            f"  {engine['target']} {engine['precision']} for {engine['device']}: {engine['library']}, widths {widths}"
-        )
-        if "width_milliseconds" in engine:
-            click.echo(f"    {measured_widths(engine)}")
-        if "profiles" in engine:
-            attention = engine["attention"]
-            click.echo(
-                f"    {len(engine['profiles'])} profiles, {engine['slots']} slots, attention {attention['lowering']} "
-                f"({attention['reason']}), {'with' if engine['filters'] else 'without'} top-k and top-p"
-            )
+        show_engine(engine)
     if not facts["engines"]:
         click.echo(f"  none; build one: {command_line('build', bundle, '--target', 'onnxruntime')}")
     source = facts["provenance"]
@@ -84,13 +75,41 @@ def command(bundle: Path, as_json: bool) -> None:
             click.echo(f"  {part} {source[part]['name']}, sha256 {source[part]['sha256']}")
 
 
+def show_engine(engine: dict[str, Any]) -> None:
+    widths = ", ".join(map(str, engine["widths"])) if engine["widths"] else "any"
+    click.echo(
+        f"  {engine['target']} {engine['precision']} for {engine['device']}: {engine['library']}, widths {widths}"
+    )
+    if "width_milliseconds" in engine:
+        click.echo(f"    {measured_widths(engine)}")
+    if "profiles" in engine:
+        attention, passes = engine["attention"], ", ".join(map(str, engine["prefill_widths"]))
+        prompts = f"prompts in passes of {passes}, " if passes else ""
+        click.echo(
+            f"    {len(engine['profiles'])} profiles, {engine['slots']} slots, {prompts}"
+            f"attention {attention['lowering']} ({attention['reason']}), "
+            f"{'with' if engine['filters'] else 'without'} top-k and top-p"
+        )
+
+
 def condition_of(model: ModelFacts) -> str:
     """What stands where a prompt would."""
     condition = model.condition
     if isinstance(condition, ClassCondition):
         named = "" if model.labels is None else f" ({model.labels[0]} to {model.labels[-1]})"
         return f"{condition.classes} classes{named}"
-    return f"prompts of up to {condition.slots} {condition.kind}"
+    return f"prompts of up to {condition.slots} tokens"
+
+
+def text_of(bundle: Bundle) -> str:
+    """What a prompt is to the model, and what makes it of a text."""
+    condition = bundle.model.condition
+    if not isinstance(condition, FeaturesCondition):
+        return f"a prompt is {condition.kind}"
+    captions = "cleaned as in training" if condition.captions == "clean" else "taken as they are"
+    stored = [graph.precision for graph in bundle.graphs if graph.name == "text"]
+    encoder = f"with its text encoder, in {stored[0]}" if stored else "without a text encoder: takes features only"
+    return f"a prompt is features of {condition.width} numbers a token; captions are {captions}; {encoder}"
 
 
 def facts_of(bundle: Bundle) -> dict[str, Any]:

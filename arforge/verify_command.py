@@ -44,11 +44,14 @@ def command(
         reason = "as asked" if no_torch else f"no {', '.join(missing)}; pip install 'arforge[export]'"
         click.echo(f"--  torch module: not compared ({reason})")
         return
-    from arforge.export.verify import check_provenance, check_weights, compare_logits
+    from arforge.export.verify import check_provenance, check_weights, compare_condition, compare_logits
 
     if checkpoint:
         click.echo(f"ok  weights: {check_weights(opened, checkpoint)} tensors equal {checkpoint.name}")
         click.echo(f"ok  provenance: {check_provenance(opened, checkpoint)}")
+    error = compare_condition(opened)
+    if error is not None:
+        click.echo(f"ok  torch module, rows of prompts: within {error:.1e} of the largest")
     for schedule in schedules or opened.specifications:
         found = compare_logits(opened, schedule, max_steps)
         click.echo(

@@ -30,6 +30,7 @@ class DeviceEngine(ABC):
     """What both have in common: step memory on the host, caches on a device."""
 
     widths: tuple[int, ...] | None = None
+    prefill_widths: tuple[int, ...] | None = None
     largest_batch: int | None = None
 
     def __init__(self, bundle: Bundle, precision: str, device: str) -> None:
@@ -89,6 +90,10 @@ class DeviceEngine(ABC):
         """A copy of one cache."""
 
     @abstractmethod
+    def write_cache(self, name: str, row: int, first: int, values: NDArray[Any]) -> None:
+        """Put keys or values, (kv_heads, count, head_size), into slots of a row."""
+
+    @abstractmethod
     def allocate(self, rows: int, slots: int) -> None:
         """Caches of that shape, zero."""
 
@@ -125,10 +130,15 @@ class TorchEngine(DeviceEngine):
         self.caches = [(key.to(self._kind, self.dtype), value.to(self._kind, self.dtype)) for key, value in made]
 
     def cache(self, name: str) -> NDArray[Any]:
-        flat = [cache for pair in self.caches for cache in pair]
-        held = dict(zip(cache_names(len(self.caches)), flat, strict=True))
-        copied: NDArray[Any] = held[name].cpu().numpy()
+        copied: NDArray[Any] = self.place(name).cpu().numpy()
         return copied
+
+    def write_cache(self, name: str, row: int, first: int, values: NDArray[Any]) -> None:
+        self.place(name)[row, :, first : first + values.shape[1]] = self.torch.from_numpy(values).to(self._kind)
+
+    def place(self, name: str) -> Any:
+        flat = [cache for pair in self.caches for cache in pair]
+        return dict(zip(cache_names(len(self.caches)), flat, strict=True))[name]
 
     def clear(self, zero_slots: int) -> None:
         for pair in self.caches:
@@ -146,7 +156,9 @@ class TorchEngine(DeviceEngine):
             given, along = on_device, torch.arange(width, device=self._kind)
             slots = given["write_index"][0] + along
             asked = (given["query_positions"], given["mask"][:, :, -1:]) if queries else ()
-            logits, _ = self.forward(given["tokens"], given["positions"], given["mask"], *asked, slots, self.caches)
+            inputs = (given["tokens"], given["positions"], given["mask"], *asked, slots, self.caches)
+            prompt = {"condition": given["condition"].to(self.dtype)} if "condition" in given else {}
+            logits, _ = self.forward(*inputs, **prompt)
             settings = (given[name] for name in ("guidance", "temperature", "top_k", "top_p"))
             return self.sample(logits, given["uniforms"], *settings)[0]
 
@@ -229,6 +241,11 @@ class ProviderEngine(DeviceEngine):
     def cache(self, name: str) -> NDArray[Any]:
         copied: NDArray[Any] = self.caches[name].numpy()
         return copied
+
+    def write_cache(self, name: str, row: int, first: int, values: NDArray[Any]) -> None:
+        whole = self.cache(name)  # a part of a value cannot be replaced
+        whole[row, :, first : first + values.shape[1]] = values
+        self.caches[name].update_inplace(whole)
 
     def clear(self, zero_slots: int) -> None:
         """They start as zeros, and slots up to there are never written."""

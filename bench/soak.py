@@ -29,19 +29,22 @@ from typing import Any
 import numpy as np
 
 from arforge.runner import Cancelled, RequestError, Runner, ScheduleError
+from arforge.runner.conditions import sample_subjects
 
-CLASSES, SEEDS, BATCH = 3, 2, 4  # of each schedule: classes and seeds that are asked for, images of a request at most
+SUBJECTS, SEEDS, BATCH = 3, 2, 4  # of each schedule: subjects and seeds that are asked for, images of a request at most
 GROWTH = 1.05, 48 << 20  # of memory after the first third: a share and bytes, of which the larger counts
 PAGE = os.sysconf("SC_PAGE_SIZE")
 WEIGHTS = {"answered": 8, "cancelled": 1, "refused": 1, "failed in the caller": 1}  # each once, then so often
 Setting = tuple[str, float, bool]  # schedule, guidance, greedy
-WRONG = (
-    ({"classes": [10**6]}, RequestError),
-    ({"classes": []}, RequestError),
-    ({"classes": [0], "seeds": [-1]}, RequestError),
-    ({"classes": [0], "temperature": float("nan")}, RequestError),
-    ({"classes": [0], "schedule": "zipar:0"}, ScheduleError),
-    ({"classes": [0], "schedule": "unheard-of"}, ScheduleError),
+WRONG_SUBJECTS = {
+    "classes": ([10**6], [], [-1], ["no such name"]),
+    "features": ([], [np.zeros((1, 1), np.float32)], [np.full((1, 4), np.nan, np.float32)], ["words"]),
+}
+WRONG_SETTINGS = (
+    ({"seeds": [-1]}, RequestError),
+    ({"temperature": float("nan")}, RequestError),
+    ({"schedule": "zipar:0"}, ScheduleError),
+    ({"schedule": "unheard-of"}, ScheduleError),
 )
 
 
@@ -68,11 +71,12 @@ class Known:
         with self.open() as runner:
             schedules = list(runner.bundle.specifications)
             self.settings: list[Setting] = list(itertools.product(schedules, (1.0, 2.0), (False, True)))
-            self.classes = range(min(CLASSES, runner.bundle.model.class_condition.classes))
+            self.subjects = sample_subjects(runner.bundle.model, SUBJECTS, spread=False)
             self.images: dict[tuple[Setting, int, int], tuple[Any, Any]] = {}
-            for setting, label, seed in itertools.product(self.settings, self.classes, range(SEEDS)):
-                result = runner.generate([label], [seed], setting[0], guidance=setting[1], greedy=setting[2])
-                self.images[setting, label, seed] = (
+            for setting, index, seed in itertools.product(self.settings, range(SUBJECTS), range(SEEDS)):
+                given: dict[str, Any] = {"schedule": setting[0], "guidance": setting[1], "greedy": setting[2]}
+                result = runner.generate(**self.subjects.take([index]), seeds=[seed], **given)
+                self.images[setting, index, seed] = (
                     result.tokens[0],
                     None if result.images is None else result.images[0],
                 )
@@ -109,14 +113,19 @@ class Soak:
 
     def request(self, runner: Runner, known: Known, rng: random.Random, kind: str) -> None:
         if kind == "refused":
-            arguments, error = rng.choice(WRONG)
+            subjects, error = known.subjects, RequestError
+            if rng.random() < 0.5:
+                arguments: dict[str, Any] = {subjects.by: rng.choice(WRONG_SUBJECTS[subjects.by])}
+            else:
+                settings, error = rng.choice(WRONG_SETTINGS)
+                arguments = {**subjects.take([0]), **settings}
             self.expect(kind, error, runner, **arguments)
             return
         setting, count = rng.choice(known.settings), rng.randint(1, BATCH)
-        labels = [rng.choice(known.classes) for _ in range(count)]
+        asked = [rng.randrange(SUBJECTS) for _ in range(count)]
         seeds = [rng.randrange(SEEDS) for _ in range(count)]
-        request: dict[str, Any] = {"classes": labels, "seeds": seeds, "schedule": setting[0], "guidance": setting[1]}
-        request |= {"greedy": setting[2], "batch": rng.randint(1, BATCH)}
+        request: dict[str, Any] = {**known.subjects.take(asked), "seeds": seeds, "schedule": setting[0]}
+        request |= {"guidance": setting[1], "greedy": setting[2], "batch": rng.randint(1, BATCH)}
         if kind == "cancelled":
             self.expect(kind, Cancelled, runner, **request, cancel=Flag(rng.randrange(2)))
         elif kind == "failed in the caller":
@@ -131,7 +140,7 @@ class Soak:
             begun = time.perf_counter()
             result = runner.generate(**request)
             self.latencies[f"{known.path.name} {setting[0]}, {count} images"].append(time.perf_counter() - begun)
-            self.compare(known, setting, labels, seeds, result)
+            self.compare(known, setting, asked, seeds, result)
             self.counts[kind] += 1
 
     def expect(self, kind: str, error: type[Exception], runner: Runner, **request: Any) -> None:
@@ -142,14 +151,14 @@ class Soak:
         else:
             raise AssertionError(f"a request that should have been {kind} was answered: {request}")
 
-    def compare(self, known: Known, setting: Setting, labels: list[int], seeds: list[int], result: Any) -> None:
-        for index, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
-            tokens, image = known.images[setting, label, seed]
+    def compare(self, known: Known, setting: Setting, asked: list[int], seeds: list[int], result: Any) -> None:
+        for index, (subject, seed) in enumerate(zip(asked, seeds, strict=True)):
+            tokens, image = known.images[setting, subject, seed]
             if not np.array_equal(result.tokens[index], tokens):
-                raise AssertionError(f"wrong tokens: {setting}, class {label}, seed {seed}, image {index}")
+                raise AssertionError(f"wrong tokens: {setting}, subject {subject}, seed {seed}, image {index}")
             if image is not None and not np.array_equal(result.images[index], image):
-                raise AssertionError(f"wrong pixels: {setting}, class {label}, seed {seed}, image {index}")
-        self.counts["images compared"] += len(labels)
+                raise AssertionError(f"wrong pixels: {setting}, subject {subject}, seed {seed}, image {index}")
+        self.counts["images compared"] += len(asked)
         self.counts["tokens compared"] += result.tokens.size
 
     def run(self, seconds: float, threads: int) -> list[int]:

@@ -20,12 +20,13 @@ from arforge.calibration.layers import Layer, activations, find_layers, select
 from arforge.calibration.quantize import FOLDER, PRECISION, WEIGHTS, quantize, write_graphs
 from arforge.calibration.ranges import ChannelMaxima, Histograms, Rule
 from arforge.calibration.replacement import enter
-from arforge.calibration.requests import Requests, StageProgress, generate, held_out, spread
+from arforge.calibration.requests import Requests, StageProgress, encoded, generate, held_out, spread
 from arforge.calibration.smooth import Fold, Scales, find_folds, smooth, smoothing
 from arforge.calibration.taps import Observer, TappedEngine
 from arforge.export.stored_tensors import load_whole
 from arforge.runner.bundle import Bundle, Graph, open_bundle
 from arforge.runner.bundle.writer import changing, remade, write_text
+from arforge.runner.request import Subjects
 from arforge.version import VERSION
 
 RECORD = f"{FOLDER}/calibration.json"
@@ -34,7 +35,10 @@ LIBRARIES = ("onnxruntime", "onnx", "onnx-ir", "numpy")
 
 @dataclass(frozen=True)
 class CalibrationJob:
-    """What to calibrate, and how. None of `schedules`: every stored one."""
+    """What to calibrate, and how. None of `schedules`: every stored one.
+
+    `subjects`: what to draw, for a model that takes prompts real ones or their features; None: classes far apart.
+    """
 
     bundle: Path
     rule: Rule
@@ -48,6 +52,7 @@ class CalibrationJob:
     check: int = 8  # held-out images a schedule to measure on; 0: measure nothing
     trials: int = 3  # of the worst layers, each left out in turn, to see what that buys
     threads: int | None = None
+    subjects: Subjects | None = None
 
 
 @dataclass(frozen=True)
@@ -111,11 +116,12 @@ def calibrate(job: CalibrationJob, progress: StageProgress = lambda what, done, 
         graph = onnx.load(bundle.graph("step-logits", "fp32"), load_external_data=False).graph
         layers = find_layers(graph)
         excluded = select(layers, job.exclude)
-        requests = spread(bundle, job.schedules, job.samples, job.seed, job.guidance, job.batch)
+        requests = spread(bundle, job.schedules, job.samples, job.seed, job.guidance, job.batch, job.subjects)
         with remade(bundle) as stage:  # before the work: it may not be writable
-            study = measure(job, bundle, graph, layers, excluded, requests, progress)
+            made = encoded(bundle, requests, job.threads)
+            study = measure(job, bundle, graph, layers, excluded, made, progress)
             int8 = study.write(stage, excluded)
-            report = check(study, int8, excluded, requests, progress) if job.check else Int8Report()
+            report = check(study, int8, excluded, made, progress) if job.check else Int8Report()
             record = {**provenance(study, excluded, requests), "report": asdict(report)}
             write_text(stage / RECORD, json.dumps(record, indent=1) + "\n")
             stale = enter(bundle, int8)
@@ -160,7 +166,7 @@ def check(
 ) -> Int8Report:
     """Compare with float32 on requests that the ranges have not seen."""
     job, bundle = study.job, study.bundle
-    unseen = held_out(requests, job.check, bundle.model.class_condition.classes)
+    unseen = held_out(requests, job.check, bundle.model)
     kept = [layer for layer in study.layers if layer.name not in excluded]
     sample = RowSample(job.seed)
     engine = TappedEngine(bundle, list(activations(kept)), sample, job.threads)
@@ -211,7 +217,7 @@ def provenance(study: Study, excluded: frozenset[str], requests: Requests) -> di
         "versions": {name: version(name) for name in LIBRARIES},
         "source": {path: study.bundle.sha256(path) for path in (float32.path, float32.weights)},
         "device": f"onnxruntime {version('onnxruntime')}, {platform.machine()} CPU",
-        "requests": asdict(requests),
+        "requests": requests.to_json(),
         "method": job.rule.method,
         "percentile": job.rule.percentile if job.rule.method == "percentile" else None,
         "smooth": job.smooth,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -36,11 +37,17 @@ class TappedEngine(OnnxRuntimeEngine):
         self._observe(self.extra_outputs(width, queries))
 
 
-class PairedEngine(OnnxRuntimeEngine):
+class PairedEngine:
     """Runs the float32 step-logits graph, and `follower`, an engine of another one, on the same inputs.
 
-    `compare` is called after every step with the guided logits of both, float32 [images, outputs, vocabulary].
+    `compare` is called after every step with the guided logits of both, float32 [images, outputs, vocabulary]; passes
+    of prompts, whose logits nobody reads, are no steps. Each engine has caches of its own, which `cache` gives and
+    `write_cache` takes as the heads of one: the first half are the leader's.
     """
+
+    widths: tuple[int, ...] | None = None
+    prefill_widths: tuple[int, ...] | None = None
+    largest_batch: int | None = None
 
     def __init__(
         self,
@@ -49,25 +56,53 @@ class PairedEngine(OnnxRuntimeEngine):
         compare: Callable[[NDArray[np.float32], NDArray[np.float32]], None],
         threads: int | None = None,
     ) -> None:
-        super().__init__(bundle, "fp32", threads, graph="step-logits")
+        self._leader = OnnxRuntimeEngine(bundle, "fp32", threads, graph="step-logits")
         self._follower, self._compare = follower, compare
+        self._prompt = False  # whether a prompt passes
+
+    @property
+    def device(self) -> str:
+        return self._leader.device
+
+    def bandwidth(self) -> float:
+        return self._leader.bandwidth()
+
+    @property
+    def cache_type(self) -> np.dtype[Any]:
+        return self._leader.cache_type
+
+    @property
+    def settings(self) -> RequestBuffers:
+        return self._leader.settings
 
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
-        super().prepare(images, rows, slots, zero_slots, condition)
-        self._follower.prepare(images, rows, slots, zero_slots, condition)
+        self._prompt = zero_slots == slots  # which leaves a schedule no slot
+        for engine in (self._leader, self._follower):
+            engine.prepare(images, rows, slots, zero_slots, condition)
+
+    def buffers(self, width: int, queries: int = 0) -> StepBuffers:
+        return self._leader.buffers(width, queries)
 
     def run(self, width: int, queries: int = 0) -> None:
         mine, theirs = self.buffers(width, queries), self._follower.buffers(width, queries)
         copy(mine, theirs)
         copy(self.settings, self._follower.settings)
-        super().run(width, queries)
+        self._leader.run(width, queries)
         self._follower.run(width, queries)
         assert mine.logits is not None
         assert theirs.logits is not None
-        self._compare(mine.logits, theirs.logits)
+        if not self._prompt:
+            self._compare(mine.logits, theirs.logits)
+
+    def cache(self, name: str) -> NDArray[Any]:
+        return np.concatenate([self._leader.cache(name), self._follower.cache(name)], axis=1)
+
+    def write_cache(self, name: str, row: int, first: int, values: NDArray[Any]) -> None:
+        for engine, part in zip((self._leader, self._follower), np.split(values, 2), strict=True):
+            engine.write_cache(name, row, first, part)
 
     def close(self) -> None:
-        super().close()
+        self._leader.close()
         self._follower.close()
 
 

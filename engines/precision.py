@@ -21,6 +21,7 @@ LARGEST = {
     ir.DataType.BFLOAT16: float(np.array(0x7F7F, np.uint16).view(ml_dtypes.bfloat16)),
 }
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+PROMPT = "condition"  # the input that holds rows of a prompt
 INSIDE = {"Attention": "softmax_precision", "RMSNormalization": "stash_type"}
 
 
@@ -29,7 +30,8 @@ def lower_precision(model: ir.Model, dtype: ir.DataType) -> None:
 
     - The decoder is every node whose values a matrix product needs, and the products; what follows is the sampler.
     - Caches, weights, constants and results of the decoder become `dtype`; integers and booleans stay.
-    - Where the sampler reads one of them (the logits), it is cast to float32 once. There is no other cast.
+    - Where the sampler reads one of them (the logits), it is cast to float32 once. Rows of a prompt come as float32 and
+      are cast where they come in. There is no other cast.
     - RMSNormalization and the softmax of Attention keep float32 inside, by their own attributes.
     - Scales of quantizers stay float32, since a weight's scale can be below what float16 holds with full precision;
       their results are `dtype`.
@@ -79,7 +81,10 @@ def lower_source(graph: ir.Graph, value: ir.Value, decoder: Container[ir.Node], 
     if value.const_value is None:
         if outside:
             raise EngineError(f"both the decoder and the sampler read the input {value.name}: it has no one precision")
-        value.dtype = dtype
+        if value.name == PROMPT:
+            lower_input(graph, value, dtype)
+        else:
+            value.dtype = dtype
         return
     if outside:
         copy = ir.Value(name=f"{value.name}_{dtype.name.lower()}", shape=value.shape, const_value=value.const_value)
@@ -89,6 +94,16 @@ def lower_source(graph: ir.Graph, value: ir.Value, decoder: Container[ir.Node], 
         value = copy
     value.const_value = cast_tensor(value, dtype)
     value.dtype = dtype
+
+
+def lower_input(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> None:
+    """Cast a float32 input where it comes in."""
+    users = [(use.node, use.idx) for use in value.uses() if use.node.op_type != "Shape"]
+    result = ir.Value(name=f"{value.name}_lowered", shape=value.shape, type=ir.TensorType(dtype))
+    cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", dtype)], outputs=[result])
+    graph.insert_before(graph[0], cast)
+    for user, index in users:
+        user.replace_input_with(index, result)
 
 
 def cast_tensor(value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol:

@@ -5,6 +5,10 @@ Rule of the default widths: the numbers of tokens that the schedules use in a st
 cells, the numbers of both are rounded up to powers of two. So profiles grow with the logarithm of the widest step.
 The cache gets the slots that the most demanding schedule needs with its steps padded so, rounded up to a multiple
 of 8, which is what matrix units want.
+
+Of a model that takes prompts, steps read one row of a prompt, the last. The rows before it pass in profiles of their
+own, at the smallest batch, whose condition has room for the longest prompt; by the rule one width, up to 128 tokens,
+so that a prompt passes in few runs. Their slots count as well: the longest prompt's before those of a schedule.
 """
 
 from __future__ import annotations
@@ -12,11 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from arforge.runner.bundle import Bundle
+from arforge.runner.bundle import Bundle, ClassCondition, ModelFacts
+from arforge.runner.conditions import prompt_slots
 from arforge.runner.errors import EngineError
 from arforge.runner.plan import make_plan
+from arforge.runner.prefill import CHUNK
 from arforge.runner.schedules.schedule import Schedule
-from arforge.runner.step_graph import guided_rows, lowered_step
+from arforge.runner.step_graph import conditioned, guided_rows, lowered_step
 
 SLOT_MULTIPLE = 8
 MAX_PROFILES = 256
@@ -28,6 +34,7 @@ class Profile:
     images: int
     width: int
     queries: int  # 0 where the model has none
+    condition: int = 0  # rows of a prompt that it reads; 0 where the model takes none
 
     @property
     def rows(self) -> int:
@@ -36,19 +43,28 @@ class Profile:
 
 @dataclass(frozen=True)
 class Profiles:
-    widths: tuple[int, ...]
+    widths: tuple[int, ...]  # of steps
     slots: int
     profiles: tuple[Profile, ...]
+    prefill_widths: tuple[int, ...] = ()  # of passes of prompts; empty where the model takes none
 
 
-def plan_profiles(bundle: Bundle, names: Sequence[str], images: Sequence[int], widths: Sequence[int]) -> Profiles:
+def plan_profiles(
+    bundle: Bundle,
+    names: Sequence[str],
+    images: Sequence[int],
+    widths: Sequence[int],
+    prefill_widths: Sequence[int] = (),
+) -> Profiles:
     """The shapes for these schedules (none: all that the bundle stores), batches and widths (none: by the rule).
 
     Raises ScheduleError for a schedule that the model cannot run, EngineError for numbers that do not fit.
     """
-    for what, numbers in (("images", images), ("widths", widths)):
+    for what, numbers in (("images", images), ("widths", widths), ("prefill widths", prefill_widths)):
         if any(number < 1 for number in numbers):
             raise EngineError(f"{what} {list(numbers)} must all be at least 1")
+    passes = prompt_widths(bundle.model, prefill_widths)
+    most = longest_prompt(bundle.model)
     schedules = [bundle.schedule(name) for name in names or bundle.specifications]
     chosen = tuple(sorted(set(widths))) or default_widths(used(schedules), halves=not bundle.model.queries)
     for schedule in schedules:
@@ -59,11 +75,37 @@ def plan_profiles(bundle: Bundle, names: Sequence[str], images: Sequence[int], w
             )
     plans = [make_plan(schedule, chosen) for schedule in schedules]
     kinds = {(step.width, step.queries) for plan in plans for step in plan.steps}
-    profiles = sorted(Profile(count, *kind) for count in set(images) for kind in kinds)
+    read = 1 if conditioned(bundle.model) else 0
+    profiles = sorted(
+        {
+            *(Profile(count, *kind, read) for count in set(images) for kind in kinds),
+            *(Profile(min(images), width, 0, most) for width in passes),
+        }
+    )
     if len(profiles) > MAX_PROFILES:
         raise EngineError(f"{len(profiles)} profiles are more than {MAX_PROFILES}: name fewer schedules or widths")
-    slots = max(plan.slots for plan in plans)
-    return Profiles(chosen, -(-slots // SLOT_MULTIPLE) * SLOT_MULTIPLE, tuple(profiles))
+    slots = max(plan.slots for plan in plans) + prompt_slots(bundle.model, most)
+    if passes:
+        slots = max(slots, -(-most // passes[-1]) * passes[-1])  # of a prompt alone, padded
+    return Profiles(chosen, -(-slots // SLOT_MULTIPLE) * SLOT_MULTIPLE, tuple(profiles), passes)
+
+
+def longest_prompt(model: ModelFacts) -> int:
+    """Rows of the longest prompt before its last, which pass before the first step; 0 where the model takes none."""
+    return 0 if isinstance(model.condition, ClassCondition) else model.condition.slots - 1
+
+
+def prompt_widths(model: ModelFacts, asked: Sequence[int]) -> tuple[int, ...]:
+    """How many tokens of a prompt pass at once: as asked, or by the rule. Raises EngineError for what does not fit."""
+    most = longest_prompt(model)
+    if asked and not conditioned(model):
+        raise EngineError(f"this {model.family} model takes classes, not prompts: leave --prefill-width out")
+    widest = max(asked, default=1)
+    if widest > model.position_rows:
+        raise EngineError(f"prefill width {widest} is more than the model's {model.position_rows} positions")
+    if not most:
+        return ()
+    return tuple(sorted(set(asked))) or (min(rounded(most, halves=True), CHUNK, model.position_rows),)
 
 
 def used(schedules: Iterable[Schedule]) -> set[int]:

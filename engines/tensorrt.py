@@ -47,6 +47,7 @@ class BuildJob:
     attention: str = "auto"
     filters: bool | None = None
     strip_weights: bool = False
+    prefill_widths: Sequence[int] = ()  # of passes of prompts, where the model takes them; by rule
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
 
     They are not entered in its manifest. Raises EngineError or ScheduleError for wishes that do not fit the bundle.
     """
-    profiles = plan_profiles(bundle, job.schedules, job.images, job.widths)
+    profiles = plan_profiles(bundle, job.schedules, job.images, job.widths, job.prefill_widths)
     filters = bundle.sampler.top_k > 0 or bundle.sampler.top_p < 1 if job.filters is None else job.filters
     new: list[Path] = []
     if job.precision in TYPES and not has_graphs(bundle, job.precision):
@@ -287,11 +288,13 @@ def describe(
         "strip_weights": job.strip_weights,
         "slots": profiles.slots,
         "widths": list(profiles.widths),
+        "prefill_widths": list(profiles.prefill_widths),
         "profiles": [asdict(profile) for profile in profiles.profiles],
         "options": {
             "compute-capability": list(job.compute_capabilities),
             "schedule": list(job.schedules),
             "width": list(job.widths),
+            "prefill-width": list(job.prefill_widths),
             "images": list(job.images),
             "attention": job.attention,
         },

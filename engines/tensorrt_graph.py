@@ -21,7 +21,7 @@ from arforge.engines.precision import TYPES, lower_precision
 from arforge.runner.bundle import Bundle
 from arforge.runner.bundle.writer import new_file, settle, write_hashed
 from arforge.runner.errors import BundleError, EngineError
-from arforge.runner.step_graph import LIMITS, cache_names, guided_rows
+from arforge.runner.step_graph import LIMITS, cache_names, conditioned, guided_rows
 
 ALIGNMENT = 4096  # lets a runtime map a tensor straight from the file
 MASK_RANK = 4
@@ -57,15 +57,16 @@ def lower_for_tensorrt(
         prepare_fused(model)
     else:
         decompose_attention(model)
-    fix_dimensions(model, bundle.model.caches, slots, images)
+    fix_dimensions(model, bundle.model.caches, slots, images, one_mask=not conditioned(bundle.model))
     settle_filters(model, filters)
     return Lowered(model, choice, attentions)
 
 
-def fix_dimensions(model: ir.Model, caches: int, slots: int, images: int | None) -> None:
+def fix_dimensions(model: ir.Model, caches: int, slots: int, images: int | None, *, one_mask: bool = True) -> None:
     """Give the slots of the caches their number wherever it stands, and rows and images theirs if it is just one.
 
-    The mask becomes one for all rows, which are at the same step: less to copy to the device in each.
+    `one_mask`: the mask becomes one for all rows, which are at the same step: less to copy to the device in each. Where
+    rows have prompts of unequal lengths each keeps its own.
     """
     inputs = {value.name: value for value in model.graph.inputs}
     cache, uniforms = inputs[cache_names(caches)[0]].shape, inputs["uniforms"].shape
@@ -77,7 +78,7 @@ def fix_dimensions(model: ir.Model, caches: int, slots: int, images: int | None)
     for value in [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]:
         if value.shape is not None and any(dim in sizes for dim in value.shape):
             value.shape = ir.Shape([sizes.get(dim, dim) for dim in value.shape])
-        if value.shape is not None and value.dtype == ir.DataType.BOOL and len(value.shape) == MASK_RANK:
+        if one_mask and value.shape is not None and value.dtype == ir.DataType.BOOL and len(value.shape) == MASK_RANK:
             value.shape = ir.Shape([1, *value.shape[1:]])  # the mask, or a part: the same in all rows
 
 

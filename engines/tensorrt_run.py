@@ -14,7 +14,7 @@ from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import Bundle
-from arforge.runner.conditions import sample_conditions
+from arforge.runner.conditions import sample_conditions, sample_subjects
 from arforge.runner.errors import VerificationError
 from arforge.runner.runner import Runner
 from arforge.runner.side_by_side import GUIDANCE, side_by_side, written
@@ -47,7 +47,8 @@ def compare_engine(
         steps, same, largest = step_by_step(bundle, schedule, reference, engine, TOLERANCE[precision])
         images = min(2, engine.largest_batch or 2)
         request: dict[str, Any] = {"schedule": schedule, "guidance": GUIDANCE, "greedy": True}
-        tokens = [runner.generate(list(range(images)), **request).tokens for runner in (expected, found)]
+        request |= sample_subjects(bundle.model, images).take(range(images))
+        tokens = [runner.generate(**request).tokens for runner in (expected, found)]
     return EngineAgreement(schedule, steps, largest, same, float((tokens[0] == tokens[1]).mean()))
 
 

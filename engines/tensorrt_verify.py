@@ -156,7 +156,8 @@ def check_listing(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model) 
     lines = [sizes]
     for index, profile in enumerate(identity["profiles"]):
         queries = f", {profile['queries']} queries" if profile["queries"] else ""
-        shape = f"batch {profile['images']}, width {profile['width']}{queries}"
+        prompt = f", up to {profile['condition']} rows of a prompt" if profile["condition"] > 1 else ""
+        shape = f"batch {profile['images']}, width {profile['width']}{queries}{prompt}"
         lines.append(f"profile {index}, {shape}: {summary([layer for layer in layers if layer.profile == index])}")
     return lines
 

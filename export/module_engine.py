@@ -19,6 +19,7 @@ class ModuleEngine:
     """Gives guided logits and the most likely tokens, as `step-logits` does at temperature 0, in float32 on the CPU."""
 
     widths: tuple[int, ...] | None = None
+    prefill_widths: tuple[int, ...] | None = None
     largest_batch: int | None = None
 
     def __init__(self, module: Any, model: ModelFacts) -> None:

@@ -1,10 +1,12 @@
-"""Compares a bundle's step graph with the torch module it was traced from, on the real steps of a schedule."""
+"""Compares a bundle's graphs with the torch modules that they were traced from, the step's on real steps."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from onnx import numpy_helper
 
@@ -12,36 +14,63 @@ from arforge.export.checkpoint import is_averaged, open_checkpoint
 from arforge.export.checkpoint_files import files_of
 from arforge.export.facts import hashes
 from arforge.export.families import FAMILIES
+from arforge.export.families.family import Family
 from arforge.export.layers import pad_heads, pad_weight
 from arforge.export.module_engine import ModuleEngine
 from arforge.export.stored_tensors import load_whole
 from arforge.runner.backends.engine import Engine
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
-from arforge.runner.bundle import Bundle
-from arforge.runner.conditions import sample_conditions
+from arforge.runner.bundle import Bundle, FeaturesCondition
+from arforge.runner.conditions import ConditionGraph, sample_conditions, sample_features
 from arforge.runner.errors import VerificationError
 from arforge.runner.side_by_side import LogitAgreement, LogitComparison, logits_of, side_by_side
 
+SENSELESS = (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError)
 TOLERANCE = 1e-3  # of logits, relative to the largest
 
 
 def load_module(bundle: Bundle, precision: str = "fp32") -> Any:
-    """The torch module with the weights that the bundle stores."""
+    """The decoder's torch module with the weights that the bundle stores."""
+    return load(bundle, bundle.graph("step-logits", precision), lambda f, c: pad_heads(f.module(c), c.head_size))
+
+
+def load_condition_module(bundle: Bundle) -> Any:
+    """What makes rows of a condition, as a torch module with the stored weights; None for a model of classes."""
+    condition = bundle.model.condition
+    if not isinstance(condition, FeaturesCondition):
+        return None
+    family, config = configuration(bundle)
+    known = family.condition(config)
+    if not isinstance(known, FeaturesCondition) or (known.slots, known.width) != (condition.slots, condition.width):
+        raise VerificationError(f"{bundle.root}: the manifest says {condition}, its model has {known}: export again")
+    return load(bundle, bundle.graph("condition", "fp32"), lambda f, c: f.condition_module(c))
+
+
+def configuration(bundle: Bundle) -> tuple[Family[Any], Any]:
+    """The family of the bundle's model, and its dimensions there."""
     try:
         family, config = FAMILIES[bundle.model.family], bundle.model.config
-        dimensions = family.config(**{**config, "grid": tuple(config["grid"])})
-        with torch.device("meta"):  # nothing is allocated for dimensions that make no sense
-            expected = pad_heads(family.module(dimensions), dimensions.head_size).state_dict()
-    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
+        return family, family.config(**{**config, "grid": tuple(config["grid"])})
+    except SENSELESS as error:
         raise VerificationError(f"{bundle.root}: the manifest's model is none that arforge knows ({error})") from error
-    stored = stored_weights(bundle.graph("step-logits", precision))
+
+
+def load(bundle: Bundle, graph: Path, build: Callable[[Any, Any], torch.nn.Module]) -> torch.nn.Module:
+    """A module of the bundle's family, which `build` makes of it and its configuration, with the graph's weights."""
+    family, dimensions = configuration(bundle)
+    try:
+        with torch.device("meta"):  # nothing is allocated for dimensions that make no sense
+            expected = build(family, dimensions).state_dict()
+    except SENSELESS as error:
+        raise VerificationError(f"{bundle.root}: the manifest's model is none that arforge knows ({error})") from error
+    stored = stored_weights(graph)
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     found = {name: tuple(stored[name].shape) for name in wanted if name in stored}
     if found != wanted:
         raise VerificationError(
             f"{bundle.root}: the stored weights are not those of the manifest's model: export again"
         )
-    module = pad_heads(family.module(dimensions), dimensions.head_size).eval()
+    module = build(family, dimensions).eval()
     module.load_state_dict({name: stored[name] for name in wanted})
     return module
 
@@ -70,13 +99,43 @@ def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> 
     recorded = bundle.provenance.get("checkpoint")
     averaged = isinstance(recorded, dict) and is_averaged(str(recorded.get("weights")))
     source, parameter = open_checkpoint(checkpoint, averaged=averaged), FAMILIES[bundle.model.family].parameter
-    module = load_module(bundle, precision)
-    stored = module.state_dict()
-    for name, tensor in stored.items():
-        wanted = pad_weight(name, parameter(source, name).to(torch.float32), module.config.head_size)
-        if not torch.equal(tensor, wanted):
-            raise VerificationError(f"weight {name} of {bundle.root} differs from {checkpoint}: export it again")
-    return len(stored)
+    module, condition = load_module(bundle, precision), load_condition_module(bundle)
+    parts = [(module, module.config.head_size), *([] if condition is None else [(condition, None)])]
+    for part, head_size in parts:
+        for name, tensor in part.state_dict().items():
+            wanted = source.tensor(name) if head_size is None else pad_weight(name, parameter(source, name), head_size)
+            if not torch.equal(tensor, wanted.to(torch.float32)):
+                raise VerificationError(f"weight {name} of {bundle.root} differs from {checkpoint}: export it again")
+    return sum(len(part.state_dict()) for part, _ in parts)
+
+
+def compare_condition(bundle: Bundle) -> float | None:
+    """The largest error of the condition graph's rows beside the module's, relative to the largest.
+
+    On random features of all lengths up to some, and of the longest. None for a model of classes. Raises
+    VerificationError if they part.
+    """
+    module, condition = load_condition_module(bundle), bundle.model.condition
+    if module is None or not isinstance(condition, FeaturesCondition):
+        return None
+    samples = sample_features(bundle.model, 8)
+    samples.append(np.tile(samples[-1], (condition.slots, 1))[: condition.slots])
+    found = ConditionGraph(bundle)(samples)
+    worst = 0.0
+    for features, *prompts in zip(samples, found.conditional, found.unconditional, strict=True):
+        with torch.no_grad():
+            rows, none = module(torch.from_numpy(features)[None])
+        for prompt, wanted in zip(prompts, (rows[0].numpy(), none.numpy()), strict=True):
+            assert prompt.rows is not None
+            fits = prompt.rows.shape == wanted.shape
+            error = float(np.abs(prompt.rows - wanted).max() / np.abs(wanted).max()) if fits else np.inf
+            worst = float(np.maximum(worst, error))  # NaN where there is one
+    if not worst <= TOLERANCE:
+        raise VerificationError(
+            f"{bundle.root}: the graph 'condition' gives rows that differ from the torch module's by {worst:.2e} of "
+            f"the largest, allowed is {TOLERANCE:.0e}: export the bundle again"
+        )
+    return worst
 
 
 def compare_logits(bundle: Bundle, schedule: str, max_steps: int) -> LogitAgreement:

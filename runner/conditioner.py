@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition
-from arforge.runner.conditions import ConditionGraph, Conditions, class_conditions
+from arforge.runner.conditions import ConditionGraph, Conditions, Features, class_conditions
 from arforge.runner.errors import RequestError
 from arforge.runner.request import Request, asked_of, check_classes, truth
 from arforge.runner.text.encoder import TextEncoder
@@ -20,11 +20,17 @@ class Conditioner:
     def conditions(self, request: Request) -> Conditions:
         """One for each image of the request. Raises RequestError if it asks for what the model does not take."""
         model = self._bundle.model
+        if not isinstance(model.condition, ClassCondition):
+            return self._graph(self.features(request))
         by, asked = asked_of(request)
-        if isinstance(model.condition, ClassCondition):
-            if by != "classes":
-                raise RequestError(f"this {model.family} model takes classes, not {by}")
-            return class_conditions(model, check_classes(asked, model))
+        if by != "classes":
+            raise RequestError(f"this {model.family} model takes classes, not {by}")
+        return class_conditions(model, check_classes(asked, model))
+
+    def features(self, request: Request) -> list[Features]:
+        """Those of a request's prompts, of a model that takes them. Raises RequestError as `conditions` does."""
+        model = self._bundle.model
+        by, asked = asked_of(request)
         assert isinstance(model.condition, FeaturesCondition)
         if by == "classes":
             raise RequestError(f"this {model.family} model takes prompts, not classes: say in words what to draw")
@@ -34,7 +40,7 @@ class Conditioner:
                 raise RequestError(f"captions {captions!r} are unknown: use 'clean' or 'raw'")
             cut = truth("truncate", request.truncate)
             asked = self._encoder.features(asked, cleaning=captions == "clean", truncate=cut)
-        return self._graph(check_features(asked, model.condition.slots, model.condition.width))
+        return check_features(asked, model.condition.slots, model.condition.width)
 
     def close(self) -> None:
         self._graph.close()

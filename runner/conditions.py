@@ -6,14 +6,17 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.runner.backends.onnxruntime_session import open_session
+from arforge.runner.backends.onnxruntime_session import contract_of, open_session
 from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition, ModelFacts
+from arforge.runner.errors import ArforgeError, BundleError, EngineError
 from arforge.runner.request import Subjects
+from arforge.runner.step_graph import condition, difference
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -98,17 +101,44 @@ class ConditionGraph:
 
     def __call__(self, features: Sequence[Features]) -> Conditions:
         """One image a prompt. Each prompt passes alone, so that its rows depend on nothing else."""
-        if self._session is None:
-            self._session = open_session(self._bundle.graph("condition", "fp32"), self._threads)
         pairs: dict[bytes, tuple[Prompt, Prompt]] = {}
         keys = [one.tobytes() for one in features]
         for key, one in zip(keys, features, strict=True):
             if key not in pairs:
-                given, none = self._session.run(["condition", "unconditional"], {"features": one[None]})
+                given, none = self._run(one)
                 token = self._bundle.model.ids
-                pairs[key] = Prompt(token, given[0]), Prompt(token, none, keep=True)
+                pairs[key] = Prompt(token, given), Prompt(token, none, keep=True)
         chosen = [pairs[key] for key in keys]
         return Conditions(tuple(pair[0] for pair in chosen), tuple(pair[1] for pair in chosen))
+
+    def _run(self, features: Features) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The rows of one prompt, and those that stand for none, (length, dim) each.
+
+        Raises EngineError if the graph fails or gives others.
+        """
+        path, shape = self._bundle.graph("condition", "fp32"), (len(features), self._bundle.model.dim)
+        try:
+            given, none = self._opened(path).run(["condition", "unconditional"], {"features": features[None]})
+        except ArforgeError:
+            raise
+        except Exception as error:  # the binding's exception classes share no narrower public base
+            raise EngineError(f"ONNX Runtime failed in {path}: {error}") from error
+        if (given.shape, none.shape) != ((1, *shape), shape):
+            raise EngineError(
+                f"{path} gives rows {list(given.shape)} and {list(none.shape)} for a prompt of {len(features)} tokens, "
+                f"expected {[1, *shape]} and {list(shape)}: export the bundle again"
+            )
+        return given[0], none
+
+    def _opened(self, path: Path) -> onnxruntime.InferenceSession:
+        if self._session is None:
+            session = open_session(path, self._threads)
+            wanted, found = condition(self._bundle.model), contract_of(session)
+            problem = difference(wanted.inputs, found.inputs) or difference(wanted.outputs, found.outputs)
+            if problem:
+                raise BundleError(f"{path}: {problem}: export the bundle again")
+            self._session = session
+        return self._session
 
     def close(self) -> None:
         self._session = None

@@ -37,9 +37,13 @@ def check_step(engine: Engine, model: ModelFacts, plan: Plan, index: int, first_
         )
     spoilt = spoilt_cache(engine, model, step.write_index + step.width)
     engine.prepare(len(drawn), len(buffers.write_index), plan.slots, zero_slots=plan.slots)
+    raise NumericsError(f"{where}: the logits are non-finite{spoilt}; {advice(engine)}")
+
+
+def advice(engine: Engine) -> str:
+    """What helps against logits that are non-finite."""
     half = engine.cache_type == np.float16
-    advice = "use a bf16 or fp32 engine, which reach further than fp16" if half else "check the weights: arforge verify"
-    raise NumericsError(f"{where}: the logits are non-finite{spoilt}; {advice}")
+    return "use a bf16 or fp32 engine, which reach further than fp16" if half else "check the weights: arforge verify"
 
 
 def spoilt_cache(engine: Engine, model: ModelFacts, slots: int) -> str:

@@ -21,7 +21,7 @@ from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.conditions import Prompt
 from arforge.runner.errors import NumericsError
-from arforge.runner.numerics import NO_TOKEN
+from arforge.runner.numerics import NO_TOKEN, advice, spoilt_cache
 from arforge.runner.plan import Plan
 from arforge.runner.step_graph import cache_names
 
@@ -42,17 +42,22 @@ class Prefill:
         self.passed = 0  # prompt tokens that went through the engine
         self.seconds = 0.0  # that filling caches with prompts took, wall clock
 
-    def start(self, plan: Plan, images: int, prompts: Sequence[Prompt]) -> NDArray[np.bool_] | None:
+    def start(
+        self, plan: Plan, images: int, prompts: Sequence[Prompt], first_image: int = 0
+    ) -> NDArray[np.bool_] | None:
         """Prepare the engine for `plan`, a prompt a row; returns which prompt slots each row sees, (rows, slots).
 
-        None where no model's prompt has slots. Raises NumericsError if a prompt makes non-finite logits.
+        None where no model's prompt has slots. Raises NumericsError if a prompt makes non-finite logits, which names
+        its image, counted from `first_image`; the caches are cleared before.
         """
         schedule, slots = plan.schedule, plan.prompt_slots
         start = time.perf_counter()
         distinct = [prompt for prompt in dict.fromkeys(prompts) if prompt.before]
         for prompt in distinct:
             if prompt not in self._held:
-                self._held[prompt] = self._pass(prompt)
+                row = prompts.index(prompt)
+                whose = "the prompt" if row < images else "what stands for no prompt"
+                self._held[prompt] = self._pass(prompt, f"{whose} of image {first_image + row % images}")
             self._held.move_to_end(prompt)
         self._engine.prepare(images, len(prompts), plan.slots, schedule.zero_slots + slots)
         settings = self._engine.settings
@@ -86,13 +91,14 @@ class Prefill:
         for prompt in kept[: max(0, len(kept) - KEPT)]:
             del self._held[prompt]
 
-    def _pass(self, prompt: Prompt) -> Caches:
-        """The caches of one prompt, which goes through the step graph in chunks."""
+    def _pass(self, prompt: Prompt, name: str) -> Caches:
+        """The caches of one prompt, which goes through the step graph in chunks. `name`: for messages."""
         engine, count = self._engine, prompt.before
         assert prompt.rows is not None
-        chunk = min(CHUNK, self._model.position_rows) if engine.widths is None else max(engine.widths)
+        known = engine.prefill_widths
+        chunk = min(CHUNK, self._model.position_rows) if known is None else max(known)
         firsts = range(0, count, chunk)
-        widths = [fitting(min(chunk, count - first), engine.widths) for first in firsts]
+        widths = [fitting(min(chunk, count - first), known) for first in firsts]
         slots = firsts[-1] + widths[-1]
         engine.prepare(1, 1, slots, zero_slots=slots, condition=count)
         settings = engine.settings
@@ -109,10 +115,11 @@ class Prefill:
             buffers.uniforms[:], buffers.guidance[:] = 0, 1
             engine.run(width)
             if (buffers.next_tokens == NO_TOKEN).any():
+                spoilt = spoilt_cache(engine, self._model, first + width)
                 engine.prepare(1, 1, slots, zero_slots=slots, condition=count)
                 raise NumericsError(
-                    f"the logits are non-finite in the first {first + width} tokens of a prompt of {count + 1}: "
-                    "check its features, and the weights: arforge verify"
+                    f"{name}: the logits are non-finite in its first {min(first + width, count)} tokens of {count + 1}"
+                    f"{spoilt}; check its features, {advice(engine)}"
                 )
         self.passed += count
         return [engine.cache(name)[0, :, :count].copy() for name in self._names]

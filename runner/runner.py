@@ -276,7 +276,7 @@ class Runner:
         engine, count = self._live_engine(), len(images.conditions)
         prompts = images.conditions.rows(images.sampling.guided)
         known = plan.known(self.bundle.model, prompts, tokens)
-        seen = self._prefill.start(plan, count, prompts)
+        seen = self._prefill.start(plan, count, prompts, images.first)
         images.sampling.fill(engine.settings)
         for index, step in enumerate(plan.steps):
             watch.before_step()

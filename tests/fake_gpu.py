@@ -19,6 +19,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from arforge.runner import Runner
+from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import Bundle
@@ -32,6 +34,7 @@ NUMPY = {
     "tensor(uint8)": np.uint8,
 }
 Work = Callable[[], None]
+RTX = "tensorrt-rtx"
 
 
 class FakeGpu:
@@ -69,6 +72,14 @@ class FakeGpu:
         self.copied.append(target.nbytes)
         self.do(lambda: ctypes.memmove(target.ctypes.data, address, target.nbytes))
 
+    def upload_rows(self, address: int, pitch: int, source: NDArray[Any]) -> None:
+        for index, row in enumerate(source):
+            self.upload(address + index * pitch, row)
+
+    def download_rows(self, target: NDArray[Any], address: int, pitch: int) -> None:
+        for index, row in enumerate(target):
+            self.download(row, address + index * pitch)
+
     def clear(self, address: int, pitch: int, width: int, rows: int) -> None:
         self.do(lambda: [ctypes.memset(address + row * pitch, 0, width) for row in range(rows)])
 
@@ -102,6 +113,10 @@ class FakeGpu:
         assert not self.closed
         self.closed = True
         self.memory.clear()
+
+
+Opened = tuple[Runner, TensorRTEngine, FakeGpu]
+"""What the fixture `open_fake` gives."""
 
 
 class Mode(enum.Enum):

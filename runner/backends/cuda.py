@@ -60,6 +60,20 @@ class Gpu:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", target.ctypes.data, address, target.nbytes, kind, self.stream)
 
+    def upload_rows(self, address: int, pitch: int, source: NDArray[Any]) -> None:
+        """As `upload`; each item of `source` begins `pitch` bytes after the one before it."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        width = source.nbytes // len(source)
+        place = (source.ctypes.data, width, width, len(source))
+        self._call("cudaMemcpy2DAsync", address, pitch, *place, kind, self.stream)
+
+    def download_rows(self, target: NDArray[Any], address: int, pitch: int) -> None:
+        """As `download`, of what `upload_rows` puts there."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        width = target.nbytes // len(target)
+        place = (target.ctypes.data, width, address, pitch, width, len(target))
+        self._call("cudaMemcpy2DAsync", *place, kind, self.stream)
+
     def clear(self, address: int, pitch: int, width: int, rows: int) -> None:
         """Queue zeros into the first `width` bytes of each of `rows` rows that lie `pitch` bytes apart."""
         self._call("cudaMemset2DAsync", address, pitch, 0, width, rows, self.stream)

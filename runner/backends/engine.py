@@ -45,6 +45,8 @@ class RequestBuffers:
 class Engine(Protocol):
     widths: tuple[int, ...] | None
     """Step widths that it was built for; None where it takes any."""
+    prefill_widths: tuple[int, ...] | None
+    """Numbers of tokens of a prompt that pass at once; None where it takes any."""
     largest_batch: int | None
     """Images that it decodes together at most; None where it takes any number."""
 

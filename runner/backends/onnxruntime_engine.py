@@ -49,7 +49,7 @@ class OnnxRuntimeEngine:
         outputs to run in place of the bundle's. `session`: one that is open already, whose graph may also have
         `extra_outputs`, which can be read after each step. Raises EngineError for a graph with other inputs.
         """
-        self.widths = widths
+        self.widths = self.prefill_widths = widths
         self._bundle, self._threads = bundle, threads
         self._path = path or bundle.graph(graph, precision)
         self._session = session or open_session(self._path, threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,23 +33,29 @@ class Step:
 class TensorRTEngine:
     """Runs a bundle's TensorRT or TensorRT-RTX engine.
 
-    It was built for guided pairs of rows, and for one mask, which all rows share since they are at the same step. A
-    request without guidance has its rows in both halves, and a batch that it was not built for is filled up with copies
-    of the last image.
+    It was built for guided pairs of rows, and for one mask, which all rows share since they are at the same step; of a
+    model that takes prompts, each row has its own. A request without guidance has its rows in both halves, and a batch
+    that it was not built for is filled up with copies of the last image.
     """
 
     def __init__(self, bundle: Bundle, identity: Mapping[str, Any], library: Library, gpu: Gpu) -> None:
         self._bundle, self.identity, self.library, self.gpu = bundle, identity, library, gpu
-        self._profiles = {(p["images"], p["width"], p["queries"]): i for i, p in enumerate(identity["profiles"])}
+        self._profiles = {
+            (p["images"], p["width"], p["queries"], p["condition"]): i for i, p in enumerate(identity["profiles"])
+        }
         self.batches = batches_of(identity)
         self.widths: tuple[int, ...] | None = tuple(identity["widths"])
+        self.prefill_widths: tuple[int, ...] | None = tuple(identity["prefill_widths"]) or None
+        self._prompt = max(profile["condition"] for profile in identity["profiles"])  # rows of the longest
         self.largest_batch: int | None = self.batches[-1]
         lowered = bundle.path(identity["lowered"]) if identity["strip_weights"] else None
         self._loaded = LoadedEngine(bundle.path(identity["engine"]), library, gpu, lowered)
-        taken = lowered_step(bundle.model, ELEMENT_TYPES[identity["types"]], identity["filters"]).inputs
-        self._inputs = {tensor.name: tensor.shape[0] for tensor in taken if "slots" not in tensor.shape}
+        step = lowered_step(bundle.model, ELEMENT_TYPES[identity["types"]], identity["filters"])
+        taken = {tensor.name: tensor.shape for tensor in step.inputs}
+        self._inputs = {n: shape[0] for n, shape in taken.items() if n != "condition" and "slots" not in shape}
+        self._one_mask = taken["mask"][0] == 1
         self._caches = self._place_caches()
-        self._programs: dict[tuple[int, int, int], Program] = {}  # as in _profiles
+        self._programs: dict[tuple[int, int, int, int], Program] = {}  # as in _profiles
         self._memory = StepMemory(bundle.model)
         self._steps: dict[tuple[int, int], Step] = {}  # width, queries -> of this request
 
@@ -82,18 +88,20 @@ class TensorRTEngine:
         """Whether every step that has run is a CUDA graph now."""
         return all(program.captured for program in self._programs.values() if program.captured is not None)
 
-    def prepare(self, images: int, rows: int, slots: int, zero_slots: int) -> None:
+    def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
+        if condition > max(self._prompt, 1):
+            self._refuse(f"it was built for prompts of up to {1 + self._prompt} tokens, this one has {1 + condition}")
         if slots > self.identity["slots"]:
-            self._refuse(f"it has {self.identity['slots']} cache slots, the schedule needs {slots}", "--schedule")
+            prompts = " and its prompts need" if self._prompt else " needs"
+            self._refuse(f"it has {self.identity['slots']} cache slots, the schedule{prompts} {slots}", "--schedule")
         if images > self.batches[-1]:
             self._refuse(f"it decodes up to {self.batches[-1]} images together, not {images}", "--images")
-        if self._memory.prepare(images, rows, slots):
+        if self._memory.prepare(images, rows, slots, condition):
             self._steps.clear()
         if zero_slots:
-            model, size = self._bundle.model, self.cache_type.itemsize * self._bundle.model.head_size
+            heads = guided_rows(self._batch, guided=True) * self._bundle.model.kv_heads
             for address in self._caches.values():
-                heads = guided_rows(self._batch, guided=True) * model.kv_heads
-                self.gpu.clear(address, self.identity["slots"] * size, zero_slots * size, heads)
+                self.gpu.clear(address, self._head_bytes, zero_slots * self._slot_bytes, heads)
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         if (width, queries) not in self._steps:
@@ -105,12 +113,15 @@ class TensorRTEngine:
         inputs, outputs, buffers = step.program.inputs, step.program.outputs, step.buffers
         if "top_k" not in inputs and ((self.settings.top_k > 0).any() or (self.settings.top_p < 1).any()):
             self._refuse("it was built without top-k and top-p", "--filters")
-        if (buffers.mask[1:] != buffers.mask[:-1]).any():
+        if self._one_mask and (buffers.mask[1:] != buffers.mask[:-1]).any():
             raise EngineError(
                 f"the rows of a step see different slots, and {self.library.name} has one mask for all: decode images "
                 "that are at other steps apart"
             )
-        inputs["mask"][..., : self._memory.slots] = buffers.mask[:1]
+        mask = buffers.mask[:1] if self._one_mask else buffers.mask[step.rows]
+        inputs["mask"][..., : self._memory.slots] = mask
+        if self.settings.condition is not None:
+            inputs["condition"][:, : self._memory.condition] = self.settings.condition[step.rows]
         given = {**vars(self.settings), **vars(buffers)}
         for name, first in self._inputs.items():
             if not (step.shared and hasattr(buffers, name)):
@@ -121,14 +132,20 @@ class TensorRTEngine:
 
     def cache(self, name: str) -> NDArray[Any]:
         """A copy of one cache of the present request, (rows, kv_heads, slots, head_size)."""
-        model, images, rows = self._bundle.model, self._memory.images, self._memory.rows
-        shape = (guided_rows(self._batch, guided=True), model.kv_heads, self.identity["slots"], model.head_size)
-        found = np.zeros(shape, self.cache_type)
-        self.gpu.download(found, self._caches[name])
+        model, memory = self._bundle.model, self._memory
+        found = np.zeros((memory.rows, model.kv_heads, memory.slots, model.head_size), self.cache_type)
+        for row in range(memory.rows):
+            first = int(np.flatnonzero(self._places[1] == row)[0])
+            self.gpu.download_rows(found[row], self._address(name, first), self._head_bytes)
         self.gpu.synchronize()
-        return found[
-            np.concatenate([np.arange(images), self._batch + np.arange(rows - images)]), :, : self._memory.slots
-        ]
+        return found
+
+    def write_cache(self, name: str, row: int, first: int, values: NDArray[Any]) -> None:
+        values = np.ascontiguousarray(values)
+        for place in np.flatnonzero(self._places[1] == row):
+            address = self._address(name, int(place)) + first * self._slot_bytes
+            self.gpu.upload_rows(address, self._head_bytes, values)
+        self.gpu.synchronize()  # before the caller's array may change
 
     def close(self) -> None:
         self._loaded.close()
@@ -142,11 +159,30 @@ class TensorRTEngine:
         """Images that the programs of this request decode."""
         return min(batch for batch in self.batches if batch >= self._memory.images)
 
+    @property
+    def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For every image of the programs the one of this request that it is, or repeats; and for every row."""
+        memory = self._memory
+        images = np.minimum(np.arange(self._batch), memory.images - 1)
+        return images, np.concatenate([images, images + (memory.rows - memory.images)])
+
+    @property
+    def _slot_bytes(self) -> int:
+        return self.cache_type.itemsize * self._bundle.model.head_size
+
+    @property
+    def _head_bytes(self) -> int:
+        return int(self.identity["slots"]) * self._slot_bytes
+
+    def _address(self, name: str, row: int) -> int:
+        """Where a row of a cache begins, counted in the rows of this request's programs."""
+        return self._caches[name] + row * self._bundle.model.kv_heads * self._head_bytes
+
     def _place_caches(self) -> dict[str, int]:
         """Memory for the largest batch. Raises EngineError unless the engine writes each cache where it reads it."""
         model = self._bundle.model
         heads = guided_rows(self.batches[-1], guided=True) * model.kv_heads
-        size = self.identity["slots"] * model.head_size * self.cache_type.itemsize  # of one head
+        size = self._head_bytes
         for name in cache_names(model.caches):
             if self._loaded.engine.get_aliased_input_tensor(written_name(name)) != name:
                 self._refuse(f"it does not update {name} in place")
@@ -159,8 +195,7 @@ class TensorRTEngine:
         memory, batch = self._memory, self._batch
         program, buffers = self._program(batch, width, queries), memory.buffers(width, queries)
         program.inputs["mask"][..., memory.slots :] = False
-        images = np.minimum(np.arange(batch), memory.images - 1)
-        rows = np.concatenate([images, images + (memory.rows - memory.images)])
+        images, rows = self._places
         shared = (memory.images, memory.rows) == (batch, len(rows))
         if shared:
             own = program.inputs | program.outputs
@@ -171,15 +206,17 @@ class TensorRTEngine:
         return Step(program, buffers, shared, images, rows)
 
     def _program(self, batch: int, width: int, queries: int) -> Program:
-        kind = (batch, width, queries)
-        if kind not in self._profiles:
+        read = 0 if self.settings.condition is None else self._memory.condition
+        kinds = [kind for kind in self._profiles if kind[:3] == (batch, width, queries) and kind[3] >= read]
+        if not kinds:
             asked = f" and {queries} queries" if queries else ""
             self._refuse(f"it was not built for steps of {width} tokens{asked}", "--schedule")
+        kind = min(kinds)  # with the least room for a prompt
         if kind not in self._programs:
             self._programs[kind] = self._loaded.program(self._profiles[kind], bound_caches(self._caches))
         return self._programs[kind]
 
-    def _refuse(self, problem: str, option: str | None = None) -> None:
+    def _refuse(self, problem: str, option: str | None = None) -> NoReturn:
         """Raise EngineError with the command that builds an engine without the problem."""
         what = f"the {self.identity['target']} {self.identity['precision']} engine of {self._bundle.root}"
         hint = f" (with {option})" if option else ""

@@ -69,7 +69,7 @@ def build_command(root: Path, identity: Mapping[str, Any]) -> str:
     """The command that builds an engine like this one."""
     words: list[object] = ["build", root, "--target", identity["target"], "--precision", identity["precision"]]
     options = identity["options"]
-    for name in ("compute-capability", "schedule", "width", "images"):
+    for name in ("compute-capability", "schedule", "width", "prefill-width", "images"):
         for value in options[name]:
             words += [f"--{name}", value]
     if options["attention"] != "auto":

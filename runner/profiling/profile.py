@@ -78,7 +78,8 @@ class TimedEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.widths, self.largest_batch = engine.widths, engine.largest_batch
+        self.widths, self.prefill_widths = engine.widths, engine.prefill_widths
+        self.largest_batch = engine.largest_batch
         self.prepared = 0.0
         self.prompt_slots = 0  # of all rows, since then
         self.first_step: float | None = None  # when the first step of all ended

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -42,6 +44,26 @@ def test_without_a_check_it_only_calibrates(bundle_copy: Path) -> None:
     assert "ranges by entropy" in result.stdout
     assert "worst layers" not in result.stdout
     assert "histograms, zipar:2" in result.stderr
+
+
+def test_a_model_of_prompts_takes_features_or_prompts(text_bundle: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(text_bundle, tmp_path / "text.bundle"))
+    quick = ("--schedule", "zipar:4", "--samples", 2, "--check", 0, "--quiet")
+    for arguments, message in (
+        ((), "takes prompts, and from made-up ones its ranges would be others: give some of"),
+        (("--class", 1), "takes prompts, not classes"),
+        (("--prompt", "a cat"), "has no text encoder"),
+    ):
+        result = calibrate(root, *quick, *arguments)
+        assert result.exit_code == 1
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+    np.save(tmp_path / "features.npy", np.random.default_rng(0).standard_normal((3, 7, 48), np.float32))
+    result = calibrate(root, *quick, "--features", tmp_path / "features.npy")
+    assert result.exit_code == 0, result.output
+    assert "2 images by each of zipar:4; guidance 7.5" in result.stdout
+    record = json.loads((root / "graphs/int8/calibration.json").read_text())
+    assert record["requests"]["features"] == 2
 
 
 @pytest.mark.parametrize(

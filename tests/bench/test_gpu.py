@@ -15,6 +15,7 @@ import pytest
 from arforge.export import layers, sampler
 from arforge.export.families import arpg
 from arforge.runner import EngineError, Runner, open_bundle
+from arforge.runner.conditions import sample_features
 
 BENCH = Path(__file__).parent.parent.parent / "bench"
 
@@ -45,6 +46,18 @@ def test_the_peers_decode_the_same_tokens(
             found = peer.generate([3, 1, 4], schedule=schedule, guidance=guidance, batch=2)
             np.testing.assert_array_equal(found.tokens, wanted.tokens)
             np.testing.assert_array_equal(found.images, wanted.images)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime-cpu", "torch-cpu"])
+def test_the_peers_draw_the_same_prompts(gpu: ModuleType, runtime: str, text_bundle: Path) -> None:
+    bundle = open_bundle(text_bundle)
+    features = sample_features(bundle.model, 3)
+    engine = gpu.engine_of(runtime, bundle, "fp32", ["zipar:4"], [1])
+    with Runner(bundle, engine) as peer, Runner.open(bundle.root, threads=1) as own:
+        for guidance in (1.0, 2.5):
+            settings = {"features": features, "schedule": "zipar:4", "guidance": guidance, "top_k": 0}
+            wanted = own.generate(**settings)
+            np.testing.assert_array_equal(peer.generate(**settings, batch=2).tokens, wanted.tokens)
 
 
 def test_agreement_counts_what_differs(gpu: ModuleType, bundle: Path) -> None:

@@ -18,6 +18,7 @@ from arforge.engines import onnxruntime
 from arforge.engines.verify import verify_bundle
 from arforge.runner import BundleError, Runner, open_bundle
 from arforge.runner.bundle.writer import add_engine, changing
+from arforge.runner.conditions import sample_subjects
 from arforge.runner.errors import CalibrationError, EngineError
 
 MAX = Rule("max", 100)
@@ -112,6 +113,31 @@ def test_every_family_calibrates(name: str, schedule: str, request: pytest.Fixtu
     onnxruntime.build(root, "int8", quantization="static")
     with Runner.open(root, precision="int8", threads=1) as runner:
         assert len(np.unique(runner.generate([0, 9], schedule=schedule).tokens)) > 5
+
+
+def test_a_model_of_prompts_calibrates_on_given_ones(text_bundle: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(text_bundle, tmp_path / "copy.bundle"))
+    before = contents(root)
+    job = CalibrationJob(root, MAX, ("ntp", "zipar:4"), samples=6, check=3, trials=0, threads=1)
+    with pytest.raises(CalibrationError, match="takes prompts.*: give some of"):
+        calibrate(job)
+    assert contents(root) == before
+    subjects = sample_subjects(open_bundle(root).model, 8)
+    done = calibrate(replace(job, subjects=subjects))
+    assert done.record["requests"]["features"] == 6
+    for found in done.report.agreement:
+        assert found.tokens == 3 * 64  # passes of prompts are no steps
+        assert found.top1 > 0.7
+        assert found.logit_error < 0.25
+    assert max(error.error for error in done.report.layers) < 0.1
+    for quantization in ("static", "blocks"):
+        onnxruntime.build(root, "int8", quantization=quantization)
+        lines: list[str] = []
+        verify_bundle(root, lines.append)
+        assert "engine onnxruntime int8: same tokens alone and in a batch" in lines
+        with Runner.open(root, precision="int8", threads=1) as runner:
+            tokens = runner.generate(**subjects.take(range(3)), schedule="zipar:4").tokens
+        assert len(np.unique(tokens)) > 5
 
 
 def test_the_same_calibration_gives_the_same_bytes_and_keeps_engines(bundle_copy: Path) -> None:

@@ -15,7 +15,7 @@ from arforge.runner.bundle import Bundle
 from arforge.runner.step_graph import cache_names
 
 ROWS, SLOTS, KNOWN = 2, 24, 9
-NAMES = ["bundle", "grouped_bundle", "par_bundle", "arpg_bundle"]
+NAMES = ["bundle", "grouped_bundle", "par_bundle", "arpg_bundle", "text_bundle"]
 
 
 @pytest.fixture(params=NAMES)
@@ -31,7 +31,7 @@ def eased(opened: Bundle, tmp_path: Path) -> tuple[Path, ir.Model, int]:
 
 
 def one_step(engine: OnnxRuntimeEngine, width: int, queries: int) -> dict[str, np.ndarray]:
-    """A step behind `KNOWN` random slots, with a mask that differs from query to query: logits and caches."""
+    """A step behind `KNOWN` random slots, with a mask that differs by row and query: logits and caches."""
     rng = np.random.default_rng(width)
     engine.prepare(images=1, rows=ROWS, slots=SLOTS, zero_slots=SLOTS)
     names = cache_names(engine._bundle.model.caches)
@@ -42,8 +42,8 @@ def one_step(engine: OnnxRuntimeEngine, width: int, queries: int) -> dict[str, n
     buffers.positions[:] = rng.integers(1, 9, buffers.positions.shape)
     buffers.write_index[:] = KNOWN
     buffers.mask[:] = False
-    seen = rng.integers(0, 2, (width, KNOWN)).astype(bool)
-    seen[:, 0] = True
+    seen = rng.integers(0, 2, (ROWS, 1, width, KNOWN)).astype(bool)
+    seen[..., 0] = True
     buffers.mask[..., :KNOWN] = seen
     if queries:
         assert buffers.query_positions is not None

@@ -22,7 +22,7 @@ from arforge.runner.bundle.writer import changing, write_revision
 FLOAT = ir.DataType.FLOAT
 
 
-@pytest.fixture(scope="module", params=["bundle", "grouped_bundle", "arpg_bundle"])
+@pytest.fixture(scope="module", params=["bundle", "grouped_bundle", "arpg_bundle", "text_bundle"])
 def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle with graphs of every precision."""
     source: Path = request.getfixturevalue(request.param)
@@ -52,6 +52,7 @@ def test_caches_and_weights_are_lowered_and_the_sampler_is_not(lowered: Bundle, 
     assert len(caches) == 2 * lowered.model.caches
     assert {inputs[name] for name in caches} == {outputs[f"new_{name}"] for name in caches} == {dtype}
     assert {inputs[name] for name in ("guidance", "temperature", "top_p", "uniforms")} == {FLOAT}
+    assert inputs.get("condition", FLOAT) == FLOAT  # rows of a prompt are cast where they come in
     assert outputs["logits"] == FLOAT
     weights = [v for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)]
     assert {value.dtype for value in weights} == {dtype}
@@ -59,7 +60,7 @@ def test_caches_and_weights_are_lowered_and_the_sampler_is_not(lowered: Bundle, 
 
 
 @pytest.mark.parametrize("precision", TYPES)
-def test_the_logits_alone_are_cast(lowered: Bundle, precision: str) -> None:
+def test_the_logits_alone_are_cast_and_rows_of_a_prompt(lowered: Bundle, precision: str) -> None:
     model, dtype = ir.load(lowered.graph("step", precision)), TYPES[precision]
     casts = [
         node
@@ -67,6 +68,9 @@ def test_the_logits_alone_are_cast(lowered: Bundle, precision: str) -> None:
         if node.op_type == "Cast" and node.inputs[0] is not None and node.inputs[0].dtype in (dtype, FLOAT)
         if node.outputs[0].dtype in (dtype, FLOAT)
     ]
+    prompt = [node for node in casts if node.inputs[0] is not None and node.inputs[0].name == "condition"]
+    assert [node.outputs[0].dtype for node in prompt] == [dtype] * (lowered.model.family == "llamagen-t2i")
+    casts = [node for node in casts if node not in prompt]
     assert len(casts) == 1
     source = casts[0].inputs[0]
     assert source is not None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,36 @@ def test_64_growing_groups_need_a_dozen_profiles() -> None:
     assert len({(step.width, step.queries) for step in make_plan(schedule, widths).steps}) <= 12
 
 
+@pytest.mark.parametrize(
+    ("asked", "passes"), [([], (65,)), ([16, 4, 16], (4, 16))]
+)  # by the rule 128, but ONNX Runtime's rotary operator takes no more than there are positions
+def test_prompts_pass_at_the_smallest_batch_and_stand_before_the_image(
+    text_bundle: Path, asked: list[int], passes: tuple[int, ...]
+) -> None:
+    opened = open_bundle(text_bundle)
+    found = plan_profiles(opened, ["zipar:4"], [4, 2], [1, 4], asked)
+    assert found.prefill_widths == passes
+    assert {p for p in found.profiles if p.condition > 1} == {Profile(2, width, 0, 119) for width in passes}
+    steps = {Profile(images, width, 0, 1) for images in (2, 4) for width in (1, 4)}
+    assert {p for p in found.profiles if p.condition == 1} == steps
+    plan = make_plan(opened.schedule("zipar:4"), found.widths, prompt_slots=119)
+    assert 0 <= found.slots - plan.slots < 8
+    given = shapes(opened, Profile(2, 4, 0, 119), found.slots)
+    assert given["condition"] == (4, 119, 64)
+    assert given["mask"] == (4, 1, 4, found.slots)
+
+
+def test_a_wide_pass_needs_slots_of_its_own(text_bundle: Path) -> None:
+    opened = open_bundle(text_bundle)
+    short = replace(opened, model=replace(opened.model, condition=replace(opened.model.condition, slots=9)))
+    assert plan_profiles(short, ["ntp"], [1], []).prefill_widths == (8,)
+    assert plan_profiles(short, ["ntp"], [1], []).slots == 72
+    tall = replace(short, model=replace(short.model, position_rows=1000))
+    assert plan_profiles(tall, ["ntp"], [1], [], [128]).slots == 128
+    whole = replace(opened, model=replace(opened.model, position_rows=1000))
+    assert plan_profiles(whole, [], [1], []).prefill_widths == (128,)
+
+
 def test_all_stored_schedules_are_the_default(bundle: Path) -> None:
     opened = open_bundle(bundle)
     stored = opened.specifications
@@ -63,7 +94,7 @@ def test_shapes_follow_the_step_graph(arpg_bundle: Path) -> None:
     assert len([name for name in found if "cache" in name]) == 2 * opened.model.caches
 
 
-def test_wishes_that_do_not_fit_are_refused(bundle: Path) -> None:
+def test_wishes_that_do_not_fit_are_refused(bundle: Path, text_bundle: Path) -> None:
     opened = open_bundle(bundle)
     with pytest.raises(EngineError, match=r"schedule zipar:2 needs steps of 5, .* asked for is 4: add --width 5"):
         plan_profiles(opened, [], [1], [2, 4])
@@ -71,7 +102,13 @@ def test_wishes_that_do_not_fit_are_refused(bundle: Path) -> None:
         plan_profiles(opened, [], [0], [])
     with pytest.raises(EngineError, match=r"widths \[-1\] must all be at least 1"):
         plan_profiles(opened, [], [1], [-1])
+    with pytest.raises(EngineError, match="llamagen model takes classes, not prompts: leave --prefill-width out"):
+        plan_profiles(opened, [], [1], [], [8])
     with pytest.raises(ScheduleError, match="decodes in regions order, this model in raster order"):
         plan_profiles(opened, ["par:4"], [1], [])
+    with pytest.raises(EngineError, match=r"prefill widths \[0\] must all be at least 1"):
+        plan_profiles(open_bundle(text_bundle), [], [1], [], [0])
+    with pytest.raises(EngineError, match="prefill width 66 is more than the model's 65 positions"):
+        plan_profiles(open_bundle(text_bundle), [], [1], [], [66])
     with pytest.raises(EngineError, match="300 profiles are more than 256"):
         plan_profiles(opened, ["ntp"], range(1, 301), [])

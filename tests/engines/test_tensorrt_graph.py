@@ -20,7 +20,7 @@ from arforge.runner.bundle import Bundle
 from arforge.runner.bundle.writer import changing
 
 SLOTS, ROWS, WIDTH = 24, 2, 3
-BUNDLES = ("bundle", "grouped_bundle", "arpg_bundle")
+BUNDLES = ("bundle", "grouped_bundle", "arpg_bundle", "text_bundle")
 
 
 def step_inputs(bundle: Bundle, filters: bool) -> dict[str, Any]:
@@ -41,6 +41,10 @@ def step_inputs(bundle: Bundle, filters: bool) -> dict[str, Any]:
         "top_k": np.array([7 if filters else 0]),
         "top_p": np.float32([0.8 if filters else 1]),
     }
+    if model.family == "llamagen-t2i":
+        given["condition"] = random.standard_normal((ROWS, 2, model.dim), np.float32)
+        given["tokens"][:, 0] = model.ids + np.arange(2)  # a row each
+        given["mask"][1, ..., :3] = False
     if model.queries:
         given["query_positions"] = random.integers(1, model.position_rows, (ROWS, WIDTH))
     return given
@@ -66,7 +70,8 @@ def test_the_lowered_graph_gives_what_the_bundles_does(
         path, *others = write_model(lowered.model, bundle.root / "graphs/fp32", GRAPH)
         assert not others  # float32 weights lie in the bundle
         onnx.checker.check_model(path, full_check=True)
-        found = run(path, given | {"mask": given["mask"][:1]})  # one for all rows
+        own = "condition" in given
+        found = run(path, given if own else given | {"mask": given["mask"][:1]})  # which is one for all rows
         ops = {node.op_type for node in lowered.model.graph.all_nodes()}
     assert lowered.attention.lowering == "decomposed"
     assert not ops & {"If", "Loop", "Attention"}
@@ -76,6 +81,15 @@ def test_the_lowered_graph_gives_what_the_bundles_does(
     for one, other in zip(found[1:], expected[1:], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     assert not path.exists()
+
+
+def test_rows_with_prompts_keep_masks_of_their_own(text_bundle: Path) -> None:
+    opened = open_bundle(text_bundle)
+    for images, rows in ((None, "rows"), (3, "6")):
+        model = lower_for_tensorrt(opened, "fp32", SLOTS, images, filters=False, attention="auto").model
+        inputs = {str(value.name): [str(dim) for dim in value.shape or ()] for value in model.graph.inputs}
+        assert inputs["mask"] == [rows, "1", "width", str(SLOTS)]
+        assert inputs["condition"] == [rows, "condition", "64"]
 
 
 @pytest.mark.parametrize("filters", [False, True])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from arforge.export.verify import check_provenance, check_weights, compare_logits, load_module
+from arforge.export.verify import check_provenance, check_weights, compare_condition, compare_logits, load_module
 from arforge.runner import open_bundle
 from arforge.runner.bundle import sha256_of
 from arforge.runner.errors import VerificationError
@@ -37,6 +38,55 @@ def test_weights_are_compared_with_the_checkpoint(
         check_weights(opened, tmp_path / "both.pt")
     averaged = replace(opened, provenance={"checkpoint": {"weights": "ema"}})
     assert check_weights(averaged, tmp_path / "both.pt") == len(weights) - 1
+
+
+def test_rows_of_prompts_are_compared_too(text_bundle: Path, text_weights: dict[str, Tensor], tmp_path: Path) -> None:
+    opened = open_bundle(text_bundle)
+    error = compare_condition(opened)
+    assert error is not None
+    assert error < 1e-5
+    torch.save({"model": text_weights}, tmp_path / "same.pt")
+    assert check_weights(opened, tmp_path / "same.pt") == len(text_weights)
+    for name in ("cls_embedding.cap_proj.fc2.weight", "cls_embedding.uncond_embedding"):
+        torch.save({"model": {**text_weights, name: text_weights[name] + 1e-3}}, tmp_path / "other.pt")
+        with pytest.raises(VerificationError, match=rf"weight {name} of .* differs from .*other.pt: export it again"):
+            check_weights(opened, tmp_path / "other.pt")
+
+
+def test_a_model_of_classes_has_no_rows_to_compare(bundle: Path) -> None:
+    assert compare_condition(open_bundle(bundle)) is None
+
+
+@pytest.mark.parametrize("change", ["another table", "another activation", "NaN"])
+def test_a_condition_graph_that_computes_something_else_is_found(
+    text_bundle: Path, tmp_path: Path, change: str
+) -> None:
+    root = Path(shutil.copytree(text_bundle, tmp_path / "copy.bundle"))
+    opened = open_bundle(root)
+    path = opened.graph("condition", "fp32")
+    model = onnx.load(path, load_external_data=False)
+    kinds = {"another activation": "Gelu", "another table": "Gather", "NaN": "MatMul"}
+    node = next(node for node in model.graph.node if node.op_type == kinds[change])
+    if change == "another activation":
+        node.op_type = "Identity"
+        del node.attribute[:]
+    else:
+        operation = "Neg" if change == "another table" else "Log"  # of what is below zero
+        model.graph.node.insert(
+            list(model.graph.node).index(node) + 1, onnx.helper.make_node(operation, ["before"], [node.output[0]])
+        )
+        node.output[0] = "before"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(VerificationError, match=r"the graph 'condition' gives rows that differ .*: export the bundle"):
+        compare_condition(opened)
+
+
+@pytest.mark.parametrize("change", [{"slots": 2**30}, {"slots": 119}, {"width": 47}])
+def test_a_manifest_that_lies_about_its_prompts_is_found(text_bundle: Path, change: dict[str, int]) -> None:
+    opened = open_bundle(text_bundle)
+    model = replace(opened.model, condition=replace(opened.model.condition, **change))
+    with pytest.raises(VerificationError, match=r"the manifest says Features.*, its model has Features.*: export"):
+        compare_condition(replace(opened, model=model))
 
 
 def test_a_graph_that_computes_something_else_is_found(bundle_copy: Path) -> None:

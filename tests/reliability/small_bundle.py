@@ -84,10 +84,10 @@ def rtx_identity(graph_sha256: str, weights_sha256: str) -> dict[str, Any]:
         "compute_capabilities": ["8.6"], "graph": STEP, "graph_sha256": graph_sha256, "weights": WEIGHTS,
         "weights_sha256": weights_sha256, **ENGINE_FILES, "layers": None, "timing_cache": None, "decoder_reason": None,
         "types": "float", "tf32": False, "attention": {"lowering": "decomposed", "reason": "as asked"},
-        "filters": False, "strip_weights": True, "slots": 24, "widths": [1, 2],
-        "profiles": [{"images": 1, "width": 1, "queries": 0}, {"images": 1, "width": 2, "queries": 0}],
-        "options": {"compute-capability": ["8.6"], "schedule": ["ntp"], "width": [1], "images": [1],
-                    "attention": "auto"},
+        "filters": False, "strip_weights": True, "slots": 24, "widths": [1, 2], "prefill_widths": [],
+        "profiles": [{"images": 1, "width": width, "queries": 0, "condition": 0} for width in (1, 2)],
+        "options": {"compute-capability": ["8.6"], "schedule": ["ntp"], "width": [1], "prefill-width": [],
+                    "images": [1], "attention": "auto"},
     }  # fmt: skip
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 from reliability.small_bundle import edit_manifest
 
 from arforge.engines import onnxruntime
 from arforge.engines.graph_data import check_graphs
 from arforge.engines.verify import verify_bundle
-from arforge.runner import open_bundle
+from arforge.runner import BundleError, Runner, open_bundle
 from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle.writer import facts_of
+from arforge.runner.conditions import sample_features
 from arforge.runner.errors import EngineError, VerificationError
 
 STEP, WEIGHTS = "graphs/fp32/step.onnx", "graphs/fp32/weights/model.weights"
@@ -82,6 +85,64 @@ def test_a_file_that_is_no_graph_is_refused(bundle_copy: Path, content: bytes) -
     edit_manifest(bundle_copy, lambda manifest: manifest["files"].update({STEP: vars(facts_of(bundle_copy / STEP))}))
     with pytest.raises((VerificationError, EngineError)):
         verify_bundle(bundle_copy, lambda line: None)
+
+
+CONDITION = "graphs/fp32/condition.onnx"
+
+
+def renamed(model: onnx.ModelProto) -> None:
+    model.graph.input[0].name = "other"
+    for node in model.graph.node:
+        node.input[:] = ["other" if name == "features" else name for name in node.input]
+
+
+def shorter(model: onnx.ModelProto) -> None:
+    """It gives one row less than the prompt has, under the shape of all."""
+    numbers = {"first": 1, "last": 2**31, "axis": 1}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array([v]), name) for name, v in numbers.items())
+    last = next(node for node in model.graph.node if "condition" in node.output)
+    last.output[0] = "whole"
+    model.graph.node.append(helper.make_node("Slice", ["whole", "first", "last", "axis"], ["condition"]))
+
+
+def too_wide(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 2**30
+
+
+CONDITION_ATTACKS = {
+    "another input": (renamed, "features is missing, expected float32 .*: export the bundle again"),
+    "rows left out": (
+        shorter,
+        r"gives rows \[1, \d+, 64\] and .* for a prompt of .*, expected|ONNX Runtime failed",
+    ),
+    "another width": (too_wide, "export the bundle again|cannot load"),
+    "no graph": (None, "cannot load"),
+}
+
+
+@pytest.mark.parametrize("case", CONDITION_ATTACKS)
+def test_a_condition_graph_that_is_another_is_refused(text_bundle: Path, tmp_path: Path, case: str) -> None:
+    root = Path(shutil.copytree(text_bundle, tmp_path / "copy.bundle"))
+    change, message = CONDITION_ATTACKS[case]
+    model = onnx.load(root / CONDITION, load_external_data=False)
+    if change is not None:
+        change(model)
+    content = model.SerializeToString() if change else b"no graph"
+    (root / CONDITION).write_bytes(content)
+    edit_manifest(root, lambda manifest: manifest["files"].update({CONDITION: vars(facts_of(root / CONDITION))}))
+    features = sample_features(open_bundle(root).model, 2)
+    with Runner.open(root, threads=1) as runner, pytest.raises((BundleError, EngineError), match=message):
+        runner.generate(features=features, schedule="ntp")
+
+
+def test_weights_of_the_condition_graph_are_looked_at_too(text_bundle: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(text_bundle, tmp_path / "copy.bundle"))
+    model = onnx.load(root / CONDITION, load_external_data=False)
+    set_place(next(tensor for tensor in model.graph.initializer if tensor.external_data), offset=2**40)
+    (root / CONDITION).write_bytes(model.SerializeToString())
+    edit_manifest(root, lambda manifest: manifest["files"].update({CONDITION: vars(facts_of(root / CONDITION))}))
+    with pytest.raises(VerificationError, match="from byte 1099511627776"):
+        verify_bundle(root, lambda line: None)
 
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf, 0.0, -1.0])

@@ -12,7 +12,8 @@ from fake_gpu import FakeGpu, fake_library
 from arforge.engines import tensorrt
 from arforge.runner import Runner, open_bundle
 from arforge.runner.backends import tensorrt_engine
-from arforge.runner.errors import NumericsError
+from arforge.runner.conditions import sample_features
+from arforge.runner.errors import NumericsError, RequestError
 
 RTX = "tensorrt-rtx"
 OUTLIERS = 80_000  # times the weights of keys and values: they stay below fp16's 65504, what comes of them does not
@@ -30,6 +31,32 @@ def test_a_request_fails_in_the_step_and_the_runner_goes_on(bundle: Path) -> Non
         with pytest.raises(NumericsError, match=r"^step 9 of \d+, image 2: .*first seen in the values of layer 0"):
             runner.generate(**request, progress=poison)
         np.testing.assert_array_equal(runner.generate(**request).tokens, expected)
+
+
+def test_features_that_are_not_finite_are_named_and_the_runner_goes_on(text_bundle: Path) -> None:
+    opened = open_bundle(text_bundle)
+    features = sample_features(opened.model, 3)
+    wrong = [features[0], features[1].copy(), features[2]]
+    wrong[1][-1, 3] = np.nan
+    huge = [features[0], features[1], features[2] * 1e38]  # which overflow once they are rows of the condition
+    with Runner.open(text_bundle, threads=1) as runner:
+        expected = runner.generate(features=features, schedule="zipar:4").tokens
+        with pytest.raises(RequestError, match="prompt 1 hold"):
+            runner.generate(features=wrong, schedule="zipar:4")
+        for batch in (1, 2, 3):
+            message = rf"^the prompt of image 2: the logits are non-finite in its first \d+ tokens of {len(huge[2])}"
+            with pytest.raises(NumericsError, match=message + ", first seen in .*; check its features, check the wei"):
+                runner.generate(features=huge, schedule="zipar:4", batch=batch)
+            np.testing.assert_array_equal(runner.generate(features=features, schedule="zipar:4").tokens, expected)
+
+
+def test_a_prompt_of_one_row_fails_in_the_step(text_bundle: Path) -> None:
+    one = sample_features(open_bundle(text_bundle).model, 1)[0][:1]
+    with Runner.open(text_bundle, threads=1) as runner:
+        expected = runner.generate(features=[one], schedule="ntp").tokens
+        with pytest.raises(NumericsError, match=r"^step 0 of 64, image 1: the logits are non-finite"):
+            runner.generate(features=[one, one * 1e38], schedule="ntp")
+        np.testing.assert_array_equal(runner.generate(features=[one], schedule="ntp").tokens, expected)
 
 
 @pytest.fixture

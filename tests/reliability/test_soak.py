@@ -25,8 +25,8 @@ def soak(*arguments: str | Path) -> tuple[int, dict[str, object]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's memory and handles from /proc")
-def test_nothing_goes_wrong_or_grows_under_load(bundle: Path, arpg_bundle: Path) -> None:
-    code, report = soak(bundle, arpg_bundle, "--seconds", SECONDS)
+def test_nothing_goes_wrong_or_grows_under_load(bundle: Path, arpg_bundle: Path, text_bundle: Path) -> None:
+    code, report = soak(bundle, arpg_bundle, text_bundle, "--seconds", SECONDS)
     counts, latencies = report["counts"], report["milliseconds"]
     assert report["problems"] == []
     assert code == 0
@@ -57,7 +57,7 @@ def test_a_wrong_token_and_a_wrong_pixel_are_noticed(module: Any) -> None:
 
     tester.compare(known, setting, [0], [5], result(3, 0))
     for wrong, what in ((result(4, 0), "tokens"), (result(3, 1), "pixels")):
-        with pytest.raises(AssertionError, match=f"wrong {what}: .*class 0, seed 5, image 0"):
+        with pytest.raises(AssertionError, match=f"wrong {what}: .*subject 0, seed 5, image 0"):
             tester.compare(known, setting, [0], [5], wrong)
 
 

@@ -29,6 +29,8 @@ CALLS = {
     "pinned": lambda gpu: gpu.pinned(16),
     "upload": lambda gpu: gpu.upload(64, np.zeros(4)),
     "download": lambda gpu: gpu.download(np.zeros(4), 64),
+    "upload_rows": lambda gpu: gpu.upload_rows(64, 16, np.zeros((2, 1))),
+    "download_rows": lambda gpu: gpu.download_rows(np.zeros((2, 1)), 64, 16),
     "clear": lambda gpu: gpu.clear(64, 16, 8, 2),
     "capturing": lambda gpu: gpu.capturing().__enter__(),
     "launch": lambda gpu: gpu.launch(0),
@@ -105,6 +107,17 @@ def test_facts_and_memory(scripted: tuple[Gpu, ScriptedRuntime]) -> None:
     gpu.close()
     assert ("cudaFree", 4096) in runtime.calls
     assert ("cudaStreamDestroy", 5) in runtime.calls
+
+
+def test_rows_are_copied_to_and_from_where_they_lie(scripted: tuple[Gpu, ScriptedRuntime]) -> None:
+    gpu, runtime = scripted
+    rows, kinds = np.zeros((3, 2, 5), np.float16), runtime.cudaMemcpyKind
+    gpu.upload_rows(4096, 64, rows)
+    gpu.download_rows(rows, 4096, 64)
+    sent, received = runtime.calls[-2:]
+    host = rows.ctypes.data
+    assert sent == ("cudaMemcpy2DAsync", 4096, 64, host, 20, 20, 3, kinds.cudaMemcpyHostToDevice, 5)
+    assert received == ("cudaMemcpy2DAsync", host, 20, 4096, 64, 20, 3, kinds.cudaMemcpyDeviceToHost, 5)
 
 
 def test_a_capture_becomes_one_graph_that_is_freed(scripted: tuple[Gpu, ScriptedRuntime]) -> None:

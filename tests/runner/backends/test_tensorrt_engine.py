@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import FakeGpu, fake_library
+from fake_gpu import RTX, FakeGpu, Opened
 from numpy.typing import NDArray
 
 from arforge.engines import tensorrt
 from arforge.engines.tensorrt import BuildJob
 from arforge.runner import EngineError, Request, Runner, open_bundle
-from arforge.runner.backends import cuda, tensorrt_engine
+from arforge.runner.backends import cuda
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.step_graph import cache_names
-
-RTX = "tensorrt-rtx"
-Opened = tuple[Runner, TensorRTEngine, FakeGpu]
 
 
 @pytest.fixture(scope="session")
@@ -38,37 +35,6 @@ def built_arpg(arpg_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     path = Path(shutil.copytree(arpg_bundle, tmp_path_factory.mktemp("trt") / "arpg.bundle"))
     tensorrt.build(BuildJob(path, RTX, "fp32", schedules=["arpg:3"], images=[2]))
     return path
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARFORGE_CACHE", str(tmp_path / "kernels"))
-
-
-@pytest.fixture
-def open_fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Opened]]:
-    """Opens a bundle's engine by the public way, on a GPU that is not there."""
-    runners = []
-
-    def opened(path: Path, precision: str = "fp32", **facts: Any) -> Opened:
-        bundle, gpu = open_bundle(path), FakeGpu()
-        for name, value in facts.items():
-            setattr(gpu, name, value)
-        identities = bundle.identities(RTX, precision)
-        library = fake_library(gpu, identities[0]["library"].split()[1])
-        for identity in identities:
-            library.trt.add(bundle, identity)
-        monkeypatch.setattr(tensorrt_engine, "Gpu", lambda: gpu)
-        monkeypatch.setattr(tensorrt_engine, "load_library", lambda target: replace(library, target=target))
-        runner = Runner.open(path, target=RTX, precision=precision, threads=1)
-        runners.append(runner)
-        engine = runner._engine
-        assert isinstance(engine, TensorRTEngine)
-        return runner, engine, gpu
-
-    yield opened
-    for runner in runners:
-        runner.close()
 
 
 SETTINGS = [
