@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from ctypes import c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint8, c_uint64, c_void_p
+from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,9 @@ class Request(ctypes.Structure):
         ("known_columns", c_size_t),
         ("progress", PROGRESS),
         ("user", c_void_p),
+        ("features", ctypes.POINTER(c_float)),
+        ("lengths", ctypes.POINTER(c_size_t)),
+        ("width", c_size_t),
     )
 
 
@@ -77,6 +80,8 @@ class Facts(ctypes.Structure):
         ("columns", c_int64),
         ("vocabulary", c_int64),
         ("downsampling", c_int64),
+        ("feature_slots", c_int64),
+        ("feature_width", c_int64),
     )
 
 
@@ -94,6 +99,7 @@ class Result:
     images: np.ndarray | None  # uint8 [images, height, width, 3]
     steps: int
     seconds: tuple[float, float, float]  # decoding, of it in the engine, images
+    condition_seconds: float
 
 
 def load(path: Path) -> ctypes.CDLL:
@@ -102,6 +108,7 @@ def load(path: Path) -> ctypes.CDLL:
     library.arforge_result_tokens.restype = ctypes.POINTER(c_int64)
     library.arforge_result_pixels.restype = ctypes.POINTER(c_uint8)
     library.arforge_result_steps.restype = c_int64
+    library.arforge_result_condition_seconds.restype = c_double
     return library
 
 
@@ -125,18 +132,26 @@ class Runner:
 
     def generate(
         self,
-        classes: Sequence[int],
+        classes: Sequence[int] | None = None,
         seeds: Sequence[int] | None = None,
         schedule: str | None = None,
         known: np.ndarray | None = None,
         progress: Callable[[int, int], object] | None = None,
+        features: Sequence[np.ndarray] | None = None,
         **settings: Any,
     ) -> Result:
         """`progress` cancels where it returns something true. Settings: one value, or a list of one an image."""
         request = Request()
         self.library.arforge_request_init(ctypes.byref(request))
-        request.classes = (c_int64 * len(classes))(*classes)
-        request.images = len(classes)
+        if classes is not None:
+            request.classes = (c_int64 * len(classes))(*classes)
+            request.images = len(classes)
+        if features is not None:
+            values = np.concatenate([np.asarray(one, np.float32).reshape(-1) for one in features])
+            request.features = values.ctypes.data_as(ctypes.POINTER(c_float))
+            request.lengths = (c_size_t * len(features))(*map(len, features))
+            request.width = features[0].shape[1]
+            request.images = len(features)
         if seeds is not None:
             request.seeds = (c_uint64 * len(seeds))(*seeds)
         if schedule is not None:
@@ -195,4 +210,5 @@ class Runner:
             pictures,
             self.library.arforge_result_steps(result),
             tuple(value.value for value in seconds),
+            self.library.arforge_result_condition_seconds(result),
         )

@@ -1,11 +1,13 @@
-// Fuzz target over what reads untrusted bytes: manifests, schedule files, schedule specifications. Whatever comes in,
-// each is read, or refused with arforge::Error; a schedule that is read can be planned and its masks made.
+// Fuzz target over what reads untrusted bytes: manifests, schedule files, schedule specifications, arrays. Whatever
+// comes in, each is read, or refused with arforge::Error; a schedule that is read can be planned and its masks made.
 //
 //   cmake -S runner/cpp -B build/fuzz -DARFORGE_FUZZ=ON -DARFORGE_SANITIZE=ON -DCMAKE_CXX_COMPILER=clang++ ...
 //   build/fuzz/fuzz/fuzz-readers CORPUS -max_total_time=3600 -dict=runner/cpp/fuzz/readers.dict
 #include <cstdint>
+#include <sstream>
 #include <string>
 
+#include "../tools/npy_reader.h"
 #include "arforge.hpp"
 #include "bundle/bundle.h"
 #include "plan.h"
@@ -18,10 +20,12 @@ namespace {
 using arforge::Plan;
 
 constexpr std::int64_t GROWTH = 8;          // slots
+constexpr std::int64_t PROMPT_SLOTS = 3;    // of plans for any width
 constexpr std::int64_t MAX_MASKS = 1 << 22; // bytes of all masks that one input may ask for
 
 void plan_and_mask(const arforge::Schedule& schedule, const std::vector<std::int64_t>& widths) {
-  const Plan plan = arforge::make_plan(schedule, widths, widths.empty() ? 0 : GROWTH);
+  const Plan plan =
+      arforge::make_plan(schedule, widths, widths.empty() ? 0 : GROWTH, widths.empty() ? PROMPT_SLOTS : 0);
   std::int64_t bytes = 0;
   for (const arforge::PlannedStep& step : plan.steps) {
     bytes += step.shape.width * step.shape.slots;
@@ -44,6 +48,13 @@ void read(const std::string& content) {
     plan_and_mask(schedule, {1, 4});
   } else if (content.rfind('{', 0) == 0) {
     (void)arforge::parse_manifest(content, "input");
+  } else if (content.rfind('\x93', 0) == 0) {
+    std::istringstream in(content);
+    const Array array = read_array(in, "input");
+    for (std::size_t index = 0; index < array.size() && !array.content.empty(); index++) {
+      (void)array.number(index);
+    }
+    (void)described(array);
   } else {
     plan_and_mask(arforge::compile_schedule(arforge::parse_specification(content), 8, 12, {}), {});
   }

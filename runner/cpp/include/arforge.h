@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Changes when a function or struct here changes in a way that old callers would notice. */
-#define ARFORGE_ABI_VERSION 2
+#define ARFORGE_ABI_VERSION 3
 
 typedef enum arforge_status {
   ARFORGE_OK = 0,
@@ -85,15 +85,20 @@ typedef struct arforge_request {
   size_t known_columns;
   arforge_progress progress; /* default NULL */
   void* user;                /* given to progress */
+  const float* features;     /* in place of classes: those of all prompts, (sum of lengths, width); default NULL */
+  const size_t* lengths;     /* (images) rows of each prompt's features */
+  size_t width;              /* of a row */
 } arforge_request;
 
 typedef struct arforge_facts {
   size_t size;
-  int64_t classes;
-  int64_t rows; /* of the grid */
+  int64_t classes; /* 0 where the model takes prompts */
+  int64_t rows;    /* of the grid */
   int64_t columns;
   int64_t vocabulary;
-  int64_t downsampling; /* pixels a token, a side; 0 where the bundle has no tokenizer */
+  int64_t downsampling;  /* pixels a token, a side; 0 where the bundle has no tokenizer */
+  int64_t feature_slots; /* rows of a prompt's features at most; 0 where the model takes classes */
+  int64_t feature_width; /* numbers a row */
 } arforge_facts;
 
 ARFORGE_API int32_t arforge_abi_version(void);
@@ -124,6 +129,8 @@ ARFORGE_API const uint8_t* arforge_result_pixels(const arforge_result* result, s
 ARFORGE_API int64_t arforge_result_steps(const arforge_result* result);
 /* Wall clock of decoding tokens, of that inside ONNX Runtime, and of tokens to pixels. */
 ARFORGE_API void arforge_result_seconds(const arforge_result* result, double* decoding, double* engine, double* images);
+/* Wall clock of prompts to filled caches; nothing for classes. */
+ARFORGE_API double arforge_result_condition_seconds(const arforge_result* result);
 
 /* Tokens (images, height / downsampling, width / downsampling) of pixels (images, height, width, 3); `tokens` must
  * have room for them: `capacity` entries. */

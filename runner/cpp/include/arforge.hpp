@@ -73,8 +73,15 @@ struct Setting {
   Setting(std::initializer_list<T> each) : values(each) {}
 };
 
+// Features of one prompt, as a text encoder gives them, without padding. The numbers stay the caller's.
+struct Features {
+  const float* values = nullptr; // (length, width)
+  std::int64_t length = 0, width = 0;
+};
+
 struct Request {
   std::vector<std::int64_t> classes; // (images)
+  std::vector<Features> features;    // (images), in place of classes, of models that take prompts
   std::vector<std::uint64_t> seeds;  // (images), or empty: 0, 1, ...
   std::string schedule;              // a specification such as "zipar:16"; empty: the bundle's first
   Setting<double> guidance;          // 1 is off
@@ -108,15 +115,18 @@ struct Result {
   std::int64_t steps = 0;                           // engine calls an image took
   double seconds = 0;                               // decoding of tokens, wall clock
   double image_seconds = 0;                         // tokens to pixels, wall clock
+  double condition_seconds = 0;                     // prompts to filled caches, wall clock; nothing for classes
   std::vector<double> step_seconds, engine_seconds; // (steps of the request): a whole step, and the engine's part of it
 };
 
 // What a caller may want to know of an open bundle.
 struct Facts {
   std::string family;
-  std::string order; // of cells that the model was trained for: raster, regions or random
-  std::int64_t classes = 0;
+  std::string order;                  // of cells that the model was trained for: raster, regions or random
+  std::int64_t classes = 0;           // 0 where the model takes prompts
   std::vector<std::string> labels;    // a name a class, or none
+  std::int64_t feature_slots = 0;     // rows of a prompt's features at most; 0 where the model takes classes
+  std::int64_t feature_width = 0;     // numbers a row
   std::int64_t rows = 0, columns = 0; // of the grid
   std::int64_t vocabulary = 0;        // image tokens are [0, vocabulary)
   std::int64_t downsampling = 0;      // pixels a token, a side; 0 where the bundle has no tokenizer

@@ -91,9 +91,29 @@ arforge::Options options_of(const arforge_options* c) {
   return options;
 }
 
+// The features of each prompt, which follow one another.
+std::vector<arforge::Features> features_of(const arforge_request& c) {
+  const std::size_t most = 1 << 20; // rows and numbers a row, so that no size overflows
+  std::vector<arforge::Features> features;
+  const float* values = c.features;
+  for (std::size_t image = 0; image < c.images; image++) {
+    const std::size_t length = (&given(c.lengths, "lengths"))[image];
+    if (length > most || c.width > most) {
+      throw Error(Code::request, arforge::text("the features: prompt ", image, " has ", length, " rows of ", c.width,
+                                               " numbers, which is out of range"));
+    }
+    features.push_back({values, static_cast<std::int64_t>(length), static_cast<std::int64_t>(c.width)});
+    values += length * c.width;
+  }
+  return features;
+}
+
 arforge::Request request_of(const arforge_request& c) {
   arforge::Request request;
-  if (c.images > 0) {
+  if (c.features != nullptr) {
+    request.features = features_of(c);
+  }
+  if (c.images > 0 && (c.features == nullptr || c.classes != nullptr)) {
     request.classes.assign(&given(c.classes, "classes"), c.classes + c.images);
   }
   if (c.seeds != nullptr) {
@@ -169,7 +189,8 @@ arforge_status arforge_runner_facts(const arforge_runner* runner, arforge_facts*
   return guarded([&] {
     const arforge::Facts& found = given(runner, "runner").runner.facts();
     arforge_facts& result = sized(facts, "facts");
-    result = {sizeof result, found.classes, found.rows, found.columns, found.vocabulary, found.downsampling};
+    result = {sizeof result,    found.classes,      found.rows,          found.columns,
+              found.vocabulary, found.downsampling, found.feature_slots, found.feature_width};
   });
 }
 
@@ -210,6 +231,10 @@ void arforge_result_seconds(const arforge_result* result, double* decoding, doub
   store(decoding, found.seconds);
   store(engine, std::accumulate(found.engine_seconds.begin(), found.engine_seconds.end(), 0.0));
   store(images, found.image_seconds);
+}
+
+double arforge_result_condition_seconds(const arforge_result* result) {
+  return result == nullptr ? 0 : result->result.condition_seconds;
 }
 
 arforge_status arforge_encode(arforge_runner* runner, const uint8_t* pixels, size_t images, size_t height, size_t width,

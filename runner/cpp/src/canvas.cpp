@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "request.h"
 #include "schedules/schedule.h"
 #include "text.h"
 
@@ -81,8 +82,18 @@ void check_shape(const Request& request, const ModelFacts& model, std::int64_t i
 
 } // namespace
 
+std::vector<std::int64_t> Canvas::take(const Window& window, std::int64_t first, std::int64_t images) const {
+  std::vector<std::int64_t> taken;
+  for (std::int64_t image = first; image < first + images; image++) {
+    for (std::size_t cell = 0; cell < window.cells.size(); cell++) {
+      taken.push_back(tokens[place(window, image, static_cast<std::int64_t>(cell))]);
+    }
+  }
+  return taken;
+}
+
 Canvas make_canvas(const Request& request, const ModelFacts& model) {
-  const auto images = static_cast<std::int64_t>(request.classes.size());
+  const std::int64_t images = images_of(request);
   Canvas canvas{model.rows, model.columns, {}, {}};
   std::vector<std::int64_t> given = request.known;
   if (given.empty()) {

@@ -25,6 +25,13 @@ struct Canvas {
   [[nodiscard]] std::int64_t cells() const { return rows * columns; }
   // Whether the model decodes its own grid with nothing known.
   [[nodiscard]] bool plain() const { return windows.size() == 1 && windows.front().kept.empty(); }
+
+  // Where a cell of a window lies in `tokens`.
+  [[nodiscard]] std::size_t place(const Window& window, std::int64_t image, std::int64_t cell) const {
+    return static_cast<std::size_t>(image * cells() + window.cells[static_cast<std::size_t>(cell)]);
+  }
+  // The tokens (images, cells of the window) of images from `first` on.
+  [[nodiscard]] std::vector<std::int64_t> take(const Window& window, std::int64_t first, std::int64_t images) const;
 };
 
 // Throws Error (request) for known tokens of another shape or out of range, or nothing to decide.

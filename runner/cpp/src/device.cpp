@@ -9,6 +9,9 @@
 #include <thread>
 #include <vector>
 
+#include "arforge.hpp"
+#include "text.h"
+
 #ifdef __linux__
 #include <sched.h>
 #include <unistd.h>
@@ -112,7 +115,13 @@ std::vector<fs::path> groups_of(const std::string& line, const fs::path& root) {
 
 int machine_cores(const fs::path& root) { return physical_cores(all_processors(), root); }
 
-int most_threads() { return std::max(LEAST_LIMIT, THREADS_A_PROCESSOR * static_cast<int>(all_processors().size())); }
+void check_threads(int threads) {
+  const int most = std::max(LEAST_LIMIT, THREADS_A_PROCESSOR * static_cast<int>(all_processors().size()));
+  if (threads < 0 || threads > most) {
+    throw Error(Code::engine,
+                text(threads, " threads: use at least 1, and here at most ", most, ", or 0 for one an available core"));
+  }
+}
 
 int available_cores(const fs::path& root) {
   double cores = physical_cores(allowed_processors(), root);

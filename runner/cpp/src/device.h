@@ -12,7 +12,8 @@ int available_cores(const std::filesystem::path& root = "/");
 // All cores of the machine.
 int machine_cores(const std::filesystem::path& root = "/");
 
-// The most threads that a session may be told: more only wait for each other, or take the machine down.
-int most_threads();
+// Throws Error (engine) for more threads than the machine can have use for: they only wait for each other, or take it
+// down. 0 stands for one an available core.
+void check_threads(int threads);
 
 } // namespace arforge

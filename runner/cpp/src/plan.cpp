@@ -3,19 +3,14 @@
 #include <algorithm>
 
 #include "arforge.hpp"
+#include "conditions.h"
 #include "text.h"
 
 namespace arforge {
 namespace {
 
 std::int64_t engine_width(std::int64_t width, const std::vector<std::int64_t>& widths) {
-  if (widths.empty()) {
-    return width;
-  }
-  std::int64_t best = 0;
-  for (const std::int64_t known : widths) {
-    best = known >= width && (best == 0 || known < best) ? known : best;
-  }
+  const std::int64_t best = fitting(width, widths);
   if (best == 0) {
     throw Error(Code::engine,
                 text("the schedule decodes ", width, " tokens in a step, the engine was built for widths ",
@@ -57,20 +52,48 @@ PlannedStep planned(const Step& step, const Plan& plan, bool queries, const std:
     result.shape.queries = engine_width(static_cast<std::int64_t>(result.query_positions.size()), widths);
     pad(result.query_positions, result.shape.queries);
   }
-  result.retire = step.retire;
+  for (const std::int32_t slot : step.retire) {
+    result.retire.push_back(slot + static_cast<std::int32_t>(plan.prompt_slots));
+  }
   result.commit = step.commit;
   result.guidance = step.guidance;
   return result;
 }
 
+// The mask of the prompt slots, which each row has of its own.
+void show_prompt(const PlannedStep& step, const Plan& plan, std::int64_t before, std::uint8_t* mask) {
+  for (std::int64_t input = 0; input < step.shape.width; input++) {
+    std::uint8_t* const slots = mask + input * step.shape.slots + plan.zero_slots;
+    std::fill_n(slots, plan.prompt_slots - before, std::uint8_t{0});
+    std::fill_n(slots + plan.prompt_slots - before, before, std::uint8_t{1});
+  }
+}
+
 } // namespace
 
-Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth) {
+std::int64_t fitting(std::int64_t width, const std::vector<std::int64_t>& widths) {
+  std::int64_t best = widths.empty() ? width : 0;
+  for (const std::int64_t known : widths) {
+    best = known >= width && (best == 0 || known < best) ? known : best;
+  }
+  return best;
+}
+
+Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth,
+               std::int64_t prompt_slots) {
   if (!widths.empty()) {
     schedule = narrowed(std::move(schedule), *std::max_element(widths.begin(), widths.end()));
   }
-  Plan plan{{}, 0, schedule.zero_slots, schedule.cells(), schedule.conditions, specials_of(schedule), schedule.kept};
-  std::int64_t write_index = schedule.zero_slots;
+  Plan plan{{},
+            {},
+            0,
+            schedule.zero_slots,
+            prompt_slots,
+            schedule.cells(),
+            schedule.conditions,
+            specials_of(schedule),
+            schedule.kept};
+  std::int64_t write_index = schedule.zero_slots + prompt_slots;
   for (const Step& step : schedule.steps) {
     plan.steps.push_back(planned(step, plan, schedule.queries, widths));
     plan.steps.back().write_index = write_index;
@@ -84,22 +107,27 @@ Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::
       live = std::min(plan.slots, (needed + growth - 1) / growth * growth);
     }
     step.shape.slots = live;
+    if (std::find(plan.shapes.begin(), plan.shapes.end(), step.shape) == plan.shapes.end()) {
+      plan.shapes.push_back(step.shape);
+    }
   }
   return plan;
 }
 
-State start_of(const Plan& plan, const ModelFacts& model, const std::int64_t* classes, std::int64_t images,
-               std::int64_t rows, const std::vector<std::int64_t>& tokens) {
-  const ClassCondition& condition = class_condition(model);
-  State state{{}, plan.cells + plan.conditions + plan.specials, images, rows, {}};
+State start_of(const Plan& plan, const ModelFacts& model, std::int64_t images, const std::vector<Prompt>& prompts,
+               const std::vector<std::int64_t>& tokens) {
+  const auto rows = static_cast<std::int64_t>(prompts.size());
+  State state{{}, plan.cells + plan.conditions + plan.specials, images, rows, {}, {}};
   state.known.resize(static_cast<std::size_t>(state.rows * state.columns));
   for (std::int64_t row = 0; row < state.rows; row++) {
+    const Prompt& prompt = prompts[static_cast<std::size_t>(row)];
+    state.before.push_back(prompt.before());
     std::int64_t* known = state.known.data() + row * state.columns;
     for (const std::int32_t cell : plan.kept) {
       known[cell] = tokens[static_cast<std::size_t>(row % state.images * plan.cells + cell)];
     }
     if (plan.conditions > 0) {
-      known[plan.cells] = row < state.images ? condition.first_class + classes[row] : condition.null_class;
+      known[plan.cells] = prompt.token;
     }
     for (std::int64_t index = 0; index < plan.specials; index++) {
       known[plan.cells + plan.conditions + index] = model.specials[static_cast<std::size_t>(index)];
@@ -109,7 +137,7 @@ State start_of(const Plan& plan, const ModelFacts& model, const std::int64_t* cl
   return state;
 }
 
-void fill(const PlannedStep& step, std::int64_t zero_slots, State& state, StepBuffers& buffers) {
+void fill(const PlannedStep& step, const Plan& plan, State& state, StepBuffers& buffers) {
   const std::int64_t width = step.shape.width;
   for (std::int64_t row = 0; row < state.rows; row++) {
     const std::int64_t* known = state.known.data() + row * state.columns;
@@ -124,9 +152,12 @@ void fill(const PlannedStep& step, std::int64_t zero_slots, State& state, StepBu
   }
   std::uint8_t* mask = buffers.mask.data();
   const auto one = static_cast<std::int64_t>(buffers.mask.size()) / state.rows; // of a row
-  state.visibility.enter(step, step.shape.slots, zero_slots, mask);
+  state.visibility.enter(step, step.shape.slots, plan.zero_slots, mask);
   for (std::int64_t row = 1; row < state.rows; row++) {
     std::copy_n(mask, one, mask + row * one);
+  }
+  for (std::int64_t row = 0; row < state.rows && plan.prompt_slots > 0; row++) {
+    show_prompt(step, plan, state.before[static_cast<std::size_t>(row)], mask + row * one);
   }
 }
 

@@ -11,6 +11,8 @@
 
 namespace arforge {
 
+struct Prompt; // of conditions.h
+
 // One step at the width that the engine runs it with; padding repeats the last input and is never kept.
 struct PlannedStep : RankedStep {
   Shape shape;
@@ -27,14 +29,21 @@ struct PlannedStep : RankedStep {
 
 struct Plan {
   std::vector<PlannedStep> steps;
-  std::int64_t slots, zero_slots;
+  std::vector<Shape> shapes;                // of the steps, each once, in the order of their first
+  std::int64_t slots;                       // of the cache, all of them
+  std::int64_t zero_slots, prompt_slots;    // at its beginning, in this order
   std::int64_t cells, conditions, specials; // columns of the known tokens, in this order
   std::vector<std::int32_t> kept;           // cells whose tokens the request brings
 };
 
 // `widths`: those that the engine was built for, ascending or not; empty: any. `growth`: a step is given the slots that
-// are in use, rounded up to a multiple of it; 0: always all. Throws Error (engine) if all widths are too narrow.
-Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth);
+// are in use, rounded up to a multiple of it; 0: always all. `prompt_slots`: slots that prompts fill before the first
+// step, between the zero slots and the schedule's own. Throws Error (engine) if all widths are too narrow.
+Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth,
+               std::int64_t prompt_slots);
+
+// The least of an engine's widths (none: any) that is at least `width`; 0 where all are less.
+std::int64_t fitting(std::int64_t width, const std::vector<std::int64_t>& widths);
 
 // The same decoding in steps of at most `widest` inputs, wherever steps can be cut: before an input that no earlier
 // one of the step sees, if what comes before is kept and decides nothing.
@@ -44,16 +53,18 @@ Schedule narrowed(Schedule schedule, std::int64_t widest);
 struct State {
   std::vector<std::int64_t> known; // (rows, columns): cells, condition tokens, special tokens
   std::int64_t columns;
-  std::int64_t images, rows; // rows beyond the images are unconditional
+  std::int64_t images, rows;        // rows beyond the images are unconditional
+  std::vector<std::int64_t> before; // (rows) how many prompt slots each sees, the last ones
   Visibility visibility;
 };
 
-// The tokens known before the first step. `classes` (images); `tokens` (images, cells): those of kept cells count.
-State start_of(const Plan& plan, const ModelFacts& model, const std::int64_t* classes, std::int64_t images,
-               std::int64_t rows, const std::vector<std::int64_t>& tokens);
+// The tokens known before the first step, a prompt a row: the images', then those of unconditional rows. `tokens`
+// (images, cells): those of kept cells count.
+State start_of(const Plan& plan, const ModelFacts& model, std::int64_t images, const std::vector<Prompt>& prompts,
+               const std::vector<std::int64_t>& tokens);
 
 // Writes a step's tokens, places and masks; the tokens come from what is known. Allocates nothing, nor does `store`.
-void fill(const PlannedStep& step, std::int64_t zero_slots, State& state, StepBuffers& buffers);
+void fill(const PlannedStep& step, const Plan& plan, State& state, StepBuffers& buffers);
 
 // Enters the sampled tokens into every row, conditional and not.
 void store(const PlannedStep& step, const StepBuffers& buffers, State& state);

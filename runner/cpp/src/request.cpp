@@ -37,8 +37,12 @@ void check_each(const std::vector<T>& values, const char* name, Fits fits, const
 
 } // namespace
 
+std::int64_t images_of(const Request& request) {
+  return static_cast<std::int64_t>(std::max(request.classes.size(), request.features.size()));
+}
+
 Sampling sampling_of(const Request& request, const SamplerDefaults& usual) {
-  const std::size_t images = request.classes.size();
+  const auto images = static_cast<std::size_t>(images_of(request));
   Sampling s{spread("guidance", request.guidance, usual.guidance, images),
              spread("temperature", request.temperature, usual.temperature, images),
              spread("top-k", request.top_k, usual.top_k, images), spread("top-p", request.top_p, usual.top_p, images)};
@@ -54,22 +58,34 @@ Sampling sampling_of(const Request& request, const SamplerDefaults& usual) {
   return s;
 }
 
-void check_request(const Request& request, const ModelFacts& model) {
-  if (request.classes.empty()) {
-    throw Error(Code::request, "no classes given: name at least one");
-  }
-  const std::int64_t classes = class_condition(model).classes;
-  for (const std::int64_t label : request.classes) {
-    if (label < 0 || label >= classes) {
-      throw Error(Code::request, text("class ", label, " is out of range: use 0 to ", classes - 1));
+void check_classes(const std::vector<std::int64_t>& classes, const ModelFacts& model) {
+  const std::int64_t most = class_condition(model).classes - 1;
+  for (const std::int64_t label : classes) {
+    if (label < 0 || label > most) {
+      throw Error(Code::request, text("class ", label, " is out of range: use 0 to ", most));
     }
   }
-  if (!request.seeds.empty() && request.seeds.size() != request.classes.size()) {
-    throw Error(Code::request,
-                text(request.seeds.size(), " seeds for ", request.classes.size(), " classes: give one seed an image"));
+}
+
+void check_request(const Request& request) {
+  const auto seeds = static_cast<std::int64_t>(request.seeds.size());
+  if (seeds != 0 && seeds != images_of(request)) {
+    throw Error(Code::request, text(seeds, " seeds for ", images_of(request), " images: give one seed an image"));
   }
   if (request.batch < 1 || request.batch > MAX_BATCH) {
     throw Error(Code::request, text("batch ", request.batch, " is out of range: use 1 to ", MAX_BATCH));
+  }
+}
+
+void check_images(const std::optional<ImageTokenizerFacts>& tokenizer, std::int64_t images, std::int64_t height,
+                  std::int64_t width) {
+  if (!tokenizer) {
+    throw Error(Code::request, "the bundle has no image tokenizer: export it with --tokenizer FILE");
+  }
+  const std::int64_t side = tokenizer->downsampling;
+  if (images < 1 || height < side || width < side || height % side != 0 || width % side != 0) {
+    throw Error(Code::request,
+                text(images, " images of ", height, "x", width, " are not a whole number of ", side, "-pixel tokens"));
   }
 }
 
@@ -94,8 +110,9 @@ void fill_settings(const PlannedStep& step, const Sampling& sampling, std::int64
 
 std::vector<float> uniforms_of(const Request& request, std::int64_t cells) {
   std::vector<float> numbers;
-  numbers.reserve(request.classes.size() * static_cast<std::size_t>(cells));
-  for (std::size_t image = 0; image < request.classes.size(); image++) {
+  const auto images = static_cast<std::size_t>(images_of(request));
+  numbers.reserve(images * static_cast<std::size_t>(cells));
+  for (std::size_t image = 0; image < images; image++) {
     const std::uint64_t seed = request.seeds.empty() ? image : request.seeds[image];
     for (std::int64_t cell = 0; cell < cells; cell++) {
       numbers.push_back(uniform(seed, static_cast<std::uint64_t>(cell)));

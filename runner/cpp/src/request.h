@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "arforge.hpp"
@@ -20,9 +21,17 @@ struct Sampling {
   [[nodiscard]] bool guided(std::int64_t first, std::int64_t images) const;
 };
 
+// How many a request asks for.
+std::int64_t images_of(const Request& request);
+
 // All throw Error (request): for a value out of range, for lists of another length than the images'.
-void check_request(const Request& request, const ModelFacts& model);
+void check_request(const Request& request);
+void check_classes(const std::vector<std::int64_t>& classes, const ModelFacts& model);
 Sampling sampling_of(const Request& request, const SamplerDefaults& usual);
+
+// Throws Error (request) unless pixels (images, height, width, 3) are those of whole tokens.
+void check_images(const std::optional<ImageTokenizerFacts>& tokenizer, std::int64_t images, std::int64_t height,
+                  std::int64_t width);
 
 // Writes a step's settings of the images from `first` on. Allocates nothing.
 void fill_settings(const PlannedStep& step, const Sampling& sampling, std::int64_t first, std::int64_t images,

@@ -9,9 +9,11 @@
 #include "backends/onnxruntime_engine.h"
 #include "bundle/bundle.h"
 #include "canvas.h"
+#include "conditioner.h"
 #include "device.h"
 #include "numerics.h"
 #include "plan.h"
+#include "prefill.h"
 #include "request.h"
 #include "schedules/specification.h"
 #include "text.h"
@@ -31,6 +33,7 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 struct Generation {
   const Request& request;
   Sampling sampling;
+  Conditions conditions;
   std::vector<float> uniforms; // (images, canvas cells)
   std::int64_t done, steps;    // of the whole request
   Result& result;
@@ -40,34 +43,6 @@ struct Generation {
 struct Batch {
   std::int64_t first, images;
 };
-
-Facts facts_of(const Bundle& bundle) {
-  const ModelFacts& model = bundle.model;
-  Facts facts{model.family,
-              model.order,
-              class_condition(model).classes,
-              model.labels.value_or(std::vector<std::string>()),
-              model.rows,
-              model.columns,
-              model.vocabulary,
-              bundle.image_tokenizer ? bundle.image_tokenizer->downsampling : 0,
-              {},
-              bundle.sampler.guidance,
-              bundle.sampler.temperature,
-              bundle.sampler.top_p,
-              bundle.sampler.top_k};
-  for (const StoredSchedule& schedule : bundle.schedules) {
-    facts.schedules.push_back(schedule.specification);
-  }
-  return facts;
-}
-
-void check_threads(int threads) {
-  if (threads < 0 || threads > most_threads()) {
-    throw Error(Code::engine, text(threads, " threads: use at least 1, and here at most ", most_threads(),
-                                   ", or 0 for one an available core"));
-  }
-}
 
 // Runs `work`, with what libraries throw as Error; what the caller's own functions throw passes through.
 template <class Work>
@@ -91,12 +66,13 @@ struct Runner::Implementation {
   struct NamedPlan {
     std::string schedule;
     std::vector<std::int32_t> kept;
+    std::int64_t prompt_slots;
     Plan plan;
   };
 
   Implementation(Bundle opened, const Options& options);
 
-  const Plan& plan(const std::string& schedule, const std::vector<std::int32_t>& kept);
+  const Plan& plan(const std::string& schedule, const std::vector<std::int32_t>& kept, std::int64_t prompt_slots);
   void decode(const Plan& plan, const Window& window, const Batch& batch, Generation& generation, Canvas& canvas);
   Result generate(const Request& request);
   std::vector<std::int64_t> encode(const std::uint8_t* pixels, std::int64_t images, std::int64_t height,
@@ -105,6 +81,8 @@ struct Runner::Implementation {
   Bundle bundle;
   Engine engine;
   ImageCodec codec;
+  Conditioner conditioner;
+  Prefill prefill;
   Facts facts;
   std::list<NamedPlan> plans; // the latest used first
   std::mutex turn;
@@ -112,16 +90,20 @@ struct Runner::Implementation {
 
 Runner::Implementation::Implementation(Bundle opened, const Options& options)
     : bundle(std::move(opened)), engine(bundle, find_engine(bundle, options.precision), options),
-      codec(bundle, options), facts(facts_of(bundle)) {}
+      codec(bundle, options), conditioner(bundle, options), prefill(engine, bundle.model), facts(facts_of(bundle)) {}
 
-const Plan& Runner::Implementation::plan(const std::string& schedule, const std::vector<std::int32_t>& kept) {
-  const auto same = [&](const NamedPlan& named) { return named.schedule == schedule && named.kept == kept; };
+const Plan& Runner::Implementation::plan(const std::string& schedule, const std::vector<std::int32_t>& kept,
+                                         std::int64_t prompt_slots) {
+  const auto same = [&](const NamedPlan& named) {
+    return named.schedule == schedule && named.kept == kept && named.prompt_slots == prompt_slots;
+  };
   const auto found = std::find_if(plans.begin(), plans.end(), same);
   if (found != plans.end()) {
     plans.splice(plans.begin(), plans, found);
   } else {
-    plans.push_front(
-        {schedule, kept, make_plan(find_schedule(bundle, schedule, kept), engine.widths(), engine.growth())});
+    Schedule found_schedule = find_schedule(bundle, schedule, kept);
+    plans.push_front({schedule, kept, prompt_slots,
+                      make_plan(std::move(found_schedule), engine.widths(), engine.growth(), prompt_slots)});
   }
   return plans.front().plan;
 }
@@ -131,32 +113,27 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
                                     Canvas& canvas) {
   const Request& request = generation.request;
   const std::int64_t images = batch.images;
-  const std::int64_t rows = guided_rows(images, generation.sampling.guided(batch.first, images));
-  std::vector<std::int64_t> tokens(static_cast<std::size_t>(images * plan.cells)); // (images, cells) of the window
-  const auto place = [&](std::int64_t image, std::int64_t cell) {
-    return static_cast<std::size_t>((batch.first + image) * canvas.cells() +
-                                    window.cells[static_cast<std::size_t>(cell)]);
-  };
-  for (std::int64_t image = 0; image < images; image++) {
-    for (std::int64_t cell = 0; cell < plan.cells; cell++) {
-      tokens[static_cast<std::size_t>(image * plan.cells + cell)] = canvas.tokens[place(image, cell)];
-    }
-  }
-  engine.prepare({images, rows, plan.slots}, plan);
-  State state = start_of(plan, bundle.model, request.classes.data() + batch.first, images, rows, tokens);
+  const std::vector<Prompt> prompts =
+      generation.conditions.rows(batch.first, images, generation.sampling.guided(batch.first, images));
+  const Clock::time_point filling = Clock::now();
+  prefill.start(plan, images, prompts);
+  const double filled = conditioned(bundle.model) ? seconds_since(filling) : 0;
+  generation.result.condition_seconds += filled;
+  generation.result.seconds -= filled; // of which it is a part otherwise
+  State state = start_of(plan, bundle.model, images, prompts, canvas.take(window, batch.first, images));
   for (const PlannedStep& step : plan.steps) {
     if (request.cancel != nullptr && request.cancel->load()) {
       throw Error(Code::cancelled, text("cancelled after ", generation.done, " of ", generation.steps, " steps"));
     }
     const Clock::time_point begin = Clock::now();
     StepBuffers& buffers = engine.buffers(step.shape);
-    fill(step, plan.zero_slots, state, buffers);
+    fill(step, plan, state, buffers);
     fill_settings(step, generation.sampling, batch.first, images, buffers);
     const auto outputs = static_cast<std::int64_t>(buffers.uniforms.size()) / images;
     for (std::int64_t image = 0; image < images; image++) {
       for (std::size_t target = 0; target < step.target_cells.size(); target++) {
         buffers.uniforms[static_cast<std::size_t>(image * outputs + step.target_rows[target])] =
-            generation.uniforms[place(image, step.target_cells[target])];
+            generation.uniforms[canvas.place(window, batch.first + image, step.target_cells[target])];
       }
     }
     const Clock::time_point start = Clock::now();
@@ -177,29 +154,37 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
   }
   for (std::int64_t image = 0; image < images; image++) {
     for (std::int64_t cell = 0; cell < plan.cells; cell++) {
-      canvas.tokens[place(image, cell)] = state.known[static_cast<std::size_t>(image * state.columns + cell)];
+      canvas.tokens[canvas.place(window, batch.first + image, cell)] =
+          state.known[static_cast<std::size_t>(image * state.columns + cell)];
     }
   }
 }
 
 Result Runner::Implementation::generate(const Request& request) {
   const std::string schedule = request.schedule.empty() ? bundle.schedules.front().specification : request.schedule;
-  check_request(request, bundle.model);
+  check_asked(request, bundle.model);
+  check_request(request);
   const Sampling sampling = sampling_of(request, bundle.sampler);
   Canvas canvas = make_canvas(request, bundle.model);
   if (!canvas.plain()) {
     require_keeping(parse_specification(schedule), schedule);
   }
-  const auto images = static_cast<std::int64_t>(request.classes.size());
+  const std::int64_t images = images_of(request);
   const std::lock_guard<std::mutex> held(turn);
+  const Clock::time_point begin = Clock::now();
+  Conditions conditions = conditioner.conditions(request);
   std::vector<const Plan*> window_plans;
   Result result;
+  result.condition_seconds = seconds_since(begin);
+  const std::int64_t slots = prompt_slots(bundle.model, conditions.longest());
   for (const Window& window : canvas.windows) {
-    window_plans.push_back(&plan(schedule, window.kept));
+    window_plans.push_back(&plan(schedule, window.kept, slots));
     result.steps += static_cast<std::int64_t>(window_plans.back()->steps.size());
   }
   const std::int64_t batches = (images + request.batch - 1) / request.batch;
-  Generation generation{request, sampling, uniforms_of(request, canvas.cells()), 0, batches * result.steps, result};
+  Generation generation{
+      request, sampling, std::move(conditions), uniforms_of(request, canvas.cells()), 0, batches * result.steps,
+      result};
   result.step_seconds.reserve(static_cast<std::size_t>(generation.steps)); // so that the loop allocates nothing
   result.engine_seconds.reserve(static_cast<std::size_t>(generation.steps));
   ImageCodec::Receive receive = request.receive;
@@ -223,6 +208,7 @@ Result Runner::Implementation::generate(const Request& request) {
       result.image_seconds += seconds_since(decoded);
     }
   }
+  prefill.release();
   if (bundle.image_tokenizer) {
     result.height = canvas.rows * bundle.image_tokenizer->downsampling;
     result.width = canvas.columns * bundle.image_tokenizer->downsampling;
@@ -239,14 +225,7 @@ Result Runner::Implementation::generate(const Request& request) {
 
 std::vector<std::int64_t> Runner::Implementation::encode(const std::uint8_t* pixels, std::int64_t images,
                                                          std::int64_t height, std::int64_t width) {
-  if (!bundle.image_tokenizer) {
-    throw Error(Code::request, "the bundle has no image tokenizer: export it with --tokenizer FILE");
-  }
-  const std::int64_t side = bundle.image_tokenizer->downsampling;
-  if (images < 1 || height < side || width < side || height % side != 0 || width % side != 0) {
-    throw Error(Code::request,
-                text(images, " images of ", height, "x", width, " are not a whole number of ", side, "-pixel tokens"));
-  }
+  check_images(bundle.image_tokenizer, images, height, width);
   const std::lock_guard<std::mutex> held(turn);
   std::vector<std::int64_t> tokens;
   for (std::int64_t first = 0; first < images; first += ENCODED_AT_ONCE) {

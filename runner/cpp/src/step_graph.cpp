@@ -10,16 +10,6 @@
 namespace arforge {
 namespace {
 
-bool conditioned(const ModelFacts& model) { return !std::holds_alternative<ClassCondition>(model.condition); }
-
-std::int64_t feature_width(const ModelFacts& model) {
-  const auto* features = std::get_if<FeaturesCondition>(&model.condition);
-  if (features == nullptr) {
-    throw Error(Code::bundle, "the model takes no features: it has no such graph");
-  }
-  return features->width;
-}
-
 std::vector<Tensor> caches(const ModelFacts& model, Type cache, bool written) {
   std::vector<Tensor> tensors;
   for (const std::string& name : cache_names(model.caches)) {
@@ -32,25 +22,20 @@ void append(std::vector<Tensor>& tensors, std::vector<Tensor> more) {
   tensors.insert(tensors.end(), more.begin(), more.end());
 }
 
-// What a graph that writes the caches takes beside them; `asks`: for cells.
-std::vector<Tensor> placed_tokens(const ModelFacts& model, bool asks) {
-  std::vector<Tensor> inputs = {{"tokens", Type::int64, {"rows", "width"}},
-                                {"positions", Type::int64, {"rows", "width"}},
-                                {"write_index", Type::int64, {"rows"}},
-                                {"mask", Type::boolean, {"rows", 1, "width", "slots"}}};
-  if (asks) {
-    inputs.push_back({"query_positions", Type::int64, {"rows", "queries"}});
-  }
-  if (conditioned(model)) {
-    inputs.push_back({"condition", Type::float32, {"rows", "condition", model.dim}});
-  }
-  return inputs;
-}
-
 // One decoding step: the decoder over its caches, and the sampler.
 Contract step(const ModelFacts& model, const std::string& graph, Type cache) {
   const char* const outputs = model.queries ? "queries" : "width";
-  Contract contract{placed_tokens(model, model.queries), {{"next_tokens", Type::int64, {"images", outputs}}}};
+  Contract contract{{{"tokens", Type::int64, {"rows", "width"}},
+                     {"positions", Type::int64, {"rows", "width"}},
+                     {"write_index", Type::int64, {"rows"}},
+                     {"mask", Type::boolean, {"rows", 1, "width", "slots"}}},
+                    {{"next_tokens", Type::int64, {"images", outputs}}}};
+  if (model.queries) {
+    contract.inputs.push_back({"query_positions", Type::int64, {"rows", outputs}});
+  }
+  if (conditioned(model)) {
+    contract.inputs.push_back({"condition", Type::float32, {"rows", "condition", model.dim}});
+  }
   if (graph == "step-noise") {
     contract.inputs.push_back({"noise", Type::float32, {"images", outputs, model.vocabulary}});
   } else {
@@ -68,25 +53,31 @@ Contract step(const ModelFacts& model, const std::string& graph, Type cache) {
   return contract;
 }
 
-Contract prefill(const ModelFacts& model, Type cache) {
-  Contract contract{placed_tokens(model, false), caches(model, cache, true)};
-  append(contract.inputs, caches(model, cache, false));
-  return contract;
+Tensor features(const FeaturesCondition& condition) {
+  return {"features", Type::float32, {"prompts", "length", condition.width}};
 }
 
-// From a prompt, features or ids, to the rows that a step reads; run once a request.
+// From a prompt, features or ids, to the rows that a step reads; run once a request. Of features it also gives the rows
+// that stand for no prompt of that length.
 Contract condition(const ModelFacts& model) {
   const Tensor rows{"condition", Type::float32, {"prompts", "length", model.dim}};
+  if (const FeaturesCondition* given = features_condition(model)) {
+    return {{features(*given)}, {rows, {"unconditional", Type::float32, {"length", model.dim}}}};
+  }
   if (std::holds_alternative<IdsCondition>(model.condition)) {
     return {{{"ids", Type::int64, {"prompts", "length"}}}, {rows}};
   }
-  return {{{"features", Type::float32, {"prompts", "length", feature_width(model)}}}, {rows}};
+  throw Error(Code::bundle, "a model of classes has no graph 'condition'");
 }
 
 // The text encoder: from ids to the features of a prompt.
 Contract text_encoder(const ModelFacts& model) {
+  const FeaturesCondition* given = features_condition(model);
+  if (given == nullptr) {
+    throw Error(Code::bundle, text("a model whose condition is ", kind_of(model.condition), " has no graph 'text'"));
+  }
   return {{{"ids", Type::int64, {"prompts", "length"}}, {"mask", Type::int64, {"prompts", "length"}}},
-          {{"features", Type::float32, {"prompts", "length", feature_width(model)}}}};
+          {features(*given)}};
 }
 
 Contract decoder() {
@@ -114,12 +105,11 @@ std::size_t product(Sides side, Sides end) {
 
 } // namespace
 
+bool conditioned(const ModelFacts& model) { return !std::holds_alternative<ClassCondition>(model.condition); }
+
 Contract contract_of(const ModelFacts& model, const std::string& graph, Type cache) {
   if (graph == "step" || graph == "step-logits" || graph == "step-noise") {
     return step(model, graph, cache);
-  }
-  if (graph == "prefill") {
-    return prefill(model, cache);
   }
   if (graph == "condition") {
     return condition(model);
@@ -134,7 +124,7 @@ Contract contract_of(const ModelFacts& model, const std::string& graph, Type cac
     return encoder();
   }
   throw Error(Code::bundle, text("unknown graph '", graph,
-                                 "': use step, step-logits, step-noise, prefill, condition, text, decoder, encoder"));
+                                 "': use step, step-logits, step-noise, condition, text, decoder, encoder"));
 }
 
 Type cache_type(const std::string& precision) {
@@ -199,9 +189,9 @@ std::size_t entries_of(const std::vector<std::int64_t>& shape) { return product(
 
 std::size_t entries_of(std::initializer_list<std::int64_t> shape) { return product(shape.begin(), shape.end()); }
 
-Sizes step_sizes(std::int64_t images, std::int64_t rows, const Shape& shape) {
-  return {
-      {"images", images}, {"rows", rows}, {"width", shape.width}, {"queries", shape.queries}, {"slots", shape.slots}};
+Sizes step_sizes(const Extent& extent, const Shape& shape) {
+  return {{"images", extent.images}, {"rows", extent.rows},      {"condition", extent.condition},
+          {"width", shape.width},    {"queries", shape.queries}, {"slots", shape.slots}};
 }
 
 StepBuffers make_buffers(const Contract& contract, const Sizes& sizes) {

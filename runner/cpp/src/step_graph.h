@@ -3,7 +3,7 @@
 //
 // A shape gives as a number what the model fixes, and as a word what a call decides: `images`; `rows`, as many or twice
 // that (`guided_rows`); `width`, the tokens of a row in a step; `queries`, the cells that it asks for, of models that
-// have them; `slots` of the caches.
+// have them; `slots` of the caches; `condition`, the rows of a prompt that a step reads, of models that take prompts.
 #pragma once
 
 #include <cstdint>
@@ -49,6 +49,9 @@ Type cache_type(const std::string& precision);
 std::vector<std::string> cache_names(std::int64_t caches);
 std::string written_name(const std::string& cache);
 
+// Whether a step reads rows of a prompt. Classes are tokens, of which the step has its own table.
+bool conditioned(const ModelFacts& model);
+
 // With guidance, a step has the conditional rows, then as many unconditional.
 std::int64_t guided_rows(std::int64_t images, bool guided);
 
@@ -71,8 +74,18 @@ std::size_t entries_of(std::initializer_list<std::int64_t> shape);
 // The step graph's shape in one step; `queries` is 0 where the model has none, `slots` those that the caches have.
 struct Shape {
   std::int64_t width, queries, slots;
+  bool operator==(const Shape& other) const { return !(*this < other) && !(other < *this); }
   bool operator<(const Shape& other) const {
     return std::tie(width, queries, slots) < std::tie(other.width, other.queries, other.slots);
+  }
+};
+
+// The sizes that all steps of a generation have.
+struct Extent {
+  std::int64_t images, rows, slots;
+  std::int64_t condition; // rows of a prompt that steps read, where the model takes prompts
+  bool operator==(const Extent& other) const {
+    return images == other.images && rows == other.rows && slots == other.slots && condition == other.condition;
   }
 };
 
@@ -82,6 +95,7 @@ struct StepBuffers {
   std::vector<std::int64_t> tokens, positions, write_index;
   std::vector<std::uint8_t> mask; // bytes 0 and 1
   std::vector<std::int64_t> query_positions;
+  std::vector<float> condition; // rows of prompts, the same in all steps of a generation
   std::vector<float> uniforms, guidance, temperature, top_p;
   std::vector<std::int64_t> top_k, next_tokens;
 
@@ -93,6 +107,7 @@ struct StepBuffers {
     use("write_index", write_index);
     use("mask", mask);
     use("query_positions", query_positions);
+    use("condition", condition);
     use("uniforms", uniforms);
     use("guidance", guidance);
     use("temperature", temperature);
@@ -103,7 +118,7 @@ struct StepBuffers {
 };
 
 // The words of one kind of step.
-Sizes step_sizes(std::int64_t images, std::int64_t rows, const Shape& shape);
+Sizes step_sizes(const Extent& extent, const Shape& shape);
 
 // The buffers of one kind of step, all zero.
 StepBuffers make_buffers(const Contract& contract, const Sizes& sizes);

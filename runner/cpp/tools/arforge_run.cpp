@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "arrays.h"
+#include "features_file.h"
 #include "options.h"
 #include "output.h"
 #include "pictures.h"
@@ -110,7 +111,7 @@ void write_timings(const std::string& path, const arforge::Result& result) {
   std::ostream& json = output.stream();
   json << std::setprecision(9) << "{\"images\": " << result.images << ", \"steps\": " << result.steps
        << ", \"seconds\": " << result.seconds << ", \"image_seconds\": " << result.image_seconds
-       << ", \"step_seconds\": ";
+       << ", \"condition_seconds\": " << result.condition_seconds << ", \"step_seconds\": ";
   list(json, result.step_seconds);
   json << ", \"engine_seconds\": ";
   list(json, result.engine_seconds);
@@ -130,6 +131,12 @@ void run(Command& command) {
     throw UsageError(command.bundle + " has no image tokenizer and gives tokens only: use --tokens");
   }
   arforge::Request& request = command.request;
+  FeaturesFile features; // which the request refers to
+  if (!command.features.empty()) {
+    features = read_features(command.features, command.features_mask);
+    request.features = features.prompts;
+  }
+  spread(request, command.samples);
   if (command.rows > 0 || !command.keep.empty()) {
     request.known_rows = command.rows > 0 ? command.rows : facts.rows;
     request.known_columns = command.rows > 0 ? command.columns : facts.columns;
@@ -149,7 +156,7 @@ void run(Command& command) {
       return true;
     };
   }
-  Images images(command, static_cast<std::int64_t>(request.classes.size()));
+  Images images(command, static_cast<std::int64_t>(std::max(request.classes.size(), request.features.size())));
   request.receive = [&](const std::uint8_t* pixels, std::int64_t count, std::int64_t height, std::int64_t width) {
     images.add(pixels, count, height, width);
   };
@@ -163,7 +170,8 @@ void run(Command& command) {
   }
   const bool taken =
       std::any_of(outputs.begin(), outputs.end(), [](const auto& output) { return is_standard_output(output.second); });
-  const double each = 1000 * (result.seconds + result.image_seconds) / static_cast<double>(result.images);
+  const double each =
+      1000 * (result.condition_seconds + result.seconds + result.image_seconds) / static_cast<double>(result.images);
   std::fprintf(taken ? stderr : stdout,
                "%lld images, %s: %lld steps, %.1f ms an image (onnxruntime %s, %s, batch %lld)\n",
                static_cast<long long>(result.images), request.schedule.c_str(), static_cast<long long>(result.steps),

@@ -1,17 +1,21 @@
 #include "options.h"
 
+#include <algorithm>
 #include <charconv>
 #include <functional>
 #include <map>
 
 const char* const USAGE = R"(Usage: arforge-run BUNDLE [OPTIONS]
 
-Generate images from BUNDLE: one a class, or --samples in all. A seed decides its image alone.
+Generate images from BUNDLE: one a class or prompt, or --samples in all. A seed decides its image alone.
 
   --schedule TEXT      Decoding schedule, such as ntp or zipar:16.  [default: the bundle's first]
-  --class N[,N-M]      Classes: 3 or 1,5 or 0-9; may be given again.  [required]
+  --class N[,N-M]      Classes: 3 or 1,5 or 0-9; may be given again.
+  --features FILE.npy  In their place, features of prompts: floats [prompts, tokens, width].
+  --features-mask FILE.npy
+                       Ones for a prompt's tokens, then zeros: [prompts, tokens].  [default: all ones]
   --seed N[,N-M]       One seed an image, or the first.  [default: 0]
-  --samples N          Images in all, going round the classes.
+  --samples N          Images in all, going round the classes or prompts.
   --guidance FLOAT     Guidance scale; 1 is off.  [default: the bundle's]
   --temperature FLOAT  Temperature; 0 is greedy.  [default: the bundle's]
   --top-k N            Sample from the K most likely tokens; 0 is off.  [default: the bundle's]
@@ -90,7 +94,7 @@ Action into(std::string& place) {
   return [&place](const std::string&, const std::string& value) { place = value; };
 }
 
-std::map<std::string, Action> valued_options(Command& c, std::int64_t& samples) {
+std::map<std::string, Action> valued_options(Command& c) {
   const auto real = [](arforge::Setting<double>& place) {
     return [&place](const std::string& name, const std::string& value) { place = number<double>(name, value); };
   };
@@ -102,7 +106,9 @@ std::map<std::string, Action> valued_options(Command& c, std::int64_t& samples) 
       {"--schedule", into(c.request.schedule)},
       {"--class", [&c](const auto& name, const auto& value) { append_numbers(name, value, c.request.classes); }},
       {"--seed", [&c](const auto& name, const auto& value) { append_numbers(name, value, c.request.seeds); }},
-      {"--samples", count(samples)},
+      {"--features", into(c.features)},
+      {"--features-mask", into(c.features_mask)},
+      {"--samples", count(c.samples)},
       {"--guidance", real(c.request.guidance)},
       {"--temperature", real(c.request.temperature)},
       {"--top-k", [&c](const auto& name, const auto& value) { c.request.top_k = number<std::int64_t>(name, value); }},
@@ -135,27 +141,27 @@ std::map<std::string, Action> valued_options(Command& c, std::int64_t& samples) 
   };
 }
 
-// The class of each image, going round, and its seed, counting up from the only one.
-void spread(Command& c, std::int64_t samples) {
-  arforge::Request& request = c.request;
-  const std::size_t given = request.classes.size();
-  for (std::size_t image = given; static_cast<std::int64_t>(image) < samples; image++) {
-    request.classes.push_back(request.classes[image % given]);
+// Repeats a list, from its start on, up to `samples` entries; 0: leaves it.
+template <class T>
+void go_round(std::vector<T>& list, std::int64_t samples) {
+  const std::size_t given = list.size();
+  if (given > 0 && samples > 0) {
+    list.resize(static_cast<std::size_t>(samples));
   }
-  if (samples > 0) {
-    request.classes.resize(static_cast<std::size_t>(samples));
-  }
-  if (request.seeds.size() < 2) {
-    request.seeds.resize(1);
-    while (request.seeds.size() < request.classes.size()) {
-      request.seeds.push_back(request.seeds.back() + 1);
-    }
+  for (std::size_t image = given; image < list.size(); image++) {
+    list[image] = list[image - given];
   }
 }
 
 void check_together(const Command& c) {
-  if (c.bundle.empty() || c.request.classes.empty()) {
-    throw UsageError("name a BUNDLE and at least one --class");
+  if (c.bundle.empty() || (c.request.classes.empty() && c.features.empty())) {
+    throw UsageError("name a BUNDLE and at least one --class, or --features");
+  }
+  if (!c.request.classes.empty() && !c.features.empty()) {
+    throw UsageError("say what to draw by one of --class and --features");
+  }
+  if (c.features.empty() && !c.features_mask.empty()) {
+    throw UsageError("--features-mask goes with --features");
   }
   if (c.output.empty() && c.npz.empty() && c.tokens.empty()) {
     throw UsageError("nothing to write: name --output, --npz or --tokens");
@@ -175,8 +181,7 @@ void check_together(const Command& c) {
 
 Command parse_command(const std::vector<std::string>& words) {
   Command c;
-  std::int64_t samples = 0;
-  const std::map<std::string, Action> valued = valued_options(c, samples);
+  const std::map<std::string, Action> valued = valued_options(c);
   const std::map<std::string, bool*> flags = {
       {"--greedy", &c.request.greedy}, {"--quiet", &c.quiet}, {"--check-hashes", &c.open.check_hashes}};
   for (std::size_t index = 0; index < words.size(); index++) {
@@ -196,6 +201,17 @@ Command parse_command(const std::vector<std::string>& words) {
     }
   }
   check_together(c);
-  spread(c, samples);
   return c;
+}
+
+void spread(arforge::Request& request, std::int64_t samples) {
+  go_round(request.classes, samples);
+  go_round(request.features, samples);
+  const std::size_t images = std::max(request.classes.size(), request.features.size());
+  if (request.seeds.size() < 2) {
+    request.seeds.resize(1);
+    while (request.seeds.size() < images) {
+      request.seeds.push_back(request.seeds.back() + 1);
+    }
+  }
 }

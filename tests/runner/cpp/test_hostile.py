@@ -216,7 +216,7 @@ def prefixed(root: Path, text: bytes) -> None:
 
 def absurd_models() -> Iterator[Case]:
     classes = {"kind": "class", "classes": 10, "first_class": 32, "null_class": 42}
-    features = {"kind": "features", "slots": 120, "width": 2048}
+    features = {"kind": "features", "slots": 120, "width": 2048, "captions": "clean"}
     ids = {
         "kind": "ids", "slots": 64, "vocabulary": 9, "prefix": [0], "suffix": [], "padding": None, "reserved": [7],
         "unconditional": "image",
@@ -232,6 +232,9 @@ def absurd_models() -> Iterator[Case]:
         ("model", {"condition": {**classes, "slots": 3}}),
         ("model", {"condition": features}),
         ("model", {"condition": {**features, "width": 2**31}}),
+        ("model", {"condition": {**features, "captions": "tidy"}}),
+        ("model", {"condition": {**features, "captions": None}}),
+        ("model", {"condition": {key: features[key] for key in ("kind", "slots", "width")}}),
         ("model", {"condition": ids}),
         ("model", {"condition": {**ids, "padding": -1}}),
         ("model", {"condition": {**ids, "prefix": [2.0]}}),

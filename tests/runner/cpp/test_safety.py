@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from arforge.runner import compile_schedule
@@ -25,20 +26,27 @@ def output(command: list[Any], **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("name", "schedule", "steps"), [("bundle", "zipar:2", 28), ("arpg_bundle", "arpg:8", 8)])
+@pytest.mark.parametrize(
+    ("name", "schedule", "steps", "passes"),
+    [("bundle", "zipar:2", 28, 0), ("arpg_bundle", "arpg:8", 8, 0), ("text_bundle", "zipar:2", 28, 6)],
+)
 def test_the_step_loop_allocates_nothing(
-    release: Any, request: pytest.FixtureRequest, name: str, schedule: str, steps: int
+    release: Any, request: pytest.FixtureRequest, name: str, schedule: str, steps: int, passes: int
 ) -> None:
-    """Not even in the first generation: caches and buffers are made before its first step."""
+    """Not even in the first generation: caches and buffers are made before its first step.
+
+    `passes`: of prompts, of which the second generation finds the unconditional half.
+    """
     root = request.getfixturevalue(name)
     said = output([release.program("allocations"), root, schedule])
-    assert said.splitlines() == [f"{steps} steps, {steps} runs, 0 allocations"] * 2
+    assert said.splitlines() == [f"{steps} steps, {steps + more} runs, 0 allocations" for more in (passes, passes // 2)]
     provoked = output([release.program("allocations"), root, schedule, "provoke"])
     assert f"{steps - 1} allocations" in provoked  # the counter-check
 
 
-def test_a_thousand_generations_do_not_grow(release: Any, grouped_bundle: Path) -> None:
-    said = output([release.program("generations"), "growth", grouped_bundle, 1000])
+@pytest.mark.parametrize(("name", "count"), [("grouped_bundle", 1000), ("text_bundle", 300)])
+def test_many_generations_do_not_grow(release: Any, request: pytest.FixtureRequest, name: str, count: int) -> None:
+    said = output([release.program("generations"), "growth", request.getfixturevalue(name), count])
     early, late = map(int, said.split())
     assert early > 0
     assert late - early < 1 << 20
@@ -48,7 +56,7 @@ def test_two_runners_in_two_threads_and_two_threads_on_one(release: Any, bundle:
     assert output([release.program("generations"), "threads", bundle]) == "36 generations, 0 wrong\n"
 
 
-@pytest.mark.parametrize("name", ["grouped_bundle", "arpg_bundle", "par_bundle"])
+@pytest.mark.parametrize("name", ["grouped_bundle", "arpg_bundle", "par_bundle", "text_bundle"])
 def test_generations_are_clean_under_sanitizers(sanitized: Any, request: pytest.FixtureRequest, name: str) -> None:
     root = request.getfixturevalue(name)
     assert "36 generations, 0 wrong" in output([sanitized.program("generations"), "threads", root], **SANITIZERS)
@@ -72,10 +80,14 @@ def test_a_generation_is_clean_under_valgrind(release: Any, arpg_bundle: Path) -
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory, bundle: Path, arpg_bundle: Path, par_bundle: Path) -> Path:
-    """Manifests, schedule files and specifications, as fuzzing starts from them."""
+def corpus(
+    tmp_path_factory: pytest.TempPathFactory, bundle: Path, arpg_bundle: Path, par_bundle: Path, text_bundle: Path
+) -> Path:
+    """Manifests, schedule files, specifications and arrays, as fuzzing starts from them."""
     folder = tmp_path_factory.mktemp("corpus")
-    for index, root in enumerate((bundle, arpg_bundle, par_bundle)):
+    for index, kind in enumerate(("<f4", "<f2", "<f8", "|b1", "<i8")):
+        np.save(folder / f"{index}.npy", np.ones((2, 3, 4), kind))
+    for index, root in enumerate((bundle, arpg_bundle, par_bundle, text_bundle)):
         shutil.copy(root / "manifest.json", folder / f"manifest-{index}")
         for path in (root / "schedules").iterdir():
             shutil.copy(path, folder / f"{index}-{path.name}")

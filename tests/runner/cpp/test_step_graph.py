@@ -15,10 +15,10 @@ from cpp_abi import STATUS, Failure
 from arforge.runner.bundle import FeaturesCondition, IdsCondition, open_bundle
 from arforge.runner.step_graph import CACHE_TYPES, Contract, contract
 
-GRAPHS = ("step", "step-logits", "step-noise", "prefill", "condition", "text", "decoder", "encoder")
+GRAPHS = ("step", "step-logits", "step-noise", "condition", "text", "decoder", "encoder")
 CONDITIONS: dict[str, Any] = {
     "class": None,
-    "features": FeaturesCondition(120, 2048),
+    "features": FeaturesCondition(120, 2048, "clean"),
     "ids": IdsCondition(64, 65536, (0,), (8710,), None, (8197,), "image"),
 }
 GRAPHS_OF = {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <set>
 
 #include "text.h"
 
@@ -10,14 +9,11 @@ namespace arforge {
 namespace {
 
 // Throws where the masks of all kinds of steps would not fit into any sensible memory.
-void check_masks(std::int64_t rows, const Plan& plan) {
+void check_masks(std::int64_t rows, const std::vector<Shape>& shapes) {
   constexpr std::size_t MOST = std::size_t{1} << 33; // bytes
-  std::set<Shape> shapes;
   std::size_t bytes = 0;
-  for (const PlannedStep& step : plan.steps) {
-    if (shapes.insert(step.shape).second) {
-      bytes += std::min(MOST, entries_of({rows, step.shape.width, step.shape.slots}));
-    }
+  for (const Shape& shape : shapes) {
+    bytes += std::min(MOST, entries_of({rows, shape.width, shape.slots}));
     if (bytes >= MOST) {
       throw std::bad_alloc();
     }
@@ -67,23 +63,26 @@ void Engine::find_device() {
     const bool cache =
         std::any_of(caches_.begin(), caches_.end(), [&](const Cache& each) { return each.name == names[index]; });
     if (cache && places[index].GetDeviceType() != OrtMemoryInfoDeviceType_CPU) {
+      if (conditioned(bundle_.model)) { // whose caches begin with what the host has read of others
+        throw Error(Code::engine, "models that take prompts run on provider cpu: leave out the provider");
+      }
       device_ = Ort::Allocator(session_, places[index]);
       return;
     }
   }
 }
 
-void Engine::prepare(const Extent& extent, const Plan& plan) {
+void Engine::prepare(const Extent& extent, const std::vector<Shape>& shapes, std::int64_t zero_slots) {
   try {
     if (!(extent_ == extent)) {
       bound_.clear();
       extent_ = extent;
       allocate_caches();
     }
-    check_masks(extent.rows, plan);
-    for (const PlannedStep& step : plan.steps) {
-      if (bound_.find(step.shape) == bound_.end()) {
-        bind(step.shape);
+    check_masks(extent.rows, shapes);
+    for (const Shape& shape : shapes) {
+      if (bound_.find(shape) == bound_.end()) {
+        bind(shape);
       }
     }
   } catch (...) { // what is half made must not be found again
@@ -91,12 +90,12 @@ void Engine::prepare(const Extent& extent, const Plan& plan) {
     extent_ = {};
     throw;
   }
-  live_ = plan.steps.front().shape.slots;
+  live_ = shapes.front().slots;
   const std::size_t line = line_bytes();
   for (Cache& cache : caches_) {
     for (std::size_t head = 0; head < heads() && !cache.host.empty(); head++) {
       std::memset(cache.host.data() + head * static_cast<std::size_t>(live_) * line, 0,
-                  static_cast<std::size_t>(plan.zero_slots) * line);
+                  static_cast<std::size_t>(zero_slots) * line);
     }
   }
 }
@@ -141,7 +140,7 @@ void Engine::spread(std::int64_t slots) {
 
 // Allocates the buffers of one kind of step and binds them and the caches, as the contract says.
 void Engine::bind(const Shape& shape) {
-  const Sizes sizes = step_sizes(extent_.images, extent_.rows, shape);
+  const Sizes sizes = step_sizes(extent_, shape);
   Bound& bound = bound_[shape];
   bound.buffers = make_buffers(contract_, sizes);
   for (Ort::IoBinding* binding : {&bound.first, &bound.later}) {
@@ -187,6 +186,35 @@ void Engine::run(const Shape& shape, bool first) {
     session_.Run(Ort::RunOptions{nullptr}, first ? bound.first : bound.later);
   } catch (const Ort::Exception& error) {
     throw Error(Code::engine, text("ONNX Runtime failed in a step: ", error.what()));
+  }
+}
+
+// Where a head's slot lies in host memory.
+std::uint8_t* Engine::place(Cache& cache, std::int64_t row, std::int64_t head, std::int64_t slot) {
+  return cache.host.data() +
+         static_cast<std::size_t>((row * bundle_.model.kv_heads + head) * live_ + slot) * line_bytes();
+}
+
+CacheContent Engine::read_cache(std::int64_t row, std::int64_t first, std::int64_t count) {
+  const std::size_t bytes = static_cast<std::size_t>(count) * line_bytes();
+  CacheContent content;
+  for (Cache& cache : caches_) {
+    std::vector<std::uint8_t>& into = content.emplace_back();
+    for (std::int64_t head = 0; head < bundle_.model.kv_heads; head++) {
+      const std::uint8_t* const from = place(cache, row, head, first);
+      into.insert(into.end(), from, from + bytes);
+    }
+  }
+  return content;
+}
+
+void Engine::write_cache(std::int64_t row, std::int64_t first, const CacheContent& content) {
+  for (std::size_t index = 0; index < caches_.size(); index++) {
+    const std::size_t bytes = content[index].size() / static_cast<std::size_t>(bundle_.model.kv_heads);
+    for (std::int64_t head = 0; head < bundle_.model.kv_heads; head++) {
+      std::memcpy(place(caches_[index], row, head, first),
+                  content[index].data() + static_cast<std::size_t>(head) * bytes, bytes);
+    }
   }
 }
 

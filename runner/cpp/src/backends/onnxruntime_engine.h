@@ -13,18 +13,12 @@
 #include "arforge.hpp"
 #include "backends/onnxruntime_session.h"
 #include "bundle/bundle.h"
-#include "plan.h"
 #include "step_graph.h"
 
 namespace arforge {
 
-// The sizes that caches and buffers have in a generation.
-struct Extent {
-  std::int64_t images, rows, slots;
-  bool operator==(const Extent& other) const {
-    return images == other.images && rows == other.rows && slots == other.slots;
-  }
-};
+// What slots of a row hold, one array a cache: (kv_heads, slots, head_size).
+using CacheContent = std::vector<std::vector<std::uint8_t>>;
 
 class Engine {
 public:
@@ -34,10 +28,11 @@ public:
   [[nodiscard]] const std::vector<std::int64_t>& widths() const { return widths_; }
   [[nodiscard]] std::int64_t growth() const { return device_ == nullptr ? 64 : 0; } // of the slots that are bound
 
-  // Makes caches and buffers ready for all steps of a plan, zero slots cleared: nothing is allocated after it.
-  void prepare(const Extent& extent, const Plan& plan);
+  // Makes caches and buffers ready for steps of these shapes, the first `zero_slots` slots zero: nothing is allocated
+  // after it. The first step has the first shape.
+  void prepare(const Extent& extent, const std::vector<Shape>& shapes, std::int64_t zero_slots);
 
-  // The memory of one kind of step of the plan.
+  // The memory of one kind of step that was prepared for.
   StepBuffers& buffers(const Shape& shape) { return bound_.find(shape)->second.buffers; }
 
   // Forgets what the caches hold: NaN in a slot that no mask lets through would still reach the next request.
@@ -45,6 +40,10 @@ public:
 
   // Executes one step of that shape from its buffers.
   void run(const Shape& shape, bool first);
+
+  // Caches of one row from slot `first` on; what is written must lie in slots that were prepared as zero slots.
+  [[nodiscard]] CacheContent read_cache(std::int64_t row, std::int64_t first, std::int64_t count);
+  void write_cache(std::int64_t row, std::int64_t first, const CacheContent& content);
 
 private:
   struct Cache {
@@ -68,6 +67,7 @@ private:
   void bind(const Shape& shape);
   void bind_caches(Ort::IoBinding& binding, bool first, std::int64_t slots);
   void spread(std::int64_t slots);
+  std::uint8_t* place(Cache& cache, std::int64_t row, std::int64_t head, std::int64_t slot);
 
   const Bundle& bundle_;
   std::vector<std::int64_t> widths_;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "arforge.hpp"
 #include "bundle/files.h"
 #include "schedules/file.h"
 #include "schedules/specification.h"
@@ -79,7 +78,7 @@ void check_model(const Bundle& bundle) {
 void check_runnable(const Bundle& bundle) {
   const ModelFacts& model = bundle.model;
   const std::pair<bool, std::string> parts[] = {
-      {!std::holds_alternative<ClassCondition>(model.condition), text("prompts (", kind_of(model.condition), ")")},
+      {std::holds_alternative<IdsCondition>(model.condition), text("prompts (", kind_of(model.condition), ")")},
       {model.positions == "sequence", "positions in sequence"},
       {model.row_end.has_value(), "special tokens at the end of rows"},
       {bundle.sampler.kind == "noise", "a sampler of noise"},
@@ -177,6 +176,31 @@ EngineIdentity find_engine(const Bundle& bundle, const std::string& precision) {
   throw Error(Code::engine, text(bundle.root.string(), " has no onnxruntime ", precision,
                                  " engine (built: ", listed(built), "). Build it: arforge build ",
                                  quoted(bundle.root.string()), " --target onnxruntime --precision ", precision));
+}
+
+Facts facts_of(const Bundle& bundle) {
+  const ModelFacts& model = bundle.model;
+  const auto* classes = std::get_if<ClassCondition>(&model.condition);
+  const FeaturesCondition* features = features_condition(model);
+  Facts facts;
+  facts.family = model.family;
+  facts.order = model.order;
+  facts.classes = classes != nullptr ? classes->classes : 0;
+  facts.labels = model.labels.value_or(std::vector<std::string>());
+  facts.feature_slots = features != nullptr ? features->slots : 0;
+  facts.feature_width = features != nullptr ? features->width : 0;
+  facts.rows = model.rows;
+  facts.columns = model.columns;
+  facts.vocabulary = model.vocabulary;
+  facts.downsampling = bundle.image_tokenizer ? bundle.image_tokenizer->downsampling : 0;
+  for (const StoredSchedule& schedule : bundle.schedules) {
+    facts.schedules.push_back(schedule.specification);
+  }
+  facts.guidance = bundle.sampler.guidance;
+  facts.temperature = bundle.sampler.temperature;
+  facts.top_p = bundle.sampler.top_p;
+  facts.top_k = bundle.sampler.top_k;
+  return facts;
 }
 
 Schedule find_schedule(const Bundle& bundle, const std::string& specification, const std::vector<std::int32_t>& kept) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "arforge.hpp"
 #include "bundle/facts.h"
 #include "schedules/schedule.h"
 
@@ -56,6 +57,9 @@ std::filesystem::path graph_path(const Bundle& bundle, const std::string& name, 
 
 // The engine of that precision, checked against the bundle; throws Error (engine).
 EngineIdentity find_engine(const Bundle& bundle, const std::string& precision);
+
+// What a caller may want to know of it.
+Facts facts_of(const Bundle& bundle);
 
 // The stored schedule of that specification, else one compiled for the grid and the kept cells; throws Error
 // (schedule).

@@ -1,5 +1,7 @@
 #include "bundle/facts.h"
 
+#include <algorithm>
+
 #include "arforge.hpp"
 #include "text.h"
 
@@ -18,6 +20,21 @@ const ClassCondition& class_condition(const ModelFacts& model) {
                 text("this ", model.family, " model takes a prompt (", kind_of(model.condition), "), not a class"));
   }
   return *condition;
+}
+
+const FeaturesCondition* features_condition(const ModelFacts& model) {
+  return std::get_if<FeaturesCondition>(&model.condition);
+}
+
+std::int64_t ModelFacts::ids() const {
+  std::int64_t largest = vocabulary - 1;
+  for (const std::int64_t special : specials) {
+    largest = std::max(largest, special);
+  }
+  if (const auto* classes = std::get_if<ClassCondition>(&condition)) {
+    largest = std::max(largest, classes->null_class);
+  }
+  return 1 + largest;
 }
 
 } // namespace arforge

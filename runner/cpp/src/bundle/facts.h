@@ -19,6 +19,7 @@ struct ClassCondition {
 // A prompt is the output of a text encoder: at most `slots` rows of `width` numbers.
 struct FeaturesCondition {
   std::int64_t slots, width;
+  std::string captions; // what is done to a text before it is encoded: clean or raw
 };
 
 // A prompt is at most `slots` ids of a vocabulary of its own, template included.
@@ -54,10 +55,15 @@ struct ModelFacts {
   std::int64_t kv_heads, head_size;
 
   [[nodiscard]] std::int64_t cells() const { return rows * columns; }
+  // Rows of the embedding table: one more than the largest id.
+  [[nodiscard]] std::int64_t ids() const;
 };
 
 // Throws Error (request) for a model that takes no classes.
 const ClassCondition& class_condition(const ModelFacts& model);
+
+// Of a model that takes features; NULL for another.
+const FeaturesCondition* features_condition(const ModelFacts& model);
 
 struct ImageTokenizerFacts {
   std::int64_t codebook_size;

@@ -71,8 +71,8 @@ Condition condition_of(const Json& value) {
     return ClassCondition{fields.whole("classes"), fields.whole("first_class"), fields.whole("null_class")};
   }
   if (kind == "features") {
-    const Fields fields(value, place, {"kind", "slots", "width"});
-    return FeaturesCondition{fields.whole("slots"), fields.whole("width")};
+    const Fields fields(value, place, {"kind", "slots", "width", "captions"});
+    return FeaturesCondition{fields.whole("slots"), fields.whole("width"), fields.one_of("captions", {"clean", "raw"})};
   }
   const Fields fields(value, place,
                       {"kind", "slots", "vocabulary", "prefix", "suffix", "padding", "reserved", "unconditional"});
@@ -164,8 +164,7 @@ std::string precision_of(const Fields& fields) {
 
 Graph graph_of(const Json& value) {
   const Fields fields(value, "graphs", {"name", "precision", "path", "weights"});
-  return {fields.one_of("name",
-                        {"step", "step-logits", "step-noise", "prefill", "condition", "text", "decoder", "encoder"}),
+  return {fields.one_of("name", {"step", "step-logits", "step-noise", "condition", "text", "decoder", "encoder"}),
           precision_of(fields), fields.string("path", MAX_PATH_LETTERS), fields.string("weights", MAX_PATH_LETTERS)};
 }
 

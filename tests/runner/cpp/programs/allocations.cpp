@@ -10,6 +10,8 @@
 #include <dlfcn.h>
 #include <onnxruntime_c_api.h>
 
+#include "subjects.h"
+
 extern "C" {
 void* __libc_malloc(size_t size);
 void* __libc_calloc(size_t count, size_t size);
@@ -97,8 +99,7 @@ int main(int count, char** words) {
   arforge::Options options;
   options.threads = 1;
   arforge::Runner runner = arforge::Runner::open(words[1], options);
-  arforge::Request request;
-  request.classes = {1, 2, 3};
+  arforge::Request request = request_for(runner.facts(), 3, 1);
   request.schedule = words[2];
   request.progress = [&](std::int64_t done, std::int64_t steps) {
     if (provoke) {

@@ -11,6 +11,8 @@
 #include <thread>
 #include <unistd.h>
 
+#include "subjects.h"
+
 namespace {
 
 arforge::Runner opened(const std::string& bundle) {
@@ -19,12 +21,9 @@ arforge::Runner opened(const std::string& bundle) {
   return arforge::Runner::open(bundle, options);
 }
 
-arforge::Request request_of(const std::string& schedule, std::int64_t images, std::int64_t index) {
-  arforge::Request request;
-  for (std::int64_t image = 0; image < images; image++) {
-    request.classes.push_back((index + image) % 7);
-    request.seeds.push_back(static_cast<std::uint64_t>(index + image));
-  }
+arforge::Request request_of(const arforge::Runner& runner, const std::string& schedule, std::int64_t images,
+                            std::int64_t index) {
+  arforge::Request request = request_for(runner.facts(), images, index);
   request.schedule = schedule;
   return request;
 }
@@ -40,7 +39,7 @@ int growth(const std::string& bundle, std::int64_t count) {
   const std::vector<std::string>& schedules = runner.facts().schedules;
   for (std::int64_t index = 0; index < count; index++) {
     const std::string& schedule = schedules[static_cast<std::size_t>(index) % schedules.size()];
-    const arforge::Result result = runner.generate(request_of(schedule, 1 + index % 3, index));
+    const arforge::Result result = runner.generate(request_of(runner, schedule, 1 + index % 3, index));
     if (result.tokens.empty()) {
       return 1;
     }
@@ -59,7 +58,8 @@ int threads(const std::string& bundle) {
   for (std::size_t index = 0; index < 12; index++) {
     const auto images = static_cast<std::int64_t>(1 + index % 3);
     expected.push_back(
-        runner.generate(request_of(schedules[index % schedules.size()], images, static_cast<std::int64_t>(index)))
+        runner
+            .generate(request_of(runner, schedules[index % schedules.size()], images, static_cast<std::int64_t>(index)))
             .tokens);
   }
   std::atomic<int> wrong{0};
@@ -67,7 +67,8 @@ int threads(const std::string& bundle) {
     for (std::size_t turn = 0; turn < expected.size(); turn++) {
       const std::size_t index = (first + turn) % expected.size();
       const auto images = static_cast<std::int64_t>(1 + index % 3);
-      const auto request = request_of(schedules[index % schedules.size()], images, static_cast<std::int64_t>(index));
+      const auto request =
+          request_of(mine, schedules[index % schedules.size()], images, static_cast<std::int64_t>(index));
       wrong += mine.generate(request).tokens == expected[index] ? 0 : 1;
     }
   };
@@ -85,7 +86,8 @@ int open_each(const std::string& path) {
   std::ifstream lines(path);
   for (std::string bundle, schedule; std::getline(lines, bundle, '\t') && std::getline(lines, schedule);) {
     try {
-      (void)opened(bundle).generate(request_of(schedule, 1, 0));
+      arforge::Runner runner = opened(bundle);
+      (void)runner.generate(request_of(runner, schedule, 1, 0));
       std::cout << "0\t\n";
     } catch (const arforge::Error& error) {
       std::string message = error.what();

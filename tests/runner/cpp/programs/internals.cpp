@@ -33,8 +33,7 @@ int contracts(const std::string& path, const std::string& precision) {
   const std::string content{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   const arforge::ModelFacts model = arforge::parse_manifest(content, path).model;
   const char* comma = "{";
-  for (const char* graph :
-       {"step", "step-logits", "step-noise", "prefill", "condition", "text", "decoder", "encoder"}) {
+  for (const char* graph : {"step", "step-logits", "step-noise", "condition", "text", "decoder", "encoder"}) {
     try {
       const arforge::Contract found = arforge::contract_of(model, graph, arforge::cache_type(precision));
       std::cout << comma << '"' << graph << "\": {\"inputs\": [";

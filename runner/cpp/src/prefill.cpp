@@ -1,0 +1,135 @@
+#include "prefill.h"
+
+#include <algorithm>
+
+#include "numerics.h"
+#include "text.h"
+
+namespace arforge {
+namespace {
+
+constexpr std::int64_t CHUNK = 128; // tokens of a prompt that pass at once, where the engine takes any number
+constexpr std::size_t KEPT = 8;     // prompts whose caches stay for later requests
+
+bool is_among(const std::vector<Prompt>& prompts, const Prompt& prompt) {
+  return std::find(prompts.begin(), prompts.end(), prompt) != prompts.end();
+}
+
+// How a prompt passes the step graph in pieces.
+struct Chunks {
+  std::vector<std::int64_t> firsts;
+  std::vector<Shape> shapes;
+};
+
+Chunks chunks_of(std::int64_t count, std::int64_t most, const std::vector<std::int64_t>& widths) {
+  Chunks chunks;
+  for (std::int64_t first = 0; first < count; first += most) {
+    chunks.firsts.push_back(first);
+    chunks.shapes.push_back({fitting(std::min(most, count - first), widths), 0, 0});
+  }
+  for (Shape& shape : chunks.shapes) {
+    shape.slots = chunks.firsts.back() + chunks.shapes.back().width;
+  }
+  return chunks;
+}
+
+// Writes the inputs of a chunk of `prompt` that begins at `first`; padding repeats the last token.
+void fill_chunk(const Prompt& prompt, std::int64_t first, const Shape& shape, StepBuffers& buffers) {
+  const std::int64_t last = prompt.before() - 1;
+  for (std::int64_t input = 0; input < shape.width; input++) {
+    const std::int64_t place = std::min(first + input, last);
+    buffers.tokens[static_cast<std::size_t>(input)] = prompt.token + place;
+    std::uint8_t* const mask = buffers.mask.data() + input * shape.slots;
+    std::fill_n(mask, place + 1, std::uint8_t{1});
+    std::fill_n(mask + place + 1, shape.slots - place - 1, std::uint8_t{0});
+  }
+  std::fill(buffers.positions.begin(), buffers.positions.end(), 0);
+  std::fill(buffers.write_index.begin(), buffers.write_index.end(), first);
+  std::copy_n(prompt.rows->begin(), buffers.condition.size(), buffers.condition.begin()); // all rows but the last
+  std::fill(buffers.uniforms.begin(), buffers.uniforms.end(), 0.0F);
+  for (auto* const settings : {&buffers.guidance, &buffers.temperature, &buffers.top_p}) { // no guidance, no filters
+    std::fill(settings->begin(), settings->end(), 1.0F);
+  }
+  std::fill(buffers.top_k.begin(), buffers.top_k.end(), 0);
+}
+
+} // namespace
+
+Prefill::Held::iterator Prefill::find(const Prompt& prompt) {
+  return std::find_if(held_.begin(), held_.end(), [&](const auto& held) { return held.first == prompt; });
+}
+
+void Prefill::start(const Plan& plan, std::int64_t images, const std::vector<Prompt>& prompts) {
+  std::vector<Prompt> distinct;
+  for (const Prompt& prompt : prompts) {
+    if (prompt.before() > 0 && !is_among(distinct, prompt)) {
+      distinct.push_back(prompt);
+    }
+  }
+  for (const Prompt& prompt : distinct) {
+    if (const auto held = find(prompt); held != held_.end()) {
+      held_.splice(held_.end(), held_, held);
+    } else {
+      held_.emplace_back(prompt, pass(prompt));
+    }
+  }
+  const auto rows = static_cast<std::int64_t>(prompts.size());
+  engine_.prepare({images, rows, plan.slots, 1}, plan.shapes, plan.zero_slots + plan.prompt_slots);
+  if (!conditioned(model_)) {
+    return;
+  }
+  for (std::int64_t row = 0; row < rows; row++) {
+    write(plan, row, prompts[static_cast<std::size_t>(row)]);
+  }
+  forget(distinct);
+}
+
+// Puts a prompt where one row of the steps finds it.
+void Prefill::write(const Plan& plan, std::int64_t row, const Prompt& prompt) {
+  for (const Shape& shape : plan.shapes) {
+    std::copy(prompt.rows->end() - model_.dim, prompt.rows->end(),
+              engine_.buffers(shape).condition.begin() + row * model_.dim);
+  }
+  if (prompt.before() > 0) {
+    engine_.write_cache(row, plan.zero_slots + plan.prompt_slots - prompt.before(), find(prompt)->second);
+  }
+}
+
+// Drops the caches of prompts that are neither in this batch nor likely to come again.
+void Prefill::forget(const std::vector<Prompt>& present) {
+  std::size_t kept = 0;
+  for (auto held = held_.end(); held != held_.begin();) { // the latest first
+    --held;
+    if (!is_among(present, held->first) && (!held->first.keep || ++kept > KEPT)) {
+      held = held_.erase(held);
+    }
+  }
+}
+
+// The caches of one prompt, which goes through the step graph in chunks. The head and the sampler run too and are
+// dropped: they cost little of these passes, while a graph without them would be a second copy of the weights.
+CacheContent Prefill::pass(const Prompt& prompt) {
+  const std::int64_t count = prompt.before();
+  const std::vector<std::int64_t>& widths = engine_.widths();
+  const std::int64_t most =
+      widths.empty() ? std::min(CHUNK, model_.position_rows) : *std::max_element(widths.begin(), widths.end());
+  const Chunks chunks = chunks_of(count, most, widths);
+  const std::int64_t slots = chunks.shapes.front().slots;
+  engine_.prepare({1, 1, slots, count}, chunks.shapes, slots);
+  for (std::size_t chunk = 0; chunk < chunks.shapes.size(); chunk++) {
+    const Shape& shape = chunks.shapes[chunk];
+    StepBuffers& buffers = engine_.buffers(shape);
+    fill_chunk(prompt, chunks.firsts[chunk], shape, buffers);
+    engine_.run(shape, chunk == 0);
+    const auto& drawn = buffers.next_tokens;
+    if (std::find(drawn.begin(), drawn.end(), NO_TOKEN) != drawn.end()) {
+      engine_.clear();
+      throw Error(Code::numerics,
+                  text("the logits are non-finite in the first ", chunks.firsts[chunk] + shape.width,
+                       " tokens of a prompt of ", count + 1, ": check its features, and the weights: arforge verify"));
+    }
+  }
+  return engine_.read_cache(0, 0, count);
+}
+
+} // namespace arforge

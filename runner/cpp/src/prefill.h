@@ -1,0 +1,44 @@
+// Fills the caches of a generation's rows with what stands before the images.
+//
+// The cache of a row holds zero slots, the prompt's slots, then the schedule's. Of a prompt all but the last row go
+// into slots here, right-aligned; the last one is the condition token that the schedule feeds. Each distinct prompt
+// passes the step graph once, in a row of its own, and is copied to the rows that have it, so a picture does not depend
+// on the others of its batch.
+#pragma once
+
+#include <cstdint>
+#include <list>
+#include <utility>
+#include <vector>
+
+#include "backends/onnxruntime_engine.h"
+#include "conditions.h"
+#include "plan.h"
+
+namespace arforge {
+
+// Readies an engine for generations; one an engine.
+class Prefill {
+public:
+  Prefill(Engine& engine, const ModelFacts& model) : engine_(engine), model_(model) {}
+
+  // Prepares the engine for `plan`, a prompt a row. Throws Error (numerics) if a prompt makes non-finite logits.
+  void start(const Plan& plan, std::int64_t images, const std::vector<Prompt>& prompts);
+
+  // Drops the caches of prompts that the next request is not likely to have.
+  void release() { forget({}); }
+
+private:
+  using Held = std::list<std::pair<Prompt, CacheContent>>;
+
+  Held::iterator find(const Prompt& prompt);
+  CacheContent pass(const Prompt& prompt);
+  void write(const Plan& plan, std::int64_t row, const Prompt& prompt);
+  void forget(const std::vector<Prompt>& present);
+
+  Engine& engine_;
+  const ModelFacts& model_;
+  Held held_; // the latest used last
+};
+
+} // namespace arforge
