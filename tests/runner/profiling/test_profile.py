@@ -65,7 +65,7 @@ def test_figures_follow_from_the_measured_times() -> None:
     plan = make_plan(schedule, None)
     assert [step.width for step in plan.steps] == [1, 1, 1, 1]
     total = np.array([[1.0, 2.0, 3.0, 2.0], [3.0, 2.0, 1.0, 2.0]])
-    profile = ScheduleProfile("zipar:1", plan, 2, 4, total, total * 0.75, 4.0, 10.0)
+    profile = ScheduleProfile("zipar:1", plan, 2, 4, total, total * 0.75, 4.0, 10.0, np.zeros(2), total[:, 0], 0)
     row = summary(profile, Traffic(weights=1000, slot=10, weight_count=7), bandwidth=4000.0)
     assert row["ms_per_step"] == {"median": 2000.0, "p95": 3000.0, "p99": 3000.0}
     assert row["ms_per_step_by_width"] == [{"width": 1, "steps": 4, **row["ms_per_step"]}]
