@@ -14,6 +14,7 @@ from pathlib import Path
 import captions
 import click
 import data
+import pretraining
 import tokenizer as vq
 import torch
 import training
@@ -42,6 +43,7 @@ STAGES = ("decoder", "encoder", "model")
 @click.option("--start", type=click.Path(path_type=Path), help="Folder of weights that training goes on from.")
 @click.option("--decoder-steps", default=6000, show_default=True)
 @click.option("--encoder-steps", default=1000, show_default=True)
+@click.option("--text-steps", default=2500, show_default=True)
 @click.option("--model-steps", default=8500, show_default=True)
 @click.option("--batch", default=training.BATCH, show_default=True, help="Pictures a step of the model.")
 @click.option("--peak-rate", default=training.PEAK_RATE, show_default=True, help="Learning rate of the model.")
@@ -54,6 +56,7 @@ def main(
     start: Path | None,
     decoder_steps: int,
     encoder_steps: int,
+    text_steps: int,
     model_steps: int,
     batch: int,
     peak_rate: float,
@@ -88,6 +91,8 @@ def main(
             ids[wording.emoji].append(row)
         torch.manual_seed(0)
         model = Generator() if start is None else load_generator(start)
+        if start is None and not (work / "model.pt").exists():
+            pretraining.train(model.text, images, ids, text_steps)
         trained = training.train(model, tokens.flatten(1), ids, model_steps, work / "model.pt", peak_rate, batch)
         save_generator(trained, checkpoints)
 

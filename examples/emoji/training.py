@@ -17,6 +17,8 @@ BATCH = 24
 PEAK_RATE = 1.2e-3
 CAPTION_DROPOUT = 0.1
 TOKEN_DROPOUT = 0.05
+BLIND = 0.6  # pictures of which any share of tokens is replaced, so that the caption has to tell; none in the end
+TEXT_RATE = 0.3  # of the learning rate, for the text encoder, which knows the emoji already
 AVERAGE = 0.999
 EVERY = 250  # steps a checkpoint
 
@@ -40,9 +42,11 @@ def train(
     """
     torch.manual_seed(0)
     average = copy.deepcopy(model).requires_grad_(requires_grad=False)
-    decay = [p for p in model.parameters() if p.dim() == 2]
-    plain = [p for p in model.parameters() if p.dim() != 2]
-    groups = [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in part.parameters() if (p.dim() == 2) == matrices], "weight_decay": decay, "part": rate}
+        for part, rate in ((model.text, TEXT_RATE), (model.image, 1.0))
+        for matrices, decay in ((True, 0.02), (False, 0.0))
+    ]
     optimizer = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.95), fused=True)
     first = 0
     if resume.exists():
@@ -55,8 +59,9 @@ def train(
     start, running = time.time(), 0.0
     for step in range(first, steps):
         for group in optimizer.param_groups:
-            group["lr"] = peak_rate * schedule(step, steps)
-        loss = batch_loss(model, tokens, captions, torch.randint(len(tokens), (batch,)))
+            group["lr"] = group["part"] * peak_rate * schedule(step, steps)
+        blind = BLIND * min(1.0, 3 * (1 - step / steps))
+        loss = batch_loss(model, tokens, captions, torch.randint(len(tokens), (batch,)), blind)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -76,13 +81,14 @@ def train(
     return average.eval()
 
 
-def batch_loss(model: Generator, tokens: Tensor, captions: Captions, chosen: Tensor) -> Tensor:
+def batch_loss(model: Generator, tokens: Tensor, captions: Captions, chosen: Tensor, blind: float) -> Tensor:
     """Mean cross-entropy, in nats a token, with one of each picture's captions."""
     of_each = [captions[i] for i in chosen.tolist()]
     ids, mask = pad_left([some[int(torch.randint(len(some), ()))] for some in of_each])
     wanted = tokens[chosen]
     noise = torch.randint(model.image.config.vocab_size, wanted.shape)
-    given = torch.where(torch.rand(wanted.shape) < TOKEN_DROPOUT, noise, wanted)[:, :-1]
+    share = torch.where(torch.rand(len(chosen), 1) < blind, torch.rand(len(chosen), 1), TOKEN_DROPOUT)
+    given = torch.where(torch.rand(wanted.shape) < share, noise, wanted)[:, :-1]
     dropped = torch.rand(len(chosen)) < CAPTION_DROPOUT
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(ids, mask, given, dropped)

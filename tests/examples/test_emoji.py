@@ -197,7 +197,7 @@ def test_training_script_makes_checkpoints_and_goes_on(tmp_path: Path) -> None:
         command = [sys.executable, EMOJI / "train.py", *arguments, *places]
         return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
 
-    steps = ("--decoder-steps", 2, "--encoder-steps", 1, "--model-steps", 2)
+    steps = ("--decoder-steps", 2, "--encoder-steps", 1, "--text-steps", 2, "--model-steps", 2)
     assert "model 0/2 loss" in train("all", *steps)
     first = (made / "llamagen-t2i.safetensors").read_bytes()
     train("model", "--start", made, "--model-steps", 1)
