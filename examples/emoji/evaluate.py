@@ -47,7 +47,7 @@ SHEET = (
 @click.option("--checkpoints", type=click.Path(path_type=Path), default=CHECKPOINTS, help="Folder of the weights.")
 @click.option("--work", type=click.Path(path_type=Path), default=data.WORK, help="Folder of the download.")
 @click.option("--samples", default=captions.HELD_OUT, show_default=True, help="Held-out wordings.")
-@click.option("--search", default=200, show_default=True, help="Of them those that the best guidance is found with.")
+@click.option("--search", default=100, show_default=True, help="Of them those that the best guidance is found with.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="PNG of a few pictures, at the best guidance.")
 @click.option("--write", is_flag=True, help="Keep the figures beside the checkpoints.")
 @click.option("--threads", default=1, show_default=True)
@@ -68,18 +68,24 @@ def main(
     )
     figures: dict[str, dict[str, float]] = {}
 
-    def measure(name: str, guidance: float, some: Sequence[Wording]) -> float:
-        found = evaluate(torch_source(model, words, tokenizer, guidance), some, real, emoji)
-        figures[name] = {key: round(value, 4) for key, value in asdict(found).items()}
-        click.echo(f"{name:40} emoji {found.emoji:.3f} group {found.group:.3f}")
-        return found.emoji
+    def measure(guidance: float, some: Sequence[Wording], **parts: slice) -> float:
+        source = torch_source(model, words, tokenizer, guidance)
+        made = source([w.text for w in some], range(len(some)))
+        wanted = [w.emoji for w in some]
+        name = f"ntp, guidance {guidance:g}"
+        for part, chosen in {f"{len(some)} samples": slice(None), **parts}.items():
+            found = score(made[chosen], wanted[chosen], real, emoji)
+            figures[f"{name}, {part}"] = {key: round(value, 4) for key, value in asdict(found).items()}
+            click.echo(f"{name}, {part:25} emoji {found.emoji:.3f} group {found.group:.3f}")
+        return figures[f"{name}, {len(some)} samples"]["emoji"]
 
-    best = max(GUIDANCE, key=lambda guidance: measure(f"ntp, guidance {guidance:g}, {len(few)} samples", guidance, few))
+    through = vq.decode(tokenizer, vq.encode(tokenizer, torch.from_numpy(real)).flatten(1), model.image.config.grid)
+    found = score(through.numpy(), range(len(real)), real, emoji)
+    figures["real pictures through the tokenizer"] = {key: round(value, 4) for key, value in asdict(found).items()}
+    best = max(GUIDANCE, key=lambda guidance: measure(guidance, few))
+    half = samples // 2
     for guidance in sorted({1.0, best}):
-        measure(f"ntp, guidance {guidance:g}", guidance, wordings)
-    kinds = {"template seen": wordings[: samples // 2], "template unseen": wordings[samples // 2 :]}
-    for name, some in kinds.items():
-        measure(f"ntp, guidance {best:g}, {name}", best, some)
+        measure(guidance, wordings, templates_seen=slice(half), templates_unseen=slice(half, None))
     if sheet:
         contact_sheet(model, words, tokenizer, sheet, best)
     if write:
@@ -132,11 +138,6 @@ def nearest(made: np.ndarray, real: np.ndarray) -> np.ndarray:
     """For each picture the real one with the least squared difference, int64 [n]."""
     a, b = (torch.from_numpy(x.reshape(len(x), -1)).float() / 255 for x in (made, real))
     return ((b**2).sum(1) - 2 * (a @ b.t())).argmin(1).numpy()
-
-
-def evaluate(source: Source, wordings: Sequence[Wording], real: np.ndarray, emoji: Sequence[Emoji]) -> Score:
-    made = source([wording.text for wording in wordings], range(len(wordings)))
-    return score(made, [wording.emoji for wording in wordings], real, emoji)
 
 
 def contact_sheet(

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import captions
-from model import Generator
+from model import PLACES, Generator
 from safetensors.torch import load_file, save_file
 from t5 import T5Config
 from tokenizers import Tokenizer as TextTokenizer
@@ -48,6 +48,8 @@ def save_generator(model: Generator, checkpoints: Path) -> None:
     (folder / "config.json").write_text(json.dumps(model.text.config.as_json(), indent=1) + "\n")
     save(model.image, checkpoints / MODEL)
     config = {name: value for name, value in asdict(model.image.config).items() if value is not None}
+    del config["num_classes"]
+    config |= {"caption_dim": model.text.config.d_model, "caption_slots": PLACES}
     (checkpoints / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
 
 
@@ -56,7 +58,8 @@ def load_generator(checkpoints: Path) -> Generator:
     kept = json.loads((checkpoints / TEXT_ENCODER / "config.json").read_text())
     text = T5Config(**{field.name: kept[field.name] for field in fields(T5Config)})
     kept = json.loads((checkpoints / CONFIG).read_text())
-    image = LlamaGenConfig(**kept | {"grid": tuple(kept["grid"])})
+    shape = {name: value for name, value in kept.items() if not name.startswith("caption_")}
+    image = LlamaGenConfig(**shape | {"grid": tuple(kept["grid"]), "num_classes": 0})
     model = Generator(text, image)
     model.text.load_state_dict(wide(load_file(checkpoints / TEXT_ENCODER / "model.safetensors")))
     model.image.load_state_dict(wide(load_file(checkpoints / MODEL)))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 pytest.importorskip("tokenizers")
 
@@ -228,3 +229,23 @@ def test_score_is_by_the_nearest_picture() -> None:
     emoji[2] = type(emoji[2])("", "CAT", (), "", "animal-mammal")
     made = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (20, 140, 160)])
     assert evaluate.score(made, [0, 0, 0], real, emoji) == evaluate.Score(emoji=1 / 3, group=2 / 3)
+
+
+def test_shipped_weights_are_small_whole_and_match() -> None:
+    import weights
+
+    files = list(CHECKPOINTS.rglob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) < 20 * 2**20
+    for file in files:
+        assert all(torch.isfinite(tensor.float()).all() for tensor in load_file(file).values())
+    generator, tokenizer = weights.load_generator(CHECKPOINTS), weights.load_tokenizer(CHECKPOINTS)
+    assert generator.image.config.vocab_size == tokenizer.quantize.embedding.num_embeddings
+    assert weights.text_tokenizer(CHECKPOINTS).get_vocab_size() == generator.text.config.vocab_size
+
+
+def test_kept_figures_say_that_captions_work() -> None:
+    facts = json.loads((CHECKPOINTS / "llamagen-t2i.figures.json").read_text())
+    assert facts["samples"] == 1000
+    best = facts["figures"][f"ntp, guidance {facts['best guidance']:g}, 1000 samples"]
+    assert best["emoji"] >= 0.5
+    assert best["group"] >= best["emoji"]
