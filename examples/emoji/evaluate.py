@@ -30,7 +30,7 @@ from weights import CHECKPOINTS, load_generator, load_tokenizer, text_tokenizer
 from arforge.export.image_tokenizers.vq import VQModel
 from arforge.version import VERSION
 
-GUIDANCE = (1.0, 1.5, 2.0, 3.0, 5.0)
+GUIDANCE = (1.0, 1.25, 1.5, 2.0, 3.0)
 
 Source = Callable[[Sequence[str], Sequence[int]], np.ndarray]
 """Captions and as many seeds to pictures, uint8 [n, side, side, 3]."""
