@@ -6,6 +6,7 @@ BIN := .venv/bin
 .PHONY: demo test lowest clean
 
 demo: .venv/.ready
+	$(BIN)/python examples/emoji/demo.py --output $(OUT)
 	$(BIN)/python examples/fashion/demo.py --output $(OUT)
 
 test: .venv/.ready

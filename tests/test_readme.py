@@ -75,6 +75,12 @@ def test_make_demo_leaves_a_table_and_a_picture_a_schedule(tmp_path: Path) -> No
             pixels = np.asarray(picture)
         assert pixels.std() > 20  # not a blank page
     assert (tmp_path / "fashion-inpainting.png").exists()
+    for schedule, steps in (("ntp", 100), ("zipar:6", 68), ("zipar:3", 44)):
+        row = re.search(rf"^{schedule} +(\d+) +([\d.]+) +([\d.]+) ms ", table, flags=re.MULTILINE)
+        assert row is not None, table
+        assert int(row[1]) == steps
+        with Image.open(tmp_path / f"emoji-{schedule.replace(':', '-')}.png") as picture:
+            assert np.asarray(picture).std() > 20
 
 
 def test_commands_of_the_introduction_are_targets_of_the_makefile() -> None:
