@@ -47,7 +47,7 @@ def read_ids(path: Path, mask: Path | None, slots: int) -> list[NDArray[np.int64
         )
     if len(ids) == 0:
         raise RequestError(f"{path} holds no prompts")
-    rows = rows_of(mask, *ids.shape, "ids")
+    rows = rows_of(mask, len(ids), ids.shape[1], "ids")
     return check_ids([one[:count] for one, count in zip(ids, rows, strict=True)], slots, str(path))
 
 
