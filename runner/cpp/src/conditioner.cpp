@@ -44,6 +44,7 @@ Conditions Conditioner::conditions(const Request& request) {
   }
   const auto encoded = encoder_.features(request.ids);
   std::vector<Features> features;
+  features.reserve(encoded.size());
   for (std::size_t index = 0; index < encoded.size(); index++) {
     features.push_back({encoded[index]->data(), request.ids[index].length, features_condition(bundle_.model)->width});
   }
