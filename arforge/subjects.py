@@ -1,4 +1,4 @@
-"""The options that say what to draw, classes, prompts or features, which several commands share."""
+"""The options that say what to draw, classes or prompts, which several commands share."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ OPTIONS = (
         type=PATH,
         help="Which of their slots hold features, as .npy: [prompts, slots], ones before zeros.  [default: all]",
     ),
+    click.option("--prompt-ids", type=PATH, help="Ids of prompts' tokens as .npy: int64 or int32 [prompts, slots]."),
+    click.option(
+        "--prompt-ids-mask",
+        type=PATH,
+        help="Which of their slots hold ids, as .npy: [prompts, slots], ones before zeros.  [default: all]",
+    ),
     click.option(
         "--captions",
         type=click.Choice(["clean", "raw"]),
@@ -44,6 +50,8 @@ class Asked:
     prompts_file: Path | None
     features: Path | None
     features_mask: Path | None
+    prompt_ids: Path | None
+    prompt_ids_mask: Path | None
     captions: str | None
     truncate: bool
 
@@ -55,16 +63,23 @@ class Asked:
         from arforge.runner.bundle import FeaturesCondition
         from arforge.runner.errors import RequestError
         from arforge.runner.request import Subjects
-        from arforge.runner.text.features_file import read_features
+        from arforge.runner.text.features_file import read_features, read_ids
         from arforge.runner.text.prompts_file import read_prompts
 
         words = bool(self.prompts) or self.prompts_file is not None
-        given = {"--class": bool(self.classes), "--prompt": words, "--features": self.features is not None}
+        given = {
+            "--class": bool(self.classes),
+            "--prompt": words,
+            "--features": self.features is not None,
+            "--prompt-ids": self.prompt_ids is not None,
+        }
         named = [name for name, there in given.items() if there]
         if len(named) > 1:
             raise click.UsageError(f"say what to draw by one of {' and '.join(named)}")
         if self.features_mask is not None and self.features is None:
             raise click.UsageError("--features-mask goes with --features")
+        if self.prompt_ids_mask is not None and self.prompt_ids is None:
+            raise click.UsageError("--prompt-ids-mask goes with --prompt-ids")
         if not words and (self.truncate or self.captions):
             raise click.UsageError("--captions and --truncate go with --prompt or --prompts")
         if self.classes:
@@ -72,12 +87,16 @@ class Asked:
         if words:
             lines = [] if self.prompts_file is None else read_prompts(self.prompts_file)
             return Subjects("prompts", (*self.prompts, *lines), {"captions": self.captions, "truncate": self.truncate})
-        if self.features is None:
+        if self.features is None and self.prompt_ids is None:
             return None
+        by = "features" if self.prompt_ids is None else "ids"
         if not isinstance(model.condition, FeaturesCondition):
-            raise RequestError(f"this {model.family} model takes classes, not features")
+            raise RequestError(f"this {model.family} model takes classes, not {by}")
+        if self.features is None:
+            assert self.prompt_ids is not None
+            return Subjects(by, tuple(read_ids(self.prompt_ids, self.prompt_ids_mask, model.condition.slots)))
         size = model.condition.slots, model.condition.width
-        return Subjects("features", tuple(read_features(self.features, self.features_mask, *size)))
+        return Subjects(by, tuple(read_features(self.features, self.features_mask, *size)))
 
 
 def asked_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""From what a request asks for, classes, texts or features, to the conditions of its images."""
+"""From what a request asks for, classes, texts, features or ids, to the conditions of its images."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ class Conditioner:
                 raise RequestError(f"captions {captions!r} are unknown: use 'clean' or 'raw'")
             cut = truth("truncate", request.truncate)
             asked = self._encoder.features(asked, cleaning=captions == "clean", truncate=cut)
+        elif by == "ids":
+            asked = self._encoder.features_of_ids(asked)
         return check_features(asked, model.condition.slots, model.condition.width)
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ MAX_SCALE = 1000  # of guidance and temperature
 MAX_TOP_K = 2**30
 MAX_BATCH = 2**30
 DEFAULT_BATCH = 32
-ASKED = ("classes", "prompts", "features")  # a request has one of them
+ASKED = ("classes", "prompts", "features", "ids")  # a request has one of them
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all: the steps of a request, or the images of an evaluation."""
@@ -36,7 +36,7 @@ class CancelFlag(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate: one image for each class, or for each prompt, a text or the features of one.
+    """What to generate: one image for each class, or for each prompt: a text, its features, or its tokens' ids.
 
     `seeds` (default 0, 1, …) decide each image alone: neither the batch nor the order matters. Schedule and sampler
     settings left out are the bundle's defaults. Guidance, temperature, top-k, top-p and `greedy`, which is temperature
@@ -59,6 +59,7 @@ class Request:
     known: NDArray[np.int64] | None = None
     prompts: Sequence[str] | None = None
     features: Sequence[NDArray[np.float32]] | None = None  # of prompts, (tokens, width) each
+    ids: Sequence[NDArray[np.int64]] | None = None  # of prompts' tokens, (tokens) each, with the one that ends it
     captions: str | None = None  # "clean": prompts are cleaned as in training; "raw"; None: the bundle's default
     truncate: bool = False  # whether prompts that are too long are cut off
 
@@ -268,8 +269,8 @@ class Subjects:
         return {self.by: [self.values[index % len(self.values)] for index in images], **self.settings}
 
     def to_json(self) -> dict[str, Any]:
-        """As files of figures hold it; of features their number alone."""
-        return {self.by: len(self.values) if self.by == "features" else self.values}
+        """As files of figures hold it; of arrays their number alone."""
+        return {self.by: len(self.values) if self.by in ("features", "ids") else self.values}
 
     def name(self, image: int) -> str:
         """What an image was asked for by, for messages."""

@@ -165,6 +165,7 @@ class Runner:
         known: NDArray[np.int64] | None = None,
         prompts: Sequence[str] | None = None,
         features: Sequence[NDArray[np.float32]] | None = None,
+        ids: Sequence[NDArray[np.int64]] | None = None,
         captions: str | None = None,
         truncate: bool = False,
         images: Keep = True,

@@ -1,4 +1,4 @@
-"""Two tiny bundles, exported once a session, and the checkpoints that they come from."""
+"""Tiny bundles, exported once a session, and the checkpoints that they come from."""
 
 from __future__ import annotations
 
@@ -153,6 +153,25 @@ def text_bundle(
         onnxruntime.build(path)
 
     return made_once(tmp_path_factory, "text.bundle", make)
+
+
+@pytest.fixture(scope="session")
+def words_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_checkpoint: Path) -> Path:
+    """An 8x8 bundle that takes prompts in words, with its image tokenizer and a text encoder of the T5 kind."""
+    from tiny_text import SLOTS, WIDTH, random_t5, save_folder  # transformers takes long to import
+
+    def make(path: Path) -> None:
+        config = llamagen_t2i.LlamaGenTextConfig(**{**vars(TEXT_CONFIG), "caption_dim": WIDTH, "caption_slots": SLOTS})
+        weights, folder = path.with_name("model.pt"), path.with_name("t5")
+        torch.save({"model": random_weights(config, seed=8, family=llamagen_t2i.FAMILY)}, weights)
+        folder.mkdir()
+        save_folder(folder, random_t5())
+        schedules = ("ntp", "zipar:4")
+        family = llamagen_t2i.FAMILY
+        export_bundle(ExportJob(family, config, weights, tokenizer_checkpoint, path, schedules, text_encoder=folder))
+        onnxruntime.build(path)
+
+    return made_once(tmp_path_factory, "words.bundle", make)
 
 
 @pytest.fixture

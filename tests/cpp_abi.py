@@ -69,6 +69,7 @@ class Request(ctypes.Structure):
         ("features", ctypes.POINTER(c_float)),
         ("lengths", ctypes.POINTER(c_size_t)),
         ("width", c_size_t),
+        ("ids", ctypes.POINTER(c_int64)),
     )
 
 
@@ -138,6 +139,7 @@ class Runner:
         known: np.ndarray | None = None,
         progress: Callable[[int, int], object] | None = None,
         features: Sequence[np.ndarray] | None = None,
+        ids: Sequence[np.ndarray] | None = None,
         **settings: Any,
     ) -> Result:
         """`progress` cancels where it returns something true. Settings: one value, or a list of one an image."""
@@ -152,6 +154,11 @@ class Runner:
             request.lengths = (c_size_t * len(features))(*map(len, features))
             request.width = features[0].shape[1]
             request.images = len(features)
+        if ids is not None:
+            whole = np.concatenate([np.asarray(one, np.int64) for one in ids])
+            request.ids = whole.ctypes.data_as(ctypes.POINTER(c_int64))
+            request.lengths = (c_size_t * len(ids))(*map(len, ids))
+            request.images = len(ids)
         if seeds is not None:
             request.seeds = (c_uint64 * len(seeds))(*seeds)
         if schedule is not None:

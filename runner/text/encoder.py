@@ -13,6 +13,7 @@ from arforge.runner.backends.onnxruntime_session import contract_of, open_sessio
 from arforge.runner.bundle import Bundle, FeaturesCondition, Graph
 from arforge.runner.errors import BundleError, EngineError, NumericsError, RequestError
 from arforge.runner.text.captions import clean
+from arforge.runner.text.features_file import check_ids
 from arforge.runner.text.prompt import check_prompt, shown
 from arforge.runner.text.tokenizer import TextTokenizer
 
@@ -40,14 +41,23 @@ class TextEncoder:
         before any of them runs; EngineError or BundleError for a graph or tokenizer that does not fit, NumericsError
         for features that are not finite.
         """
-        ids = self.ids(prompts, cleaning=cleaning, truncate=truncate)
+        return self._each(self.ids(prompts, cleaning=cleaning, truncate=truncate))
+
+    def features_of_ids(self, ids: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+        """The same for ids [n] of each prompt's tokens, as the bundle's tokenizer gives them; it is not needed.
+
+        Raises RequestError if the bundle has no text encoder, or for what `check_ids` refuses, and as `features` does.
+        """
+        return self._each(check_ids(ids, self._condition(words=False).slots))
+
+    def _each(self, ids: list[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
         keys = [one.tobytes() for one in ids]
         known = {key: self._run(one) for key, one in dict(zip(keys, ids, strict=True)).items()}
         return [known[key] for key in keys]
 
     def ids(self, prompts: Sequence[str], *, cleaning: bool, truncate: bool = False) -> list[NDArray[np.int64]]:
         """The ids of each prompt, int64 [n], at most as many as the model has room for. Raises as `features` does."""
-        condition = self._condition()
+        condition = self._condition(words=True)
         if isinstance(prompts, str):
             raise RequestError("prompts must be a list of texts, not one text: put it into a list")
         texts = [cleaned(check_prompt(text)) if cleaning else check_prompt(text) for text in prompts]
@@ -58,11 +68,11 @@ class TextEncoder:
         """Free the memory; a later call opens the graph again."""
         self._tokenizer = self._session = None
 
-    def _condition(self) -> FeaturesCondition:
+    def _condition(self, *, words: bool) -> FeaturesCondition:
         condition = self._bundle.model.condition
         if not isinstance(condition, FeaturesCondition):
             raise RequestError(f"this {self._bundle.model.family} model reads no features of prompts: {condition.kind}")
-        if self._graph() is None or self._bundle.text_tokenizer is None:
+        if self._graph() is None or (words and self._bundle.text_tokenizer is None):
             raise RequestError(
                 f"{self._bundle.root} has no text encoder: export it with --text-encoder FOLDER, or give features"
             )

@@ -1,4 +1,4 @@
-"""Features of prompts that somebody else's text encoder gave: arrays, and the `.npy` files that hold them."""
+"""Prompts as features that somebody else's text encoder gave, or as ids of tokens: arrays, and their `.npy` files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from arforge.runner.errors import RequestError
 
 MAGIC = b"\x93NUMPY"
 TYPES = (np.float16, np.float32, np.float64)
+WHOLE = (np.int64, np.int32)  # of ids
 
 
 def read_features(path: Path, mask: Path | None, slots: int, width: int) -> list[NDArray[np.float32]]:
@@ -30,16 +31,37 @@ def read_features(path: Path, mask: Path | None, slots: int, width: int) -> list
     if len(features) == 0:
         raise RequestError(f"{path} holds no prompts")
     prompts, length, _ = features.shape
-    rows = [length] * prompts if mask is None else rows_of(mask, prompts, length)
+    rows = rows_of(mask, prompts, length, "features")
     return check_features([one[:count] for one, count in zip(features, rows, strict=True)], slots, width, str(path))
 
 
-def rows_of(path: Path, prompts: int, length: int) -> list[int]:
-    """How many ones each row of a mask [prompts, length] begins with. Raises RequestError if others follow, or none."""
+def read_ids(path: Path, mask: Path | None, slots: int) -> list[NDArray[np.int64]]:
+    """Ids of each prompt's tokens, int64 [n], from a file of int64 or int32 [prompts, length]; else as `read_features`.
+
+    Raises RequestError for a file that is no such array, and whatever `check_ids` refuses.
+    """
+    ids = read_array(path)
+    if ids.ndim != 2 or ids.dtype.type not in WHOLE:
+        raise RequestError(
+            f"{path} holds {described(ids)}: expected int64 or int32 [prompts, length], padded on the right"
+        )
+    if len(ids) == 0:
+        raise RequestError(f"{path} holds no prompts")
+    rows = rows_of(mask, len(ids), ids.shape[1], "ids")
+    return check_ids([one[:count] for one, count in zip(ids, rows, strict=True)], slots, str(path))
+
+
+def rows_of(path: Path | None, prompts: int, length: int, whose: str) -> list[int]:
+    """How many ones each row of a mask [prompts, length] begins with; all of it where there is none.
+
+    `whose`: what it goes with, for messages. Raises RequestError if others follow, or none.
+    """
+    if path is None:
+        return [length] * prompts
     mask = read_array(path)
     if mask.shape != (prompts, length) or mask.dtype.kind not in "biuf":
         raise RequestError(
-            f"{path} holds {described(mask)}: expected the features' mask, ones and zeros [{prompts}, {length}]"
+            f"{path} holds {described(mask)}: expected the {whose}' mask, ones and zeros [{prompts}, {length}]"
         )
     ones = mask == 1
     if not (ones | (mask == 0)).all():
@@ -84,6 +106,31 @@ def check_features(
         if not np.isfinite(one).all():
             raise RequestError(f"{name} holds numbers that are not finite in float32: encode it in float32 or bfloat16")
         result.append(one)
+    return result
+
+
+def check_ids(ids: Sequence[Any], slots: int, where: str = "the ids") -> list[NDArray[np.int64]]:
+    """The ids of each prompt's tokens as int64 [n], whole in memory.
+
+    Raises RequestError, which begins with `where`, unless each is an array of int64 or int32 [n] with 1 ≤ n ≤ `slots`,
+    none negative: an operator that looks rows up would count those from the end.
+    """
+    result = []
+    for index, given in enumerate(ids):
+        name = f"{where}: prompt {index}"
+        if not isinstance(given, np.ndarray) or given.dtype.type not in WHOLE or given.ndim != 1:
+            what = described(given) if isinstance(given, np.ndarray) else type(given).__name__
+            raise RequestError(f"{name} is {what}: expected an array of whole numbers, int64 [tokens]")
+        if not 1 <= len(given) <= slots:
+            raise RequestError(
+                f"{name} has {len(given)} tokens, the model has room for 1 to {slots}: leave out padding with a mask, "
+                "or shorten the prompt"
+            )
+        if given.min() < 0:
+            raise RequestError(
+                f"{name} holds {given.min()}: ids are 0 or more, as the text encoder's own tokenizer gives them"
+            )
+        result.append(np.array(given, np.int64, order="C"))
     return result
 
 

@@ -1,4 +1,4 @@
-"""Prompts on the command line: texts through a text encoder of the bundle, and features from files."""
+"""Prompts on the command line: texts through a text encoder of the bundle, features and ids from files."""
 
 from __future__ import annotations
 
@@ -8,16 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner, Result
-from made_once import made_once
-from tiny import TEXT_CONFIG, random_weights
-from tiny_text import SLOTS, WIDTH, random_t5, save_folder
+from tiny_text import SLOTS, WIDTH
 
 from arforge.cli import main
-from arforge.engines import onnxruntime
-from arforge.export.exporter import ExportJob, export_bundle
-from arforge.export.families import llamagen_t2i
 from arforge.runner import Runner
 
 PROMPTS = ["a cat on the mat", "Two CATS, a dog; and a mat!", "the dog"]
@@ -34,26 +28,7 @@ def tokens_of(*arguments: object, into: Path) -> np.ndarray:
     return tokens
 
 
-@pytest.fixture(scope="module")
-def words_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with a text encoder of the T5 kind."""
-
-    def make(path: Path) -> None:
-        config = llamagen_t2i.LlamaGenTextConfig(**{**vars(TEXT_CONFIG), "caption_dim": WIDTH, "caption_slots": SLOTS})
-        weights = path.with_name("model.pt")
-        torch.save({"model": random_weights(config, seed=8, family=llamagen_t2i.FAMILY)}, weights)
-        folder = path.with_name("t5")
-        folder.mkdir(exist_ok=True)
-        save_folder(folder, random_t5())
-        export_bundle(
-            ExportJob(llamagen_t2i.FAMILY, config, weights, None, path, ("ntp", "zipar:4"), text_encoder=folder)
-        )
-        onnxruntime.build(path)
-
-    return made_once(tmp_path_factory, "words.bundle", make)
-
-
-def test_prompts_as_options_as_a_file_and_as_features_are_the_same(words_bundle: Path, tmp_path: Path) -> None:
+def test_prompts_as_options_as_a_file_as_features_and_as_ids_are_the_same(words_bundle: Path, tmp_path: Path) -> None:
     listed = tokens_of(words_bundle, *(w for text in PROMPTS for w in ("--prompt", text)), into=tmp_path / "a.npy")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", "utf-8")
     read = tokens_of(words_bundle, "--prompts", tmp_path / "prompts.txt", into=tmp_path / "b.npy")
@@ -62,6 +37,8 @@ def test_prompts_as_options_as_a_file_and_as_features_are_the_same(words_bundle:
         given = runner.generate(prompts=PROMPTS)
         features = runner._conditioner._encoder.features(PROMPTS, cleaning=True)
         raw = runner.generate(prompts=PROMPTS, captions="raw")
+        ids = runner._conditioner._encoder.ids(PROMPTS, cleaning=True)
+        np.testing.assert_array_equal(runner.generate(ids=ids).tokens, listed)
     np.testing.assert_array_equal(given.tokens, listed)
     assert (raw.tokens[1] != given.tokens[1]).any()  # capitals
     padded, mask = np.zeros((3, SLOTS, WIDTH), np.float32), np.zeros((3, SLOTS))
@@ -72,6 +49,12 @@ def test_prompts_as_options_as_a_file_and_as_features_are_the_same(words_bundle:
     np.save(tmp_path / "m.npy", mask)
     arguments = ("--features", tmp_path / "f.npy", "--features-mask", tmp_path / "m.npy")
     np.testing.assert_array_equal(tokens_of(words_bundle, *arguments, into=tmp_path / "c.npy"), listed)
+    padded_ids = np.full((3, SLOTS), -100, np.int32)
+    for row, one in enumerate(ids):
+        padded_ids[row, : len(one)] = one
+    np.save(tmp_path / "i.npy", padded_ids)
+    arguments = ("--prompt-ids", tmp_path / "i.npy", "--prompt-ids-mask", tmp_path / "m.npy")
+    np.testing.assert_array_equal(tokens_of(words_bundle, *arguments, into=tmp_path / "d.npy"), listed)
 
 
 def test_samples_go_round_the_prompts(words_bundle: Path, tmp_path: Path) -> None:
@@ -94,6 +77,14 @@ def test_samples_go_round_the_prompts(words_bundle: Path, tmp_path: Path) -> Non
         (("--features", "wide.npy"), "33"),
         (("--features", "right.npy", "--features-mask", "holes.npy"), "row 0 has ones behind zeros"),
         (("--features-mask", "holes.npy"), "--features-mask goes with --features"),
+        (("--prompt-ids", "ids.npy"), "ids.npy: prompt 0 holds -1: ids are 0 or more"),
+        (
+            ("--prompt-ids", "right.npy"),
+            "right.npy holds float32 [1, 4, 32]: expected int64 or int32 [prompts, length]",
+        ),
+        (("--prompt-ids", "ids.npy", "--prompt-ids-mask", "holes.npy"), "row 0 has ones behind zeros"),
+        (("--prompt-ids", "ids.npy", "--prompt", "a"), "say what to draw by one of --prompt and --prompt-ids"),
+        (("--prompt-ids-mask", "holes.npy"), "--prompt-ids-mask goes with --prompt-ids"),
         (("--captions", "raw"), "--captions and --truncate go with --prompt or --prompts"),
     ],
 )
@@ -104,6 +95,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(
     Path("latin.txt").write_bytes("a café\n".encode("latin-1"))
     np.save("wide.npy", np.zeros((1, 4, WIDTH + 1), np.float32))
     np.save("right.npy", np.zeros((1, 4, WIDTH), np.float32))
+    np.save("ids.npy", np.array([[5, 9, 1, -1]]))
     np.save("holes.npy", np.array([[1, 0, 1, 0]]))
     result = arforge("run", words_bundle, *arguments, "--tokens", "t.npy")
     assert result.exit_code in (1, 2), result.output
@@ -122,6 +114,10 @@ def test_prompts_and_models_of_classes_do_not_go_together(bundle: Path, text_bun
     result = arforge("run", text_bundle, "--prompt", "a cat", "--tokens", tmp_path / "t.npy")
     assert result.exit_code == 1
     assert "has no text encoder: export it with --text-encoder FOLDER, or give features" in result.stderr
+    np.save(tmp_path / "i.npy", np.array([[5, 1]]))
+    for root, message in ((bundle, "takes classes, not ids"), (text_bundle, "has no text encoder: export it with")):
+        result = arforge("run", root, "--prompt-ids", tmp_path / "i.npy", "--tokens", tmp_path / "t.npy")
+        assert (result.exit_code, message in result.stderr) == (1, True)
 
 
 def test_the_profile_says_what_prompts_take(words_bundle: Path, tmp_path: Path) -> None:

@@ -180,10 +180,11 @@ def test_prompts_are_equal_where_a_step_cannot_tell_them_apart(bundle: Path) -> 
     ("arguments", "message"),
     [
         ({"classes": [1]}, "this llamagen-t2i model takes prompts, not classes: say in words what to draw"),
-        ({}, "nothing is asked for: give one of classes, prompts, features"),
+        ({}, "nothing is asked for: give one of classes, prompts, features, ids"),
         ({"features": []}, "no features given"),
         ({"features": captions(), "classes": [1]}, "classes and features are given"),
         ({"prompts": ["a heart"]}, r"has no text encoder: export it with --text-encoder FOLDER, or give features"),
+        ({"ids": [np.array([5, 1])]}, r"has no text encoder: export it with --text-encoder FOLDER, or give features"),
         ({"features": captions((121,))}, "121"),
         ({"features": [np.zeros((0, 48), np.float32)]}, "prompt 0"),
         ({"features": [np.zeros((3, 47), np.float32)]}, "47"),
@@ -200,7 +201,7 @@ def test_what_a_model_of_prompts_does_not_take_is_refused(
 
 
 def test_a_model_of_classes_takes_no_prompts(runner: Runner) -> None:
-    for by, values in (("prompts", ["a heart"]), ("features", captions())):
+    for by, values in (("prompts", ["a heart"]), ("features", captions()), ("ids", [np.array([1])])):
         with pytest.raises(RequestError, match=f"this llamagen model takes classes, not {by}"):
             runner.generate(Request(**{by: values}))
 

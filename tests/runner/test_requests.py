@@ -117,7 +117,7 @@ def test_opening_no_bundle_is_refused(tmp_path: Path) -> None:
     [
         ({"classes": "3"}, "classes '3' are no list"),
         ({"classes": 3}, "classes 3 are no list"),
-        ({"classes": None}, "nothing is asked for: give one of classes, prompts, features"),
+        ({"classes": None}, "nothing is asked for: give one of classes, prompts, features, ids"),
         ({"classes": {0: 1}}, "classes {0: 1} are no list"),
         ({"classes": np.array([0.0, 1.0])}, r"class .*0\.0.* is not a whole number"),
         ({"classes": np.array([True])}, "class .*True"),

@@ -53,6 +53,9 @@ void read(const std::string& content) {
     const Array array = read_array(in, "input");
     for (std::size_t index = 0; index < array.size() && !array.content.empty(); index++) {
       (void)array.number(index);
+      if (array.kind->is_whole()) {
+        (void)array.whole(index);
+      }
     }
     (void)described(array);
   } else {

@@ -86,8 +86,10 @@ typedef struct arforge_request {
   arforge_progress progress; /* default NULL */
   void* user;                /* given to progress */
   const float* features;     /* in place of classes: those of all prompts, (sum of lengths, width); default NULL */
-  const size_t* lengths;     /* (images) rows of each prompt's features */
+  const size_t* lengths;     /* (images) rows of each prompt's features, or its ids */
   size_t width;              /* of a row */
+  const int64_t* ids;        /* in place of both, where the bundle has a text encoder: of all prompts' tokens, (sum of
+                                lengths), each prompt's with the one that ends it; default NULL */
 } arforge_request;
 
 typedef struct arforge_facts {

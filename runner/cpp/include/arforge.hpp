@@ -79,9 +79,17 @@ struct Features {
   std::int64_t length = 0, width = 0;
 };
 
+// Ids of one prompt's tokens, without padding, as the tokenizer of the bundle's text encoder gives them: with the token
+// that ends a prompt. The numbers stay the caller's.
+struct Ids {
+  const std::int64_t* values = nullptr; // (length)
+  std::int64_t length = 0;
+};
+
 struct Request {
   std::vector<std::int64_t> classes; // (images)
   std::vector<Features> features;    // (images), in place of classes, of models that take prompts
+  std::vector<Ids> ids;              // (images), in place of both, where the bundle has a text encoder
   std::vector<std::uint64_t> seeds;  // (images), or empty: 0, 1, ...
   std::string schedule;              // a specification such as "zipar:16"; empty: the bundle's first
   Setting<double> guidance;          // 1 is off

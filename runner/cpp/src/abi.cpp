@@ -91,14 +91,15 @@ arforge::Options options_of(const arforge_options* c) {
   return options;
 }
 
+constexpr std::size_t MOST = 1 << 20; // tokens of a prompt, and numbers of each, so that no size overflows
+
 // The features of each prompt, which follow one another.
 std::vector<arforge::Features> features_of(const arforge_request& c) {
-  const std::size_t most = 1 << 20; // rows and numbers a row, so that no size overflows
   std::vector<arforge::Features> features;
   const float* values = c.features;
   for (std::size_t image = 0; image < c.images; image++) {
     const std::size_t length = (&given(c.lengths, "lengths"))[image];
-    if (length > most || c.width > most) {
+    if (length > MOST || c.width > MOST) {
       throw Error(Code::request, arforge::text("the features: prompt ", image, " has ", length, " rows of ", c.width,
                                                " numbers, which is out of range"));
     }
@@ -108,12 +109,31 @@ std::vector<arforge::Features> features_of(const arforge_request& c) {
   return features;
 }
 
+// The ids of each prompt, which follow one another.
+std::vector<arforge::Ids> ids_of(const arforge_request& c) {
+  std::vector<arforge::Ids> ids;
+  const std::int64_t* values = c.ids;
+  for (std::size_t image = 0; image < c.images; image++) {
+    const std::size_t length = (&given(c.lengths, "lengths"))[image];
+    if (length > MOST) {
+      throw Error(Code::request,
+                  arforge::text("the ids: prompt ", image, " has ", length, " tokens, which is out of range"));
+    }
+    ids.push_back({values, static_cast<std::int64_t>(length)});
+    values += length;
+  }
+  return ids;
+}
+
 arforge::Request request_of(const arforge_request& c) {
   arforge::Request request;
   if (c.features != nullptr) {
     request.features = features_of(c);
   }
-  if (c.images > 0 && (c.features == nullptr || c.classes != nullptr)) {
+  if (c.ids != nullptr) {
+    request.ids = ids_of(c);
+  }
+  if (c.images > 0 && ((c.features == nullptr && c.ids == nullptr) || c.classes != nullptr)) {
     request.classes.assign(&given(c.classes, "classes"), c.classes + c.images);
   }
   if (c.seeds != nullptr) {

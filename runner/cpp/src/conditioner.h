@@ -1,26 +1,26 @@
-// From what a request asks for, classes or features, to the conditions of its images.
+// From what a request asks for, classes, features or ids, to the conditions of its images.
 #pragma once
 
 #include "conditions.h"
+#include "text_encoder.h"
 
 namespace arforge {
 
-// Throws Error (request) unless a request asks by just one of them, and for what the model takes.
-void check_asked(const Request& request, const ModelFacts& model);
+// Throws Error (request) unless a request asks by just one of them, and for what the bundle takes.
+void check_asked(const Request& request, const Bundle& bundle);
 
-// A bundle's condition graph, where it has one.
+// A bundle's text encoder and condition graph, where it has them.
 class Conditioner {
 public:
-  Conditioner(const Bundle& bundle, const Options& options) : bundle_(bundle), graph_(bundle, options) {}
+  Conditioner(const Bundle& bundle, const Options& options)
+      : bundle_(bundle), encoder_(bundle, options), graph_(bundle, options) {}
 
   // One for each image of a request that `check_asked` finds right.
-  Conditions conditions(const Request& request) {
-    return request.features.empty() ? class_conditions(bundle_.model, request.classes)
-                                    : graph_.conditions(request.features);
-  }
+  Conditions conditions(const Request& request);
 
 private:
   const Bundle& bundle_;
+  TextEncoder encoder_;
   ConditionGraph graph_;
 };
 

@@ -38,7 +38,7 @@ void check_each(const std::vector<T>& values, const char* name, Fits fits, const
 } // namespace
 
 std::int64_t images_of(const Request& request) {
-  return static_cast<std::int64_t>(std::max(request.classes.size(), request.features.size()));
+  return static_cast<std::int64_t>(std::max({request.classes.size(), request.features.size(), request.ids.size()}));
 }
 
 Sampling sampling_of(const Request& request, const SamplerDefaults& usual) {

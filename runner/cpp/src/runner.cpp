@@ -162,7 +162,7 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
 
 Result Runner::Implementation::generate(const Request& request) {
   const std::string schedule = request.schedule.empty() ? bundle.schedules.front().specification : request.schedule;
-  check_asked(request, bundle.model);
+  check_asked(request, bundle);
   check_request(request);
   const Sampling sampling = sampling_of(request, bundle.sampler);
   Canvas canvas = make_canvas(request, bundle.model);

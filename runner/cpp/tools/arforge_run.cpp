@@ -136,7 +136,12 @@ void run(Command& command) {
     features = read_features(command.features, command.features_mask);
     request.features = features.prompts;
   }
-  spread(request, command.samples);
+  IdsFile ids; // likewise
+  if (!command.prompt_ids.empty()) {
+    ids = read_ids(command.prompt_ids, command.prompt_ids_mask);
+    request.ids = ids.prompts;
+  }
+  const std::int64_t count = spread(request, command.samples);
   if (command.rows > 0 || !command.keep.empty()) {
     request.known_rows = command.rows > 0 ? command.rows : facts.rows;
     request.known_columns = command.rows > 0 ? command.columns : facts.columns;
@@ -156,9 +161,9 @@ void run(Command& command) {
       return true;
     };
   }
-  Images images(command, static_cast<std::int64_t>(std::max(request.classes.size(), request.features.size())));
-  request.receive = [&](const std::uint8_t* pixels, std::int64_t count, std::int64_t height, std::int64_t width) {
-    images.add(pixels, count, height, width);
+  Images images(command, count);
+  request.receive = [&](const std::uint8_t* pixels, std::int64_t some, std::int64_t height, std::int64_t width) {
+    images.add(pixels, some, height, width);
   };
   const arforge::Result result = runner.generate(request);
   if (!command.tokens.empty()) {

@@ -9,12 +9,17 @@ namespace {
 using arforge::Code;
 using arforge::Error;
 
-// How many ones each row of a mask begins with.
-std::vector<std::int64_t> rows_of(const std::string& path, std::int64_t prompts, std::int64_t tokens) {
+// How many ones each row of a mask begins with; all of it where there is none. `whose`: what it goes with.
+std::vector<std::int64_t> rows_of(const std::string& path, std::int64_t prompts, std::int64_t tokens,
+                                  const char* whose) {
+  if (path.empty()) {
+    return std::vector<std::int64_t>(static_cast<std::size_t>(prompts), tokens);
+  }
   const Array mask = read_array(path);
   if (mask.shape != std::vector<std::int64_t>{prompts, tokens}) {
-    throw Error(Code::request, path + " holds " + described(mask) + ": expected the features' mask, ones and zeros [" +
-                                   std::to_string(prompts) + ", " + std::to_string(tokens) + "]");
+    throw Error(Code::request, path + " holds " + described(mask) + ": expected the " + whose +
+                                   "' mask, ones and zeros [" + std::to_string(prompts) + ", " +
+                                   std::to_string(tokens) + "]");
   }
   std::vector<std::int64_t> counts;
   for (std::int64_t prompt = 0; prompt < prompts; prompt++) {
@@ -53,9 +58,7 @@ FeaturesFile read_features(const std::string& path, const std::string& mask) {
   if (array.size() == 0) {
     throw Error(Code::request, path + " holds no prompts: " + described(array));
   }
-  const std::vector<std::int64_t> rows = mask.empty()
-                                             ? std::vector<std::int64_t>(static_cast<std::size_t>(prompts), tokens)
-                                             : rows_of(mask, prompts, tokens);
+  const std::vector<std::int64_t> rows = rows_of(mask, prompts, tokens, "features");
   FeaturesFile file;
   file.values.resize(array.size());
   for (std::size_t index = 0; index < array.size(); index++) {
@@ -64,6 +67,27 @@ FeaturesFile read_features(const std::string& path, const std::string& mask) {
   for (std::int64_t prompt = 0; prompt < prompts; prompt++) {
     file.prompts.push_back(
         {file.values.data() + prompt * tokens * width, rows[static_cast<std::size_t>(prompt)], width});
+  }
+  return file;
+}
+
+IdsFile read_ids(const std::string& path, const std::string& mask) {
+  const Array array = read_array(path);
+  if (array.shape.size() != 2 || !array.kind->is_whole()) {
+    throw Error(Code::request, path + " holds " + described(array) +
+                                   ": expected int64 or int32 [prompts, tokens], padded on the right");
+  }
+  if (array.size() == 0) {
+    throw Error(Code::request, path + " holds no prompts: " + described(array));
+  }
+  const std::int64_t tokens = array.shape[1];
+  IdsFile file;
+  file.values.resize(array.size());
+  for (std::size_t index = 0; index < array.size(); index++) {
+    file.values[index] = array.whole(index);
+  }
+  for (const std::int64_t count : rows_of(mask, array.shape[0], tokens, "ids")) {
+    file.prompts.push_back({file.values.data() + static_cast<std::int64_t>(file.prompts.size()) * tokens, count});
   }
   return file;
 }

@@ -1,4 +1,4 @@
-// Features of prompts that somebody else's text encoder gave, in .npy files.
+// Prompts in .npy files: features that somebody else's text encoder gave, or the ids of tokens.
 #pragma once
 
 #include <cstdint>
@@ -16,3 +16,11 @@ struct FeaturesFile {
 // and then zeros, as encoders give it; empty: all rows count. Throws arforge::Error (request) for files that are no
 // such arrays. What the model does not take, the runner refuses.
 FeaturesFile read_features(const std::string& path, const std::string& mask);
+
+struct IdsFile {
+  std::vector<std::int64_t> values; // (prompts, tokens)
+  std::vector<arforge::Ids> prompts;
+};
+
+// The same for ids, a file of int64 or int32 [prompts, tokens].
+IdsFile read_ids(const std::string& path, const std::string& mask);

@@ -20,15 +20,19 @@ constexpr std::uint64_t MAX_ARRAY = std::uint64_t{1} << 48; // bytes
 constexpr std::size_t PIECE = 1 << 20; // bytes that are read at once: a file may promise more than it has
 
 template <class T>
-double as(const char* bytes) {
+T as(const char* bytes) {
   T value{};
   std::memcpy(&value, bytes, sizeof value);
-  return static_cast<double>(value);
+  return value;
+}
+
+template <class T>
+double real(const char* bytes) {
+  return static_cast<double>(as<T>(bytes));
 }
 
 double half(const char* bytes) {
-  std::uint16_t bits = 0;
-  std::memcpy(&bits, bytes, sizeof bits);
+  const auto bits = as<std::uint16_t>(bytes);
   const int exponent = bits >> 10 & 31;
   const int fraction = bits & 1023;
   const double size = exponent == 31  ? (fraction == 0 ? std::numeric_limits<double>::infinity() : std::nan(""))
@@ -37,18 +41,18 @@ double half(const char* bytes) {
   return (bits & 0x8000) != 0 ? -size : size;
 }
 
-constexpr std::array<NumberKind, 12> KINDS = {{{"|b1", "bool", 1, as<std::uint8_t>},
-                                               {"|i1", "int8", 1, as<std::int8_t>},
-                                               {"|u1", "uint8", 1, as<std::uint8_t>},
-                                               {"<i2", "int16", 2, as<std::int16_t>},
-                                               {"<u2", "uint16", 2, as<std::uint16_t>},
-                                               {"<i4", "int32", 4, as<std::int32_t>},
-                                               {"<u4", "uint32", 4, as<std::uint32_t>},
-                                               {"<i8", "int64", 8, as<std::int64_t>},
-                                               {"<u8", "uint64", 8, as<std::uint64_t>},
+constexpr std::array<NumberKind, 12> KINDS = {{{"|b1", "bool", 1, real<std::uint8_t>},
+                                               {"|i1", "int8", 1, real<std::int8_t>},
+                                               {"|u1", "uint8", 1, real<std::uint8_t>},
+                                               {"<i2", "int16", 2, real<std::int16_t>},
+                                               {"<u2", "uint16", 2, real<std::uint16_t>},
+                                               {"<i4", "int32", 4, real<std::int32_t>},
+                                               {"<u4", "uint32", 4, real<std::uint32_t>},
+                                               {"<i8", "int64", 8, real<std::int64_t>},
+                                               {"<u8", "uint64", 8, real<std::uint64_t>},
                                                {"<f2", "float16", 2, half},
-                                               {"<f4", "float32", 4, as<float>},
-                                               {"<f8", "float64", 8, as<double>}}};
+                                               {"<f4", "float32", 4, real<float>},
+                                               {"<f8", "float64", 8, real<double>}}};
 
 const NumberKind* find_kind(const std::string& code) {
   const auto* const found =
@@ -115,7 +119,8 @@ private:
       array.kind = find_kind(code);
       if (array.kind == nullptr) {
         refuse(name_ + " holds numbers of type '" + code +
-               "': save them as little-endian float32, or float16 or float64; a mask also as bool or whole numbers");
+               "': save them as little-endian float32, or float16 or float64; ids as int32 or int64, a mask also as "
+               "bool or whole numbers");
       }
     } else if (key == "fortran_order") {
       (void)peek();
@@ -194,6 +199,11 @@ std::size_t Array::size() const {
     numbers *= static_cast<std::size_t>(side);
   }
   return numbers;
+}
+
+std::int64_t Array::whole(std::size_t index) const {
+  const char* const bytes = content.data() + index * kind->bytes;
+  return kind->bytes == sizeof(std::int64_t) ? as<std::int64_t>(bytes) : as<std::int32_t>(bytes);
 }
 
 std::string described(const Array& array) {

@@ -14,6 +14,7 @@ struct NumberKind {
   double (*number)(const char* bytes);
 
   [[nodiscard]] bool is_floating() const { return code[1] == 'f'; }
+  [[nodiscard]] bool is_whole() const { return code[1] == 'i' && bytes >= 4; } // int32 or int64
 };
 
 // An array of numbers that was read.
@@ -24,6 +25,7 @@ struct Array {
 
   [[nodiscard]] std::size_t size() const; // in numbers
   [[nodiscard]] double number(std::size_t index) const { return kind->number(content.data() + index * kind->bytes); }
+  [[nodiscard]] std::int64_t whole(std::size_t index) const; // where its kind `is_whole`: all 64 bits of it
 };
 
 // Such as "float32 [2, 120, 2048]".

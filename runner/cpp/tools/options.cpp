@@ -14,6 +14,10 @@ Generate images from BUNDLE: one a class or prompt, or --samples in all. A seed 
   --features FILE.npy  In their place, features of prompts: floats [prompts, tokens, width].
   --features-mask FILE.npy
                        Ones for a prompt's tokens, then zeros: [prompts, tokens].  [default: all ones]
+  --prompt-ids FILE.npy
+                       Or the ids of their tokens: int64 or int32 [prompts, tokens].
+  --prompt-ids-mask FILE.npy
+                       Their mask, likewise.  [default: all ones]
   --seed N[,N-M]       One seed an image, or the first.  [default: 0]
   --samples N          Images in all, going round the classes or prompts.
   --guidance FLOAT     Guidance scale; 1 is off.  [default: the bundle's]
@@ -108,6 +112,8 @@ std::map<std::string, Action> valued_options(Command& c) {
       {"--seed", [&c](const auto& name, const auto& value) { append_numbers(name, value, c.request.seeds); }},
       {"--features", into(c.features)},
       {"--features-mask", into(c.features_mask)},
+      {"--prompt-ids", into(c.prompt_ids)},
+      {"--prompt-ids-mask", into(c.prompt_ids_mask)},
       {"--samples", count(c.samples)},
       {"--guidance", real(c.request.guidance)},
       {"--temperature", real(c.request.temperature)},
@@ -154,14 +160,27 @@ void go_round(std::vector<T>& list, std::int64_t samples) {
 }
 
 void check_together(const Command& c) {
-  if (c.bundle.empty() || (c.request.classes.empty() && c.features.empty())) {
-    throw UsageError("name a BUNDLE and at least one --class, or --features");
+  std::string named;
+  int given = 0;
+  const std::pair<const char*, bool> kinds[] = {{"--class", !c.request.classes.empty()},
+                                                {"--features", !c.features.empty()},
+                                                {"--prompt-ids", !c.prompt_ids.empty()}};
+  for (const auto& [name, there] : kinds) {
+    if (there) {
+      named += (given++ > 0 ? " and " : "") + std::string(name);
+    }
   }
-  if (!c.request.classes.empty() && !c.features.empty()) {
-    throw UsageError("say what to draw by one of --class and --features");
+  if (c.bundle.empty() || given == 0) {
+    throw UsageError("name a BUNDLE and at least one --class, or --features, or --prompt-ids");
+  }
+  if (given > 1) {
+    throw UsageError("say what to draw by one of " + named);
   }
   if (c.features.empty() && !c.features_mask.empty()) {
     throw UsageError("--features-mask goes with --features");
+  }
+  if (c.prompt_ids.empty() && !c.prompt_ids_mask.empty()) {
+    throw UsageError("--prompt-ids-mask goes with --prompt-ids");
   }
   if (c.output.empty() && c.npz.empty() && c.tokens.empty()) {
     throw UsageError("nothing to write: name --output, --npz or --tokens");
@@ -204,14 +223,16 @@ Command parse_command(const std::vector<std::string>& words) {
   return c;
 }
 
-void spread(arforge::Request& request, std::int64_t samples) {
+std::int64_t spread(arforge::Request& request, std::int64_t samples) {
   go_round(request.classes, samples);
   go_round(request.features, samples);
-  const std::size_t images = std::max(request.classes.size(), request.features.size());
+  go_round(request.ids, samples);
+  const std::size_t images = std::max({request.classes.size(), request.features.size(), request.ids.size()});
   if (request.seeds.size() < 2) {
     request.seeds.resize(1);
     while (request.seeds.size() < images) {
       request.seeds.push_back(request.seeds.back() + 1);
     }
   }
+  return static_cast<std::int64_t>(images);
 }

@@ -12,7 +12,8 @@ struct Command {
   std::string bundle;
   arforge::Options open;
   arforge::Request request;
-  std::string features, features_mask;                  // files; empty: not given
+  std::string features, features_mask; // files; empty: not given
+  std::string prompt_ids, prompt_ids_mask;
   std::string output, npz, tokens, keep, mask, timings; // files; empty: not asked for
   std::int64_t samples = 0;                             // images in all; 0: one a class, or one a prompt
   std::int64_t rows = 0, columns = 0;                   // of a larger grid; 0: the model's
@@ -31,5 +32,5 @@ extern const char* const USAGE;
 Command parse_command(const std::vector<std::string>& words);
 
 // The class or prompt of each image, going round, and its seed, counting up from the only one. `samples` 0: as many as
-// are given.
-void spread(arforge::Request& request, std::int64_t samples);
+// are given. Returns how many images that makes.
+std::int64_t spread(arforge::Request& request, std::int64_t samples);

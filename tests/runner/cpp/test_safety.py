@@ -85,7 +85,7 @@ def corpus(
 ) -> Path:
     """Manifests, schedule files, specifications and arrays, as fuzzing starts from them."""
     folder = tmp_path_factory.mktemp("corpus")
-    for index, kind in enumerate(("<f4", "<f2", "<f8", "|b1", "<i8")):
+    for index, kind in enumerate(("<f4", "<f2", "<f8", "|b1", "<i8", "<i4")):
         np.save(folder / f"{index}.npy", np.ones((2, 3, 4), kind))
     for index, root in enumerate((bundle, arpg_bundle, par_bundle, text_bundle)):
         shutil.copy(root / "manifest.json", folder / f"manifest-{index}")

@@ -59,6 +59,15 @@ def test_a_prompts_features_depend_on_no_other(encoder: TextEncoder) -> None:
         assert alone.tobytes() == one.tobytes() == again.tobytes()
 
 
+def test_ids_give_the_features_of_their_prompts_without_a_tokenizer(encoder: TextEncoder, texts: Bundle) -> None:
+    other = TextEncoder(replace(texts, text_tokenizer=None), threads=1)
+    found = other.features_of_ids([ids.astype(np.int32) for ids in encoder.ids(PROMPTS, cleaning=True)])
+    for one, expected in zip(found, encoder.features(PROMPTS, cleaning=True), strict=True):
+        np.testing.assert_array_equal(one, expected)
+    with pytest.raises(RequestError, match="has no text encoder"):
+        TextEncoder(replace(texts, graphs=()), threads=1).features_of_ids([np.array([1])])
+
+
 def test_equal_prompts_run_once(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
     run = TextEncoder._run
@@ -138,7 +147,7 @@ def test_a_graph_of_another_model_is_refused(texts: Bundle) -> None:
 
 def test_ids_beyond_the_graphs_table_are_an_engines_error(encoder: TextEncoder) -> None:
     with pytest.raises(EngineError, match="ONNX Runtime failed in the text encoder of"):
-        encoder._run(np.array([10**6]))
+        encoder.features_of_ids([np.array([10**6])])
 
 
 def test_features_that_are_not_finite_are_refused(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:

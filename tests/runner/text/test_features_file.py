@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from arforge.runner import RequestError
-from arforge.runner.text.features_file import check_features, read_features
+from arforge.runner.text.features_file import check_features, check_ids, read_features, read_ids
 
 SLOTS, WIDTH = 6, 4
 MASK = [[1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
@@ -131,3 +131,41 @@ def test_arrays_of_callers_are_checked_too() -> None:
     ):
         with pytest.raises(RequestError, match=message):
             check_features(bad, SLOTS, WIDTH)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, ">i4"])
+def test_the_ids_of_each_prompt_are_read_without_its_padding(tmp_path: Path, kind: Any) -> None:
+    array = np.arange(15).reshape(3, 5).astype(kind)
+    array[1, 1:] = -100  # padding may be anything
+    path, mask = save(tmp_path, "i.npy", array), save(tmp_path, "m.npy", np.array(MASK))
+    found = read_ids(path, mask, SLOTS)
+    assert [(one.dtype, isinstance(one, np.memmap)) for one in found] == 3 * [(np.dtype(np.int64), False)]
+    assert [one.tolist() for one in found] == [[0, 1, 2], [5], [10, 11, 12, 13, 14]]
+    np.testing.assert_array_equal(read_ids(save(tmp_path, "i.npy", np.array([[4, 0]])), None, SLOTS), [[4, 0]])
+
+
+@pytest.mark.parametrize(
+    ("array", "mask", "message"),
+    [
+        (
+            np.zeros(5, int),
+            None,
+            r"i.npy holds int64 \[5\]: expected int64 or int32 \[prompts, length\], padded on the",
+        ),
+        (np.zeros((1, 5)), None, r"holds float64 \[1, 5\]: expected int64 or int32"),
+        (np.zeros((1, 5), np.uint64), None, r"holds uint64 \[1, 5\]: expected int64 or int32"),
+        (np.zeros((0, 5), int), None, "i.npy holds no prompts"),
+        (np.zeros((1, 0), int), None, "i.npy: prompt 0 has 0 tokens, the model has room for 1 to 6: leave out padding"),
+        (np.zeros((1, 7), int), None, "i.npy: prompt 0 has 7 tokens, the model has room for 1 to 6: leave out padding"),
+        (np.array([[3, -1]]), None, "i.npy: prompt 0 holds -1: ids are 0 or more"),
+        (np.zeros((1, 5), int), MASK, r"m.npy holds int64 \[3, 5\]: expected the ids' mask, ones and zeros \[1, 5\]"),
+        (np.zeros((1, 2), int), [[0, 1]], "row 0 has ones behind zeros"),
+    ],
+)
+def test_ids_that_do_not_fit_are_refused(tmp_path: Path, array: NDArray[Any], mask: Any, message: str) -> None:
+    path = None if mask is None else save(tmp_path, "m.npy", np.array(mask))
+    with pytest.raises(RequestError, match=message):
+        read_ids(save(tmp_path, "i.npy", array), path, SLOTS)
+    for bad in ([1, 2], np.array(3), np.array([[1, 2]]), np.array([1.0]), np.array([True])):
+        with pytest.raises(RequestError, match=r"the ids: prompt 0 is .*: expected an array of whole numbers, int64"):
+            check_ids([bad], SLOTS)
