@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def test_shell_block_runs_line_by_line(workplace: Path) -> None:
     lines = block.strip().splitlines()
     shown = {"export", "build", "inspect", "run", "schedule", "profile", "calibrate", "verify"}
     assert {line.split()[1] for line in lines} == shown
-    output = "".join(run(line.split(), workplace) for line in lines)
+    output = "".join(run(shlex.split(line), workplace) for line in lines)
     assert "zipar:4: 40 steps" in output
     assert "400 steps for 576 cells" in output
     tokens = np.load(workplace / "out/tokens.npy")
