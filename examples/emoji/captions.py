@@ -87,9 +87,9 @@ def others(one: Emoji, name: str) -> Iterable[str]:
     match = re.fullmatch(r"(man|woman|person) (.+ing .+|.+ing)", name)
     if match:
         yield from (f"{match[1]} who is {match[2]}", f"{match[2]} {match[1]}")
-    words = name.split()
-    if len(words) == 2:
-        yield f"{words[1]}, {words[0]}"
+    parts = name.split()
+    if len(parts) == 2:
+        yield f"{parts[1]}, {parts[0]}"
     if name.startswith("clock face "):
         yield from (f"clock at {name.removeprefix('clock face ')}", f"{name.removeprefix('clock face ')} on a clock")
 

@@ -22,6 +22,16 @@ TEXT = T5Config()
 IMAGE = LlamaGenConfig(dim=256, n_layer=6, n_head=4, grid=(10, 10), vocab_size=1024, num_classes=0)
 
 
+class CaptionProjection(nn.Module):
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, dim, bias=False)
+        self.fc2 = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
+
+
 class CaptionEmbedding(nn.Module):
     """Features into the decoder's width; `uncond_embedding` stands for a caption that is not there."""
 
@@ -29,14 +39,12 @@ class CaptionEmbedding(nn.Module):
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
-        self.cap_proj = nn.Module()
-        self.cap_proj.fc1 = nn.Linear(width, dim, bias=False)
-        self.cap_proj.fc2 = nn.Linear(dim, dim, bias=False)
+        self.cap_proj = CaptionProjection(width, dim)
         fixed = torch.randn(PLACES, width, generator=torch.Generator().manual_seed(0)) / width**0.5
         self.register_buffer("uncond_embedding", fixed.half().float())  # float16 keeps it as it is
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.cap_proj.fc2(F.gelu(self.cap_proj.fc1(features), approximate="tanh"))
+        return self.cap_proj(features)
 
 
 class PlainAttention(Attention):

@@ -44,9 +44,7 @@ class T5Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
-        self.encoder = nn.Module()
-        self.encoder.block = nn.ModuleList(Block(config, first=i == 0) for i in range(config.num_layers))
-        self.encoder.final_layer_norm = Norm(config)
+        self.encoder = Stack(config)
         nn.init.normal_(self.shared.weight, std=0.3)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -54,12 +52,21 @@ class T5Encoder(nn.Module):
 
         Positions are relative, so padding may be on either side. Features of padding are not zero.
         """
-        x = self.shared(ids)
-        first: Any = self.encoder.block[0].layer[0].SelfAttention
-        bias = first.bias(ids.shape[1]) + torch.where(mask, 0.0, -1e9)[:, None, None]
-        for block in self.encoder.block:
+        return self.encoder(self.shared(ids), mask)
+
+
+class Stack(nn.Module):
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(Block(config, first=i == 0) for i in range(config.num_layers))
+        self.final_layer_norm = Norm(config)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        first: Any = self.block[0]
+        bias = first.layer[0].SelfAttention.bias(x.shape[1]) + torch.where(mask, 0.0, -1e9)[:, None, None]
+        for block in self.block:
             x = block(x, bias)
-        return self.encoder.final_layer_norm(x)
+        return self.final_layer_norm(x)
 
 
 class Block(nn.Module):
