@@ -59,7 +59,8 @@ Prefill::Held::iterator Prefill::find(const Prompt& prompt) {
   return std::find_if(held_.begin(), held_.end(), [&](const auto& held) { return held.first == prompt; });
 }
 
-void Prefill::start(const Plan& plan, std::int64_t images, const std::vector<Prompt>& prompts) {
+void Prefill::start(const Plan& plan, std::int64_t images, const std::vector<Prompt>& prompts,
+                    std::int64_t first_image) {
   std::vector<Prompt> distinct;
   for (const Prompt& prompt : prompts) {
     if (prompt.before() > 0 && !is_among(distinct, prompt)) {
@@ -70,7 +71,9 @@ void Prefill::start(const Plan& plan, std::int64_t images, const std::vector<Pro
     if (const auto held = find(prompt); held != held_.end()) {
       held_.splice(held_.end(), held_, held);
     } else {
-      held_.emplace_back(prompt, pass(prompt));
+      const std::int64_t row = std::find(prompts.begin(), prompts.end(), prompt) - prompts.begin();
+      const char* const whose = row < images ? "the prompt" : "what stands for no prompt";
+      held_.emplace_back(prompt, pass(prompt, text(whose, " of image ", first_image + row % images)));
     }
   }
   const auto rows = static_cast<std::int64_t>(prompts.size());
@@ -106,9 +109,10 @@ void Prefill::forget(const std::vector<Prompt>& present) {
   }
 }
 
-// The caches of one prompt, which goes through the step graph in chunks. The head and the sampler run too and are
-// dropped: they cost little of these passes, while a graph without them would be a second copy of the weights.
-CacheContent Prefill::pass(const Prompt& prompt) {
+// The caches of one prompt, called `name` in messages, which goes through the step graph in chunks. The head and the
+// sampler run too and are dropped: they cost little of these passes, while a graph without them would be a second copy
+// of the weights.
+CacheContent Prefill::pass(const Prompt& prompt, const std::string& name) {
   const std::int64_t count = prompt.before();
   const std::vector<std::int64_t>& widths = engine_.widths();
   const std::int64_t most =
@@ -124,9 +128,9 @@ CacheContent Prefill::pass(const Prompt& prompt) {
     const auto& drawn = buffers.next_tokens;
     if (std::find(drawn.begin(), drawn.end(), NO_TOKEN) != drawn.end()) {
       engine_.clear();
-      throw Error(Code::numerics,
-                  text("the logits are non-finite in the first ", chunks.firsts[chunk] + shape.width,
-                       " tokens of a prompt of ", count + 1, ": check its features, and the weights: arforge verify"));
+      throw Error(Code::numerics, text(name, ": the logits are non-finite in its first ",
+                                       std::min(chunks.firsts[chunk] + shape.width, count), " tokens of ", count + 1,
+                                       "; check its features, check the weights: arforge verify"));
     }
   }
   return engine_.read_cache(0, 0, count);

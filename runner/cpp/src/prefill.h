@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <list>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -22,8 +23,9 @@ class Prefill {
 public:
   Prefill(Engine& engine, const ModelFacts& model) : engine_(engine), model_(model) {}
 
-  // Prepares the engine for `plan`, a prompt a row. Throws Error (numerics) if a prompt makes non-finite logits.
-  void start(const Plan& plan, std::int64_t images, const std::vector<Prompt>& prompts);
+  // Prepares the engine for `plan`, a prompt a row. Throws Error (numerics) if a prompt makes non-finite logits, which
+  // names its image, counted from `first_image`.
+  void start(const Plan& plan, std::int64_t images, const std::vector<Prompt>& prompts, std::int64_t first_image);
 
   // Drops the caches of prompts that the next request is not likely to have.
   void release() { forget({}); }
@@ -32,7 +34,7 @@ private:
   using Held = std::list<std::pair<Prompt, CacheContent>>;
 
   Held::iterator find(const Prompt& prompt);
-  CacheContent pass(const Prompt& prompt);
+  CacheContent pass(const Prompt& prompt, const std::string& name);
   void write(const Plan& plan, std::int64_t row, const Prompt& prompt);
   void forget(const std::vector<Prompt>& present);
 

@@ -116,7 +116,7 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
   const std::vector<Prompt> prompts =
       generation.conditions.rows(batch.first, images, generation.sampling.guided(batch.first, images));
   const Clock::time_point filling = Clock::now();
-  prefill.start(plan, images, prompts);
+  prefill.start(plan, images, prompts, batch.first);
   const double filled = conditioned(bundle.model) ? seconds_since(filling) : 0;
   generation.result.condition_seconds += filled;
   generation.result.seconds -= filled; // of which it is a part otherwise
