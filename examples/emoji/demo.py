@@ -19,7 +19,7 @@ from arforge.runner.images import save_png
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 SCHEDULES = ("ntp", "zipar:6", "zipar:3")
-GUIDANCE = 1.5
+GUIDANCE = 1.25
 PROMPTS = (
     *("a red heart", "the face of a happy cat", "a slice of pizza", "an astronaut woman", "a yellow star"),
     *("the flag of Japan", "a big rocket", "please draw a sunflower", "one octopus", "a blue heart for you"),
