@@ -69,8 +69,11 @@ def onnxruntime_root(compiler: str) -> Path:  # noqa: ARG001 (without one there 
     if given := os.environ.get("ONNXRUNTIME_ROOT"):
         return Path(given)
     root = KEPT / "onnxruntime"
-    if not (root / "lib/libonnxruntime.so").exists():
-        run(sys.executable, SOURCE / "prepare_onnxruntime.py", "--output", root)
+    KEPT.mkdir(exist_ok=True)
+    with (KEPT / "prepared").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # it replaces what is there, which another process may be linking with
+        if not (root / "lib/libonnxruntime.so").exists():
+            run(sys.executable, SOURCE / "prepare_onnxruntime.py", "--output", root)
     return root
 
 
