@@ -34,21 +34,31 @@ class Family:
     loss: Callable[[nn.Module, Tensor, Tensor], Tensor]  # of tokens [n, cells] and labels [n]
 
 
-def train(family: Family, tokens: Tensor, labels: Tensor, steps: int, resume: Path) -> nn.Module:
+def train(
+    family: Family,
+    tokens: Tensor,
+    labels: Tensor,
+    steps: int,
+    resume: Path,
+    peak_rate: float = PEAK_RATE,
+    start: dict[str, Tensor] | None = None,
+) -> nn.Module:
     """Train on int64 tokens [n, cells] and classes [n]; `resume` keeps the state of a run that was cut off.
 
-    Returns the moving average of the weights.
+    `start`: weights to go on from, by the model's names. Returns the moving average of the weights.
     """
     torch.manual_seed(0)
     model = family.build()
     for parameter in model.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.02)
+    if start is not None:
+        model.load_state_dict(start)
     average = copy.deepcopy(model)
     decay = [p for p in model.parameters() if p.dim() == 2]
     plain = [p for p in model.parameters() if p.dim() != 2]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.95))
     first = 0
     if resume.exists():
         state = torch.load(resume, weights_only=True)
@@ -56,10 +66,10 @@ def train(family: Family, tokens: Tensor, labels: Tensor, steps: int, resume: Pa
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    start, running = time.time(), 0.0
+    began, running = time.time(), 0.0
     for step in range(first, steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps)
+            group["lr"] = peak_rate * learning_rate(step, steps)
         chosen = torch.randint(len(tokens), (BATCH,))
         loss = family.loss(model, tokens[chosen], labels[chosen])
         loss.backward()
@@ -72,7 +82,7 @@ def train(family: Family, tokens: Tensor, labels: Tensor, steps: int, resume: Pa
                 mean.lerp_(value, 1 - keep)
         running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
         if step % 50 == 0:
-            rate = (step + 1 - first) * BATCH / (time.time() - start)
+            rate = (step + 1 - first) * BATCH / (time.time() - began)
             print(f"model {step}/{steps} loss {running:.3f} {rate:.0f} images/s", flush=True)
         if (step + 1) % 500 == 0:
             state = {"model": model.state_dict(), "average": average.state_dict()}
@@ -140,9 +150,10 @@ def causal(cells: int) -> Tensor:
 
 
 def learning_rate(step: int, steps: int, warm: int = 200) -> float:
+    """Share of the peak rate: linear up, then half a cosine down to 2 %."""
     if step < warm:
-        return PEAK_RATE * (step + 1) / warm
-    return PEAK_RATE * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
+        return (step + 1) / warm
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 LLAMAGEN = LlamaGenConfig(n_layer=5, **DIMENSIONS)

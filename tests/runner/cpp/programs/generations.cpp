@@ -1,6 +1,6 @@
 // Many generations from one program.
 //
-//   generations growth BUNDLE COUNT          resident bytes after a tenth of them, and at the end
+//   generations growth BUNDLE COUNT          resident bytes, the medians of their second and last quarter
 //   generations threads BUNDLE               two runners in two threads, and two threads on one runner
 //   generations open FILE                    each line "BUNDLE<tab>SCHEDULE": its error code and message
 #include <arforge.hpp>
@@ -34,19 +34,28 @@ long resident_bytes() {
   return pages * sysconf(_SC_PAGESIZE);
 }
 
+// One reading may stand a megabyte off: allocators give pages back when they like.
+long median(std::vector<long> readings, std::size_t first, std::size_t last) {
+  readings = {readings.begin() + static_cast<std::ptrdiff_t>(first), readings.begin() + static_cast<std::ptrdiff_t>(last)};
+  std::sort(readings.begin(), readings.end());
+  return readings.at(readings.size() / 2);
+}
+
 int growth(const std::string& bundle, std::int64_t count) {
   arforge::Runner runner = opened(bundle);
   const std::vector<std::string>& schedules = runner.facts().schedules;
+  std::vector<long> readings;
   for (std::int64_t index = 0; index < count; index++) {
     const std::string& schedule = schedules[static_cast<std::size_t>(index) % schedules.size()];
     const arforge::Result result = runner.generate(request_of(runner, schedule, 1 + index % 3, index));
     if (result.tokens.empty()) {
       return 1;
     }
-    if (index + 1 == count / 10 || index + 1 == count) {
-      std::cout << resident_bytes() << '\n';
-    }
+    readings.push_back(resident_bytes());
   }
+  const std::size_t quarter = readings.size() / 4;
+  std::cout << median(readings, quarter, 2 * quarter + 1) << '\n'
+            << median(readings, readings.size() - quarter - 1, readings.size()) << '\n';
   return 0;
 }
 
