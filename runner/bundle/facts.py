@@ -18,6 +18,10 @@ Captions = Literal["clean", "raw"]
 """Texts are cleaned as the authors do (`runner/text/captions.py`), or taken as they are."""
 
 
+Unconditional = Literal["padded", "image", "negative"]
+"""What unconditional rows see: the prompt with its middle padded, its last ids, which begin the image, or another."""
+
+
 @dataclass(frozen=True)
 class ClassCondition:
     """A class id stands where a prompt would."""
@@ -40,15 +44,22 @@ class FeaturesCondition:
 
 @dataclass(frozen=True)
 class IdsCondition:
-    """A prompt is at most `slots` ids of a vocabulary of its own, template included."""
+    """A prompt is at most `slots` ids of a vocabulary of its own, template included.
+
+    The template: ids, a text that is `before` and `after` the user's, more ids. The last `start` ids begin the image.
+    """
 
     slots: int
     vocabulary: int
-    prefix: tuple[int, ...]  # ids before the user's
-    suffix: tuple[int, ...]  # ids after them
-    padding: int | None
-    reserved: tuple[int, ...]  # ids that a user's prompt may not hold
-    unconditional: Literal["padded", "image", "negative"]  # what the unconditional rows see in place of the prompt
+    prefix: tuple[int, ...]  # ids before the text
+    before: str
+    after: str
+    suffix: tuple[int, ...]  # ids after the text
+    start: int
+    padding: int | None  # the id in place of left-out ones, where unconditional rows may see a padded prompt
+    reserved: tuple[tuple[int, int], ...]  # first and last of ids that a user's text may not come to
+    negative: tuple[int, ...]  # a whole prompt that unconditional rows may see; empty where the model has none
+    unconditional: Unconditional  # where a request does not say
     kind: Literal["ids"] = "ids"
 
 

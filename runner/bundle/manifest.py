@@ -126,8 +126,8 @@ def _condition(value: Mapping[str, Any]) -> Condition:
         return ClassCondition(**value)
     if value["kind"] == "features":
         return FeaturesCondition(**value)
-    lists = {name: tuple(value[name]) for name in ("prefix", "suffix", "reserved")}
-    return IdsCondition(**{**value, **lists})
+    lists = {name: tuple(value[name]) for name in ("prefix", "suffix", "negative")}
+    return IdsCondition(**{**value, **lists, "reserved": tuple((first, last) for first, last in value["reserved"])})
 
 
 def _plain(value: Any) -> Any:
