@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.layers import rotary_table
+from arforge.export.rows import Values
 from arforge.runner.bundle import Condition, Order, SamplerDefaults
 
 Grid = tuple[int, int]
@@ -111,7 +112,8 @@ class Family(Generic[C]):
     layers and so wide, which they do not tell. Raises KeyError, ValueError or IndexError for other tensors."""
     module: Callable[[C], nn.Module]
     checkpoint_shapes: Callable[[C], Shapes]  # of the authors' checkpoints
-    parameter: Callable[[Checkpoint, str], Tensor]  # of the module, by its name there, from the authors' checkpoint
+    parameter: Callable[[Checkpoint, str], Values]
+    """Of the module, by its name there, from the authors' checkpoint; large ones as Rows, which pass in blocks."""
     condition: Callable[[C], Condition]
     schedules: Callable[[C], list[str]]  # stored where none are asked for
     sampler: Callable[[C], SamplerDefaults]  # of the authors
