@@ -16,8 +16,9 @@ from arforge.export.image_tokenizers import IMAGE_TOKENIZERS
 from arforge.export.image_tokenizers import graphs as image_graphs
 from arforge.export.image_tokenizers.image_tokenizer import Configuration as ImageTokenizerConfiguration
 from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerKind
-from arforge.export.layers import pad_heads, pad_weight
+from arforge.export.layers import pad_heads, pad_values
 from arforge.export.recognition import check_shapes, looks_like
+from arforge.export.rows import Values
 from arforge.export.step_graph import trace_condition, trace_step, without_logits
 from arforge.export.text_encoders.text_encoder import TextEncoder, check_precision, open_text_encoder
 from arforge.export.trace import fake_module
@@ -186,9 +187,9 @@ def export_decoder(
     models = {"step": without_logits(full), "step-logits": full}
     tables = family.tables(config)
 
-    def source(name: str) -> Any:
-        tensor = tables[name] if name in tables else family.parameter(checkpoint, name)
-        return pad_weight(name, tensor, head_size)
+    def source(name: str) -> Values:
+        values = tables[name] if name in tables else family.parameter(config, checkpoint, name)
+        return pad_values(name, values, head_size, decoder.interleaved)
 
     report("writing the decoder's weights")
     return write_graphs(models, "decoder.", "model.weights", source, stage)
@@ -203,7 +204,7 @@ def export_condition(
     module, mode = fake_module(lambda: build(config))
     with mode:
         traced = trace_condition(module, model)
-    return write_graphs({"condition": traced}, "", "condition.weights", checkpoint.tensor, stage)
+    return write_graphs({"condition": traced}, "", "condition.weights", checkpoint.rows, stage)
 
 
 def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[Graph]:
@@ -211,7 +212,7 @@ def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[Gr
     assert isinstance(model, ImageTokenizer)
     with mode:
         models = {"decoder": image_graphs.trace_decoder(model), "encoder": image_graphs.trace_encoder(model)}
-    return write_graphs(models, "model.", "tokenizer.weights", opened.checkpoint.tensor, stage)
+    return write_graphs(models, "model.", "tokenizer.weights", opened.checkpoint.rows, stage)
 
 
 def export_text_encoder(opened: TextEncoder, stage: Path, precision: str = PRECISION) -> tuple[list[Graph], str]:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arforge.export.rows import Values, concatenate
+
 if TYPE_CHECKING:
     from arforge.export.families.family import Configuration
 
@@ -237,6 +239,23 @@ def pad_weight(name: str, weight: Tensor, head_size: int, interleaved: bool = Tr
     heads = weight.unflatten(axis, (-1, head_size // parts))
     after = heads.dim() - axis - 2  # dimensions behind the head's own, which `pad` counts from the last
     return F.pad(heads, (0, 0) * after + (0, more // parts)).flatten(axis, axis + 1)
+
+
+def pad_values(name: str, values: Values, head_size: int, interleaved: bool = True) -> Values:
+    """`pad_weight` of a parameter that may come in rows."""
+    if isinstance(values, Tensor):
+        return pad_weight(name, values, head_size, interleaved)
+    more = padded_head(head_size) - head_size
+    axis = HEAD_AXES.get(name.rsplit(".", 2)[-2]) if name.endswith(".weight") else None
+    if not more or axis is None:
+        return values
+    if axis == 1:
+        width = values.shape[1] // head_size * padded_head(head_size)
+        return values.map(lambda rows: pad_weight(name, rows, head_size, interleaved), width)
+    parts = 1 if interleaved else 2
+    step, zeros = head_size // parts, torch.zeros(more // parts, *values.shape[1:], dtype=values.dtype)
+    heads = (values[first : first + step] for first in range(0, values.count, step))
+    return concatenate([part for head in heads for part in (head, zeros)])
 
 
 def pad_heads(module: nn.Module, head_size: int) -> nn.Module:

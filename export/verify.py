@@ -15,8 +15,9 @@ from arforge.export.checkpoint_files import files_of
 from arforge.export.facts import hashes
 from arforge.export.families import FAMILIES
 from arforge.export.families.family import Family
-from arforge.export.layers import pad_heads, pad_weight
+from arforge.export.layers import pad_heads, pad_values
 from arforge.export.module_engine import ModuleEngine
+from arforge.export.rows import Rows, rows_of
 from arforge.export.stored_tensors import load_whole
 from arforge.runner.backends.engine import Engine
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
@@ -103,10 +104,18 @@ def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> 
     parts = [(module, module.config.head_size), *([] if condition is None else [(condition, None)])]
     for part, head_size in parts:
         for name, tensor in part.state_dict().items():
-            wanted = source.tensor(name) if head_size is None else pad_weight(name, parameter(source, name), head_size)
-            if not torch.equal(tensor, wanted.to(torch.float32)):
+            wanted = source.rows(name) if head_size is None else pad_values(name, parameter(source, name), head_size)
+            if not same(tensor, rows_of(wanted)):
                 raise VerificationError(f"weight {name} of {bundle.root} differs from {checkpoint}: export it again")
     return sum(len(part.state_dict()) for part, _ in parts)
+
+
+def same(tensor: torch.Tensor, rows: Rows) -> bool:
+    """Whether a tensor is `rows` in float32."""
+    blocks = ((first, block.to(torch.float32)) for first, block in rows.blocks())
+    return tensor.shape == rows.shape and all(
+        torch.equal(tensor[first : first + len(block)] if rows.shape else tensor, block) for first, block in blocks
+    )
 
 
 def compare_condition(bundle: Bundle) -> float | None:

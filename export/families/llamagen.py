@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.families.family import Family, Shapes, Size
 from arforge.export.layers import Block, RMSNorm, TokenDecoder
+from arforge.export.rows import Rows, concatenate
 from arforge.runner.bundle import ClassCondition, SamplerDefaults
 
 VARIANTS = {
@@ -133,11 +134,11 @@ def checkpoint_shapes(config: LlamaGenConfig) -> Shapes:
     return shapes
 
 
-def parameter(checkpoint: Checkpoint, name: str) -> Tensor:
+def parameter(config: LlamaGenConfig, checkpoint: Checkpoint, name: str) -> Rows:
     """A parameter of `LlamaGen` from the authors' checkpoint: the two embedding tables become one."""
     if name == EMBEDDING:
-        return torch.cat([checkpoint.tensor(EMBEDDING), checkpoint.tensor(CLASS_EMBEDDING)])
-    return checkpoint.tensor(name)
+        return concatenate([checkpoint.rows(EMBEDDING), checkpoint.rows(CLASS_EMBEDDING)])
+    return checkpoint.rows(name)
 
 
 def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:
