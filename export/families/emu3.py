@@ -72,7 +72,7 @@ def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:
     return llama.infer(shapes, Emu3Config, heads)
 
 
-def described(description: Description, shapes: Shapes) -> dict[str, Any]:
+def described(description: Description, _: Shapes) -> dict[str, Any]:
     """The dimensions that a `config.json` tells (`Family.described`); image tokens reach to the vocabulary's end."""
     listed = description.part("vocabulary_map").values
 
@@ -111,6 +111,7 @@ def template(config: Emu3Config, words: Words) -> IdsCondition:
         prefix=first,
         before="",
         after=QUALITY,
+        stripped=False,
         suffix=suffix,
         start=1,
         padding=None,

@@ -170,7 +170,8 @@ def template(config: JanusConfig, words: Words) -> IdsCondition:
     """
     first, padding, begin = (words.id(name, usual) for name, usual in PUBLISHED.items())
     prefix: tuple[int, ...] = (first,)
-    before, after, suffix = "User: ", "\n\nAssistant:", (begin,)
+    before, after = "User: ", "\n\nAssistant:"
+    suffix: tuple[int, ...] = (begin,)
     if words.tokenizer and USER in words.ids and ASSISTANT in words.ids:
         prefix, before, after = (first, words.ids[USER]), ": ", "\n\n"
         suffix = (words.ids[ASSISTANT], *words.encode(":"), begin)
@@ -180,6 +181,7 @@ def template(config: JanusConfig, words: Words) -> IdsCondition:
         prefix=prefix,
         before=before,
         after=after,
+        stripped=True,
         suffix=suffix,
         start=1,
         padding=padding,
@@ -197,7 +199,7 @@ def default_schedules(config: JanusConfig) -> list[str]:
 FAMILY = Family(
     name="janus",
     order="raster",
-    sign=("embed_tokens.", "self_attn.q_proj.", "mlp.gate_proj.", "language_model.", "_head.vision_head."),
+    sign=("embed_tokens.", "self_attn.q_proj.", "mlp.gate_proj.", "_head.vision_head."),
     variants=VARIANTS,
     grids=((24, 24),),
     config=JanusConfig,

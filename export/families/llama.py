@@ -1,7 +1,8 @@
 """The Llama-style decoder that multimodal models share, cut to what draws images.
 
 Positions are places in line. The table of a step holds the image tokens and, of models that end rows by a token of
-their own, that token; all other words of the vocabulary reach it as rows of a prompt. The head gives image tokens alone.
+their own, that token; all other words of the vocabulary reach it as rows of a prompt. The head
+gives image tokens alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
@@ -20,7 +20,6 @@ from arforge.export.families.llamagen import Dimensions, layer_count
 from arforge.export.layers import Block, RMSNorm, TokenDecoder, line_table, padded_head
 from arforge.export.model_folder import Description
 from arforge.export.rows import Values, concatenate
-from arforge.runner.errors import CheckpointError
 
 MOST_SLOTS, LEAST_SLOTS = 1024, 256  # of prompts, where nobody asks for another number
 PROMPT_SLOTS = Option("prompt_slots", None, "Tokens of the longest prompt, template included.")
@@ -171,7 +170,7 @@ def checkpoint_shapes(config: LlamaDimensions) -> Shapes:
     return {**shapes, "norm.weight": (dim,), HEAD: (config.words, dim)}
 
 
-def parameter(config: Dimensions, checkpoint: Checkpoint, name: str) -> Values:
+def parameter(_: Dimensions, checkpoint: Checkpoint, name: str) -> Values:
     """A parameter of the layers or of the last norm from a checkpoint with the tensors of `checkpoint_shapes`."""
     layer = re.fullmatch(r"(layers\.\d+\.)(.+)", name)
     if layer is None:
@@ -223,7 +222,7 @@ def described(description: Description, config: type[Dimensions], **usual: Any) 
     description.require("hidden_act", "silu")
     description.require("rope_scaling", None)
     for name in ("attention_bias", "mlp_bias"):
-        description.require(name, False)
+        description.require(name, only=False)
     description.require("head_dim", dim // n_head)
     rotary = description.part("rope_parameters")
     rotary.require("rope_type", "default")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.families.family import Family, Shapes, Size
@@ -134,7 +134,7 @@ def checkpoint_shapes(config: LlamaGenConfig) -> Shapes:
     return shapes
 
 
-def parameter(config: LlamaGenConfig, checkpoint: Checkpoint, name: str) -> Rows:
+def parameter(_: LlamaGenConfig, checkpoint: Checkpoint, name: str) -> Rows:
     """A parameter of `LlamaGen` from the authors' checkpoint: the two embedding tables become one."""
     if name == EMBEDDING:
         return concatenate([checkpoint.rows(EMBEDDING), checkpoint.rows(CLASS_EMBEDDING)])

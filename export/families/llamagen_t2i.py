@@ -83,7 +83,7 @@ def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:
     return {**llamagen.infer_decoder(shapes, heads), "caption_dim": width, "caption_slots": slots}
 
 
-def parameter(config: LlamaGenTextConfig, checkpoint: Checkpoint, name: str) -> Rows:
+def parameter(_: LlamaGenTextConfig, checkpoint: Checkpoint, name: str) -> Rows:
     return checkpoint.rows(name)
 
 

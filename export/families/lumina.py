@@ -132,6 +132,7 @@ def template(config: LuminaConfig, words: Words) -> IdsCondition:
         prefix=(words.id("<s>", 0),),
         before=f"Generate an image of {16 * columns}x{16 * rows} according to the following prompt:\n",
         after="",
+        stripped=False,
         suffix=(words.id(reserved(8706), 8710), begin, *sides),
         start=3,
         padding=words.id("<pad>", 1),
