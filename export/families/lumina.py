@@ -97,13 +97,12 @@ def described(description: Description, shapes: Shapes) -> dict[str, Any]:
     The tensors tell how many heads share a norm: `model_parallel_size` says so of the authors' layout alone.
     """
     words = {name: number for name, number in description.part("vocabulary_map").values.items() if type(number) is int}
-    images = sum(name.startswith("IMGIMG") for name in words)
     return {
         **llama.described(description, LuminaConfig, **USUAL),
         "swin_norm": description.flag("swin_norm", usual=False),
         "norm_groups": norm_groups(shapes),
-        **({"vocab_size": images, "first_image": words[FIRST_IMAGE]} if FIRST_IMAGE in words else {}),
-        **({"row_end": words[reserved(8799)]} if reserved(8799) in words else {}),
+        "first_image": words.get(FIRST_IMAGE, 4),
+        "row_end": words.get(reserved(8799), 8803),
     }
 
 
