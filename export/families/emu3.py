@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arforge.export.families import llama
-from arforge.export.families.family import Family, Shapes, Size
+from arforge.export.families.family import PROMPT_SLOTS, Family, Shapes, Size
 from arforge.export.families.llama import Llama, RowDimensions
 from arforge.export.model_folder import Description, Words
 from arforge.runner.bundle import IdsCondition, SamplerDefaults
@@ -149,7 +149,7 @@ FAMILY = Family(
     row_end=0,
     schedules=default_schedules,
     sampler=lambda _: SamplerDefaults(guidance=3.0, temperature=1.0, top_k=2048, top_p=1.0),
-    options=(llama.PROMPT_SLOTS,),
+    options=(PROMPT_SLOTS,),
     positions="sequence",
     tables=llama.tables,
     tensors=tensors,

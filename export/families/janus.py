@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.families import llama
-from arforge.export.families.family import Family, Shapes, Size
+from arforge.export.families.family import PROMPT_SLOTS, Family, Shapes, Size
 from arforge.export.families.llama import Llama, LlamaDimensions
 from arforge.export.model_folder import Description, Words
 from arforge.export.rows import Rows, Values
@@ -217,7 +217,7 @@ FAMILY = Family(
     template=template,
     schedules=default_schedules,
     sampler=lambda _: SamplerDefaults(guidance=5.0, temperature=1.0, top_k=0, top_p=1.0),
-    options=(llama.PROMPT_SLOTS,),
+    options=(PROMPT_SLOTS,),
     positions="sequence",
     tables=llama.tables,
     tensors=tensors,

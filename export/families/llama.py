@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
-from arforge.export.families.family import Option, Shapes
+from arforge.export.families.family import Shapes
 from arforge.export.families.llamagen import Dimensions, layer_count
 from arforge.export.layers import Block, RMSNorm, TokenDecoder, line_table, padded_head
 from arforge.export.model_folder import Description
@@ -23,7 +23,6 @@ from arforge.export.rows import Values, concatenate
 
 MOST_SLOTS = 1024  # of prompts, where nobody asks for another number
 FEW_SLOTS = 256  # where the positions that a model says it was trained with leave none beside its images
-PROMPT_SLOTS = Option("prompt_slots", None, "Tokens of the longest prompt, template included.")
 
 EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"

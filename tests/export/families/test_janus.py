@@ -205,8 +205,6 @@ def test_a_configuration_that_disagrees_is_one_clear_error(tmp_path: Path, folde
         code, said = export("janus", "--checkpoint", tmp_path, "--grid", "4x4", "--output", tmp_path / "x.bundle")
         assert code == 1
         assert message in " ".join(said.split()), said
-    code, said = export("janus", "--checkpoint", tmp_path, "--config", tmp_path / "config.json")
-    assert code == 1
 
 
 def test_special_words_that_nothing_tells_are_asked_for(tmp_path: Path, folder: Path) -> None:

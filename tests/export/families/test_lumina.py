@@ -148,6 +148,7 @@ def test_the_bundle_is_its_modules(bundle: Path, folder: Path, weights: dict[str
         ({"hidden_size": 64}, "4x4", r"embed_tokens.weight is \[9000, 32\], expected \[9000, 64\]"),
         ({"num_hidden_layers": 3}, "4x4", "missing layers.2.*check the dimensions"),
         ({"num_key_value_heads": 4}, "4x4", "has other dimensions than its config.json says: layers.0.self_attn.k_"),
+        ({"hidden_size": 40}, "4x4", "head size 10 .* must be a multiple of 8: its queries and keys are normed"),
         ({"num_attention_heads": 5}, "4x4", "n_head 5 does not divide dim 32"),
         ({"num_attention_heads": "4"}, "4x4", "num_attention_heads must be a positive whole number, not '4'"),
         ({"model_type": "llama"}, "4x4", "is of the model type 'llama', expected chameleon"),
