@@ -120,7 +120,7 @@ def compare_condition(bundle: Bundle) -> float | None:
         return None
     samples = sample_features(bundle.model, 8)
     samples.append(np.tile(samples[-1], (condition.slots, 1))[: condition.slots])
-    found = ConditionGraph(bundle)(samples)
+    found = ConditionGraph(bundle).of_features(samples)
     worst = 0.0
     for features, *prompts in zip(samples, found.conditional, found.unconditional, strict=True):
         with torch.no_grad():

@@ -19,6 +19,14 @@ from arforge.runner.schedules.visibility import masks
 
 
 @dataclass(frozen=True)
+class Prefixes:
+    """What stands before the images changes the inputs of a plan's steps, row by row."""
+
+    seen: NDArray[np.bool_] | None = None  # (rows, prompt slots) that each row sees; None where prompts have none
+    places: NDArray[np.int64] | None = None  # (rows, 1) added to positions; None where those are the grid's
+
+
+@dataclass(frozen=True)
 class PlannedStep:
     """One step at the width that the engine runs it with; padding repeats the last input and is never kept."""
 
@@ -48,17 +56,14 @@ class PlannedStep:
         """This step's guidance scale in a request of scale `guidance`, one number or one an image."""
         return 1 + (guidance - 1) * self.guidance
 
-    def fill(self, buffers: StepBuffers, known: NDArray[np.int64], seen: NDArray[np.bool_] | None = None) -> None:
-        """Write this step's inputs; their tokens come from `known`.
-
-        `seen`: which slots of its prompt each row sees, (rows, prompt slots), where there are any (`Prefill.start`).
-        """
+    def fill(self, buffers: StepBuffers, known: NDArray[np.int64], prefixes: Prefixes) -> None:
+        """Write this step's inputs; their tokens come from `known`, `prefixes` from `Prefill.start`."""
         np.take(known, self.columns, axis=1, out=buffers.tokens)
-        buffers.positions[:] = self.positions
+        buffers.positions[:] = self.positions if prefixes.places is None else self.positions + prefixes.places
         buffers.write_index[:] = self.write_index
         buffers.mask[:] = self.mask
-        if seen is not None:
-            buffers.mask[:, 0, :, self.prompt] = seen[:, None]
+        if prefixes.seen is not None:
+            buffers.mask[:, 0, :, self.prompt] = prefixes.seen[:, None]
         if buffers.query_positions is not None:
             buffers.query_positions[:] = self.query_positions
 

@@ -168,6 +168,10 @@ class Runner:
         ids: Sequence[NDArray[np.int64]] | None = None,
         captions: str | None = None,
         truncate: bool = False,
+        unconditional: str | None = None,
+        negative: str | Sequence[str] | None = None,
+        negative_ids: NDArray[np.int64] | Sequence[NDArray[np.int64]] | None = None,
+        prefill: str | None = None,
         images: Keep = True,
     ) -> Result: ...
     def generate(
@@ -206,7 +210,7 @@ class Runner:
         with self._lock:
             self._live_engine()
             start = time.perf_counter()
-            conditions = self._conditioner.conditions(request)
+            conditions = self._conditioner.conditions(request, guided=sampling.guided)
             condition_seconds, self._prefill.seconds = time.perf_counter() - start, 0.0
             slots = prompt_slots(model, conditions.longest)
             plans = [self._plans(schedule, window.kept, slots) for window in canvas.windows]
@@ -216,18 +220,20 @@ class Runner:
             watch = Watch(steps * len(parts), progress, cancel)
             pixels = Pixels(count, keep) if keep and self.bundle.image_tokenizer is not None else None
             seconds = image_seconds = 0.0
-            for part in parts:
-                start = time.perf_counter()
-                for plan, window in zip(plans, canvas.windows, strict=True):
-                    place = (part, window.cells)
-                    images = Images(part.start, conditions.part(part), sampling.part(part), random[place])
-                    canvas.tokens[place] = self._decode(plan, images, canvas.tokens[place], watch)
-                decoded = time.perf_counter()
-                seconds += decoded - start
-                if pixels is not None:
-                    pixels.add(self._codec.decode(canvas.tokens[part].reshape(-1, *canvas.grid)))
-                    image_seconds += time.perf_counter() - decoded
-            self._prefill.release()
+            try:
+                for part in parts:
+                    start = time.perf_counter()
+                    for plan, window in zip(plans, canvas.windows, strict=True):
+                        place = (part, window.cells)
+                        images = Images(part.start, conditions.part(part), sampling.part(part), random[place])
+                        canvas.tokens[place] = self._decode(plan, images, canvas.tokens[place], watch)
+                    decoded = time.perf_counter()
+                    seconds += decoded - start
+                    if pixels is not None:
+                        pixels.add(self._codec.decode(canvas.tokens[part].reshape(-1, *canvas.grid)))
+                        image_seconds += time.perf_counter() - decoded
+            finally:
+                self._prefill.release()
         kept = None if pixels is None else pixels.kept
         filling = self._prefill.seconds
         return Result(
@@ -277,12 +283,12 @@ class Runner:
         engine, count = self._live_engine(), len(images.conditions)
         prompts = images.conditions.rows(images.sampling.guided)
         known = plan.known(self.bundle.model, prompts, tokens)
-        seen = self._prefill.start(plan, count, prompts, images.first)
+        prefixes = self._prefill.start(plan, count, prompts, images.first)
         images.sampling.fill(engine.settings)
         for index, step in enumerate(plan.steps):
             watch.before_step()
             buffers = engine.buffers(step.width, step.queries)
-            step.fill(buffers, known, seen)
+            step.fill(buffers, known, prefixes)
             buffers.uniforms[:, step.target_rows] = images.random[:, step.target_cells]
             buffers.guidance[:] = step.scale(images.sampling.guidance)[:, None]
             engine.run(step.width, step.queries)

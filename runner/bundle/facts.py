@@ -54,6 +54,7 @@ class IdsCondition:
     prefix: tuple[int, ...]  # ids before the text
     before: str
     after: str
+    stripped: bool  # whether the user's text loses the blanks around it
     suffix: tuple[int, ...]  # ids after the text
     start: int
     padding: int | None  # the id in place of left-out ones, where unconditional rows may see a padded prompt
@@ -94,6 +95,11 @@ class ModelFacts:
     @property
     def cells(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def last_position(self) -> int:
+        """The largest position of a schedule's inputs, 0 being the condition token's."""
+        return self.cells + (0 if self.row_end is None else self.grid[0])
 
     @property
     def class_condition(self) -> ClassCondition:

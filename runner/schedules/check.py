@@ -46,6 +46,7 @@ class _State:
         self.decided = set(schedule.kept)
         self.live: set[int] = set()
         self.slot, self.capacity = schedule.zero_slots, capacity(schedule)
+        self.last_position = schedule.cells + schedule.grid[0]  # a token may end each row
 
     def check(self, index: int, step: Step) -> None:
         problem = self._inputs(step) or self._cache(step) or self._targets(step)
@@ -60,8 +61,8 @@ class _State:
                 return f"reads cell {given.value}, which no earlier step decides"
             if given.source is Source.CONDITION and given.value >= self.schedule.conditions:
                 return f"reads condition token {given.value} of {self.schedule.conditions}"
-            if not 0 <= given.position <= self.schedule.cells:
-                return f"position {given.position} is outside 0..{self.schedule.cells}"
+            if not 0 <= given.position <= self.last_position:
+                return f"position {given.position} is outside 0..{self.last_position}"
             if not 0 <= given.rank <= MAX_CELLS:
                 return f"rank {given.rank} is outside 0..{MAX_CELLS}"
             if not 0 <= given.holes <= self.schedule.zero_slots:

@@ -28,7 +28,7 @@ class Input(NamedTuple):
 
     source: Source
     value: int
-    position: int  # row of the rotary table: 0 is none, 1 + cell a grid cell
+    position: int  # the condition's is 0, a cell's 1 + cell; where rows end in a token, those count too
     rank: int
     holes: int = 0  # how many zero slots it sees
 
@@ -84,6 +84,10 @@ class Schedule:
         """How many special tokens the model must have."""
         used = (i.value for step in self.steps for i in step.inputs if i.source is Source.SPECIAL)
         return 1 + max(used, default=-1)
+
+    @cached_property
+    def last_position(self) -> int:
+        return max(given.position for step in self.steps for given in step.inputs)
 
     @cached_property
     def write_indices(self) -> tuple[int, ...]:

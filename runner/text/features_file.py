@@ -36,11 +36,15 @@ def read_features(path: Path, mask: Path | None, slots: int, width: int) -> list
 
 
 def read_ids(path: Path, mask: Path | None, slots: int) -> list[NDArray[np.int64]]:
-    """Ids of each prompt's tokens, int64 [n], from a file of int64 or int32 [prompts, length]; else as `read_features`.
+    """Ids of each prompt's tokens, int64 [n], from a file of int64 or int32 [prompts, length], or [length] of one.
+
+    The mask is as of `read_features`.
 
     Raises RequestError for a file that is no such array, and whatever `check_ids` refuses.
     """
     ids = read_array(path)
+    if ids.ndim == 1:
+        ids = ids[None]
     if ids.ndim != 2 or ids.dtype.type not in WHOLE:
         raise RequestError(
             f"{path} holds {described(ids)}: expected int64 or int32 [prompts, length], padded on the right"
