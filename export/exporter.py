@@ -12,12 +12,11 @@ import onnx_ir as ir
 from arforge.export import facts, weights
 from arforge.export.checkpoint import Checkpoint, open_checkpoint
 from arforge.export.families.family import Configuration, Family
-from arforge.export.image_tokenizers import IMAGE_TOKENIZERS
 from arforge.export.image_tokenizers import graphs as image_graphs
-from arforge.export.image_tokenizers.image_tokenizer import Configuration as ImageTokenizerConfiguration
-from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerKind
+from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer
+from arforge.export.image_tokenizers.opening import OpenedImageTokenizer, open_image_tokenizer
 from arforge.export.layers import pad_heads, pad_weight
-from arforge.export.recognition import check_shapes, looks_like
+from arforge.export.recognition import check_shapes
 from arforge.export.step_graph import trace_condition, trace_step, without_logits
 from arforge.export.text_encoders.text_encoder import TextEncoder, check_precision, open_text_encoder
 from arforge.export.trace import fake_module
@@ -60,16 +59,6 @@ class ExportJob:
     text_encoder: Path | None = None  # a folder; None: such a bundle takes features of prompts, not prompts
     text_precision: str = PRECISION  # what its weights are stored as: fp32 or bf16
     captions: Captions | None = None  # "clean" or "raw", where requests do not say; None: the family's
-
-
-@dataclass(frozen=True)
-class OpenedImageTokenizer:
-    kind: ImageTokenizerKind[Any]
-    config: ImageTokenizerConfiguration
-    checkpoint: Checkpoint
-
-    def module(self) -> ImageTokenizer:
-        return self.kind.module(self.config)
 
 
 def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
@@ -132,34 +121,6 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
         write_manifest(stage, manifest)
 
 
-def open_image_tokenizer(path: Path, vocabulary: int, table: str | None = None) -> OpenedImageTokenizer:
-    """Open the checkpoint of an image tokenizer and read kind and dimensions off it.
-
-    Raises CheckpointError if it is none, or has other than `vocabulary` codes.
-    """
-    checkpoint = open_checkpoint(path, table, averaged=True, option="--image-tokenizer-weights")
-    fitting = [kind for kind in IMAGE_TOKENIZERS.values() if kind.fits(checkpoint.shapes)]
-    kind = fitting[0] if fitting else next(iter(IMAGE_TOKENIZERS.values()))
-    try:
-        config = kind.infer(checkpoint.shapes)
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"{path} is not a {kind.title} checkpoint (missing {error}). {looks_like(checkpoint)}"
-        ) from error
-    problem = kind.problem(config)
-    if problem:
-        raise CheckpointError(f"{path}: {problem}")
-    opened = OpenedImageTokenizer(kind, config, checkpoint)
-    model, _ = fake_module(opened.module)
-    check_shapes(checkpoint, {k: tuple(v.shape) for k, v in model.state_dict().items()}, kind.title)
-    if config.codebook_size != vocabulary:
-        raise CheckpointError(
-            f"{path} has {config.codebook_size} codes, the model {vocabulary} tokens: "
-            "use the tokenizer that the model was trained with"
-        )
-    return opened
-
-
 def open_text_encoder_of(path: Path, family: str, condition: Condition, precision: str) -> TextEncoder:
     """Open the folder of a text encoder for a model of that condition.
 
@@ -210,8 +171,10 @@ def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[Gr
     model, mode = fake_module(opened.module)
     assert isinstance(model, ImageTokenizer)
     with mode:
-        models = {"decoder": image_graphs.trace_decoder(model), "encoder": image_graphs.trace_encoder(model)}
-    return write_graphs(models, "model.", "tokenizer.weights", opened.checkpoint.tensor, stage)
+        models = {"decoder": image_graphs.trace_decoder(model)}
+        if opened.config.encoder:
+            models["encoder"] = image_graphs.trace_encoder(model)
+    return write_graphs(models, "model.", "tokenizer.weights", opened.parameter, stage)
 
 
 def export_text_encoder(opened: TextEncoder, stage: Path, precision: str = PRECISION) -> tuple[list[Graph], str]:

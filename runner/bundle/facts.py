@@ -119,7 +119,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ImageTokenizerFacts:
-    kind: Literal["vq"]
+    kind: Literal["vq", "vision-vq"]
     codebook_size: int
     codebook_width: int
     downsampling: int  # pixels a token, a side

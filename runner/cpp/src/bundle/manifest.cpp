@@ -122,7 +122,7 @@ std::optional<ImageTokenizerFacts> image_tokenizer_of(const Json& value) {
   }
   const Fields fields(value, "image_tokenizer",
                       {"kind", "codebook_size", "codebook_width", "downsampling", "image_size"});
-  (void)fields.one_of("kind", {"vq"});
+  (void)fields.one_of("kind", {"vq", "vision-vq"});
   (void)fields.whole("codebook_width");
   const Pair size = pair(fields, "image_size");
   return ImageTokenizerFacts{fields.whole("codebook_size"), fields.whole("downsampling"), size.first, size.second};
