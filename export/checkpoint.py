@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from arforge.export.checkpoint_files import files_of
+from arforge.export.rows import Rows
 from arforge.export.tensor_files import StoredTensor, read_file
 from arforge.runner.errors import CheckpointError
 
@@ -50,7 +51,12 @@ class Checkpoint:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def tensor(self, name: str) -> Tensor:
-        return self.tensors[name].load()
+        """A tensor in memory: for small ones."""
+        return self.rows(name).tensor()
+
+    def rows(self, name: str) -> Rows:
+        """A tensor that is read in blocks of its rows."""
+        return self.tensors[name].rows
 
     @property
     def precision(self) -> Literal["fp32", "bf16", "fp16"]:
@@ -66,7 +72,7 @@ class Checkpoint:
 def open_checkpoint(
     path: Path, table: str | None = None, *, averaged: bool = False, option: str = "--weights"
 ) -> Checkpoint:
-    """Open the checkpoint of a file, of shards or of a folder; tensors are mapped from the files, not loaded.
+    """Open the checkpoint of a file, of shards or of a folder; tensors are read when they are asked for.
 
     `table`: which weights to take where a file holds several, such as "ema"; without it the trained ones, or the
     `averaged` ones, where it has both. `option` sets it on the command line, for messages. Raises CheckpointError

@@ -15,8 +15,9 @@ from arforge.export.families.family import Configuration, Family
 from arforge.export.image_tokenizers import graphs as image_graphs
 from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer
 from arforge.export.image_tokenizers.opening import OpenedImageTokenizer, open_image_tokenizer
-from arforge.export.layers import pad_heads, pad_weight
-from arforge.export.recognition import check_shapes
+from arforge.export.layers import pad_heads, pad_values
+from arforge.export.recognition import check_shapes, part_of
+from arforge.export.rows import Values
 from arforge.export.step_graph import trace_condition, trace_step, without_logits
 from arforge.export.text_encoders.text_encoder import TextEncoder, check_precision, open_text_encoder
 from arforge.export.trace import fake_module
@@ -69,19 +70,22 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
     """
     family, config = job.family, job.config
     wanted = dict.fromkeys(str(parse(text)) for text in job.schedules or family.schedules(config))
-    schedules = [compile_schedule(text, config.grid) for text in wanted]
+    for text in wanted:
+        require_order(text, family.order)
+    schedules = [compile_schedule(text, config.grid, row_end=family.row_end) for text in wanted]
     for schedule in schedules:
-        require_order(schedule.specification, family.order)
-        require_specials(schedule, len(family.specials(config)))
-    facts.check_labels(job.labels, family.condition(config))
-    checkpoint = open_checkpoint(job.checkpoint, job.weights)
+        require_specials(schedule, len(family.specials(config)), family.row_end)
+    words = facts.words_of(family, config, job.checkpoint)
+    condition = facts.condition_of(family, config, words, job.captions)
+    facts.check_labels(job.labels, condition)
+    checkpoint = part_of(open_checkpoint(job.checkpoint, job.weights), family)
     check_shapes(checkpoint, family.checkpoint_shapes(config), family.name)
     images = None
     if job.image_tokenizer is not None:
         images = open_image_tokenizer(job.image_tokenizer, config.vocab_size, job.image_tokenizer_weights)
     texts = None
     if job.text_encoder is not None:
-        texts = open_text_encoder_of(job.text_encoder, family.name, family.condition(config), job.text_precision)
+        texts = open_text_encoder_of(job.text_encoder, family.name, condition, job.text_precision)
     for opened in [checkpoint, *([images.checkpoint] if images else [])]:
         for note in opened.notes:
             report(f"{opened.path.name}: {note}")
@@ -91,14 +95,14 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
     image_facts = None if images is None else facts.image_tokenizer_facts(images.kind, images.config, config.grid)
     with staged(job.output, job.overwrite) as stage:
         report(f"tracing the step graph ({config.n_layer} layers)")
-        model = facts.model_facts(family, config, checkpoint, job.labels, job.captions)
+        model = facts.model_facts(family, config, checkpoint, job.labels, condition)
         graphs = export_decoder(family, config, model, checkpoint, stage, report)
         if family.condition_module is not None:
             graphs += export_condition(family, config, model, checkpoint, stage)
         if images is not None:
             report("exporting the image tokenizer")
             graphs += export_image_tokenizer(images, stage)
-        text_tokenizer = None
+        text_tokenizer = None if words.data is None else write_text_tokenizer(words.data, stage)
         if texts is not None:
             report(f"exporting the text encoder ({texts.layers} layers)")
             text_graphs, text_tokenizer = export_text_encoder(texts, stage, job.text_precision)
@@ -147,9 +151,9 @@ def export_decoder(
     models = {"step": without_logits(full), "step-logits": full}
     tables = family.tables(config)
 
-    def source(name: str) -> Any:
-        tensor = tables[name] if name in tables else family.parameter(checkpoint, name)
-        return pad_weight(name, tensor, head_size)
+    def source(name: str) -> Values:
+        values = tables[name] if name in tables else family.parameter(config, checkpoint, name)
+        return pad_values(name, values, head_size, bool(decoder.interleaved))
 
     report("writing the decoder's weights")
     return write_graphs(models, "decoder.", "model.weights", source, stage)
@@ -164,7 +168,7 @@ def export_condition(
     module, mode = fake_module(lambda: build(config))
     with mode:
         traced = trace_condition(module, model)
-    return write_graphs({"condition": traced}, "", "condition.weights", checkpoint.tensor, stage)
+    return write_graphs({"condition": traced}, "", "condition.weights", checkpoint.rows, stage)
 
 
 def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[Graph]:
@@ -184,9 +188,14 @@ def export_text_encoder(opened: TextEncoder, stage: Path, precision: str = PRECI
     """
     graph = opened.graph(precision)
     graphs = write_graphs({"text": graph}, "", "text.weights", opened.parameter, stage, precision)
+    return graphs, write_text_tokenizer(opened.tokenizer, stage)
+
+
+def write_text_tokenizer(data: bytes, stage: Path) -> str:
+    """Write a `tokenizer.json`; returns its path in the bundle."""
     (stage / TEXT_TOKENIZER).parent.mkdir(exist_ok=True)
-    (stage / TEXT_TOKENIZER).write_bytes(opened.tokenizer)
-    return graphs, TEXT_TOKENIZER
+    (stage / TEXT_TOKENIZER).write_bytes(data)
+    return TEXT_TOKENIZER
 
 
 def write_graphs(

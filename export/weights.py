@@ -1,24 +1,27 @@
 """Streams weights into one external-data file that all graphs of a precision share.
 
-Only one tensor is in memory at a time, so an export's peak is the mapped checkpoint and little else.
+Tensors pass in blocks of rows, so an export's peak is a few such blocks and what tracing takes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from arforge.export.rows import Values, rows_of
 from arforge.export.trace import fold_transposes, is_weight, weight_reference
 from arforge.runner.errors import CheckpointError
 
 ALIGNMENT = 4096  # lets a runtime map a tensor straight from the file
 
-Source = Callable[[str], Tensor]
+Source = Callable[[str], Values]
 
 TYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.BFLOAT16: torch.bfloat16}
 """What weights are stored as, by their type in a graph."""
@@ -66,14 +69,34 @@ def bind(model: ir.Model, layout: Mapping[str, Place], prefix: str, location: st
 
 def write(path: Path, layout: Mapping[str, Place], source: Source) -> None:
     """Write the weights, each in its type. Raises CheckpointError for values that are non-finite in it."""
-    with path.open("wb") as file:
+    with path.open("wb", buffering=0) as file:
         for name, place in layout.items():
-            tensor = source(name).detach().to(place.dtype)
-            if not torch.isfinite(tensor).all():
-                raise CheckpointError(f"tensor {name} holds non-finite values: the checkpoint is damaged")
-            if place.transposed:
-                tensor = tensor.t()
-            file.seek(place.offset)
-            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+            rows = rows_of(source(name))
+            for first, block in rows.blocks():
+                values = block.detach().to(place.dtype)
+                if not torch.isfinite(values).all():
+                    raise CheckpointError(f"tensor {name} holds non-finite values: the checkpoint is damaged")
+                if place.transposed:
+                    write_columns(file, place.offset, values.t().contiguous(), first, rows.count)
+                else:
+                    file.seek(place.offset + first * math.prod(rows.shape[1:]) * place.dtype.itemsize)
+                    write_all(file, values.contiguous())
         end = max(place.offset + place.length for place in layout.values())
         file.truncate(end)
+
+
+def write_columns(file: FileIO, offset: int, columns: Tensor, first: int, width: int) -> None:
+    """Write columns of a matrix of `width`, which lies at `offset` row by row: all of it at once, or a part a row."""
+    if columns.shape[1] == width:
+        file.seek(offset)
+        write_all(file, columns)
+        return
+    for row, part in enumerate(columns):
+        file.seek(offset + (row * width + first) * columns.itemsize)
+        write_all(file, part)
+
+
+def write_all(file: FileIO, values: Tensor) -> None:
+    left = values.flatten().view(torch.uint8).numpy().data
+    while left:  # the system writes at most 2 GiB at once
+        left = left[file.write(left) :]
