@@ -26,6 +26,7 @@ from arforge.runner.bundle import (
     FeaturesCondition,
     ImageTokenizerFacts,
     ModelFacts,
+    Precision,
 )
 from arforge.runner.errors import CheckpointError
 from arforge.version import VERSION
@@ -71,6 +72,7 @@ def model_facts(
     family: Family[Any],
     config: Configuration,
     checkpoint: Checkpoint,
+    precision: Precision | None,
     labels: tuple[str, ...] | None,
     captions: Captions | None = None,
 ) -> ModelFacts:
@@ -87,6 +89,7 @@ def model_facts(
         row_end=family.row_end,
         labels=labels,
         source_precision=checkpoint.precision,
+        stored_precision=precision or checkpoint.precision,
         queries=family.queries,
         positions=family.positions,
         position_rows=1 + config.cells,
