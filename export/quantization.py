@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 BITS = {"int8": 8, "int4": 4}
 SIZES = (256, 128, 64, 32, 16)  # inputs that may share a scale
 FINEST = 16
+LAST = 8  # bits at least of the last product, which makes the logits: it is small, and tokens are drawn from them
 
 
 def zero_point(bits: int) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import torch
 
-from arforge.export.quantization import BITS, FINEST, SIZES, block_size
+from arforge.export.quantization import BITS, FINEST, LAST, SIZES, block_size
 from arforge.export.trace import is_weight, weight_reference
 from arforge.runner.errors import CheckpointError
 
@@ -25,7 +25,6 @@ FLOATS = {"fp32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16, "fp16": ir.Da
 CODES = {8: ir.DataType.UINT8, 4: ir.DataType.UINT4}
 PRECISIONS = (*FLOATS, *BITS)
 USUAL = {"int8": 128, "int4": 32}  # inputs that share a scale
-LAST = 8  # bits of the last product at least
 SCALES, ZEROS = ".scales", "zero_points."  # behind a weight's name; before the shape of zero points, which many share
 
 
