@@ -19,6 +19,7 @@ from arforge.export.layers import pad_heads, pad_values
 from arforge.export.recognition import check_shapes, part_of
 from arforge.export.rows import Values
 from arforge.export.step_graph import trace_condition, trace_step, without_logits
+from arforge.export.storage import Storage, storage_of, store
 from arforge.export.text_encoders.text_encoder import TextEncoder, check_precision, open_text_encoder
 from arforge.export.trace import fake_module
 from arforge.runner.bundle import (
@@ -28,6 +29,7 @@ from arforge.runner.bundle import (
     Graph,
     Manifest,
     ModelFacts,
+    Precision,
     SamplerDefaults,
     StoredSchedule,
 )
@@ -40,6 +42,7 @@ from arforge.runner.schedules.schedule import Schedule
 from arforge.runner.schedules.specification import compile_schedule, parse, require_order, require_specials
 
 PRECISION = "fp32"
+DECODER = "decoder."  # before the names of weights in a traced step
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class ExportJob:
     text_encoder: Path | None = None  # a folder; None: such a bundle takes features of prompts, not prompts
     text_precision: str = PRECISION  # what its weights are stored as: fp32 or bf16
     captions: Captions | None = None  # "clean" or "raw", where requests do not say; None: the family's
+    precision: Precision | None = None  # what the decoder's weights are stored as; None: the checkpoint's
+    block: int | None = None  # inputs that share a scale, of int8 and int4; None: the usual
 
 
 def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
@@ -80,6 +85,7 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
     facts.check_labels(job.labels, condition)
     checkpoint = part_of(open_checkpoint(job.checkpoint, job.weights), family)
     check_shapes(checkpoint, family.checkpoint_shapes(config), family.name)
+    storage = storage_of(job.precision, checkpoint.precision, job.block)
     images = None
     if job.image_tokenizer is not None:
         images = open_image_tokenizer(job.image_tokenizer, config.vocab_size, job.image_tokenizer_weights)
@@ -95,10 +101,10 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
     image_facts = None if images is None else facts.image_tokenizer_facts(images.kind, images.config, config.grid)
     with staged(job.output, job.overwrite) as stage:
         report(f"tracing the step graph ({config.n_layer} layers)")
-        model = facts.model_facts(family, config, checkpoint, job.labels, condition)
-        graphs = export_decoder(family, config, model, checkpoint, stage, report)
+        model = facts.model_facts(family, config, checkpoint, job.precision, job.labels, condition)
+        graphs = export_decoder(family, config, model, checkpoint, storage, stage, report)
         if family.condition_module is not None:
-            graphs += export_condition(family, config, model, checkpoint, stage)
+            graphs += export_condition(family, config, model, checkpoint, storage, stage)
         if images is not None:
             report("exporting the image tokenizer")
             graphs += export_image_tokenizer(images, stage)
@@ -141,6 +147,7 @@ def export_decoder(
     config: Configuration,
     model: ModelFacts,
     checkpoint: Checkpoint,
+    storage: Storage,
     stage: Path,
     report: Report,
 ) -> list[Graph]:
@@ -148,26 +155,33 @@ def export_decoder(
     decoder, mode = fake_module(lambda: pad_heads(family.module(config), head_size))
     with mode:
         full = trace_step(decoder, model)
-    models = {"step": without_logits(full), "step-logits": full}
     tables = family.tables(config)
 
     def source(name: str) -> Values:
         values = tables[name] if name in tables else family.parameter(config, checkpoint, name)
         return pad_values(name, values, head_size, bool(decoder.interleaved))
 
+    store(full, storage, lambda name: source(name.removeprefix(DECODER)).dtype)
+    models = {"step": without_logits(full), "step-logits": full}
     report("writing the decoder's weights")
-    return write_graphs(models, "decoder.", "model.weights", source, stage)
+    return write_graphs(models, DECODER, "model.weights", source, stage)
 
 
 def export_condition(
-    family: Family[Any], config: Configuration, model: ModelFacts, checkpoint: Checkpoint, stage: Path
+    family: Family[Any],
+    config: Configuration,
+    model: ModelFacts,
+    checkpoint: Checkpoint,
+    storage: Storage,
+    stage: Path,
 ) -> list[Graph]:
-    """Write the graph that makes rows of a condition."""
+    """Write the graph that makes rows of a condition; in blocks are the decoder's weights alone."""
     assert family.condition_module is not None
     build = family.condition_module
     module, mode = fake_module(lambda: build(config))
     with mode:
         traced = trace_condition(module, model)
+    store(traced, storage.without_blocks, lambda name: checkpoint.rows(name).dtype)
     return write_graphs({"condition": traced}, "", "condition.weights", checkpoint.rows, stage)
 
 
