@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from arforge.engine import open_built
+from arforge.engine import open_built, precision_of
 from arforge.options import PATH, precision_option, target_option, threads_option
 from arforge.progress import progress_bar
 from arforge.subjects import Asked, asked_options
@@ -83,13 +83,12 @@ def command(
     from arforge.runner.profiling.page import require_matplotlib
     from arforge.runner.request import Sampling
     from arforge.runner.runner import Runner
-    from arforge.runner.targets import default_precision
 
     if plot:
         require_matplotlib()
     check_outputs({"--json": json_file, "--plot": plot})
     real = {what: open_image_set(path) for what, path in (("reference", reference), ("floor", floor)) if path}
-    precision = precision or default_precision(target)
+    precision = precision_of(bundle, target, precision)
     open_built(bundle, target, precision)
     with Runner.open(bundle, target=target, precision=precision, threads=threads) as runner:
         opened = runner.bundle
