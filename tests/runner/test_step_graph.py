@@ -22,7 +22,9 @@ from arforge.runner.step_graph import (
 )
 
 FEATURES = FeaturesCondition(slots=20, width=48, captions="clean")
-IDS = IdsCondition(20, 100, (1,), "", "", suffix=(2,), start=1, padding=None, reserved=(), negative=(), unconditional="image")
+IDS = IdsCondition(
+    20, 100, (1,), "", "", suffix=(2,), start=1, padding=None, reserved=(), negative=(), unconditional="image"
+)
 ONNX_TYPES = {"FLOAT": "float32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
 
 
