@@ -13,6 +13,7 @@ from arforge.export import facts, weights
 from arforge.export.checkpoint import Checkpoint, open_checkpoint
 from arforge.export.families.family import Configuration, Family
 from arforge.export.image_tokenizers import graphs as image_graphs
+from arforge.export.image_tokenizers.attention import attend_in_blocks, blocks_for
 from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer
 from arforge.export.image_tokenizers.opening import OpenedImageTokenizer, open_image_tokenizer
 from arforge.export.layers import pad_heads, pad_values
@@ -107,7 +108,7 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
             graphs += export_condition(family, config, model, checkpoint, storage, stage)
         if images is not None:
             report("exporting the image tokenizer")
-            graphs += export_image_tokenizer(images, stage)
+            graphs += export_image_tokenizer(images, stage, config.cells)
         text_tokenizer = None if words.data is None else write_text_tokenizer(words.data, stage)
         if texts is not None:
             report(f"exporting the text encoder ({texts.layers} layers)")
@@ -185,13 +186,16 @@ def export_condition(
     return write_graphs({"condition": traced}, "", "condition.weights", checkpoint.rows, stage)
 
 
-def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[Graph]:
+def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path, cells: int) -> list[Graph]:
+    """Write its graphs, whose memory is bounded for images of so many cells."""
     model, mode = fake_module(opened.module)
     assert isinstance(model, ImageTokenizer)
     with mode:
         models = {"decoder": image_graphs.trace_decoder(model)}
         if opened.config.encoder:
             models["encoder"] = image_graphs.trace_encoder(model)
+    for graph in models.values():
+        attend_in_blocks(graph, blocks_for(cells))
     return write_graphs(models, "model.", "tokenizer.weights", opened.parameter, stage)
 
 
