@@ -8,7 +8,7 @@ guided logits by one number for all of them, which no step of sampling sees.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,10 @@ class Emu3Config(RowDimensions):
     first_word: int = SPECIAL["bos"]  # of every prompt
     image_word: int = SPECIAL["img"]  # that an image's tokens follow
     size_word: int = SPECIAL["boi"]  # that an image's size follows
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        yield from llama.check_image(self)
 
 
 def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ through a small network, which is done once, at export. Rows of an image have no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,10 @@ class JanusConfig(LlamaDimensions):
     max_positions: int = 16384
     code_width: int = 8  # of the vector of a code, before it gets the model's width
     head_width: int | None = None  # between the two layers of the head; None: the model's
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        yield from llama.check_image(self)
 
     @property
     def head_hidden(self) -> int:
