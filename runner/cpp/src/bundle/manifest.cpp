@@ -114,11 +114,12 @@ ModelFacts model_of(const Json& value) {
                       {"family",    "variant",   "config",        "order",   "grid",   "vocabulary",
                        "dim",       "condition", "specials",      "row_end", "labels", "source_precision",
                        "queries",   "positions", "position_rows", "layers",  "caches", "kv_heads",
-                       "head_size", "parameters"});
+                       "head_size", "parameters", "stored_precision"});
   (void)string_or_null(fields, "variant", MAX_NAME_LETTERS);
   (void)fields.object("config");
   (void)fields.whole("parameters", 1, INT64_MAX);
   (void)fields.one_of("source_precision", {"fp32", "bf16", "fp16"});
+  (void)fields.one_of("stored_precision", {"fp32", "bf16", "fp16", "int8", "int4"});
   const Pair grid = pair(fields, "grid");
   return {fields.string("family"),
           fields.one_of("order", {"raster", "regions", "random"}),
@@ -145,7 +146,7 @@ std::optional<ImageTokenizerFacts> image_tokenizer_of(const Json& value) {
   }
   const Fields fields(value, "image_tokenizer",
                       {"kind", "codebook_size", "codebook_width", "downsampling", "image_size"});
-  (void)fields.one_of("kind", {"vq"});
+  (void)fields.one_of("kind", {"vq", "vision-vq"});
   (void)fields.whole("codebook_width");
   const Pair size = pair(fields, "image_size");
   return ImageTokenizerFacts{fields.whole("codebook_size"), fields.whole("downsampling"), size.first, size.second};
