@@ -53,7 +53,7 @@ typedef struct arforge_result arforge_result;
 
 typedef struct arforge_options {
   size_t size;
-  const char* precision; /* default "fp32" */
+  const char* precision; /* default NULL: that of the blocks which the bundle stores, or "fp32" */
   const char* provider;  /* default "cpu"; also cuda, tensorrt, tensorrt-rtx */
   const char* plugin;    /* tensorrt-rtx: the provider's library; default: its usual name */
   int32_t threads;       /* CPU threads; default 0: one for each core that the process may use */

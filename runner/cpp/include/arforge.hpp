@@ -54,11 +54,12 @@ private:
 };
 
 struct Options {
-  std::string precision = "fp32"; // of an engine that `arforge build --target onnxruntime` made
-  std::string provider = "cpu";   // cpu, cuda, tensorrt, tensorrt-rtx
-  std::string plugin;             // tensorrt-rtx: the provider's library; empty: its usual name
-  int threads = 0;                // CPU threads; 0: one for each core that the process may use
-  bool check_hashes = false;      // read every file of the bundle and compare its sha256
+  std::string precision; // of an engine that `arforge build --target onnxruntime` made; empty: that of the blocks which
+                         // the bundle stores, or fp32
+  std::string provider = "cpu"; // cpu, cuda, tensorrt, tensorrt-rtx
+  std::string plugin;           // tensorrt-rtx: the provider's library; empty: its usual name
+  int threads = 0;              // CPU threads; 0: one for each core that the process may use
+  bool check_hashes = false;    // read every file of the bundle and compare its sha256
 };
 
 // A setting of a request: left out (the bundle's default), one value for all images, or one an image.
@@ -136,6 +137,7 @@ struct Result {
 
 // What a caller may want to know of an open bundle.
 struct Facts {
+  std::string precision; // of the engine
   std::string family;
   std::string order;                  // of cells that the model was trained for: raster, regions or random
   std::int64_t classes = 0;           // 0 where the model takes prompts

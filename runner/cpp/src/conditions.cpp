@@ -119,6 +119,7 @@ std::vector<ConditionGraph::Rows> ConditionGraph::pass(const Ort::Value& prompt,
   }
   const char* const from = contract_.inputs.front().name.c_str();
   std::vector<const char*> into;
+  into.reserve(contract_.outputs.size());
   for (const Tensor& output : contract_.outputs) {
     into.push_back(output.name.c_str());
   }
@@ -129,6 +130,7 @@ std::vector<ConditionGraph::Rows> ConditionGraph::pass(const Ort::Value& prompt,
     throw Error(Code::engine, text("ONNX Runtime failed to make rows of a condition: ", error.what()));
   }
   std::vector<Rows> rows;
+  rows.reserve(given.size());
   for (const Ort::Value& output : given) {
     rows.push_back(rows_of(output, entries_of({length, bundle_.model.dim}), bundle_));
   }

@@ -92,6 +92,7 @@ std::vector<TokenIds> unconditional_prompts(const Request& request, const IdsCon
     return negative;
   }
   std::vector<TokenIds> found;
+  found.reserve(conditional.size());
   for (const TokenIds& prompt : conditional) {
     found.push_back(kind == "padded"  ? padded(prompt, condition)
                     : kind == "image" ? TokenIds(prompt.end() - condition.start, prompt.end())

@@ -96,7 +96,9 @@ struct Runner::Implementation {
 
 Runner::Implementation::Implementation(Bundle opened, const Options& options)
     : bundle(std::move(opened)), engine(bundle, find_engine(bundle, options.precision), options),
-      codec(bundle, options), conditioner(bundle, options), prefill(engine, bundle.model), facts(facts_of(bundle)) {}
+      codec(bundle, options), conditioner(bundle, options), prefill(engine, bundle.model), facts(facts_of(bundle)) {
+  facts.precision = options.precision;
+}
 
 const Plan& Runner::Implementation::plan(const std::string& schedule, const std::vector<std::int32_t>& kept,
                                          std::int64_t prompt_slots) {
@@ -258,7 +260,9 @@ Runner Runner::open(const std::filesystem::path& bundle, const Options& options)
         if (options.check_hashes) {
           check_hashes(opened);
         }
-        return Runner(std::make_unique<Implementation>(std::move(opened), options));
+        Options chosen = options;
+        chosen.precision = options.precision.empty() ? default_precision(opened) : options.precision;
+        return Runner(std::make_unique<Implementation>(std::move(opened), chosen));
       } catch (const Error&) {
         if (opening == MAX_OPENINGS || manifest_content(bundle) == before) {
           throw;

@@ -185,7 +185,7 @@ void run(Command& command) {
   std::fprintf(taken ? stderr : stdout,
                "%lld images, %s: %lld steps, %.1f ms an image (onnxruntime %s, %s, batch %lld)\n",
                static_cast<long long>(result.images), request.schedule.c_str(), static_cast<long long>(result.steps),
-               each, command.open.precision.c_str(), command.open.provider.c_str(),
+               each, facts.precision.c_str(), command.open.provider.c_str(),
                static_cast<long long>(std::min(request.batch, result.images)));
 }
 

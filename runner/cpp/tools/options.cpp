@@ -34,7 +34,7 @@ Generate images from BUNDLE: one a class or prompt, or --samples in all. A seed 
   --greedy             Take the most likely token (temperature 0).
   --batch N            Images decoded at a time.  [default: 32]
   --target TEXT        Engine to run on: onnxruntime.  [default: onnxruntime]
-  --precision TEXT     Precision of that engine.  [default: fp32]
+  --precision TEXT     Precision of that engine.  [default: fp32, or blocks that are stored]
   --provider TEXT      cpu, cuda, tensorrt or tensorrt-rtx.  [default: cpu]
   --plugin FILE        Library of the tensorrt-rtx provider.
   --threads N          CPU threads.  [default: one for each core that the process may use]

@@ -127,7 +127,14 @@ def test_arforge_run_without_a_bundle_and_with_help(release: Any, tmp_path: Path
     assert "no bundle at" in call(program, *words, status=BUNDLE_ERROR)
     said = call(program, "--help")
     options = {parameter.opts[0] for parameter in run_command.params if parameter.param_type_name == "option"}
-    other = {"--help", "--prompt", "--prompts", "--captions", "--truncate"}  # in C++ a prompt is its features
+    other = {
+        "--help",
+        "--prompt",
+        "--prompts",
+        "--negative",
+        "--captions",
+        "--truncate",
+    }  # words, which C++ does not read
     assert options - other <= {word.strip(",") for word in said.split() if word.startswith("--")}
 
 

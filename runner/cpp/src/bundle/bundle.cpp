@@ -118,6 +118,11 @@ fs::path graph_path(const Bundle& bundle, const std::string& name, const std::st
               text(bundle.root.string(), " has no ", precision, " graph '", name, "': ", hint(bundle, name)));
 }
 
+std::string default_precision(const Bundle& bundle) {
+  const std::string& stored = bundle.model.stored_precision;
+  return stored == "int8" || stored == "int4" ? stored : "fp32";
+}
+
 EngineIdentity find_engine(const Bundle& bundle, const std::string& precision) {
   std::vector<std::string> built;
   for (const BuiltEngine& engine : bundle.engines) {

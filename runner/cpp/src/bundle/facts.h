@@ -50,7 +50,8 @@ struct ModelFacts {
   std::vector<std::int64_t> specials;             // ids of learned tokens that schedules feed by their index here
   std::optional<std::int64_t> row_end;            // the index of the special token that ends a row of the grid
   std::optional<std::vector<std::string>> labels; // a name a class
-  bool queries;                                   // the step graph takes the cells to decide as `query_positions`
+  std::string stored_precision; // what the bundle's step graphs hold weights as; they compute in float32
+  bool queries;                 // the step graph takes the cells to decide as `query_positions`
   std::string positions;      // what a row of the rotary table stands for: "grid", a cell; "sequence", a place in line
   std::int64_t position_rows; // of that table
   std::int64_t layers;

@@ -111,15 +111,14 @@ Condition condition_of(const Json& value) {
 
 ModelFacts model_of(const Json& value) {
   const Fields fields(value, "model",
-                      {"family",    "variant",   "config",        "order",   "grid",   "vocabulary",
-                       "dim",       "condition", "specials",      "row_end", "labels", "source_precision",
-                       "queries",   "positions", "position_rows", "layers",  "caches", "kv_heads",
+                      {"family",    "variant",    "config",          "order",   "grid",   "vocabulary",
+                       "dim",       "condition",  "specials",        "row_end", "labels", "source_precision",
+                       "queries",   "positions",  "position_rows",   "layers",  "caches", "kv_heads",
                        "head_size", "parameters", "stored_precision"});
   (void)string_or_null(fields, "variant", MAX_NAME_LETTERS);
   (void)fields.object("config");
   (void)fields.whole("parameters", 1, INT64_MAX);
   (void)fields.one_of("source_precision", {"fp32", "bf16", "fp16"});
-  (void)fields.one_of("stored_precision", {"fp32", "bf16", "fp16", "int8", "int4"});
   const Pair grid = pair(fields, "grid");
   return {fields.string("family"),
           fields.one_of("order", {"raster", "regions", "random"}),
@@ -131,6 +130,7 @@ ModelFacts model_of(const Json& value) {
           ids(fields, "specials"),
           id_or_null(fields, "row_end"),
           labels_of(fields),
+          fields.one_of("stored_precision", {"fp32", "bf16", "fp16", "int8", "int4"}),
           fields.boolean("queries"),
           fields.one_of("positions", {"grid", "sequence"}),
           fields.whole("position_rows"),
