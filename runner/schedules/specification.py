@@ -30,8 +30,11 @@ class Kind:
 
 
 CFG_INTERVAL = {"cfg-interval": (INTEGER, "-1")}
+ROW_END_OPTIONS = ("cfg-interval", "jacobi")
 KINDS = {
-    "ntp": Kind(raster.next_token, None, CFG_INTERVAL, "raster", row_ends=row_ends.next_token),
+    "ntp": Kind(
+        raster.next_token, None, {**CFG_INTERVAL, "jacobi": (INTEGER, "0")}, "raster", row_ends=row_ends.next_token
+    ),
     "zipar": Kind(
         raster.zipar,
         "window",
@@ -77,6 +80,8 @@ def parse(text: str) -> Specification:
         raise ScheduleError(f"schedule {text!r} is no text: use one such as 'ntp'")
     head, *options = text.strip().split(",")
     name, colon, number = head.partition(":")
+    if name == "jacobi" and colon:
+        return parse(",".join(["ntp", f"jacobi={number}", *options]))
     kind = KINDS.get(name)
     if kind is None:
         raise ScheduleError(f"unknown schedule {text!r}: {_suggest(name, KINDS)}")
@@ -139,7 +144,7 @@ def _row_ends_builder(specification: Specification, kind: Kind) -> Callable[...,
     if kind.row_ends is None:
         raise ScheduleError(f"schedule {str(specification)!r} knows no rows that end in a token, as this model's do")
     for key, _ in specification.options:
-        if key not in CFG_INTERVAL:
+        if key not in ROW_END_OPTIONS:
             raise ScheduleError(
                 f"schedule {str(specification)!r}: this model's rows end in a token, which leaves nothing for {key} "
                 "to decide: leave it out"
