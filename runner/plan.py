@@ -26,6 +26,9 @@ class Prefixes:
     places: NDArray[np.int64] | None = None  # (rows, 1) added to positions; None where those are the grid's
 
 
+NO_PREFIXES = Prefixes()
+
+
 @dataclass(frozen=True)
 class PlannedStep:
     """One step at the width that the engine runs it with; padding repeats the last input and is never kept."""
@@ -56,7 +59,7 @@ class PlannedStep:
         """This step's guidance scale in a request of scale `guidance`, one number or one an image."""
         return 1 + (guidance - 1) * self.guidance
 
-    def fill(self, buffers: StepBuffers, known: NDArray[np.int64], prefixes: Prefixes) -> None:
+    def fill(self, buffers: StepBuffers, known: NDArray[np.int64], prefixes: Prefixes = NO_PREFIXES) -> None:
         """Write this step's inputs; their tokens come from `known`, `prefixes` from `Prefill.start`."""
         np.take(known, self.columns, axis=1, out=buffers.tokens)
         buffers.positions[:] = self.positions if prefixes.places is None else self.positions + prefixes.places
