@@ -33,8 +33,10 @@ class Decoding(Protocol):
 
     known: NDArray[np.int64]
     """(rows, columns): the tokens of all cells, as far as they are decided, conditions and special tokens."""
-    passes: NDArray[np.int64]
-    """(images) engine calls until an image was done."""
+
+    @property
+    def passes(self) -> NDArray[np.int64]:
+        """(images) engine calls until an image was done."""
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -117,11 +119,9 @@ class JacobiDecoding:
     the window begins with the token of the cell above, in row 0 with token 0.
     """
 
-    def __init__(
-        self, plan: Plan, line: Line, known: NDArray[np.int64], prefixes: Prefixes, drawing: Drawing
-    ) -> None:
+    def __init__(self, plan: Plan, line: Line, known: NDArray[np.int64], prefixes: Prefixes, drawing: Drawing) -> None:
         images = len(drawing.random)
-        self.known, self.passes = known, np.zeros(images, np.int64)
+        self.known, self._passes = known, np.zeros(images, np.int64)
         self._plan, self._line, self._prefixes, self._drawing = plan, line, prefixes, drawing
         self._slot = plan.steps[0].write_index  # of the line's first input
         self._at = np.zeros(images, np.int64)  # inputs in the cache that are right
@@ -132,6 +132,10 @@ class JacobiDecoding:
     @property
     def done(self) -> int:
         return int(self._at.min())
+
+    @property
+    def passes(self) -> NDArray[np.int64]:
+        return self._passes
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -182,7 +186,7 @@ class JacobiDecoding:
             for lane in range(self._lanes):
                 self.known[images + lane * len(window), cells[images]] = drawn[images, place]
             self._drafted[images] = np.maximum(self._drafted[images], cells[images] + 1)
-        self.passes += running
+        self._passes += running
         self._at += kept
 
     def _draft(self, cells: NDArray[np.int64]) -> None:

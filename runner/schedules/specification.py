@@ -6,7 +6,7 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from arforge.runner.errors import ScheduleError
@@ -99,6 +99,12 @@ def parse(text: str) -> Specification:
         given[key] = str(_integer(value, f"option {key}")) if words is INTEGER else _word(key, value, words)
     kept = sorted((key, value) for key, value in given.items() if value != kind.options[key][1])
     return Specification(name, _integer(number, f"schedule {name}") if colon else None, tuple(kept))
+
+
+def as_it_stands(text: str) -> str:
+    """The specification of the same table of steps, followed without running ahead on drafts."""
+    parsed = parse(text)
+    return str(replace(parsed, options=tuple(option for option in parsed.options if option[0] != "jacobi")))
 
 
 def compile_schedule(
