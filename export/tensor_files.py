@@ -1,26 +1,30 @@
 """Reads the tensors of one file, `.safetensors` or `torch.save`'s, and never executes what it contains.
 
-Tensors are mapped from the file, not loaded.
+Tensors are read by rows when they are asked for. Nothing stays mapped: what is read from a mapped file counts as this
+process's memory for as long as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import pickle
 import re
 import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from arforge.export.file_kind import format_of
+from arforge.export.rows import Rows
 from arforge.runner.errors import CheckpointError
 
 # What torch's readers raise for files that somebody cut or made up.
@@ -38,14 +42,22 @@ SAFETENSORS_TYPES = {
 }
 
 
+REMAP = 1 << 27  # bytes read of a mapped file
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor that lies in a file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None  # None for whole numbers and truth values, which are no weights
-    load: Callable[[], Tensor]
+    read: Callable[[int, int], Tensor]  # rows [first, end); of a number, itself
     plain: bool = True  # dense, real and in memory
+
+    @property
+    def rows(self) -> Rows:
+        assert self.dtype is not None
+        return Rows(self.shape, self.dtype, self.read)
 
 
 def read_file(path: Path) -> Any:
@@ -55,20 +67,59 @@ def read_file(path: Path) -> Any:
     """
     if format_of(path) == "safetensors":
         return read_safetensors(path)
-    return stored(load_weights(path))
+    file = TorchFile(path)
+    return stored(file, file.content)
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
-        file = safe_open(path, framework="pt")
-        tensors = {}
-        for name in file.keys():  # noqa: SIM118 (it is no mapping)
-            entry = file.get_slice(name)
-            dtype = SAFETENSORS_TYPES.get(entry.get_dtype())
-            tensors[name] = StoredTensor(tuple(entry.get_shape()), dtype, partial(file.get_tensor, name))
-        return tensors
+        with safe_open(path, framework="pt"):  # which looks at the header, and whether the file is as long as it says
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        return {name: entry(path, 8 + length, **facts) for name, facts in header.items() if name != "__metadata__"}
     except (SafetensorError, *UNREADABLE) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}): download it again") from error
+
+
+def entry(path: Path, start: int, dtype: str, shape: list[int], data_offsets: list[int]) -> StoredTensor:
+    """A tensor of a safetensors file whose data begin at byte `start`."""
+    kind = SAFETENSORS_TYPES.get(dtype)
+    if kind is None:
+        return StoredTensor(tuple(shape), None, no_weights)
+    known, row = kind, math.prod(shape[1:]) * kind.itemsize
+
+    def read(first: int, end: int) -> Tensor:
+        found = np.fromfile(path, np.uint8, (end - first) * row, offset=start + data_offsets[0] + first * row)
+        if found.size != (end - first) * row:
+            raise CheckpointError(f"{path} has become shorter while it was read: download it again")
+        return torch.from_numpy(found).view(known).reshape([end - first, *shape[1:]] if shape else [])
+
+    return StoredTensor(tuple(shape), kind, read)
+
+
+def no_weights(first: int, end: int) -> Tensor:
+    raise AssertionError(f"rows [{first}, {end}) of a tensor that holds no weights")
+
+
+class TorchFile:
+    """A file of `torch.save`, mapped anew after every so many bytes that were read of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.content, self.taken = path, load_weights(path), 0
+
+    def read(self, keys: tuple[Any, ...], first: int, end: int) -> Tensor:
+        """Rows of the tensor that these keys lead to, in memory of their own."""
+        if self.taken > REMAP:
+            self.content, self.taken = load_weights(self.path), 0
+        tensor = self.content
+        for key in keys:
+            tensor = tensor[key]
+        assert isinstance(tensor, Tensor)
+        found = (tensor[first:end] if tensor.dim() else tensor).detach().clone()
+        self.taken += found.nbytes
+        return found
 
 
 def load_weights(path: Path) -> Any:
@@ -103,12 +154,13 @@ def refused(message: str) -> str:
     return reason[1] if reason and "safe_globals" not in reason[1] else "something that torch does not read"
 
 
-def stored(value: Any, depth: int = 8) -> Any:
-    """`value` with its tensors, in tables at most so deep, as StoredTensor."""
+def stored(file: TorchFile, value: Any, keys: tuple[Any, ...] = (), depth: int = 8) -> Any:
+    """`value`, which these keys lead to, with its tensors, in tables at most so deep, as StoredTensor."""
     if isinstance(value, dict) and depth:
-        return {str(key): stored(item, depth - 1) for key, item in value.items()}
+        return {str(key): stored(file, item, (*keys, key), depth - 1) for key, item in value.items()}
     if not isinstance(value, Tensor):
         return value
     plain = value.device.type == "cpu" and value.layout == torch.strided
     plain = plain and not value.is_quantized and not value.is_complex()
-    return StoredTensor(tuple(value.shape), value.dtype if value.is_floating_point() else None, lambda: value, plain)
+    dtype = value.dtype if value.is_floating_point() else None
+    return StoredTensor(tuple(value.shape), dtype, lambda first, end: file.read(keys, first, end), plain)

@@ -168,14 +168,15 @@ class ConditionGraph:
 def sample_subjects(model: ModelFacts, images: int, *, spread: bool = True) -> Subjects:
     """What to try a model with: classes, or random features, or ids, of prompts of unequal lengths.
 
-    Classes are `spread` over all there are, or the first ones.
+    Classes are `spread` over all there are, or the first ones. Of prompts in ids, unconditional rows see the ids that
+    begin the image, which every model has.
     """
     condition = model.condition
     if isinstance(condition, ClassCondition):
         last, steps = condition.classes - 1, max(1, images - 1)
         return Subjects("classes", tuple(last * i // steps if spread else i % (last + 1) for i in range(images)))
     if isinstance(condition, IdsCondition):
-        return Subjects("ids", tuple(sample_ids(condition, images)))
+        return Subjects("ids", tuple(sample_ids(condition, images)), {"unconditional": "image"})
     return Subjects("features", tuple(sample_features(model, images)))
 
 

@@ -88,7 +88,7 @@ def open_engine(bundle: Bundle, target: str, precision: str | None = None, threa
     """
     if precision is not None and not isinstance(precision, str):
         raise RequestError(f"precision {precision!r} is no text: use one such as 'fp32', or None for the target's own")
-    precision = precision or default_precision(target)
+    precision = precision or default_precision(target, bundle.model.stored_precision)
     return ENGINES[target](bundle, precision, check_threads(threads))
 
 
@@ -129,8 +129,8 @@ class Runner:
         """Open a bundle and load the engine that `arforge build` made for it.
 
         Raises BundleError for a bundle that cannot be used and EngineError for an engine that is not built or not
-        known. `precision`: by default fp32, of TensorRT fp16. `threads`: CPU threads of the engine, by default one
-        an available core.
+        known. `precision`: by default fp32, of TensorRT fp16, or the blocks that the bundle stores. `threads`: CPU
+        threads of the engine, by default one an available core.
         """
 
         def opened(bundle: Bundle) -> Runner:

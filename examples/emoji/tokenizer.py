@@ -7,13 +7,13 @@ give a patch's code.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import learning_rate
 from torch import Tensor, nn
 
 from arforge.export.image_tokenizers.vq import VQConfig, VQModel
@@ -130,7 +130,7 @@ def optimize(
     start, mean = time.time(), 0.0
     for step in range(first, steps):
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * schedule(step, steps)
+            group["lr"] = PEAK_RATE * learning_rate(step, steps, warm=100)
         error = loss()
         error.backward()
         torch.nn.utils.clip_grad_norm_(kept, 1.0)
@@ -142,13 +142,6 @@ def optimize(
             print(f"{name} {step}/{steps} loss {mean:.4f} {rate:.0f} images/s", flush=True)
         if (step + 1) % EVERY == 0:
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, resume)
-
-
-def schedule(step: int, steps: int, warm: int = 100) -> float:
-    """Up over `warm` steps, then down as a cosine to a fiftieth."""
-    if step < warm:
-        return (step + 1) / warm
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 def to_input(images: Tensor) -> Tensor:

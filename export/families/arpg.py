@@ -19,6 +19,7 @@ from arforge.export.families import llamagen
 from arforge.export.families.family import Family, Shapes, Size
 from arforge.export.families.llamagen import LlamaGenConfig
 from arforge.export.layers import Cache, FeedForward, RMSNorm, Rotary, RotaryDecoder, write_cache
+from arforge.export.rows import Rows
 from arforge.runner.bundle import SamplerDefaults
 
 VARIANTS = {name: llamagen.VARIANTS[name] for name in ("L", "XL", "XXL")}
@@ -193,9 +194,9 @@ def checkpoint_shapes(config: ARPGConfig) -> Shapes:
         return {name: tuple(tensor.shape) for name, tensor in ARPG(config).state_dict().items()}
 
 
-def parameter(checkpoint: Checkpoint, name: str) -> Tensor:
+def parameter(_: ARPGConfig, checkpoint: Checkpoint, name: str) -> Rows:
     """A parameter of `ARPG` from the authors' checkpoint."""
-    return checkpoint.tensor(name)
+    return checkpoint.rows(name)
 
 
 def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from arforge.export.checkpoint import Checkpoint
 from arforge.export.families import llamagen
 from arforge.export.families.family import Family, Shapes, Size
 from arforge.export.families.llamagen import Dimensions, LlamaGen
+from arforge.export.rows import Rows
 from arforge.runner.bundle import FeaturesCondition, SamplerDefaults
 from arforge.runner.errors import CheckpointError
 
@@ -82,8 +83,8 @@ def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:
     return {**llamagen.infer_decoder(shapes, heads), "caption_dim": width, "caption_slots": slots}
 
 
-def parameter(checkpoint: Checkpoint, name: str) -> Tensor:
-    return checkpoint.tensor(name)
+def parameter(_: LlamaGenTextConfig, checkpoint: Checkpoint, name: str) -> Rows:
+    return checkpoint.rows(name)
 
 
 def condition(config: LlamaGenTextConfig) -> FeaturesCondition:

@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.families import llamagen
 from arforge.export.families.family import Family, Option, Shapes, Size
 from arforge.export.families.llamagen import LlamaGen, LlamaGenConfig
+from arforge.export.rows import Rows, concatenate
 from arforge.runner.bundle import SamplerDefaults
 from arforge.runner.errors import ScheduleError
 from arforge.runner.schedules.regions import region_order
@@ -53,12 +51,12 @@ def checkpoint_shapes(config: PARConfig) -> Shapes:
     }
 
 
-def parameter(checkpoint: Checkpoint, name: str) -> Tensor:
+def parameter(config: PARConfig, checkpoint: Checkpoint, name: str) -> Rows:
     """A parameter of `PAR` from the authors' checkpoint: the three embedding tables become one."""
-    tensor = llamagen.parameter(checkpoint, name)
+    rows = llamagen.parameter(config, checkpoint, name)
     if name == llamagen.EMBEDDING:
-        return torch.cat([tensor, checkpoint.tensor(TRANSITION_EMBEDDING)])
-    return tensor
+        return concatenate([rows, checkpoint.rows(TRANSITION_EMBEDDING)])
+    return rows
 
 
 def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arforge.export.layers import RMSNorm
+from arforge.export.rows import Rows, Values
 from arforge.export.text_encoders.t5_config import T5Config
 
 TITLE = "T5 encoder"
@@ -158,10 +159,10 @@ def checkpoint_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     return {**shapes, BUCKETS: (config.relative_attention_num_buckets, config.num_heads)}
 
 
-def parameter(config: T5Config, tensors: Callable[[str], Tensor], name: str) -> Tensor:
+def parameter(config: T5Config, tensors: Callable[[str], Rows], name: str) -> Values:
     """The parameter `name` of `T5Encoder` from the tensors of a checkpoint."""
     if name == DISTANCES:
-        return tensors(BUCKETS)[buckets(config)]
+        return tensors(BUCKETS).tensor()[buckets(config)]
     return tensors(name)
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from arforge.export.checkpoint import Checkpoint, open_checkpoint
 from arforge.export.recognition import check_shapes
+from arforge.export.rows import Values
 from arforge.export.text_encoders import t5
 from arforge.export.text_encoders.t5_config import T5Config
 from arforge.export.text_encoders.word_tokenizer import read_word_tokenizer
@@ -47,9 +48,9 @@ class TextEncoder:
     def parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.checkpoint.shapes.values())
 
-    def parameter(self, name: str) -> Tensor:
+    def parameter(self, name: str) -> Values:
         """The value of a parameter of the module."""
-        return t5.parameter(self.config, self.checkpoint.tensor, name)
+        return t5.parameter(self.config, self.checkpoint.rows, name)
 
     def graph(self, precision: str = "fp32") -> ir.Model:
         """The graph `text`, its weights by name: int64 `ids` and `mask` [prompts, length] to float32 `features`.

@@ -231,17 +231,21 @@ class Traffic:
 
     @classmethod
     def of(cls, bundle: Bundle, precision: str, cache_type: np.dtype[Any], target: str | None = None) -> Traffic:
-        """Every layer reads one cache, ARPG's later half the shared one. Int8 engines keep embeddings as floats.
+        """Every layer reads one cache, ARPG's later half the shared one. Engines in blocks keep embeddings as floats.
 
         `target`: whose engine it is, where that may have weights of its own.
         """
         model = bundle.model
         engines = [engine for engine in bundle.engines if (engine.target, engine.precision) == (target, precision)]
         files = [bundle.identity(engine).get("weights") for engine in engines]
-        files += [graph.weights for graph in bundle.graphs if graph.key == ("step", precision)]
+        own = {graph.key: graph.weights for graph in bundle.graphs if graph.name == "step"}
+        files += [
+            own.get(("step", precision)),
+            own.get(("step", "fp32")),
+        ]  # engines in blocks may read the second
         file = next(path for path in files if path)
         table = model.ids * model.dim
-        size = 2 if precision in ("fp16", "bf16") else 4
+        size = 4 if precision not in ("fp16", "bf16") and model.stored_precision == "fp32" else 2
         return cls(
             weights=bundle.files[file].bytes - table * size,
             slot=2 * model.layers * model.kv_heads * model.head_size * cache_type.itemsize,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from arforge.export import rows
 from arforge.export.weights import Place, write
 from arforge.runner.errors import CheckpointError
 
@@ -52,3 +53,22 @@ def test_only_one_tensor_is_asked_for_at_a_time(tmp_path: Path) -> None:
     asked: list[str] = []
     write(tmp_path / "weights", LAYOUT, lambda name: (asked.append(name), TENSORS[name])[1])
     assert asked == list(LAYOUT)
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_rows_are_written_in_blocks_as_a_whole_tensor_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transposed: bool
+) -> None:
+    values = torch.randn(11, 5)
+    layout = {"x": Place(offset=4096, length=4 * 55, transposed=transposed)}
+    write(tmp_path / "whole", layout, lambda name: values)
+    monkeypatch.setattr(rows, "BLOCK", 4 * 5 * 3)
+    asked: list[tuple[int, int]] = []
+
+    def read(first: int, end: int) -> Tensor:
+        asked.append((first, end))
+        return values[first:end]
+
+    write(tmp_path / "blocks", layout, lambda name: rows.Rows((11, 5), torch.float32, read))
+    assert asked == [(0, 3), (3, 6), (6, 9), (9, 11)]
+    assert (tmp_path / "blocks").read_bytes() == (tmp_path / "whole").read_bytes()

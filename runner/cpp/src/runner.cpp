@@ -39,6 +39,12 @@ struct Generation {
   Result& result;
 };
 
+// Whatever becomes of a request: caches of its prompts are dropped when it is over.
+struct Releasing {
+  Prefill& prefill;
+  ~Releasing() { prefill.release(); }
+};
+
 // The images that are decoded together.
 struct Batch {
   std::int64_t first, images;
@@ -172,7 +178,8 @@ Result Runner::Implementation::generate(const Request& request) {
   const std::int64_t images = images_of(request);
   const std::lock_guard<std::mutex> held(turn);
   const Clock::time_point begin = Clock::now();
-  Conditions conditions = conditioner.conditions(request);
+  const Releasing releasing{prefill};
+  Conditions conditions = conditioner.conditions(request, sampling.guided(0, images));
   std::vector<const Plan*> window_plans;
   Result result;
   result.condition_seconds = seconds_since(begin);
@@ -208,7 +215,6 @@ Result Runner::Implementation::generate(const Request& request) {
       result.image_seconds += seconds_since(decoded);
     }
   }
-  prefill.release();
   if (bundle.image_tokenizer) {
     result.height = canvas.rows * bundle.image_tokenizer->downsampling;
     result.width = canvas.columns * bundle.image_tokenizer->downsampling;
