@@ -54,6 +54,17 @@ def test_a_profile_of_the_first_steps_stops_there(bundle: Path) -> None:
     json.dumps(row, allow_nan=False)
 
 
+def test_a_schedule_that_runs_ahead_says_how_it_got_on(bundle: Path) -> None:
+    traffic = Traffic.of(open_bundle(bundle), "fp32", np.dtype(np.float32))
+    row = summary(profiled(bundle, "jacobi:8", repeats=1), traffic, None)
+    assert row["steps"] == row["measured_steps"] == len(row["step_widths"]) < 64
+    assert row["steps_per_call"] == 64 / row["steps"]
+    assert 0 < row["share_of_single_steps"] < 1
+    assert set(row["step_widths"]) == set(range(1, 9)) & set(row["step_widths"])
+    assert row["step_widths"][0] == 1
+    assert "steps_per_call" not in summary(profiled(bundle, "ntp", repeats=1), traffic, None)
+
+
 @pytest.mark.parametrize("name", ["images", "repeats", "max_steps"])
 def test_settings_out_of_range_are_refused(name: str) -> None:
     with pytest.raises(RequestError, match=f"{name.replace('_', '-')} 0 is out of range: use 1 or more"):
