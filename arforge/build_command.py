@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from arforge.engine import precision_of
 from arforge.options import PATH, Numbers, human, measured_widths
 from arforge.runner.errors import EngineError
-from arforge.runner.targets import TARGETS, default_precision
+from arforge.runner.targets import TARGETS
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 
 @click.command()
@@ -20,7 +21,8 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
-    help="ONNX Runtime has fp32 and int8, TensorRT all of them.  [default: fp32, of TensorRT fp16]",
+    help="ONNX Runtime has fp32, int8 and int4, TensorRT all of them.  "
+    "[default: fp32, of TensorRT fp16; else blocks that are stored]",
 )
 @click.option(
     "--width",
@@ -100,7 +102,7 @@ def command(
     updated in place; int8 weights are made here. For TensorRT it builds an engine with a profile for each step shape
     and looks at its layers; TensorRT-RTX needs no GPU for that. fp16 and bf16 graphs are made where they are missing.
     """
-    precision = precision or default_precision(target)
+    precision = precision_of(bundle, target, precision)
     flat = [width for group in widths for width in group]
     if target == "onnxruntime":
         given = {

@@ -14,6 +14,11 @@ from arforge.runner.targets import default_precision
 BUILT_UNASKED = "onnxruntime"
 
 
+def precision_of(path: Path, target: str, precision: str | None) -> str:
+    """The precision of the engine that a command opens: as asked for, or the usual one of the bundle."""
+    return precision or default_precision(target, open_bundle(path).model.stored_precision)
+
+
 def open_built(path: Path, target: str, precision: str) -> Bundle:
     """The bundle, with the engine that a command is about to open; a note on standard error where it is built now.
 
@@ -21,7 +26,8 @@ def open_built(path: Path, target: str, precision: str) -> Bundle:
     Raises EngineError if the engine cannot be built, and BundleError as `open_bundle` does.
     """
     bundle = open_bundle(path)
-    if target != BUILT_UNASKED or precision != default_precision(target) or has_engine(bundle, target, precision):
+    usual = default_precision(target, bundle.model.stored_precision)
+    if target != BUILT_UNASKED or precision != usual or has_engine(bundle, target, precision):
         return bundle
     missing = f"{path} has no {target} {precision} engine"
     with needed(f"{missing}, and building it", "build", EngineError):

@@ -14,7 +14,7 @@ from arforge.runner.optional import installed, needed
 
 if TYPE_CHECKING:
     from arforge.export.families.family import Family
-    from arforge.runner.bundle import Captions
+    from arforge.runner.bundle import Captions, Precision
 
 
 class ExportCommand(click.Command):
@@ -73,6 +73,16 @@ def known_families() -> dict[str, Family[Any]]:
     type=click.Choice(["clean", "raw"]),
     help="Whether requests' prompts are cleaned as in training, where they do not say.  [default: the authors']",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16", "int8", "int4"]),
+    help="What the decoder's weights are stored as; int8 and int4 in blocks.  [default: the checkpoint's]",
+)
+@click.option(
+    "--block-size",
+    type=click.Choice(["256", "128", "64", "32", "16"]),
+    help="Inputs that share a scale, of int8 and int4.  [default: 128, of int4 32]",
+)
 @click.option("--labels", type=PATH, help="Names of the classes: a line each, or a JSON list.")
 @click.option("--output", type=PATH, help="The bundle to write: a folder, whole or not at all.  [default: NAME.bundle]")
 @click.option("--schedule", "schedules", multiple=True, help="Store this schedule; repeatable.  [default: the usual]")
@@ -94,6 +104,8 @@ def command(
     text_encoder: Path | None,
     text_precision: str,
     captions: Captions | None,
+    precision: Precision | None,
+    block_size: str | None,
     labels: Path | None,
     output: Path | None,
     schedules: tuple[str, ...],
@@ -111,6 +123,7 @@ def command(
     \b
     arforge export c2i_L_384.pt --image-tokenizer vq_ds16_c2i.pt
     arforge export t2i_XL_stage2_512.pt --image-tokenizer vq_ds16_t2i.pt --text-encoder flan-t5-xl/
+    arforge export c2i_3B_384.pt --precision int4
     arforge export llamagen --variant L --grid 24x24 --checkpoint c2i_L_384.pt \\
         --image-tokenizer vq_ds16_c2i.pt --output llamagen-l.bundle
     """
@@ -162,6 +175,8 @@ def command(
         text_encoder=text_encoder,
         text_precision=text_precision,
         captions=captions,
+        precision=precision,
+        block=None if block_size is None else int(block_size),
         labels=None if labels is None else read_labels(labels),
         weights=weights,
         image_tokenizer_weights=image_tokenizer_weights,

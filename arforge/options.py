@@ -24,7 +24,9 @@ MAX_RANGE = 1 << 20
 
 
 target_option = click.option("--target", default=TARGETS[0], show_default=True, help="Engine to run on.")
-precision_option = click.option("--precision", help="Precision of that engine.  [default: fp32, of TensorRT fp16]")
+precision_option = click.option(
+    "--precision", help="Precision of that engine.  [default: fp32, of TensorRT fp16; else blocks that are stored]"
+)
 threads_option = click.option(
     "--threads",
     type=int,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from arforge.engine import open_built
+from arforge.engine import open_built, precision_of
 from arforge.options import PATH, human, precision_option, target_option, threads_option
 from arforge.subjects import Asked, asked_options
 from arforge.version import VERSION
@@ -69,7 +69,6 @@ def command(
     from arforge.runner.output import check_outputs, write_whole
     from arforge.runner.profiling.page import require_matplotlib, save_page, settings_line
     from arforge.runner.profiling.profile import Settings
-    from arforge.runner.targets import default_precision
 
     if html_file:
         require_matplotlib()
@@ -80,7 +79,7 @@ def command(
     check_outputs({"--json": json_file, "--html": html_file})
     subjects = asked.subjects(open_bundle(bundle).model)
     settings = Settings(batch, guidance, warm_ups, repeats, max_steps, subjects)
-    precision = precision or default_precision(target)
+    precision = precision_of(bundle, target, precision)
     judged = read_quality(quality) if quality else None
     figures = measure(bundle, schedules, settings, target, precision, threads)
     click.echo(f"{bundle}: {target} {precision}, {settings_line(figures)}")
@@ -91,6 +90,12 @@ def command(
     click.echo(LINE.format(*HEADS))
     for row in figures["schedules"]:
         click.echo(line_of(row))
+    for row in figures["schedules"]:
+        if "steps_per_call" in row:
+            click.echo(
+                f"{row['schedule']}: {row['steps_per_call']:.2f} tokens a call; "
+                f"{100 * row['share_of_single_steps']:.0f} % of the calls gave one alone"
+            )
     if any(row["prompt_slots"] for row in figures["schedules"]):
         row = figures["schedules"][0]
         click.echo(

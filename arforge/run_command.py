@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from arforge.engine import open_built
+from arforge.engine import open_built, precision_of
 from arforge.options import PATH, Grid, Numbers, precision_option, target_option, threads_option
 from arforge.progress import progress_bar
 from arforge.runner.errors import RequestError
@@ -82,7 +82,6 @@ def command(
     from arforge.runner.output import check_outputs
     from arforge.runner.runner import Runner
     from arforge.runner.schedules.specification import require_keeping, require_order
-    from arforge.runner.targets import default_precision
 
     if output is None and npz is None and tokens is None:
         raise click.UsageError("nothing to write: name --output, --npz or --tokens")
@@ -91,7 +90,7 @@ def command(
     if mask and not keep:
         raise click.UsageError("--mask says what of an image to paint: name the image with --keep")
     check_outputs({"--output": output, "--npz": npz, "--tokens": tokens})
-    precision = precision or default_precision(target)
+    precision = precision_of(bundle, target, precision)
     model = open_built(bundle, target, precision).model
     subjects = asked.subjects(model)
     if subjects is None:

@@ -27,7 +27,7 @@ from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.conditions import class_conditions
 from arforge.runner.device import device_name
-from arforge.runner.plan import Plan, Prefixes, make_plan
+from arforge.runner.plan import Plan, make_plan
 from arforge.runner.runner import open_engine
 from arforge.runner.step_graph import guided_rows
 
@@ -54,7 +54,7 @@ def seconds_of(engine: Engine, bundle: Bundle, plan: Plan, images: int) -> float
     start = time.perf_counter()
     for step in plan.steps:
         buffers = engine.buffers(step.width, step.queries)
-        step.fill(buffers, known, Prefixes())
+        step.fill(buffers, known)
         buffers.uniforms[:], buffers.guidance[:] = 0.5, 2
         engine.run(step.width, step.queries)
         step.store(buffers, known)

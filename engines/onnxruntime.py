@@ -1,9 +1,9 @@
 """Builds the ONNX Runtime engine of a bundle.
 
-ONNX Runtime runs a graph of the engine's own, made from the bundle's float32 one: for fp32 it lies beside that, whose
-weights it shares, for int8 beside the engine's identity, with weights of its own. Building proves that this machine's
-library loads the graph, that its outputs are finite, and that the caches are written in place, and records what it was
-proven with.
+ONNX Runtime runs a graph of the engine's own, made from the bundle's float32 one: for fp32, and for weights that the
+bundle stores in blocks, it lies beside that, whose weights it shares; for int8 and int4 of float weights beside the
+engine's identity, with weights of its own. Building proves that this machine's library loads the graph, that its
+outputs are finite, and that the caches are written in place, and records what it was proven with.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from arforge.runner.step_graph import cache_names, guided_rows
 
 TARGET = "onnxruntime"
 DEVICE = "cpu"
-OWN = "step-onnxruntime"  # the name of an fp32 engine's graph, before a hash
-PRECISIONS = ("fp32", "int8")
+OWN = "step-onnxruntime"  # the name of a graph beside the bundle's, before a hash
+PRECISIONS = ("fp32", "int8", "int4")
+IN_BLOCKS = ("int8", "int4")
 QUANTIZATIONS = ("blocks", "static")  # of int8: weights in blocks, or the graph that `arforge calibrate` made
 
 
@@ -59,7 +60,7 @@ def build(
     if quantization is not None and (precision != "int8" or quantization not in QUANTIZATIONS):
         raise EngineError(
             f"quantization {quantization!r} with precision {precision}: int8 has {', '.join(QUANTIZATIONS)}, "
-            "other precisions none"
+            "other precisions no choice"
         )
     if widths and measure_widths:
         raise EngineError("widths are either given or measured: leave one out")
@@ -76,6 +77,7 @@ def _build(
     bundle: Bundle, precision: str, widths: tuple[int, ...] | None, quantization: str | None, measure_widths: bool
 ) -> Built:
     folder = f"engines/{TARGET}-{precision}-{DEVICE}"
+    check_stored(bundle, precision)
     new: list[Path] = []
     if quantization == "static":
         graph = {"graph": place(bundle, calibrated_graph(bundle))}
@@ -104,12 +106,22 @@ def _build(
     }
     if measure_widths:
         identity["width_milliseconds"] = {str(width): round(1000 * one, 3) for width, one in measured.items()}
-    if precision == "int8":
+    if precision in IN_BLOCKS:
         identity["quantization"] = quantization or QUANTIZATIONS[0]
     kind = BuiltEngine(TARGET, precision, DEVICE, folder)
-    gone = unused_graphs(bundle, graph["graph"]) if precision == "fp32" else ()
+    gone = unused_graphs(bundle, kind, {graph["graph"], graph.get("weights", "")})
     add_engine(bundle, kind, identity, new, gone)
     return Built(identity, seconds)
+
+
+def check_stored(bundle: Bundle, precision: str) -> None:
+    """Raise EngineError for a precision that would round weights anew which the bundle stores in blocks."""
+    stored = bundle.model.stored_precision
+    if {stored, precision} == {"int8", "int4"}:
+        raise EngineError(
+            f"{bundle.root} stores its weights in {stored}, of which no {precision} engine is made: build {stored}, or "
+            f"export the checkpoint again with --precision {precision}"
+        )
 
 
 def calibrated_graph(bundle: Bundle) -> Path:
@@ -126,8 +138,9 @@ def lowered(bundle: Bundle, precision: str, folder: Path) -> tuple[dict[str, str
         from arforge.engines.tensorrt_graph import write_model
 
     source = bundle.graph("step", "fp32")
-    model = lower_for_onnxruntime(source, precision)
-    files = list(write_model(model, folder, "step") if precision == "int8" else write_model(model, source.parent, OWN))
+    shared = precision in ("fp32", bundle.model.stored_precision)
+    model = lower_for_onnxruntime(source, precision, shared=shared)
+    files = list(write_model(model, source.parent, OWN) if shared else write_model(model, folder, "step"))
     name = place(bundle, source)
     facts = {"graph": place(bundle, files[0]), "source": name}
     if len(files) > 1:
@@ -135,10 +148,14 @@ def lowered(bundle: Bundle, precision: str, folder: Path) -> tuple[dict[str, str
     return {**facts, "source_sha256": bundle.files[name].sha256}, files
 
 
-def unused_graphs(bundle: Bundle, graph: str) -> list[str]:
-    """Graphs that earlier builds wrote beside the bundle's, now that the fp32 engine has `graph`."""
+def unused_graphs(bundle: Bundle, kind: BuiltEngine, used: set[str]) -> list[str]:
+    """Files that earlier builds wrote beside the bundle's graphs, now that the engine of that kind has `used`."""
+    for engine in bundle.engines:
+        if engine.target == TARGET and engine.key != kind.key:
+            identity = bundle.identity(engine)
+            used |= {identity["graph"], identity.get("weights", "")}
     written = (name for name in bundle.files if PurePosixPath(name).name.startswith(f"{OWN}-"))
-    return [name for name in written if name != graph]
+    return [name for name in written if name not in used]
 
 
 def place(bundle: Bundle, path: Path) -> str:

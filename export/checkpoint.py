@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from arforge.export.checkpoint_files import files_of
+from arforge.export.checkpoint_files import Parts, parts_of
 from arforge.export.rows import Rows
 from arforge.export.tensor_files import StoredTensor, read_file
 from arforge.runner.errors import CheckpointError
@@ -78,13 +78,14 @@ def open_checkpoint(
     `averaged` ones, where it has both. `option` sets it on the command line, for messages. Raises CheckpointError
     where a file is missing, truncated, not a checkpoint, or holds code, or where there is no such table.
     """
-    files = files_of(path)
+    parts = parts_of(path)
     content: dict[str, Any] = {}
-    for file in files:
+    for file in parts.files:
         part = read_file(file)
         if not isinstance(part, dict):
             kind = "Tensor" if isinstance(part, StoredTensor) else type(part).__name__
             raise CheckpointError(f"{file} holds a {kind}, not a table of tensors")
+        check_index(parts, file, part)
         merge(content, part, file)
     tables = tables_of(content)
     if not tables:
@@ -99,6 +100,7 @@ def open_checkpoint(
     weights = {key: tensor for key, tensor in taken.items() if key not in {*computed, *whole}}
     if not weights:
         raise CheckpointError(f"{path} holds no weights: its tensors are {some(list(taken))}")
+    files = parts.files
     notes = [
         f"read its {len(files)} parts, {files[0].name} to {files[-1].name}" if len(files) > 1 else "",
         note_on_choice(list(tables), name, option),
@@ -107,6 +109,16 @@ def open_checkpoint(
         f"left out whole numbers, which are no weights: {some(whole)}" if whole else "",
     ]
     return Checkpoint(path, files, name, weights, tuple(whole), tuple(note for note in notes if note))
+
+
+def check_index(parts: Parts, file: Path, part: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if the index of the parts says of a file that it holds a tensor which it does not hold."""
+    missing = [name for name, place in parts.places.items() if place == file.name and name not in part]
+    if missing:
+        raise CheckpointError(
+            f"{parts.index} lists {some(missing)} in {file.name}, which does not hold it: the parts are not of one "
+            "checkpoint, or not whole. Download it again"
+        )
 
 
 def merge(content: dict[str, Any], part: Mapping[str, Any], file: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from arforge.export.file_kind import read_head, text_of
@@ -14,11 +15,25 @@ from arforge.runner.errors import CheckpointError
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 SHARD = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})(?P<suffix>\.[a-z]+)")
 MAX_INDEX = 1 << 26  # bytes of an index
+SNAPSHOTS, MAIN = "snapshots", "refs/main"  # in a model's folder of the hub's cache
 BESIDE = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt")  # of a trainer, without weights
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The files of a checkpoint."""
+
+    files: tuple[Path, ...]
+    index: Path | None = None  # that lists them
+    places: Mapping[str, str] = field(default_factory=dict)  # the names of files, by the tensors that it says they hold
+
+
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The files of the checkpoint at `path`: a file, a part of one in shards, an index of shards, or a folder with one.
+    return parts_of(path).files
+
+
+def parts_of(path: Path) -> Parts:
+    """The checkpoint at `path`: a file, a part of one in shards, an index of shards, or a folder with one.
 
     Links are followed, as in the folders of a download cache. Raises CheckpointError if there is no checkpoint,
     where it is one of several, or where a part is missing.
@@ -30,26 +45,46 @@ def files_of(path: Path) -> tuple[Path, ...]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
     if stat.S_ISDIR(mode):
-        return files_of(one_of(path))
+        return parts_of(one_of(path if (snapshot := snapshot_of(path)) is None else snapshot))
     if not stat.S_ISREG(mode):
         raise CheckpointError(f"{path} is not a file, nor a folder: a checkpoint is read more than once")
     match = SHARD.fullmatch(path.name)
     if match:
         count = int(match["parts"])
         names = (f"{match['stem']}-{part:05d}-of-{count:05d}{match['suffix']}" for part in range(1, count + 1))
-        return present(path, names, f"is part {int(match['part'])} of {count}")
+        return Parts(present(path, names, f"is part {int(match['part'])} of {count}"))
     text = text_of(read_head(path))
     if text is not None and text.lstrip().startswith("{"):
-        listed = read_index(path)
-        if listed is not None:
-            return present(path, listed, f"lists {len(listed)} parts")
-    return (path,)
+        places = read_index(path)
+        if places is not None:
+            listed = sorted(set(places.values()))
+            return Parts(present(path, listed, f"lists {len(listed)} parts"), path, places)
+    return Parts((path,))
+
+
+def snapshot_of(folder: Path) -> Path | None:
+    """Of a model's folder in the hub's cache, the snapshot in it, the main one of several; None for another folder.
+
+    Raises CheckpointError if it has none, or several and no main one.
+    """
+    if not (folder / SNAPSHOTS).is_dir():
+        return None
+    found = sorted(entry for entry in (folder / SNAPSHOTS).iterdir() if entry.is_dir())
+    if (folder / MAIN).is_file():
+        name = (folder / MAIN).read_text("utf-8", "replace").strip()
+        found = [entry for entry in found if entry.name == name] or found
+    if len(found) == 1:
+        return found[0]
+    what = f"several snapshots: name one of {', '.join(entry.name for entry in found[:3])}" if found else "no snapshot"
+    raise CheckpointError(f"{folder} is a model's folder in a download cache, with {what}")
 
 
 def present(path: Path, names: Iterable[str], what: str) -> tuple[Path, ...]:
     """Those files beside `path`. Raises CheckpointError if some are missing."""
     files = [path.parent / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
+    if missing and (path.parent / missing[0]).is_symlink():
+        raise CheckpointError(f"{path} {what}, and {missing[0]} is a link to a file that is gone: download it again")
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise CheckpointError(
@@ -58,8 +93,8 @@ def present(path: Path, names: Iterable[str], what: str) -> tuple[Path, ...]:
     return tuple(files)
 
 
-def read_index(path: Path) -> list[str] | None:
-    """The files that an index of shards lists, or None for a JSON file that is no index."""
+def read_index(path: Path) -> dict[str, str] | None:
+    """The file of each tensor by an index of shards, or None for a JSON file that is no index."""
     if path.stat().st_size > MAX_INDEX:
         return None
     try:
@@ -69,15 +104,14 @@ def read_index(path: Path) -> list[str] | None:
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict):
         return None
-    names = list(dict.fromkeys(weight_map.values()))
-    if not names:
+    if not weight_map:
         raise CheckpointError(f"{path} is an index of a checkpoint's parts that lists none: download it again")
-    for name in names:
+    for name in weight_map.values():
         if not isinstance(name, str) or PurePath(name).name != name or "\\" in name or "\0" in name:
             raise CheckpointError(
                 f"{path} is an index of a checkpoint's parts, and lists {name!r}, not a file beside it"
             )
-    return sorted(names)
+    return weight_map
 
 
 def one_of(folder: Path) -> Path:

@@ -12,14 +12,15 @@ import onnx_ir as ir
 from arforge.export import facts, weights
 from arforge.export.checkpoint import Checkpoint, open_checkpoint
 from arforge.export.families.family import Configuration, Family
-from arforge.export.image_tokenizers import IMAGE_TOKENIZERS
 from arforge.export.image_tokenizers import graphs as image_graphs
-from arforge.export.image_tokenizers.image_tokenizer import Configuration as ImageTokenizerConfiguration
-from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerKind
+from arforge.export.image_tokenizers.attention import attend_in_blocks, blocks_for
+from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer
+from arforge.export.image_tokenizers.opening import OpenedImageTokenizer, open_image_tokenizer
 from arforge.export.layers import pad_heads, pad_values
-from arforge.export.recognition import check_shapes, looks_like, part_of
+from arforge.export.recognition import check_shapes, part_of
 from arforge.export.rows import Values
 from arforge.export.step_graph import trace_condition, trace_step, without_logits
+from arforge.export.storage import Storage, storage_of, store
 from arforge.export.text_encoders.text_encoder import TextEncoder, check_precision, open_text_encoder
 from arforge.export.trace import fake_module
 from arforge.runner.bundle import (
@@ -29,6 +30,7 @@ from arforge.runner.bundle import (
     Graph,
     Manifest,
     ModelFacts,
+    Precision,
     SamplerDefaults,
     StoredSchedule,
 )
@@ -41,6 +43,7 @@ from arforge.runner.schedules.schedule import Schedule
 from arforge.runner.schedules.specification import compile_schedule, parse, require_order, require_specials
 
 PRECISION = "fp32"
+DECODER = "decoder."  # before the names of weights in a traced step
 
 
 @dataclass(frozen=True)
@@ -61,16 +64,8 @@ class ExportJob:
     text_encoder: Path | None = None  # a folder; None: such a bundle takes features of prompts, not prompts
     text_precision: str = PRECISION  # what its weights are stored as: fp32 or bf16
     captions: Captions | None = None  # "clean" or "raw", where requests do not say; None: the family's
-
-
-@dataclass(frozen=True)
-class OpenedImageTokenizer:
-    kind: ImageTokenizerKind[Any]
-    config: ImageTokenizerConfiguration
-    checkpoint: Checkpoint
-
-    def module(self) -> ImageTokenizer:
-        return self.kind.module(self.config)
+    precision: Precision | None = None  # what the decoder's weights are stored as; None: the checkpoint's
+    block: int | None = None  # inputs that share a scale, of int8 and int4; None: the usual
 
 
 def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
@@ -91,6 +86,7 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
     facts.check_labels(job.labels, condition)
     checkpoint = part_of(open_checkpoint(job.checkpoint, job.weights), family)
     check_shapes(checkpoint, family.checkpoint_shapes(config), family.name)
+    storage = storage_of(job.precision, checkpoint.precision, job.block)
     images = None
     if job.image_tokenizer is not None:
         images = open_image_tokenizer(job.image_tokenizer, config.vocab_size, job.image_tokenizer_weights)
@@ -106,13 +102,13 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
     image_facts = None if images is None else facts.image_tokenizer_facts(images.kind, images.config, config.grid)
     with staged(job.output, job.overwrite) as stage:
         report(f"tracing the step graph ({config.n_layer} layers)")
-        model = facts.model_facts(family, config, checkpoint, job.labels, condition)
-        graphs = export_decoder(family, config, model, checkpoint, stage, report)
+        model = facts.model_facts(family, config, checkpoint, job.precision, job.labels, condition)
+        graphs = export_decoder(family, config, model, checkpoint, storage, stage, report)
         if family.condition_module is not None:
-            graphs += export_condition(family, config, model, checkpoint, stage)
+            graphs += export_condition(family, config, model, checkpoint, storage, stage)
         if images is not None:
             report("exporting the image tokenizer")
-            graphs += export_image_tokenizer(images, stage)
+            graphs += export_image_tokenizer(images, stage, config.cells)
         text_tokenizer = None if words.data is None else write_text_tokenizer(words.data, stage)
         if texts is not None:
             report(f"exporting the text encoder ({texts.layers} layers)")
@@ -136,34 +132,6 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
         write_manifest(stage, manifest)
 
 
-def open_image_tokenizer(path: Path, vocabulary: int, table: str | None = None) -> OpenedImageTokenizer:
-    """Open the checkpoint of an image tokenizer and read kind and dimensions off it.
-
-    Raises CheckpointError if it is none, or has other than `vocabulary` codes.
-    """
-    checkpoint = open_checkpoint(path, table, averaged=True, option="--image-tokenizer-weights")
-    fitting = [kind for kind in IMAGE_TOKENIZERS.values() if kind.fits(checkpoint.shapes)]
-    kind = fitting[0] if fitting else next(iter(IMAGE_TOKENIZERS.values()))
-    try:
-        config = kind.infer(checkpoint.shapes)
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"{path} is not a {kind.title} checkpoint (missing {error}). {looks_like(checkpoint)}"
-        ) from error
-    problem = kind.problem(config)
-    if problem:
-        raise CheckpointError(f"{path}: {problem}")
-    opened = OpenedImageTokenizer(kind, config, checkpoint)
-    model, _ = fake_module(opened.module)
-    check_shapes(checkpoint, {k: tuple(v.shape) for k, v in model.state_dict().items()}, kind.title)
-    if config.codebook_size != vocabulary:
-        raise CheckpointError(
-            f"{path} has {config.codebook_size} codes, the model {vocabulary} tokens: "
-            "use the tokenizer that the model was trained with"
-        )
-    return opened
-
-
 def open_text_encoder_of(path: Path, family: str, condition: Condition, precision: str) -> TextEncoder:
     """Open the folder of a text encoder for a model of that condition.
 
@@ -180,6 +148,7 @@ def export_decoder(
     config: Configuration,
     model: ModelFacts,
     checkpoint: Checkpoint,
+    storage: Storage,
     stage: Path,
     report: Report,
 ) -> list[Graph]:
@@ -187,35 +156,47 @@ def export_decoder(
     decoder, mode = fake_module(lambda: pad_heads(family.module(config), head_size))
     with mode:
         full = trace_step(decoder, model)
-    models = {"step": without_logits(full), "step-logits": full}
     tables = family.tables(config)
 
     def source(name: str) -> Values:
         values = tables[name] if name in tables else family.parameter(config, checkpoint, name)
         return pad_values(name, values, head_size, bool(decoder.interleaved))
 
+    store(full, storage, lambda name: source(name.removeprefix(DECODER)).dtype)
+    models = {"step": without_logits(full), "step-logits": full}
     report("writing the decoder's weights")
-    return write_graphs(models, "decoder.", "model.weights", source, stage)
+    return write_graphs(models, DECODER, "model.weights", source, stage)
 
 
 def export_condition(
-    family: Family[Any], config: Configuration, model: ModelFacts, checkpoint: Checkpoint, stage: Path
+    family: Family[Any],
+    config: Configuration,
+    model: ModelFacts,
+    checkpoint: Checkpoint,
+    storage: Storage,
+    stage: Path,
 ) -> list[Graph]:
-    """Write the graph that makes rows of a condition."""
+    """Write the graph that makes rows of a condition; in blocks are the decoder's weights alone."""
     assert family.condition_module is not None
     build = family.condition_module
     module, mode = fake_module(lambda: build(config))
     with mode:
         traced = trace_condition(module, model)
+    store(traced, storage.without_blocks, lambda name: checkpoint.rows(name).dtype)
     return write_graphs({"condition": traced}, "", "condition.weights", checkpoint.rows, stage)
 
 
-def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[Graph]:
+def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path, cells: int) -> list[Graph]:
+    """Write its graphs, whose memory is bounded for images of so many cells."""
     model, mode = fake_module(opened.module)
     assert isinstance(model, ImageTokenizer)
     with mode:
-        models = {"decoder": image_graphs.trace_decoder(model), "encoder": image_graphs.trace_encoder(model)}
-    return write_graphs(models, "model.", "tokenizer.weights", opened.checkpoint.rows, stage)
+        models = {"decoder": image_graphs.trace_decoder(model)}
+        if opened.config.encoder:
+            models["encoder"] = image_graphs.trace_encoder(model)
+    for graph in models.values():
+        attend_in_blocks(graph, blocks_for(cells))
+    return write_graphs(models, "model.", "tokenizer.weights", opened.parameter, stage)
 
 
 def export_text_encoder(opened: TextEncoder, stage: Path, precision: str = PRECISION) -> tuple[list[Graph], str]:

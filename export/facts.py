@@ -28,6 +28,7 @@ from arforge.runner.bundle import (
     IdsCondition,
     ImageTokenizerFacts,
     ModelFacts,
+    Precision,
 )
 from arforge.runner.bundle.consistency import of_template
 from arforge.runner.errors import CheckpointError
@@ -97,6 +98,7 @@ def model_facts(
     family: Family[Any],
     config: Configuration,
     checkpoint: Checkpoint,
+    precision: Precision | None,
     labels: tuple[str, ...] | None,
     condition: Condition,
 ) -> ModelFacts:
@@ -113,6 +115,7 @@ def model_facts(
         row_end=family.row_end,
         labels=labels,
         source_precision=checkpoint.precision,
+        stored_precision=precision or checkpoint.precision,
         queries=family.queries,
         positions=family.positions,
         position_rows=len(next(iter(family.tables(config).values()))),

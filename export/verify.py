@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -18,6 +20,7 @@ from arforge.export.families import FAMILIES
 from arforge.export.families.family import Family
 from arforge.export.layers import pad_heads, pad_values
 from arforge.export.module_engine import ModuleEngine
+from arforge.export.quantization import dequantized, quantized
 from arforge.export.recognition import part_of
 from arforge.export.rows import Rows, Values, rows_of
 from arforge.export.stored_tensors import load_whole
@@ -30,6 +33,8 @@ from arforge.runner.side_by_side import LogitAgreement, LogitComparison, logits_
 from arforge.runner.text.id_prompts import IdPrompts
 
 SENSELESS = (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError)
+FLOATS = {onnx.TensorProto.BFLOAT16: torch.bfloat16, onnx.TensorProto.FLOAT16: torch.float16}
+Rounding = Callable[[torch.Tensor], torch.Tensor]
 TOLERANCE = 1e-3  # of logits, relative to the largest
 
 
@@ -88,11 +93,24 @@ def load(bundle: Bundle, graph: Path, build: Callable[[Any, Any], torch.nn.Modul
 
 
 def stored_weights(graph: Path) -> dict[str, torch.Tensor]:
-    """A graph's weights by parameter name, in the module's layout: matrix factors are stored transposed."""
+    """A graph's weights by parameter name, in the module's layout, as the float32 values that they stand for.
+
+    Factors of products are stored transposed, but for those in blocks.
+    """
     model = load_whole(graph)
-    factors = {node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    return {name: torch.from_numpy((a.T if name in factors else a).copy()) for name, a in arrays.items()}
+    cast = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
+    factors = {cast.get(node.input[1], node.input[1]) for node in model.graph.node if node.op_type == "MatMul"}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear":
+            codes, scales, zeros = (arrays[name] for name in node.input)
+            bits = 8 if zeros.dtype == np.uint8 else 4
+            arrays[node.input[0]] = dequantized(codes.astype(np.uint8), scales, bits)
+    floats = {name: a for name, a in arrays.items() if a.dtype.kind == "f" or a.dtype == ml_dtypes.bfloat16}
+    return {
+        name: torch.from_numpy((a.T if name in factors else a).astype(np.float32, order="C"))
+        for name, a in floats.items()
+    }
 
 
 def check_provenance(bundle: Bundle, checkpoint: Path) -> str:
@@ -107,27 +125,52 @@ def check_provenance(bundle: Bundle, checkpoint: Path) -> str:
 
 
 def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> int:
-    """Raise VerificationError unless the stored weights are the checkpoint's; returns how many there are."""
+    """Raise VerificationError unless the stored weights are the checkpoint's, rounded as they are stored.
+
+    Returns how many there are.
+    """
     recorded = bundle.provenance.get("checkpoint")
     averaged = isinstance(recorded, dict) and is_averaged(str(recorded.get("weights")))
     family, config = configuration(bundle)
     source = part_of(open_checkpoint(checkpoint, averaged=averaged), family)
     module, condition = load_module(bundle, precision), load_condition_module(bundle)
-    parts = [(module, module.config.head_size), *([] if condition is None else [(condition, None)])]
-    for part, head_size in parts:
+    parts = [("step-logits", module, module.config.head_size)]
+    parts += [] if condition is None else [("condition", condition, None)]
+    for graph, part, head_size in parts:
+        rounds = roundings(bundle.graph(graph, precision))
         for name, tensor in part.state_dict().items():
             if head_size is None:
                 wanted: Values = source.rows(name)
             else:
                 wanted = pad_values(name, family.parameter(config, source, name), head_size, module.interleaved)
-            if not same(tensor, rows_of(wanted)):
+            if not same(tensor, rows_of(wanted), rounds.get(name, torch.Tensor.float)):
                 raise VerificationError(f"weight {name} of {bundle.root} differs from {checkpoint}: export it again")
-    return sum(len(part.state_dict()) for part, _ in parts)
+    return sum(len(part.state_dict()) for _, part, _ in parts)
 
 
-def same(tensor: torch.Tensor, rows: Rows) -> bool:
-    """Whether a tensor is `rows` in float32."""
-    blocks = ((first, block.to(torch.float32)) for first, block in rows.blocks())
+def roundings(graph: Path) -> dict[str, Rounding]:
+    """For each weight of a graph that is not stored in float32, what it makes of values, as float32 again."""
+    model = onnx.load(graph, load_external_data=False)
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    found: dict[str, Rounding] = {name: as_floats(FLOATS[kind]) for name, kind in kinds.items() if kind in FLOATS}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear":
+            block = next(attribute.i for attribute in node.attribute if attribute.name == "block_size")
+            found[node.input[0]] = as_blocks(8 if kinds[node.input[0]] == onnx.TensorProto.UINT8 else 4, block)
+    return found
+
+
+def as_floats(dtype: torch.dtype) -> Rounding:
+    return lambda values: values.to(dtype).to(torch.float32)
+
+
+def as_blocks(bits: int, block: int) -> Rounding:
+    return lambda values: torch.from_numpy(dequantized(*quantized(values.to(torch.float32).numpy(), bits, block), bits))
+
+
+def same(tensor: torch.Tensor, rows: Rows, rounding: Rounding) -> bool:
+    """Whether a tensor is what is made of `rows`."""
+    blocks = ((first, rounding(block)) for first, block in rows.blocks())
     return tensor.shape == rows.shape and all(
         torch.equal(tensor[first : first + len(block)] if rows.shape else tensor, block) for first, block in blocks
     )

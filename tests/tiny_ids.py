@@ -85,7 +85,8 @@ def model_facts(**changes: Any) -> ModelFacts:
     facts: dict[str, Any] = {
         "family": "tiny-ids", "variant": None, "config": {}, "order": "raster", "grid": CONFIG.grid,
         "vocabulary": CONFIG.vocab_size, "dim": CONFIG.dim, "condition": CONDITION, "specials": (CONFIG.vocab_size,),
-        "row_end": 0, "labels": None, "source_precision": "fp32", "queries": False, "positions": "sequence",
+        "row_end": 0, "labels": None, "source_precision": "fp32", "stored_precision": "fp32",
+        "queries": False, "positions": "sequence",
         "position_rows": POSITIONS, "layers": CONFIG.n_layer, "caches": CONFIG.caches, "kv_heads": CONFIG.kv_heads,
         "head_size": CONFIG.head_size, "parameters": 1,
     }  # fmt: skip
@@ -116,7 +117,7 @@ def save_bundle(root: Path, image_tokenizer: Path) -> Path:
     table = vocabulary.state_dict().__getitem__
     graphs += exporter.write_graphs({"condition": condition}, "", "condition.weights", table, root)
     images = exporter.open_image_tokenizer(image_tokenizer, CONFIG.vocab_size)
-    graphs += exporter.export_image_tokenizer(images, root)
+    graphs += exporter.export_image_tokenizer(images, root, CONFIG.cells)
     (root / TEXT_TOKENIZER).parent.mkdir()
     tokenizer().save(str(root / TEXT_TOKENIZER))
     schedules = [compile_schedule(text, CONFIG.grid, row_end=0) for text in SCHEDULES]

@@ -74,7 +74,7 @@ def features_model(slots: int = SLOTS, width: int = WIDTH) -> ModelFacts:
     return ModelFacts(
         family="tiny", variant=None, config={}, order="raster", grid=(4, 4), vocabulary=32, dim=64,
         condition=FeaturesCondition(slots, width, "clean"), specials=(), row_end=None, labels=None,
-        source_precision="fp32",
+        source_precision="fp32", stored_precision="fp32",
         queries=False, positions="grid", position_rows=17, layers=1, caches=1, kv_heads=2, head_size=8, parameters=1,
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from arforge.runner.bundle.facts import (
     ImageTokenizerFacts,
     ModelFacts,
     Order,
+    Precision,
     SamplerDefaults,
     StoredSchedule,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "Manifest",
     "ModelFacts",
     "Order",
+    "Precision",
     "SamplerDefaults",
     "StoredSchedule",
     "check_distinct",

@@ -18,6 +18,9 @@ Captions = Literal["clean", "raw"]
 """Texts are cleaned as the authors do (`runner/text/captions.py`), or taken as they are."""
 
 
+Precision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
+"""Of the last two, weights or more: in blocks or per output, with scales."""
+
 Unconditional = Literal["padded", "image", "negative"]
 """What unconditional rows see: the prompt with its middle padded, its last ids, which begin the image, or another."""
 
@@ -83,6 +86,7 @@ class ModelFacts:
     row_end: int | None  # the index of the special token that ends a row of the grid
     labels: tuple[str, ...] | None  # a name a class
     source_precision: Literal["fp32", "bf16", "fp16"]  # of the checkpoint's weights
+    stored_precision: Precision  # what the bundle's step graphs hold them as; they compute in float32
     queries: bool  # the step graph takes the cells to decide as `query_positions`
     positions: Literal["grid", "sequence"]  # what a row of the rotary table stands for: a cell, or a place in line
     position_rows: int  # of that table
@@ -119,7 +123,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ImageTokenizerFacts:
-    kind: Literal["vq"]
+    kind: Literal["vq", "vision-vq"]
     codebook_size: int
     codebook_width: int
     downsampling: int  # pixels a token, a side

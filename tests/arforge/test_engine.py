@@ -112,8 +112,14 @@ def test_an_engine_that_another_process_has_built_is_taken(
 def test_building_and_running_agree_on_the_precision() -> None:
     assert set(DEFAULT_PRECISION) == set(TARGETS)
     help_of = {name: arforge(name, "--help").output for name in ("build", "run", "evaluate", "profile")}
-    assert all("[default: fp32, of TensorRT fp16]" in " ".join(text.split()) for text in help_of.values())
+    assert all(
+        "[default: fp32, of TensorRT fp16; else blocks that are stored]" in " ".join(text.split())
+        for text in help_of.values()
+    )
     assert [default_precision(target) for target in TARGETS] == ["fp32", "fp16", "fp16"]
+    assert [default_precision(target, "bf16") for target in TARGETS] == ["fp32", "fp16", "fp16"]
+    assert [default_precision(target, "int8") for target in TARGETS] == ["int8", "fp16", "fp16"]
+    assert [default_precision(target, "int4") for target in TARGETS] == ["int4", "int4", "int4"]
     with pytest.raises(EngineError, match="unknown target 'cuda': this arforge runs onnxruntime, tensorrt-rtx, tensor"):
         default_precision("cuda")
 

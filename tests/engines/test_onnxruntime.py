@@ -50,7 +50,7 @@ def test_building_again_replaces_the_engine(bundle_copy: Path, runner: Runner) -
         np.testing.assert_array_equal(rebuilt.generate([3]).tokens, runner.generate([3]).tokens)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int4", ""])
+@pytest.mark.parametrize("precision", ["fp16", "int2", ""])
 def test_a_precision_that_the_target_lacks_is_refused(bundle: Path, precision: str) -> None:
     with pytest.raises(EngineError, match=f"target onnxruntime has no precision '{precision}': use fp32"):
         onnxruntime.build(bundle, precision=precision)

@@ -17,13 +17,8 @@ from arforge.calibration.agreement import Comparison
 from arforge.calibration.requests import generate, spread
 from arforge.calibration.taps import PairedEngine
 from arforge.engines import onnxruntime
-from arforge.engines.onnxruntime_graph import (
-    CONTRIB,
-    fuse_norms,
-    lower_for_onnxruntime,
-    quantize_products,
-    quantized_blocks,
-)
+from arforge.engines.onnxruntime_blocks import CONTRIB, quantize_products, quantized_blocks
+from arforge.engines.onnxruntime_graph import fuse_norms, lower_for_onnxruntime
 from arforge.engines.tensorrt_graph import write_model
 from arforge.engines.verify import verify_bundle
 from arforge.runner import EngineError, Runner, open_bundle
@@ -80,7 +75,7 @@ def test_the_runtime_computes_the_quantised_product_row_by_row(inputs: int, tmp_
     path = product(weight, tmp_path)
     model = ir.load(path)
     model.opset_imports[CONTRIB] = 1
-    assert quantize_products(model) == 1
+    assert quantize_products(model, "int8") == 1
     lowered = write_model(model, tmp_path / "lowered", "product")[0]
     session = runtime.InferenceSession(lowered, providers=["CPUExecutionProvider"])
     x = random.standard_normal((5, inputs)).astype(np.float32) * np.array([[0.01], [1], [1], [30], [1]], np.float32)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tiny import CONFIG
 from torch import Tensor
 
+from arforge.export import tensor_files
 from arforge.export.checkpoint import Checkpoint, open_checkpoint
 from arforge.export.families.llamagen import checkpoint_shapes
 from arforge.export.recognition import check_shapes
@@ -201,3 +202,82 @@ def test_the_precision_is_that_of_most_bytes(
 ) -> None:
     save_file({"a": torch.ones(64, 64, dtype=kinds[0]), "b": torch.ones(8, dtype=kinds[1])}, tmp_path / "x")
     assert open_checkpoint(tmp_path / "x").precision == expected
+
+
+def test_a_model_of_the_hubs_cache_is_its_main_snapshot(shards: Path, tmp_path: Path, weights: Weights) -> None:
+    model = tmp_path / "models--org--name"
+    (model / "snapshots").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="folder in a download cache, with no snapshot"):
+        open_checkpoint(model)
+    shards.rename(model / "snapshots" / "abc")
+    assert_holds(open_checkpoint(model), weights)
+    (model / "snapshots" / "older").mkdir()
+    with pytest.raises(CheckpointError, match="with several snapshots: name one of abc, older"):
+        open_checkpoint(model)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("abc\n")
+    assert_holds(open_checkpoint(model), weights)
+
+
+def test_a_link_whose_blob_is_gone_is_named(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "blob2").unlink()
+    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors is a link to a file that is gone"):
+        open_checkpoint(shards)
+
+
+def test_an_index_that_names_what_is_not_there_is_refused(shards: Path) -> None:
+    index = shards / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["layers.7.no.weight"] = "model-00002-of-00002.safetensors"
+    index.write_text(json.dumps(content))
+    message = r"index.json lists layers.7.no.weight in model-00002-of-00002.safetensors, which does not hold it"
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(shards)
+    content["weight_map"]["layers.7.no.weight"] = "model-00003-of-00003.safetensors"
+    index.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="lists 3 parts, and model-00003-of-00003.safetensors is not beside it"):
+        open_checkpoint(shards)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.99])
+def test_a_part_that_was_cut_is_named(shards: Path, kept: float) -> None:
+    blob = (shards / "model-00002-of-00002.safetensors").resolve()
+    blob.write_bytes(blob.read_bytes()[: int(kept * blob.stat().st_size)])
+    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors is not a whole safetensors file"):
+        open_checkpoint(shards)
+
+
+@pytest.fixture
+def torch_shards(tmp_path: Path, weights: Weights) -> Path:
+    """As `shards`, in files of torch."""
+    folder = tmp_path / "torch"
+    folder.mkdir()
+    parts = [dict(list(weights.items())[:7]), dict(list(weights.items())[7:])]
+    names = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    for name, part in zip(names, parts, strict=True):
+        torch.save(part, folder / name)
+    weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_torch_parts_are_read_as_one_by_rows(
+    torch_shards: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_files, "REMAP", 2000)  # mapped anew time and again
+    opened = open_checkpoint(torch_shards)
+    assert_holds(opened, weights)
+    for name, tensor in weights.items():
+        assert torch.equal(opened.rows(name).read(1, len(tensor)), tensor[1:])
+    last = torch_shards / "pytorch_model-00002-of-00002.bin"
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="pytorch_model-00002-of-00002.bin is not a whole torch checkpoint"):
+        open_checkpoint(torch_shards)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path, weights: Weights) -> None:
+    save_file(weights, tmp_path / "x.safetensors")
+    opened = open_checkpoint(tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match="x.safetensors has become shorter while it was read"):
+        opened.tensor("output.weight")

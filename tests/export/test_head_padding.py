@@ -97,9 +97,8 @@ def tokens_of(module: Any, bundle: Path, text: str, guidance: float) -> np.ndarr
 def true_module(case: Case) -> nn.Module:
     """The module with the true head size and the checkpoint's weights."""
     module, source = case.family.module(case.config).eval(), open_checkpoint(case.checkpoint)
-    module.load_state_dict(
-        {name: rows_of(case.family.parameter(case.config, source, name)).tensor() for name in module.state_dict()}
-    )
+    values = {name: case.family.parameter(case.config, source, name) for name in module.state_dict()}
+    module.load_state_dict({name: rows_of(value).tensor() for name, value in values.items()})
     return module
 
 

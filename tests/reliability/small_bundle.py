@@ -23,7 +23,8 @@ MODEL = {
     "family": "llamagen", "variant": None, "config": {"dim": 8}, "order": "raster", "grid": list(GRID),
     "vocabulary": 16, "dim": 8,
     "condition": {"kind": "class", "classes": 3, "first_class": 16, "null_class": 19}, "specials": [], "row_end": None,
-    "labels": None, "source_precision": "fp32", "queries": False, "positions": "grid", "position_rows": 17,
+    "labels": None, "source_precision": "fp32", "stored_precision": "fp32",
+    "queries": False, "positions": "grid", "position_rows": 17,
     "layers": 2, "caches": 2, "kv_heads": 1, "head_size": 8, "parameters": 1000,
 }  # fmt: skip
 Edit = Callable[[dict[str, Any]], object]

@@ -50,6 +50,7 @@ CHANGES: list[tuple[str, Any]] = [
     ("model/labels", []),
     ("model/labels", [""]),
     ("model/source_precision", "int8"),
+    ("model/stored_precision", "int2"),
     ("model/positions", 65),
     ("image_tokenizer", {}),
     ("image_tokenizer", False),

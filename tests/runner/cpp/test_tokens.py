@@ -12,11 +12,15 @@ import cpp_abi
 import numpy as np
 import pytest
 from cpp_abi import STATUS, Failure
+from tiny import CONFIG
 
 from arforge.calibration.int8 import CalibrationJob, calibrate
 from arforge.calibration.ranges import Rule
 from arforge.engines import onnxruntime
+from arforge.export.exporter import ExportJob, export_bundle
+from arforge.export.families.llamagen import FAMILY
 from arforge.runner import Runner, open_bundle
+from arforge.runner.bundle import Precision
 
 CLASSES = [3, 1, 4, 1]
 SEEDS = [9, 2**64 - 1, 6, 0]
@@ -110,6 +114,22 @@ def test_int8_tokens_and_images_are_pythons(library: Any, int8_bundle: Path) -> 
                 compare(ours, theirs, CLASSES, SEEDS, schedule=entry.specification, **settings)
                 compare(ours, theirs, CLASSES[:1], SEEDS[:1], schedule=entry.specification, **settings)
     ours.close()
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_bundle_that_stores_blocks_runs_them_where_nobody_names_a_precision(
+    library: Any, checkpoint: Path, tmp_path: Path, precision: Precision
+) -> None:
+    root = tmp_path / "stored.bundle"
+    export_bundle(ExportJob(FAMILY, CONFIG, checkpoint, None, root, ["zipar:4"], precision=precision))
+    onnxruntime.build(root, precision)
+    ours = cpp_abi.Runner(library, root, threads=1)
+    with Runner.open(root, threads=1) as theirs:
+        for settings in ({}, {"greedy": True}):
+            compare(ours, theirs, CLASSES, SEEDS, **settings)
+    ours.close()
+    with pytest.raises(Failure, match="has no onnxruntime fp32 engine"):
+        cpp_abi.Runner(library, root, precision="fp32")
 
 
 def test_int8_in_blocks_is_for_the_cpu_alone(library: Any, int8_bundle: Path) -> None:
