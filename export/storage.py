@@ -106,9 +106,11 @@ def in_floats(model: ir.Model, weight: ir.Value, dtype: ir.DataType) -> None:
     weight.const_value = weight_reference(weight, location="", offset=0)
     for node in readers(weight):
         low = node.outputs[0]
-        high = ir.Value(name=f"{low.name}.float", shape=low.shape, type=ir.TensorType(ir.DataType.FLOAT))
-        low.dtype = dtype
-        low.replace_all_uses_with(high)
+        high = ir.Value(name=low.name, shape=low.shape, type=ir.TensorType(ir.DataType.FLOAT))
+        low.name, low.dtype = f"{low.name}.stored", dtype
+        low.replace_all_uses_with(
+            high, replace_graph_outputs=True
+        )  # the table of a prompt's words is a graph by itself
         to = ir.AttrInt64("to", ir.DataType.FLOAT)
         model.graph.insert_after(node, ir.Node("", "Cast", [low], [to], outputs=[high], name=f"{node.name}.float"))
 
