@@ -62,7 +62,7 @@ def chain_of(softmax: ir.Node) -> list[ir.Node]:
         assert producer is not None
         chain.insert(0, producer)
     while chain[-1].op_type != "MatMul":
-        chain.append(chain[-1].outputs[0].uses()[0].node)
+        chain.append(next(iter(chain[-1].outputs[0].uses())).node)
     return chain
 
 
