@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from arforge.engines.stored_values import stored_values
 from arforge.export.quantization import BITS, FINEST, LAST, block_size, packed, quantized
+from arforge.export.stored_values import stored_values
 from arforge.runner.errors import EngineError
 
 CONTRIB = "com.microsoft"
