@@ -106,10 +106,10 @@ def command(
             top_k=samplers.top_k if top_k is None else top_k,
             top_p=samplers.top_p if top_p is None else top_p,
         )
-        wanted = quality.Samples(samples, judged(asked, opened.model), sampling, seed, min(batch, samples))
+        wanted = quality.Samples(samples, judged(asked, opened.model, classifier), sampling, seed, min(batch, samples))
         wanted.check()
         judge = None
-        if classifier:  # of classes: a model of prompts has none
+        if classifier:
             judge = Classifier(classifier, size, opened.model.class_condition.classes, threads)
         extractor = FeatureExtractor(side or feature_side(size), threads)
         facts: dict[str, Any] = {
@@ -157,14 +157,21 @@ def command(
         save_plot(plot, points, floor_distance, "\n".join(heading(facts)))
 
 
-def judged(asked: Asked, model: ModelFacts) -> Subjects:
-    """What the images are of: as asked, else all classes. Raises RequestError if the model does not take it."""
+def judged(asked: Asked, model: ModelFacts, classifier: Path | None) -> Subjects:
+    """What the images are of: as asked, else all classes.
+
+    Raises RequestError if the model does not take it, UsageError where prompts are missing, or have a classifier.
+    """
     from arforge.runner.bundle import ClassCondition
     from arforge.runner.errors import RequestError
     from arforge.runner.request import Subjects, check_classes
 
     subjects = asked.subjects(model)
     if not isinstance(model.condition, ClassCondition):
+        if classifier:
+            raise click.UsageError(
+                f"this {model.family} model takes prompts: leave out --classifier, a judge of classes"
+            )
         if subjects is None:
             raise click.UsageError("nothing to draw: give the prompts to go round with --prompts FILE")
         return subjects
@@ -190,10 +197,11 @@ def heading(facts: dict[str, Any]) -> list[str]:
 
 
 def subjects_line(facts: Mapping[str, Any]) -> str:
-    from arforge.runner.request import ASKED
-
-    by = next(name for name in ASKED if name in facts)
-    return f"{facts[by] if isinstance(facts[by], int) else len(facts[by])} {by}"
+    if "classes" in facts:
+        return f"{len(facts['classes'])} classes"
+    if "prompts_by" in facts:
+        return f"{facts['prompts']} prompts by {facts['prompts_by']}"
+    return f"{len(facts['prompts'])} prompts"
 
 
 def line_of(row: Quality) -> str:

@@ -33,8 +33,9 @@ def family_options() -> list[click.Parameter]:
         for option in family.options:
             owners.setdefault(option.field, []).append(family.name)
             text = f"{option.help} Of {' and '.join(owners[option.field])}.  [default: read off the checkpoint]"
-            choices = click.Choice([str(choice) for choice in option.choices])
-            found[option.field] = click.Option([f"--{option.field.replace('_', '-')}"], type=choices, help=text)
+            choices = None if option.choices is None else [str(choice) for choice in option.choices]
+            kind = click.IntRange(min=1) if choices is None else click.Choice(choices)
+            found[option.field] = click.Option([f"--{option.field.replace('_', '-')}"], type=kind, help=text)
     return list(found.values())
 
 

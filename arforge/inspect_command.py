@@ -10,11 +10,12 @@ from typing import Any
 import click
 
 from arforge.options import PATH, human, measured_widths
-from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition, ModelFacts, open_bundle
+from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition, IdsCondition, ModelFacts, open_bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.step_graph import guided_rows
 
 FLOAT_BYTES = 4
+UNCONDITIONAL = {"padded": "it padded", "image": "those alone", "negative": "a negative prompt"}
 
 
 @click.command()
@@ -104,6 +105,12 @@ def condition_of(model: ModelFacts) -> str:
 def text_of(bundle: Bundle) -> str:
     """What a prompt is to the model, and what makes it of a text."""
     condition = bundle.model.condition
+    if isinstance(condition, IdsCondition):
+        words = "with its tokenizer" if bundle.text_tokenizer else "without a tokenizer: takes ids only"
+        return (
+            f"a prompt is ids of {condition.vocabulary}, of which the last {condition.start} begin the image; "
+            f"unconditional rows see {UNCONDITIONAL[condition.unconditional]}; {words}"
+        )
     if not isinstance(condition, FeaturesCondition):
         return f"a prompt is {condition.kind}"
     captions = "cleaned as in training" if condition.captions == "clean" else "taken as they are"

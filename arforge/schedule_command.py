@@ -18,17 +18,24 @@ STEPS_SHOWN = 6
 @click.command()
 @click.argument("specification")
 @click.option("--grid", type=Grid(), required=True, help="Token grid, such as 24x24.")
+@click.option("--row-ends", is_flag=True, help="As for models whose rows end in a token, such as Lumina-mGPT and Emu3.")
 @click.option("--json", "json_file", type=PATH, help="Dump the whole schedule as JSON; - for standard output.")
 @click.option("--plot", type=PATH, help="PNG heat map of the step in which each cell is decided.")
 @click.option("--gif", type=PATH, help="Animated GIF of the cells as they are decided.")
 def command(
-    specification: str, grid: tuple[int, int], json_file: Path | None, plot: Path | None, gif: Path | None
+    specification: str,
+    grid: tuple[int, int],
+    row_ends: bool,
+    json_file: Path | None,
+    plot: Path | None,
+    gif: Path | None,
 ) -> None:
     """Show the schedule SPECIFICATION on a grid: its steps, their widths, and the cache it needs.
 
     \b
-    ntp                  next-token
-    zipar:W              ZipAR with window W; options after commas:
+    ntp                  next-token; options:
+        jacobi=L                       the same tokens, up to L cells a call on drafts (jacobi:L for short)
+    zipar:W              ZipAR with window W, which counts a row's end where there is one; options after commas:
         first-row=published|windowed   when row 1 starts
         seed=published|nearest         which token stands in for a row's undecided last one
         holes=published|masked         whether not yet written cells enlarge the softmax
@@ -44,7 +51,7 @@ def command(
 
     to_stdout = str(json_file) == "-"
     check_outputs({"--json": None if to_stdout else json_file, "--plot": plot, "--gif": gif})
-    schedule = compile_schedule(specification, grid)
+    schedule = compile_schedule(specification, grid, row_end=0 if row_ends else None)
     if json_file:
         text = json.dumps(schedule.to_json()) + "\n"
         if to_stdout:

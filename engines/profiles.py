@@ -13,6 +13,7 @@ so that a prompt passes in few runs. Their slots count as well: the longest prom
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -26,6 +27,7 @@ from arforge.runner.step_graph import conditioned, guided_rows, lowered_step
 
 SLOT_MULTIPLE = 8
 MAX_PROFILES = 256
+LARGEST_TENSOR = 2**31 - 1  # numbers
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -74,7 +76,7 @@ def plan_profiles(
                 f"{chosen[-1]}: add --width {max(used([schedule]))}"
             )
     plans = [make_plan(schedule, chosen) for schedule in schedules]
-    kinds = {(step.width, step.queries) for plan in plans for step in plan.steps}
+    kinds = {kind for plan in plans for kind in plan.kinds}
     read = 1 if conditioned(bundle.model) else 0
     profiles = sorted(
         {
@@ -87,7 +89,22 @@ def plan_profiles(
     slots = max(plan.slots for plan in plans) + prompt_slots(bundle.model, most)
     if passes:
         slots = max(slots, -(-most // passes[-1]) * passes[-1])  # of a prompt alone, padded
-    return Profiles(chosen, -(-slots // SLOT_MULTIPLE) * SLOT_MULTIPLE, tuple(profiles), passes)
+    found = Profiles(chosen, -(-slots // SLOT_MULTIPLE) * SLOT_MULTIPLE, tuple(profiles), passes)
+    check_sizes(bundle, found)
+    return found
+
+
+def check_sizes(bundle: Bundle, profiles: Profiles) -> None:
+    """Raises EngineError for an input that no TensorRT tensor can be, as of a manifest that claims huge prompts."""
+    most = longest_prompt(bundle.model)
+    for profile in profiles.profiles:
+        for name, shape in shapes(bundle, profile, profiles.slots).items():
+            if math.prod(shape) > LARGEST_TENSOR:
+                why = f" (prompts have up to {most + 1} tokens)" if most else ""
+                raise EngineError(
+                    f"{name} would be {list(shape)}{why}, more than the {LARGEST_TENSOR} numbers that a TensorRT "
+                    "tensor holds: build for fewer --images or shorter schedules"
+                )
 
 
 def longest_prompt(model: ModelFacts) -> int:
@@ -110,7 +127,7 @@ def prompt_widths(model: ModelFacts, asked: Sequence[int]) -> tuple[int, ...]:
 
 def used(schedules: Iterable[Schedule]) -> set[int]:
     """The numbers of inputs and of queries in the schedules' steps."""
-    counts = {step.width for schedule in schedules for step in schedule.steps}
+    counts = {width for schedule in schedules for width in schedule.widths}
     return counts | {len(step.targets) for schedule in schedules if schedule.queries for step in schedule.steps}
 
 

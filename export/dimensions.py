@@ -12,11 +12,12 @@ from arforge.export.checkpoint import Checkpoint
 from arforge.export.config import check_config, make_config, published, read_config, variant_config, variant_of
 from arforge.export.families import FAMILIES
 from arforge.export.families.family import Configuration, Family, Grid
-from arforge.export.recognition import check_shapes, family_of, looks_like
+from arforge.export.model_folder import CONFIG, Description, read_description
+from arforge.export.recognition import TOLD, check_shapes, family_of, looks_like, part_of
 from arforge.runner.errors import CheckpointError
 from arforge.runner.report import Report
 
-PIXELS = {256: (16, 16), 384: (24, 24), 512: (32, 32)}  # sides of published models' images, and their grids
+SIDES = (256, 384, 512)  # of published models' images, in pixels
 
 
 @dataclass(frozen=True)
@@ -38,26 +39,56 @@ def model_of(checkpoint: Checkpoint, named: Named, report: Report = lambda line:
     the user said does not fit the tensors.
     """
     family = FAMILIES[named.family] if named.family else family_of(checkpoint)
-    foreign = [name for name in named.options if name not in {option.field for option in family.options}]
-    if foreign:
-        owners = [known.name for known in FAMILIES.values() if foreign[0] in {o.field for o in known.options}]
-        raise CheckpointError(f"--{foreign[0]} goes with the {' and '.join(owners)} family, this is {family.name}")
+    refuse_foreign(named.options, family)
     if named.config is not None:
         return family, read_config(named.config, family)
-    grid = named.grid or grid_hint(checkpoint, report)
+    checkpoint = part_of(checkpoint, family)
+    description = read_description(checkpoint.path, family.model_types) if family.described else None
+    source = TOLD if description is None else f"its {CONFIG}"
     if named.variant is not None:
         told = {**told_options(checkpoint, family), **named.options}
-        config = variant_config(family, named.variant, grid or family.grids[0], **told)
+    elif description is not None:
+        told = {**described(checkpoint, family, description), **named.options}
     else:
         told = {**inferred(checkpoint, family, named.n_head), **named.options}
-        config = make_config(family, {**told, "grid": grid or family.grids[0]}, str(checkpoint.path))
-    check_shapes(checkpoint, family.checkpoint_shapes(config), family.name)
+    grid = named.grid or told.get("grid") or grid_hint(checkpoint, family, report)
+    told["grid"] = grid or family.grids[0]
+    if named.variant is not None:
+        config = variant_config(family, named.variant, **told)
+    else:
+        config = make_config(family, told, str(checkpoint.path))
+    check_shapes(checkpoint, family.checkpoint_shapes(config), family.name, source)
     if grid is None:
         grid = published_grid(checkpoint, family, config, report)
         config = check_config(replace(config, grid=grid), str(checkpoint.path))
     if named.variant is None or named.family is None:
-        report(f"{checkpoint.path.name}: {summary(family, config)}")
+        report(f"{checkpoint.path.name}: {summary(family, config, described=description is not None)}")
     return family, config
+
+
+def refuse_foreign(options: Mapping[str, int], family: Family[Any]) -> None:
+    """Raise CheckpointError for an option of another family."""
+    foreign = [name for name in options if name not in {option.field for option in family.options}]
+    if foreign:
+        owners = [known.name for known in FAMILIES.values() if foreign[0] in {o.field for o in known.options}]
+        shown = foreign[0].replace("_", "-")
+        raise CheckpointError(f"--{shown} goes with the {' and '.join(owners)} family, this is {family.name}")
+
+
+def described(checkpoint: Checkpoint, family: Family[Any], description: Description) -> dict[str, Any]:
+    """The configuration's fields that a folder's `config.json` tells. Raises CheckpointError if tensors are missing."""
+    assert family.described is not None
+    try:
+        return family.described(description, checkpoint.shapes)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise not_whole(checkpoint, family, error) from error
+
+
+def not_whole(checkpoint: Checkpoint, family: Family[Any], error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{checkpoint.path} is not a whole {family.name} checkpoint (missing or of another shape: {error}). "
+        f"{looks_like(checkpoint)}"
+    )
 
 
 def inferred(checkpoint: Checkpoint, family: Family[Any], n_head: int | None) -> dict[str, Any]:
@@ -77,10 +108,7 @@ def inferred(checkpoint: Checkpoint, family: Family[Any], n_head: int | None) ->
     try:
         return family.infer(checkpoint.shapes, heads)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"{checkpoint.path} is not a whole {family.name} checkpoint (missing or of another shape: {error}). "
-            f"{looks_like(checkpoint)}"
-        ) from error
+        raise not_whole(checkpoint, family, error) from error
 
 
 def told_options(checkpoint: Checkpoint, family: Family[Any]) -> dict[str, Any]:
@@ -92,23 +120,31 @@ def told_options(checkpoint: Checkpoint, family: Family[Any]) -> dict[str, Any]:
     return {option.field: told[option.field] for option in family.options if option.field in told}
 
 
-def grid_hint(checkpoint: Checkpoint, report: Report) -> Grid | None:
+def grid_hint(checkpoint: Checkpoint, family: Family[Any], report: Report) -> Grid | None:
     """The grid that the checkpoint's name tells, as in `c2i_L_384.pt`."""
     name = checkpoint.path.name
+    known = sides_of(family)
     counted = re.sub(r"(?i)(step|epoch|iter|ep|it)s?[-_]?\d+", "", name)  # how long it was trained
-    sides = {int(found) for found in re.findall(r"(?<!\d)(?:256|384|512)(?!\d)", counted)}
+    sides = {int(found) for found in re.findall(r"(?<!\d)\d{3,4}(?!\d)", counted)} & known.keys()
     if len(sides) != 1:
         return None
     (side,) = sides
-    grid = PIXELS[side]
+    grid = known[side]
     report(f"{name}: a grid of {grid[0]}x{grid[1]}, since the name says {side} pixels (--grid sets another)")
     return grid
+
+
+def sides_of(family: Family[Any]) -> dict[int, Grid]:
+    """Sides in pixels of the images of published models, and their grids."""
+    sides = sorted({*SIDES, *(family.token_pixels * rows for rows, columns in family.grids if rows == columns)})
+    return {side: (side // family.token_pixels, side // family.token_pixels) for side in sides}
 
 
 def published_grid(checkpoint: Checkpoint, family: Family[Any], config: Any, report: Report) -> Grid:
     """The grid that all published checkpoints of the size have. Raises CheckpointError if nothing tells it."""
     if variant_of(family, config) is None or len(family.grids) > 1:
-        sides = ", ".join(f"{rows}x{columns} for {side} pixels" for side, (rows, columns) in PIXELS.items())
+        known = sides_of(family).items()
+        sides = ", ".join(f"{rows}x{columns} for {side} pixels" for side, (rows, columns) in known)
         raise CheckpointError(
             f"{checkpoint.path}: neither tensors nor name tell the grid of tokens that the model was trained for: "
             f"give it by --grid (published models: {sides})"
@@ -121,12 +157,14 @@ def published_grid(checkpoint: Checkpoint, family: Family[Any], config: Any, rep
     return grid
 
 
-def summary(family: Family[Any], config: Configuration) -> str:
+def summary(family: Family[Any], config: Configuration, *, described: bool = False) -> str:
     """What was read off the tensors, and what was taken as published since they do not tell it."""
     size = variant_of(family, config)
     facts = f"{config.n_layer} layers of {config.n_head} heads, width {config.dim}, {config.vocab_size} image tokens"
     if size is not None:
         return f"{family.name} {size} ({facts})"
+    if described:
+        return f"{family.name} ({facts}), as its {CONFIG} says"
     values = asdict(config)
     untold = {name: value for name, value in published(family).items() if name in ("norm_eps", "rope_base")}
     taken = ", ".join(f"{name} {value:g}" for name, value in untold.items() if values[name] == value)

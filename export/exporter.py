@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ import onnx_ir as ir
 from arforge.export import facts, weights
 from arforge.export.checkpoint import Checkpoint, open_checkpoint
 from arforge.export.families.family import Configuration, Family
-from arforge.export.image_tokenizers import IMAGE_TOKENIZERS
 from arforge.export.image_tokenizers import graphs as image_graphs
-from arforge.export.image_tokenizers.image_tokenizer import Configuration as ImageTokenizerConfiguration
-from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer, ImageTokenizerKind
+from arforge.export.image_tokenizers.attention import attend_in_blocks, blocks_for
+from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer
+from arforge.export.image_tokenizers.opening import OpenedImageTokenizer, open_image_tokenizer
 from arforge.export.layers import pad_heads, pad_values
-from arforge.export.recognition import check_shapes, looks_like
+from arforge.export.recognition import check_shapes, part_of
 from arforge.export.rows import Values
 from arforge.export.step_graph import trace_condition, trace_step, without_logits
 from arforge.export.storage import Storage, storage_of, store
@@ -68,16 +68,6 @@ class ExportJob:
     block: int | None = None  # inputs that share a scale, of int8 and int4; None: the usual
 
 
-@dataclass(frozen=True)
-class OpenedImageTokenizer:
-    kind: ImageTokenizerKind[Any]
-    config: ImageTokenizerConfiguration
-    checkpoint: Checkpoint
-
-    def module(self) -> ImageTokenizer:
-        return self.kind.module(self.config)
-
-
 def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
     """Write the bundle `job.output`, whole or not at all.
 
@@ -86,12 +76,15 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
     """
     family, config = job.family, job.config
     wanted = dict.fromkeys(str(parse(text)) for text in job.schedules or family.schedules(config))
-    schedules = [compile_schedule(text, config.grid) for text in wanted]
+    for text in wanted:
+        require_order(text, family.order)
+    schedules = [compile_schedule(text, config.grid, row_end=family.row_end) for text in wanted]
     for schedule in schedules:
-        require_order(schedule.specification, family.order)
-        require_specials(schedule, len(family.specials(config)))
-    facts.check_labels(job.labels, family.condition(config))
-    checkpoint = open_checkpoint(job.checkpoint, job.weights)
+        require_specials(schedule, len(family.specials(config)), family.row_end)
+    words = facts.words_of(family, config, job.checkpoint)
+    condition = facts.condition_of(family, config, words, job.captions)
+    facts.check_labels(job.labels, condition)
+    checkpoint = part_of(open_checkpoint(job.checkpoint, job.weights), family)
     check_shapes(checkpoint, family.checkpoint_shapes(config), family.name)
     storage = storage_of(job.precision, checkpoint.precision, job.block)
     images = None
@@ -99,24 +92,20 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
         images = open_image_tokenizer(job.image_tokenizer, config.vocab_size, job.image_tokenizer_weights)
     texts = None
     if job.text_encoder is not None:
-        texts = open_text_encoder_of(job.text_encoder, family.name, family.condition(config), job.text_precision)
-    for opened in [checkpoint, *([images.checkpoint] if images else [])]:
-        for note in opened.notes:
-            report(f"{opened.path.name}: {note}")
-    if texts is not None:
-        for note in texts.notes:
-            report(f"{texts.checkpoint.path.name}: {note}")
+        texts = open_text_encoder_of(job.text_encoder, family.name, condition, job.text_precision)
+    for note in [*notes_on(checkpoint, images, texts), *words.notes]:
+        report(note)
     image_facts = None if images is None else facts.image_tokenizer_facts(images.kind, images.config, config.grid)
     with staged(job.output, job.overwrite) as stage:
         report(f"tracing the step graph ({config.n_layer} layers)")
-        model = facts.model_facts(family, config, checkpoint, job.precision, job.labels, job.captions)
+        model = facts.model_facts(family, config, checkpoint, job.precision, job.labels, condition)
         graphs = export_decoder(family, config, model, checkpoint, storage, stage, report)
         if family.condition_module is not None:
             graphs += export_condition(family, config, model, checkpoint, storage, stage)
         if images is not None:
             report("exporting the image tokenizer")
-            graphs += export_image_tokenizer(images, stage)
-        text_tokenizer = None
+            graphs += export_image_tokenizer(images, stage, config.cells)
+        text_tokenizer = None if words.data is None else write_text_tokenizer(words.data, stage)
         if texts is not None:
             report(f"exporting the text encoder ({texts.layers} layers)")
             text_graphs, text_tokenizer = export_text_encoder(texts, stage, job.text_precision)
@@ -139,32 +128,12 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
         write_manifest(stage, manifest)
 
 
-def open_image_tokenizer(path: Path, vocabulary: int, table: str | None = None) -> OpenedImageTokenizer:
-    """Open the checkpoint of an image tokenizer and read kind and dimensions off it.
-
-    Raises CheckpointError if it is none, or has other than `vocabulary` codes.
-    """
-    checkpoint = open_checkpoint(path, table, averaged=True, option="--image-tokenizer-weights")
-    fitting = [kind for kind in IMAGE_TOKENIZERS.values() if kind.fits(checkpoint.shapes)]
-    kind = fitting[0] if fitting else next(iter(IMAGE_TOKENIZERS.values()))
-    try:
-        config = kind.infer(checkpoint.shapes)
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(
-            f"{path} is not a {kind.title} checkpoint (missing {error}). {looks_like(checkpoint)}"
-        ) from error
-    problem = kind.problem(config)
-    if problem:
-        raise CheckpointError(f"{path}: {problem}")
-    opened = OpenedImageTokenizer(kind, config, checkpoint)
-    model, _ = fake_module(opened.module)
-    check_shapes(checkpoint, {k: tuple(v.shape) for k, v in model.state_dict().items()}, kind.title)
-    if config.codebook_size != vocabulary:
-        raise CheckpointError(
-            f"{path} has {config.codebook_size} codes, the model {vocabulary} tokens: "
-            "use the tokenizer that the model was trained with"
-        )
-    return opened
+def notes_on(checkpoint: Checkpoint, images: OpenedImageTokenizer | None, texts: TextEncoder | None) -> Iterator[str]:
+    """What was chosen and left out of the files, each by its name."""
+    for opened in [checkpoint, *([images.checkpoint] if images else [])]:
+        yield from (f"{opened.path.name}: {note}" for note in opened.notes)
+    if texts is not None:
+        yield from (f"{texts.checkpoint.path.name}: {note}" for note in texts.notes)
 
 
 def open_text_encoder_of(path: Path, family: str, condition: Condition, precision: str) -> TextEncoder:
@@ -194,8 +163,8 @@ def export_decoder(
     tables = family.tables(config)
 
     def source(name: str) -> Values:
-        values = tables[name] if name in tables else family.parameter(checkpoint, name)
-        return pad_values(name, values, head_size)
+        values = tables[name] if name in tables else family.parameter(config, checkpoint, name)
+        return pad_values(name, values, head_size, bool(decoder.interleaved))
 
     store(full, storage, lambda name: source(name.removeprefix(DECODER)).dtype)
     models = {"step": without_logits(full), "step-logits": full}
@@ -221,12 +190,17 @@ def export_condition(
     return write_graphs({"condition": traced}, "", "condition.weights", checkpoint.rows, stage)
 
 
-def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[Graph]:
+def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path, cells: int) -> list[Graph]:
+    """Write its graphs, whose memory is bounded for images of so many cells."""
     model, mode = fake_module(opened.module)
     assert isinstance(model, ImageTokenizer)
     with mode:
-        models = {"decoder": image_graphs.trace_decoder(model), "encoder": image_graphs.trace_encoder(model)}
-    return write_graphs(models, "model.", "tokenizer.weights", opened.checkpoint.rows, stage)
+        models = {"decoder": image_graphs.trace_decoder(model)}
+        if opened.config.encoder:
+            models["encoder"] = image_graphs.trace_encoder(model)
+    for graph in models.values():
+        attend_in_blocks(graph, blocks_for(cells))
+    return write_graphs(models, "model.", "tokenizer.weights", opened.parameter, stage)
 
 
 def export_text_encoder(opened: TextEncoder, stage: Path, precision: str = PRECISION) -> tuple[list[Graph], str]:
@@ -236,9 +210,14 @@ def export_text_encoder(opened: TextEncoder, stage: Path, precision: str = PRECI
     """
     graph = opened.graph(precision)
     graphs = write_graphs({"text": graph}, "", "text.weights", opened.parameter, stage, precision)
+    return graphs, write_text_tokenizer(opened.tokenizer, stage)
+
+
+def write_text_tokenizer(data: bytes, stage: Path) -> str:
+    """Write a `tokenizer.json`; returns its path in the bundle."""
     (stage / TEXT_TOKENIZER).parent.mkdir(exist_ok=True)
-    (stage / TEXT_TOKENIZER).write_bytes(opened.tokenizer)
-    return graphs, TEXT_TOKENIZER
+    (stage / TEXT_TOKENIZER).write_bytes(data)
+    return TEXT_TOKENIZER
 
 
 def write_graphs(

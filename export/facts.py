@@ -19,15 +19,18 @@ from arforge.export.families.family import Configuration, Family, Grid
 from arforge.export.image_tokenizers.image_tokenizer import Configuration as ImageTokenizerConfiguration
 from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizerKind
 from arforge.export.layers import padded_head
+from arforge.export.model_folder import Words, folder_of, read_words
 from arforge.runner.bundle import (
     Captions,
     ClassCondition,
     Condition,
     FeaturesCondition,
+    IdsCondition,
     ImageTokenizerFacts,
     ModelFacts,
     Precision,
 )
+from arforge.runner.bundle.consistency import of_template
 from arforge.runner.errors import CheckpointError
 from arforge.version import VERSION
 
@@ -59,6 +62,29 @@ def check_labels(labels: tuple[str, ...] | None, condition: Condition) -> None:
         raise CheckpointError(f"{len(labels)} names for {condition.classes} classes: give one a class, in their order")
 
 
+def words_of(family: Family[Any], config: Configuration, checkpoint: Path) -> Words:
+    """The words of a checkpoint's folder, of a model that reads ids. Raises CheckpointError as `read_words`."""
+    condition = family.condition(config)
+    if not isinstance(condition, IdsCondition):
+        return Words()
+    return read_words(folder_of(checkpoint), condition.vocabulary)
+
+
+def condition_of(family: Family[Any], config: Configuration, words: Words, captions: Captions | None) -> Condition:
+    """The condition of a model, by what its folder tells of its words, and with another default of `captions`.
+
+    Raises CheckpointError if prompts have no room, or words that the vocabulary lacks.
+    """
+    if family.template is None:
+        return with_captions(family.condition(config), captions)
+    condition = family.template(config, words)
+    for problem in of_template(condition):
+        raise CheckpointError(
+            f"{family.name}: {problem}: use the tokenizer.json of that model, and --prompt-slots enough"
+        )
+    return with_captions(condition, captions)
+
+
 def with_captions(condition: Condition, captions: Captions | None) -> Condition:
     """The condition with another default of `captions`. Raises CheckpointError if the model takes no texts."""
     if captions is None:
@@ -74,7 +100,7 @@ def model_facts(
     checkpoint: Checkpoint,
     precision: Precision | None,
     labels: tuple[str, ...] | None,
-    captions: Captions | None = None,
+    condition: Condition,
 ) -> ModelFacts:
     return ModelFacts(
         family=family.name,
@@ -84,7 +110,7 @@ def model_facts(
         grid=config.grid,
         vocabulary=config.vocab_size,
         dim=config.dim,
-        condition=with_captions(family.condition(config), captions),
+        condition=condition,
         specials=family.specials(config),
         row_end=family.row_end,
         labels=labels,
@@ -92,7 +118,7 @@ def model_facts(
         stored_precision=precision or checkpoint.precision,
         queries=family.queries,
         positions=family.positions,
-        position_rows=1 + config.cells,
+        position_rows=len(next(iter(family.tables(config).values()))),
         layers=config.n_layer,
         caches=config.caches,
         kv_heads=config.kv_heads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from arforge.export.checkpoint import Checkpoint, some
@@ -12,6 +13,8 @@ from arforge.export.families.family import Family
 from arforge.export.image_tokenizers import IMAGE_TOKENIZERS
 from arforge.export.text_encoders import t5
 from arforge.runner.errors import CheckpointError
+
+TOLD = "--variant or --config"  # where a user's dimensions come from
 
 
 def signs() -> dict[str, tuple[str, ...]]:
@@ -42,11 +45,22 @@ def family_of(checkpoint: Checkpoint) -> Family[Any]:
     raise CheckpointError(f"{checkpoint.path} {what}: the families are {', '.join(FAMILIES)}")
 
 
+def part_of(checkpoint: Checkpoint, family: Family[Any]) -> Checkpoint:
+    """What of a checkpoint the family's models have, by the names of `Family.checkpoint_shapes`."""
+    if family.tensors is None:
+        return checkpoint
+    names = family.tensors(checkpoint.tensors)
+    taken = {name: checkpoint.tensors[stored] for name, stored in names.items()}
+    left = [name for name in checkpoint.tensors if name not in set(names.values())]
+    note = (f"left out what {family.name} models draw no images with: {some(left)}",) if left else ()
+    return replace(checkpoint, tensors=taken, notes=(*checkpoint.notes, *note))
+
+
 def check_shapes(
     checkpoint: Checkpoint,
     expected: Mapping[str, tuple[int, ...]],
     kind: str,
-    dimensions: str = "--variant or --config",
+    dimensions: str = TOLD,
 ) -> None:
     """Raise CheckpointError unless the checkpoint has exactly these tensors, of these shapes.
 
@@ -63,9 +77,10 @@ def check_shapes(
         )
     wrong = [name for name in expected if found[name] != expected[name]]
     if wrong:
+        than = "" if dimensions == TOLD else f" than {dimensions} says"
         lines = [f"{name} is {list(found[name])}, expected {list(expected[name])}" for name in wrong[:3]]
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{checkpoint.path} has other dimensions: {'; '.join(lines)}{more}")
+        raise CheckpointError(f"{checkpoint.path} has other dimensions{than}: {'; '.join(lines)}{more}")
 
 
 def advice(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]], kind: str, dimensions: str) -> str:

@@ -50,8 +50,8 @@ def trace_condition(module: nn.Module, model: ModelFacts) -> ir.Model:
     assert not isinstance(model.condition, ClassCondition)
     free = {0: torch.export.Dim("prompts"), 1: torch.export.Dim("length", max=model.condition.slots)}
     (given,) = wanted.inputs
-    features = torch.zeros(given.sizes({"prompts": 2, "length": 3}))
-    return trace(module, (features,), (free,), [given.name], [tensor.name for tensor in wanted.outputs])
+    prompts = torch.zeros(given.sizes({"prompts": 2, "length": 3}), dtype=getattr(torch, given.dtype))
+    return trace(module, (prompts,), (free,), [given.name], [tensor.name for tensor in wanted.outputs])
 
 
 def without_logits(model: ir.Model) -> ir.Model:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from arforge.export.checkpoint import is_averaged, open_checkpoint
@@ -19,15 +20,17 @@ from arforge.export.families.family import Family
 from arforge.export.layers import pad_heads, pad_values
 from arforge.export.module_engine import ModuleEngine
 from arforge.export.quantization import dequantized, quantized
-from arforge.export.rows import Rows, rows_of
+from arforge.export.recognition import part_of
+from arforge.export.rows import Rows, Values, rows_of
 from arforge.export.stored_tensors import take_in
 from arforge.export.wide_weights import load_wide
 from arforge.runner.backends.engine import Engine
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
-from arforge.runner.bundle import Bundle, FeaturesCondition
-from arforge.runner.conditions import ConditionGraph, sample_conditions, sample_features
+from arforge.runner.bundle import Bundle, ClassCondition, Condition, FeaturesCondition, IdsCondition
+from arforge.runner.conditions import ConditionGraph, sample_conditions, sample_features, sample_ids
 from arforge.runner.errors import VerificationError
 from arforge.runner.side_by_side import LogitAgreement, LogitComparison, logits_of, side_by_side
+from arforge.runner.text.id_prompts import IdPrompts
 
 SENSELESS = (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError)
 FLOATS = {onnx.TensorProto.BFLOAT16: torch.bfloat16, onnx.TensorProto.FLOAT16: torch.float16}
@@ -43,13 +46,21 @@ def load_module(bundle: Bundle, precision: str = "fp32") -> Any:
 def load_condition_module(bundle: Bundle) -> Any:
     """What makes rows of a condition, as a torch module with the stored weights; None for a model of classes."""
     condition = bundle.model.condition
-    if not isinstance(condition, FeaturesCondition):
+    if isinstance(condition, ClassCondition):
         return None
     family, config = configuration(bundle)
     known = family.condition(config)
-    if not isinstance(known, FeaturesCondition) or (known.slots, known.width) != (condition.slots, condition.width):
+    if prompt_sizes(known) != prompt_sizes(condition):
         raise VerificationError(f"{bundle.root}: the manifest says {condition}, its model has {known}: export again")
     return load(bundle, bundle.graph("condition", "fp32"), lambda f, c: f.condition_module(c))
+
+
+def prompt_sizes(condition: Condition) -> tuple[object, ...]:
+    """The kind of a condition, and the sizes of its graph."""
+    if isinstance(condition, ClassCondition):
+        return (condition.kind,)
+    width = condition.width if isinstance(condition, FeaturesCondition) else condition.vocabulary
+    return condition.kind, condition.slots, width
 
 
 def configuration(bundle: Bundle) -> tuple[Family[Any], Any]:
@@ -109,14 +120,18 @@ def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> 
     """
     recorded = bundle.provenance.get("checkpoint")
     averaged = isinstance(recorded, dict) and is_averaged(str(recorded.get("weights")))
-    source, parameter = open_checkpoint(checkpoint, averaged=averaged), FAMILIES[bundle.model.family].parameter
+    family, config = configuration(bundle)
+    source = part_of(open_checkpoint(checkpoint, averaged=averaged), family)
     module, condition = load_module(bundle, precision), load_condition_module(bundle)
     parts = [("step-logits", module, module.config.head_size)]
     parts += [] if condition is None else [("condition", condition, None)]
     for graph, part, head_size in parts:
         rounds = roundings(bundle.graph(graph, precision))
         for name, tensor in part.state_dict().items():
-            wanted = source.rows(name) if head_size is None else pad_values(name, parameter(source, name), head_size)
+            if head_size is None:
+                wanted: Values = source.rows(name)
+            else:
+                wanted = pad_values(name, family.parameter(config, source, name), head_size, module.interleaved)
             if not same(tensor, rows_of(wanted), rounds.get(name, torch.Tensor.float)):
                 raise VerificationError(f"weight {name} of {bundle.root} differs from {checkpoint}: export it again")
     return sum(len(part.state_dict()) for _, part, _ in parts)
@@ -156,20 +171,18 @@ def compare_condition(bundle: Bundle) -> float | None:
     On random features of all lengths up to some, and of the longest. None for a model of classes. Raises
     VerificationError if they part.
     """
-    module, condition = load_condition_module(bundle), bundle.model.condition
-    if module is None or not isinstance(condition, FeaturesCondition):
+    module = load_condition_module(bundle)
+    if module is None:
         return None
-    samples = sample_features(bundle.model, 8)
-    samples.append(np.tile(samples[-1], (condition.slots, 1))[: condition.slots])
-    found = ConditionGraph(bundle)(samples)
     worst = 0.0
-    for features, *prompts in zip(samples, found.conditional, found.unconditional, strict=True):
+    for given, *prompts in condition_samples(bundle):
         with torch.no_grad():
-            rows, none = module(torch.from_numpy(features)[None])
-        for prompt, wanted in zip(prompts, (rows[0].numpy(), none.numpy()), strict=True):
+            made = module(torch.from_numpy(given)[None])
+        wanted = [made] if isinstance(made, torch.Tensor) else [made[0], made[1][None]]
+        for prompt, rows in zip(prompts, (one[0].numpy() for one in wanted), strict=True):
             assert prompt.rows is not None
-            fits = prompt.rows.shape == wanted.shape
-            error = float(np.abs(prompt.rows - wanted).max() / np.abs(wanted).max()) if fits else np.inf
+            fits = prompt.rows.shape == rows.shape
+            error = float(np.abs(prompt.rows - rows).max() / np.abs(rows).max()) if fits else np.inf
             worst = float(np.maximum(worst, error))  # NaN where there is one
     if not worst <= TOLERANCE:
         raise VerificationError(
@@ -177,6 +190,29 @@ def compare_condition(bundle: Bundle) -> float | None:
             f"the largest, allowed is {TOLERANCE:.0e}: export the bundle again"
         )
     return worst
+
+
+def condition_samples(bundle: Bundle) -> Iterator[tuple[Any, ...]]:
+    """Random prompts of all lengths up to some, and of the longest, each with the graph's rows of it.
+
+    Of features, the rows that stand for none come too.
+    """
+    graph, condition = ConditionGraph(bundle), bundle.model.condition
+    assert not isinstance(condition, ClassCondition)
+    if isinstance(condition, IdsCondition):
+        ids = sample_ids(condition, 8)
+        ids.append(longest(ids[-1], condition.slots))
+        yield from zip(ids, graph.of_ids(IdPrompts(ids, [], together=None)).conditional, strict=True)
+        return
+    features = sample_features(bundle.model, 8)
+    features.append(longest(features[-1], condition.slots))
+    found = graph.of_features(features)
+    yield from zip(features, found.conditional, found.unconditional, strict=True)
+
+
+def longest(prompt: NDArray[Any], slots: int) -> NDArray[Any]:
+    """A prompt repeated until it fills its slots."""
+    return np.concatenate([prompt] * slots)[:slots]
 
 
 def compare_logits(bundle: Bundle, schedule: str, max_steps: int) -> LogitAgreement:

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.conditions import Prompt
-from arforge.runner.errors import NumericsError
+from arforge.runner.errors import EngineError, NumericsError
 from arforge.runner.numerics import NO_TOKEN, advice, spoilt_cache
-from arforge.runner.plan import Plan
+from arforge.runner.plan import Plan, Prefixes
 from arforge.runner.step_graph import cache_names
 
 CHUNK = 128  # tokens of a prompt that pass at once, where the engine takes any number that has rotary rows
@@ -42,13 +42,11 @@ class Prefill:
         self.passed = 0  # prompt tokens that went through the engine
         self.seconds = 0.0  # that filling caches with prompts took, wall clock
 
-    def start(
-        self, plan: Plan, images: int, prompts: Sequence[Prompt], first_image: int = 0
-    ) -> NDArray[np.bool_] | None:
-        """Prepare the engine for `plan`, a prompt a row; returns which prompt slots each row sees, (rows, slots).
+    def start(self, plan: Plan, images: int, prompts: Sequence[Prompt], first_image: int = 0) -> Prefixes:
+        """Prepare the engine for `plan`, a prompt a row; returns what prompts change in its steps.
 
-        None where no model's prompt has slots. Raises NumericsError if a prompt makes non-finite logits, which names
-        its image, counted from `first_image`; the caches are cleared before.
+        Raises NumericsError if a prompt makes non-finite logits, which names its image, counted from `first_image`; the
+        caches are cleared before. Raises EngineError for a prompt that the engine cannot take at once.
         """
         schedule, slots = plan.schedule, plan.prompt_slots
         start = time.perf_counter()
@@ -62,7 +60,7 @@ class Prefill:
         self._engine.prepare(images, len(prompts), plan.slots, schedule.zero_slots + slots)
         settings = self._engine.settings
         if settings.condition is None:
-            return None
+            return Prefixes()
         seen = np.zeros((len(prompts), slots), np.bool_)
         for row, prompt in enumerate(prompts):
             assert prompt.rows is not None
@@ -74,7 +72,10 @@ class Prefill:
                     self._engine.write_cache(name, row, first, values)
         self._forget(distinct)
         self.seconds += time.perf_counter() - start
-        return seen if slots else None
+        places = None
+        if self._model.positions == "sequence":
+            places = np.array([[prompt.before] for prompt in prompts], np.int64)
+        return Prefixes(seen if slots else None, places)
 
     def release(self) -> None:
         """Drop the caches of prompts that the next request is not likely to have."""
@@ -95,23 +96,21 @@ class Prefill:
         """The caches of one prompt, which goes through the step graph in chunks. `name`: for messages."""
         engine, count = self._engine, prompt.before
         assert prompt.rows is not None
-        known = engine.prefill_widths
-        chunk = min(CHUNK, self._model.position_rows) if known is None else max(known)
-        firsts = range(0, count, chunk)
-        widths = [fitting(min(chunk, count - first), known) for first in firsts]
-        slots = firsts[-1] + widths[-1]
+        chunks = self._chunks(prompt, name)
+        slots = sum(chunks[-1])
         engine.prepare(1, 1, slots, zero_slots=slots, condition=count)
         settings = engine.settings
         assert settings.condition is not None
         settings.temperature[:], settings.top_k[:], settings.top_p[:] = 1, 0, 1  # without filters
         settings.condition[0] = prompt.rows[:-1]
-        for first, width in zip(firsts, widths, strict=True):
+        for first, width in chunks:
             buffers = engine.buffers(width)
             place = np.minimum(np.arange(first, first + width), count - 1)  # padding repeats the last
             buffers.tokens[:] = prompt.token + place
-            buffers.positions[:] = 0
+            buffers.positions[:] = place if self._model.positions == "sequence" else 0
             buffers.write_index[:] = first
-            buffers.mask[:] = np.arange(slots) <= place[:, None]
+            sees = np.where(place < prompt.together, prompt.together - 1, place)
+            buffers.mask[:] = np.arange(slots) <= sees[:, None]
             buffers.uniforms[:], buffers.guidance[:] = 0, 1
             engine.run(width)
             if (buffers.next_tokens == NO_TOKEN).any():
@@ -123,6 +122,20 @@ class Prefill:
                 )
         self.passed += count
         return [engine.cache(name)[0, :, :count].copy() for name in self._names]
+
+    def _chunks(self, prompt: Prompt, name: str) -> list[tuple[int, int]]:
+        """The first row of each chunk of a prompt, and the width that the engine runs it with."""
+        known = self._engine.prefill_widths
+        chunk = min(CHUNK, self._model.position_rows) if known is None else max(known)
+        if known is None:
+            chunk = max(chunk, prompt.together)
+        elif prompt.together > chunk:
+            raise EngineError(
+                f"{name} has {prompt.together} tokens that see each other, the engine takes {chunk} at once: build it "
+                f"again with --prefill-width {prompt.together}, or ask for a causal prefill"
+            )
+        firsts = range(0, prompt.before, chunk)
+        return [(first, fitting(min(chunk, prompt.before - first), known)) for first in firsts]
 
 
 def fitting(width: int, widths: Sequence[int] | None) -> int:

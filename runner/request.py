@@ -22,6 +22,7 @@ MAX_SCALE = 1000  # of guidance and temperature
 MAX_TOP_K = 2**30
 MAX_BATCH = 2**30
 DEFAULT_BATCH = 32
+OF_IDS = ("unconditional", "negative", "negative_ids", "prefill")  # go with models that read ids of prompts
 ASKED = ("classes", "prompts", "features", "ids")  # a request has one of them
 
 Progress = Callable[[int, int], None]
@@ -62,6 +63,10 @@ class Request:
     ids: Sequence[NDArray[np.int64]] | None = None  # of prompts' tokens, (tokens) each, with the one that ends it
     captions: str | None = None  # "clean": prompts are cleaned as in training; "raw"; None: the bundle's default
     truncate: bool = False  # whether prompts that are too long are cut off
+    unconditional: str | None = None  # what unconditional rows see: "padded", "image" or "negative"; None: the bundle's
+    negative: str | Sequence[str] | None = None  # negative prompts in words, one for all images or one an image
+    negative_ids: NDArray[np.int64] | Sequence[NDArray[np.int64]] | None = None  # or as ids, whole prompts
+    prefill: str | None = None  # "causal", or "bidirectional": a prompt's tokens see each other; None: causal
 
 
 @dataclass(frozen=True)
@@ -245,8 +250,9 @@ class Watch:
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled(f"cancelled after {self.done} of {self.steps} steps")
 
-    def after_step(self) -> None:
-        self.done += 1
+    def after_step(self, done: int) -> None:
+        """Tell the caller; `done`: steps of the request that are behind all images decoded so far."""
+        self.done = done
         if self.progress is not None:
             self.progress(self.done, self.steps)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from arforge.runner.backends.engine import Engine, StepBuffers
 from arforge.runner.bundle import Bundle
 from arforge.runner.conditions import Conditions, prompt_slots
-from arforge.runner.plan import PlannedStep, make_plan
+from arforge.runner.plan import PlannedStep, Prefixes, make_plan
 from arforge.runner.prefill import Prefill
 from arforge.runner.step_graph import cache_names
 
@@ -30,15 +30,15 @@ def side_by_side(
     plans = [make_plan(bundle.schedule(schedule), engine.widths, slots) for engine in engines]
     prompts = conditions.rows(guided=True)
     known = plans[0].known(bundle.model, prompts)
-    seen = None
+    prefixes = Prefixes()
     for plan, engine in zip(plans, engines, strict=True):
-        seen = Prefill(engine, bundle.model).start(plan, len(conditions), prompts)
+        prefixes = Prefill(engine, bundle.model).start(plan, len(conditions), prompts)
         engine.settings.temperature[:] = 0
     for steps in list(zip(*(plan.steps for plan in plans), strict=True))[:max_steps]:
         done = []
         for step, engine in zip(steps, engines, strict=True):
             buffers = engine.buffers(step.width, step.queries)
-            step.fill(buffers, known, seen)
+            step.fill(buffers, known, prefixes)
             buffers.guidance[:] = step.scale(GUIDANCE)
             engine.run(step.width, step.queries)
             done.append((step, buffers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -174,10 +175,31 @@ def words_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_checkpoint:
     return made_once(tmp_path_factory, "words.bundle", make)
 
 
+@pytest.fixture(scope="session")
+def ids_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_checkpoint: Path) -> Path:
+    """An 8x8 bundle that reads ids of prompts, with positions in sequence and a token at the end of rows."""
+    from tiny_ids import save_bundle  # so does tokenizers
+
+    return made_once(tmp_path_factory, "ids.bundle", lambda path: save_bundle(path, tokenizer_checkpoint))
+
+
 @pytest.fixture
 def bundle_copy(bundle: Path, tmp_path: Path) -> Path:
     """The 8x8 bundle, to be changed."""
     return Path(shutil.copytree(bundle, tmp_path / "copy.bundle"))
+
+
+@pytest.fixture
+def drawing_bundle(bundle_copy: Path) -> Path:
+    """The 8x8 bundle as one of VisionVQ, exported without its encoder."""
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    manifest["image_tokenizer"]["kind"] = "vision-vq"
+    (encoder,) = (graph for graph in manifest["graphs"] if graph["name"] == "encoder")
+    manifest["graphs"].remove(encoder)
+    del manifest["files"][encoder["path"]]
+    (bundle_copy / encoder["path"]).unlink()
+    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+    return bundle_copy
 
 
 @pytest.fixture(scope="session")
@@ -207,6 +229,12 @@ def arpg_runner(arpg_bundle: Path) -> Iterator[Runner]:
 @pytest.fixture(scope="session")
 def text_runner(text_bundle: Path) -> Iterator[Runner]:
     with Runner.open(text_bundle, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def ids_runner(ids_bundle: Path) -> Iterator[Runner]:
+    with Runner.open(ids_bundle, threads=1) as opened:
         yield opened
 
 

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+from arforge import runner
+from arforge.runner import RequestError
 
 STATUS = {
     "argument": 1,
@@ -70,6 +74,11 @@ class Request(ctypes.Structure):
         ("lengths", ctypes.POINTER(c_size_t)),
         ("width", c_size_t),
         ("ids", ctypes.POINTER(c_int64)),
+        ("unconditional", c_char_p),
+        ("negative_ids", ctypes.POINTER(c_int64)),
+        ("negative_lengths", ctypes.POINTER(c_size_t)),
+        ("negatives", c_size_t),
+        ("prefill", c_char_p),
     )
 
 
@@ -83,6 +92,8 @@ class Facts(ctypes.Structure):
         ("downsampling", c_int64),
         ("feature_slots", c_int64),
         ("feature_width", c_int64),
+        ("id_slots", c_int64),
+        ("id_vocabulary", c_int64),
     )
 
 
@@ -101,6 +112,13 @@ class Result:
     steps: int
     seconds: tuple[float, float, float]  # decoding, of it in the engine, images
     condition_seconds: float
+
+
+def joined(lists: Sequence[np.ndarray]) -> tuple[Any, Any]:
+    """Numbers, one list behind another, and how many each has."""
+    whole = np.concatenate([np.zeros(0, np.int64), *lists]).astype(np.int64)
+    numbers = (c_int64 * max(1, len(whole)))(*whole.tolist())  # which the pointer keeps alive
+    return ctypes.cast(numbers, ctypes.POINTER(c_int64)), (c_size_t * len(lists))(*map(len, lists))
 
 
 def load(path: Path) -> ctypes.CDLL:
@@ -140,6 +158,7 @@ class Runner:
         progress: Callable[[int, int], object] | None = None,
         features: Sequence[np.ndarray] | None = None,
         ids: Sequence[np.ndarray] | None = None,
+        negative_ids: Sequence[np.ndarray] | np.ndarray | None = None,
         **settings: Any,
     ) -> Result:
         """`progress` cancels where it returns something true. Settings: one value, or a list of one an image."""
@@ -155,10 +174,12 @@ class Runner:
             request.width = features[0].shape[1]
             request.images = len(features)
         if ids is not None:
-            whole = np.concatenate([np.asarray(one, np.int64) for one in ids])
-            request.ids = whole.ctypes.data_as(ctypes.POINTER(c_int64))
-            request.lengths = (c_size_t * len(ids))(*map(len, ids))
+            request.ids, request.lengths = joined(ids)
             request.images = len(ids)
+        if negative_ids is not None:
+            negatives = [negative_ids] if isinstance(negative_ids, np.ndarray) else negative_ids
+            request.negative_ids, request.negative_lengths = joined(negatives)
+            request.negatives = len(negatives)
         if seeds is not None:
             request.seeds = (c_uint64 * len(seeds))(*seeds)
         if schedule is not None:
@@ -171,7 +192,9 @@ class Runner:
         if progress is not None:
             request.progress = PROGRESS(lambda _, done, steps: int(bool(progress(done, steps))))
         for name, value in settings.items():
-            if isinstance(value, Sequence):
+            if isinstance(value, str):
+                setattr(request, name, value.encode())
+            elif isinstance(value, Sequence):
                 kind = c_int64 if name == "top_k" else c_double
                 setattr(request, f"{name}s", (kind * len(value))(*value))
             else:
@@ -219,3 +242,13 @@ class Runner:
             tuple(value.value for value in seconds),
             self.library.arforge_result_condition_seconds(result),
         )
+
+
+def refused_alike(ours: Runner, theirs: runner.Runner, **asked: Any) -> str:
+    """The message of a request that both runners refuse in the same words."""
+    with pytest.raises(Failure) as refused:
+        ours.generate(**asked)
+    with pytest.raises(RequestError) as expected:
+        theirs.generate(**asked)
+    assert (refused.value.status, refused.value.message) == (STATUS["request"], str(expected.value))
+    return refused.value.message

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -186,11 +187,32 @@ class FakeContext:
         return True
 
 
+def session_of(model: ir.Model, folder: Path) -> onnxruntime.InferenceSession:
+    """Of a lowered graph, which is changed, whose weights lie in `folder`.
+
+    ONNX Runtime's quantizers want scales and values of one type, so casts come between: as the standard has it, a
+    quotient is of the scale's type, float32; so is a product here, rounded once.
+    """
+    for node in model.graph:
+        if node.op_type == "QuantizeLinear":
+            wide = ir.Node("", "Cast", [node.inputs[0]], [ir.AttrInt64("to", ir.DataType.FLOAT)])
+            model.graph.insert_before(node, wide)
+            node.replace_input_with(0, wide.outputs[0])
+        elif node.op_type == "DequantizeLinear" and (kind := node.attributes.pop("output_dtype", None)):
+            narrow = ir.Node("", "Cast", [node.outputs[0]], [ir.AttrInt64("to", kind.as_int())])
+            node.outputs[0].replace_all_uses_with(narrow.outputs[0])
+            narrow.replace_input_with(0, node.outputs[0])
+            model.graph.insert_after(node, narrow)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    content = ir.to_proto(model).SerializeToString()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
 class FakeEngine:
     def __init__(self, graph: Path, profiles: list[dict[str, tuple[int, ...]]], gpu: FakeGpu, recorder: Any) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.session = session_of(ir.load(graph), graph.parent)
         self.gpu, self.recorder, self.profiles, self.failure = gpu, recorder, profiles, ""
         self.inputs = {value.name for value in self.session.get_inputs()}
         values = [*self.session.get_inputs(), *self.session.get_outputs()]

@@ -54,12 +54,15 @@ class Samples:
             yield self.subjects.take(indices), [self.first_seed + i for i in indices]
 
     def to_json(self) -> dict[str, Any]:
-        seeds = [self.first_seed, self.first_seed + self.count - 1]
+        """Of prompts that are arrays only their number, and by what they are given."""
+        seeds, subjects = [self.first_seed, self.first_seed + self.count - 1], self.subjects
+        arrays = subjects.by in ("features", "ids")
         return {
             "samples": self.count,
             "batch": self.batch,
             "seeds": seeds,
-            **self.subjects.to_json(),
+            **({"prompts": len(subjects.values), "prompts_by": subjects.by} if arrays else subjects.to_json()),
+            **{name: value for name, value in subjects.settings.items() if value},
             **asdict(self.sampling),
         }
 

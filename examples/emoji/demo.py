@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import click
+from common import arforge
 
 from arforge.runner import Runner
 from arforge.runner.backends.onnxruntime_session import load_library
@@ -54,13 +53,6 @@ def main(output: Path) -> None:
             each, prompts = (1000 * taken / len(PROMPTS) for taken in (seconds, result.condition_seconds))
             click.echo(f"{schedule:9} {result.steps:5} {each:9.1f} {prompts:6.1f} ms  {picture}")
     click.echo(f"prompts, row by row: {'; '.join(PROMPTS)}")
-
-
-def arforge(*arguments: str | Path) -> None:
-    """Run the command line, showing the command as a user would type it."""
-    words = [str(argument) for argument in arguments]
-    click.echo(f"$ arforge {' '.join(words)}")
-    subprocess.run([sys.executable, "-m", "arforge", *words], check=True)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import learning_rate
 from model import Generator, pad_left
 from torch import Tensor
 
@@ -59,7 +59,7 @@ def train(
     start, running = time.time(), 0.0
     for step in range(first, steps):
         for group in optimizer.param_groups:
-            group["lr"] = group["part"] * peak_rate * schedule(step, steps)
+            group["lr"] = group["part"] * peak_rate * learning_rate(step, steps)
         blind = BLIND * min(1.0, 3 * (1 - step / steps))
         loss = batch_loss(model, tokens, captions, torch.randint(len(tokens), (batch,)), blind)
         loss.backward()
@@ -93,9 +93,3 @@ def batch_loss(model: Generator, tokens: Tensor, captions: Captions, chosen: Ten
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(ids, mask, given, dropped)
     return F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten())
-
-
-def schedule(step: int, steps: int, warm: int = 200) -> float:
-    if step < warm:
-        return (step + 1) / warm
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

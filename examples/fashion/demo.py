@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import click
 import numpy as np
+from common import arforge
 
 from arforge.runner import Runner
 from arforge.runner.backends.onnxruntime_session import load_library
@@ -92,13 +91,6 @@ def inpaint(runner: Runner, picture: Path) -> None:
         rows.append(painted)
     save_png(picture, np.concatenate(rows), columns=10, zoom=2)
     click.echo(f"lower halves decoded anew, as their own class and as another: {picture}")
-
-
-def arforge(*arguments: str | Path) -> None:
-    """Run the command line, showing the command as a user would type it."""
-    words = [str(argument) for argument in arguments]
-    click.echo(f"$ arforge {' '.join(words)}")
-    subprocess.run([sys.executable, "-m", "arforge", *words], check=True)
 
 
 if __name__ == "__main__":

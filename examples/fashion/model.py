@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import precision
 import torch
 import torch.nn.functional as F
+from common import learning_rate
 from torch import Tensor, nn
 
 from arforge.export.families.arpg import ARPG, ARPGConfig
@@ -147,13 +147,6 @@ def drop_tokens(tokens: Tensor) -> Tensor:
 
 def causal(cells: int) -> Tensor:
     return torch.ones(cells, cells, dtype=torch.bool).tril()
-
-
-def learning_rate(step: int, steps: int, warm: int = 200) -> float:
-    """Share of the peak rate: linear up, then half a cosine down to 2 %."""
-    if step < warm:
-        return (step + 1) / warm
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 LLAMAGEN = LlamaGenConfig(n_layer=5, **DIMENSIONS)

@@ -194,7 +194,7 @@ def checkpoint_shapes(config: ARPGConfig) -> Shapes:
         return {name: tuple(tensor.shape) for name, tensor in ARPG(config).state_dict().items()}
 
 
-def parameter(checkpoint: Checkpoint, name: str) -> Rows:
+def parameter(_: ARPGConfig, checkpoint: Checkpoint, name: str) -> Rows:
     """A parameter of `ARPG` from the authors' checkpoint."""
     return checkpoint.rows(name)
 

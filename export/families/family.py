@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVa
 from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
-from arforge.export.layers import rotary_table
+from arforge.export.layers import RotaryDecoder
+from arforge.export.model_folder import Description, Words
 from arforge.export.rows import Values
-from arforge.runner.bundle import Condition, Order, SamplerDefaults
+from arforge.runner.bundle import Condition, IdsCondition, Order, SamplerDefaults
 
 Grid = tuple[int, int]
 """Rows and columns of tokens."""
@@ -83,13 +84,12 @@ class Option:
     """A field of the configuration that `arforge export` can set by an option of its own, `--field`."""
 
     field: str
-    choices: tuple[int, ...]
+    choices: tuple[int, ...] | None  # None: any positive number
     help: str
 
 
-def grid_tables(config: Configuration) -> dict[str, Tensor]:
-    """The rotary tables of 2-D positions, by the names of the module's buffers."""
-    return dict(zip(("cosine", "sine"), rotary_table(config.grid, config.head_size, config.rope_base), strict=True))
+PROMPT_SLOTS = Option("prompt_slots", None, "Tokens of the longest prompt, with the template's if there is one.")
+"""Of models that take prompts."""
 
 
 def no_specials(_: Configuration) -> tuple[int, ...]:
@@ -112,7 +112,7 @@ class Family(Generic[C]):
     layers and so wide, which they do not tell. Raises KeyError, ValueError or IndexError for other tensors."""
     module: Callable[[C], nn.Module]
     checkpoint_shapes: Callable[[C], Shapes]  # of the authors' checkpoints
-    parameter: Callable[[Checkpoint, str], Values]
+    parameter: Callable[[C, Checkpoint, str], Values]
     """Of the module, by its name there, from the authors' checkpoint; large ones as Rows, which pass in blocks."""
     condition: Callable[[C], Condition]
     schedules: Callable[[C], list[str]]  # stored where none are asked for
@@ -124,4 +124,14 @@ class Family(Generic[C]):
     """What makes rows of a condition from features; its parameters are named as the checkpoint's. None: classes."""
     queries: bool = False  # the module is asked for cells, rather than for what follows each input
     positions: Literal["grid", "sequence"] = "grid"  # what a row of the rotary table stands for
-    tables: Callable[[C], dict[str, Tensor]] = grid_tables  # the module's buffers, which no checkpoint holds
+    tables: Callable[[C], dict[str, Tensor]] = RotaryDecoder.tables
+    """The module's buffers, which no checkpoint holds. They have a row a position."""
+    tensors: Callable[[Iterable[str]], dict[str, str]] | None = None
+    """Which of a checkpoint's names stand for those of `checkpoint_shapes`, by these, where there are several layouts
+    or models with other parts. None: every one for itself."""
+    model_types: tuple[str, ...] = ()  # of the `config.json` beside its checkpoints, where these have one
+    described: Callable[[Description, Shapes], dict[str, Any]] | None = None
+    """The configuration's fields that a `config.json` tells, with the tensors' help; the grid may be among them."""
+    template: Callable[[C, Words], IdsCondition] | None = None
+    """The condition of a model that reads ids, by what its folder tells of its words."""
+    token_pixels: int = 16  # of an image, a side of a token

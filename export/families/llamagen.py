@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.families.family import Family, Shapes, Size
-from arforge.export.layers import Block, Cache, RMSNorm, RotaryDecoder
+from arforge.export.layers import Block, RMSNorm, TokenDecoder
 from arforge.export.rows import Rows, concatenate
 from arforge.runner.bundle import ClassCondition, SamplerDefaults
 
@@ -107,7 +107,7 @@ class LlamaGenConfig(Dimensions):
         return self.null_class + 1
 
 
-class LlamaGen(RotaryDecoder):
+class LlamaGen(TokenDecoder):
     """The decoder. One id space: image tokens [0, vocab), classes [vocab, vocab + classes), then the null class."""
 
     def __init__(self, config: Dimensions) -> None:
@@ -119,39 +119,6 @@ class LlamaGen(RotaryDecoder):
         )
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
-
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        mask: Tensor,
-        write_index: Tensor | None = None,
-        caches: list[Cache] | None = None,
-        condition: Tensor | None = None,
-    ) -> tuple[Tensor, list[Cache]]:
-        """One step. Shapes as in the step graph; returns float32 logits [rows, width, vocab] and the caches.
-
-        Without caches (training) `mask` is [.., width, width] over the inputs themselves.
-        """
-        x = self.embed(tokens, condition)
-        rotary = self.rotary(positions)
-        new_caches: list[Any] = []
-        for index, layer in enumerate(self.layers):
-            x, cache = layer(x, rotary, mask, write_index, caches[index] if caches else None)
-            new_caches.append(cache)
-        return self.output(self.norm(x)).float(), new_caches
-
-    def embed(self, tokens: Tensor, condition: Tensor | None) -> Tensor:
-        """[rows, width, dim] of ids [rows, width]; those beyond the table are rows of `condition` [rows, .., dim]."""
-        table = self.tok_embeddings
-        assert isinstance(table, nn.Embedding)
-        if condition is None:
-            embedded: Tensor = table(tokens)
-            return embedded
-        beyond = tokens - table.num_embeddings
-        own = table(tokens.clamp(max=table.num_embeddings - 1))
-        given = condition.gather(1, beyond.clamp(min=0)[..., None].expand_as(own))
-        return torch.where(beyond[..., None] < 0, own, given)
 
 
 EMBEDDING = "tok_embeddings.weight"
@@ -167,7 +134,7 @@ def checkpoint_shapes(config: LlamaGenConfig) -> Shapes:
     return shapes
 
 
-def parameter(checkpoint: Checkpoint, name: str) -> Rows:
+def parameter(_: LlamaGenConfig, checkpoint: Checkpoint, name: str) -> Rows:
     """A parameter of `LlamaGen` from the authors' checkpoint: the two embedding tables become one."""
     if name == EMBEDDING:
         return concatenate([checkpoint.rows(EMBEDDING), checkpoint.rows(CLASS_EMBEDDING)])

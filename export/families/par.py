@@ -51,9 +51,9 @@ def checkpoint_shapes(config: PARConfig) -> Shapes:
     }
 
 
-def parameter(checkpoint: Checkpoint, name: str) -> Rows:
+def parameter(config: PARConfig, checkpoint: Checkpoint, name: str) -> Rows:
     """A parameter of `PAR` from the authors' checkpoint: the three embedding tables become one."""
-    rows = llamagen.parameter(checkpoint, name)
+    rows = llamagen.parameter(config, checkpoint, name)
     if name == llamagen.EMBEDDING:
         return concatenate([rows, checkpoint.rows(TRANSITION_EMBEDDING)])
     return rows

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
+
+from arforge.export.image_tokenizers.layout import Layout
 
 
 class Configuration(Protocol):
@@ -23,6 +25,10 @@ class Configuration(Protocol):
     @property
     def downsampling(self) -> int:
         """Pixels a token covers, a side."""
+
+    @property
+    def encoder(self) -> bool:
+        """Whether the checkpoint has what makes tokens of images."""
 
 
 class ImageTokenizer(nn.Module, ABC):
@@ -41,20 +47,25 @@ class ImageTokenizer(nn.Module, ABC):
         """The reverse of `encode`."""
 
 
+Shape = tuple[int, ...]
 C = TypeVar("C", bound=Configuration)
 
 
 @dataclass(frozen=True)
 class ImageTokenizerKind(Generic[C]):
-    kind: Literal["vq"]
+    kind: Literal["vq", "vision-vq"]
     title: str  # in messages
     sign: tuple[str, ...]  # parts of tensor names that its checkpoints have, all of them, and others do not
-    infer: Callable[[Mapping[str, Sequence[int]]], C]
-    """The dimensions, from the shapes of a checkpoint's tensors. Raises KeyError, ValueError, IndexError or
-    ZeroDivisionError for the tensors of something else."""
+    infer: Callable[[Mapping[str, Sequence[int]], Layout], C]
+    """The dimensions, from the shapes of a checkpoint's tensors and how it names them. Raises KeyError, ValueError,
+    IndexError or ZeroDivisionError for the tensors of something else."""
     problem: Callable[[C], str | None]  # what keeps these dimensions from being a model, in words
     module: Callable[[C], ImageTokenizer]
+    stored_shape: Callable[[str, Shape, Layout], Shape] = lambda name, shape, layout: shape
+    """That of a module's parameter in a checkpoint."""
+    parameter: Callable[[Tensor, Shape], Tensor] = Tensor.reshape
+    """A parameter of that shape, from what a checkpoint stores."""
 
-    def fits(self, shapes: Mapping[str, object]) -> bool:
+    def fits(self, names: Collection[str]) -> bool:
         """Whether tensors of these names show its signs."""
-        return all(any(part in name for name in shapes) for part in self.sign)
+        return all(any(part in name for name in names) for part in self.sign)

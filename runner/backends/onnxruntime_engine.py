@@ -31,6 +31,7 @@ class OnnxRuntimeEngine:
     """Runs a bundle's graphs on the CPU provider."""
 
     largest_batch: int | None = None
+    one_mask = False
 
     def __init__(
         self,
@@ -49,7 +50,8 @@ class OnnxRuntimeEngine:
         outputs to run in place of the bundle's. `session`: one that is open already, whose graph may also have
         `extra_outputs`, which can be read after each step. Raises EngineError for a graph with other inputs.
         """
-        self.widths = self.prefill_widths = widths
+        self.widths = widths
+        self.prefill_widths: tuple[int, ...] | None = None  # widths pay for steps that come again and again
         self._bundle, self._threads = bundle, threads
         self._path = path or bundle.graph(graph, precision)
         self._session = session or open_session(self._path, threads)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from arforge.runner.bundle.consistency import problems
 from arforge.runner.bundle.engine_identity import read_identity
-from arforge.runner.bundle.facts import BuiltEngine, ClassCondition, Graph, IdsCondition, StoredSchedule
+from arforge.runner.bundle.facts import BuiltEngine, Graph, StoredSchedule
 from arforge.runner.bundle.files import check_distinct, check_file, is_folder, require_utf8, sha256_of
 from arforge.runner.bundle.manifest import MANIFEST, Manifest, read_manifest
 from arforge.runner.command_line import command_line
@@ -65,8 +66,16 @@ class Bundle(Manifest):
         canonical = str(parse(specification))
         stored = (entry for entry in self.schedules if entry.specification == canonical)
         entry = None if kept else next(stored, None)
-        schedule = self._stored_schedule(entry) if entry else compile_schedule(canonical, self.model.grid, kept)
-        require_specials(schedule, len(self.model.specials))
+        model = self.model
+        schedule = (
+            self._stored_schedule(entry) if entry else compile_schedule(canonical, model.grid, kept, model.row_end)
+        )
+        require_specials(schedule, len(model.specials), model.row_end)
+        if schedule.last_position > model.last_position:
+            raise ScheduleError(
+                f"schedule {canonical} has position {schedule.last_position}, the model {model.last_position} at most: "
+                "export again"
+            )
         return schedule
 
     @property
@@ -117,6 +126,8 @@ class Bundle(Manifest):
         return schedule
 
     def _hint(self, name: str) -> str:
+        if name == "encoder" and self.image_tokenizer is not None:
+            return "its image tokenizer only decodes; export it with one that has its encoder to read images"
         if name in ("decoder", "encoder"):
             return "export it with --tokenizer FILE to get images"
         return "export it again"
@@ -167,50 +178,15 @@ def _open(root: Path) -> Bundle:
         if path not in manifest.files:
             raise ManifestError(f"{root}: {path} is used but not listed among the files")
     bundle = Bundle(**vars(manifest), root=root)
-    _check_model(bundle)
+    for problem in problems(bundle.model, bundle.image_tokenizer):
+        raise ManifestError(f"{root}: {problem}")
     _check_runnable(bundle)
     return bundle
 
 
-def _check_model(bundle: Bundle) -> None:
-    model, tokenizer = bundle.model, bundle.image_tokenizer
-    if model.caches > model.layers:
-        raise ManifestError(f"{bundle.root}: {model.caches} caches for {model.layers} layers")
-    if model.positions == "grid" and model.position_rows < 1 + model.cells:
-        raise ManifestError(f"{bundle.root}: {model.position_rows} positions for {model.cells} cells")
-    largest = model.vocabulary - 1
-    if isinstance(condition := model.condition, ClassCondition):
-        if not largest < condition.first_class <= condition.first_class + condition.classes - 1 < condition.null_class:
-            raise ManifestError(f"{bundle.root}: class ids overlap image tokens or the null class")
-        if model.labels is not None and len(model.labels) != condition.classes:
-            raise ManifestError(f"{bundle.root}: {len(model.labels)} labels for {condition.classes} classes")
-        largest = condition.null_class
-    elif model.labels is not None:
-        raise ManifestError(f"{bundle.root}: labels, and no classes")
-    if len(set(model.specials)) != len(model.specials) or min(model.specials, default=largest + 1) <= largest:
-        raise ManifestError(f"{bundle.root}: special tokens overlap image tokens, the classes, or each other")
-    if model.row_end is not None and model.row_end >= len(model.specials):
-        raise ManifestError(f"{bundle.root}: row_end {model.row_end} of {len(model.specials)} special tokens")
-    if tokenizer is None:
-        return
-    if tokenizer.codebook_size != model.vocabulary:
-        raise ManifestError(
-            f"{bundle.root}: image tokenizer has {tokenizer.codebook_size} codes, the model {model.vocabulary} tokens"
-        )
-    expected = (model.grid[0] * tokenizer.downsampling, model.grid[1] * tokenizer.downsampling)
-    if tokenizer.image_size != expected:
-        raise ManifestError(f"{bundle.root}: image size {tokenizer.image_size}, the grid makes {expected}")
-
-
 def _check_runnable(bundle: Bundle) -> None:
     """Raise FormatVersionError for what the format has and this version of arforge does not run yet."""
-    model = bundle.model
-    new = {
-        f"prompts ({model.condition.kind})": isinstance(model.condition, IdsCondition),
-        "positions in sequence": model.positions == "sequence",
-        "special tokens at the end of rows": model.row_end is not None,
-        "a sampler of noise": bundle.sampler.kind == "noise",
-    }
-    for what, asked in new.items():
-        if asked:
-            raise FormatVersionError(f"{bundle.root} needs {what}, which this arforge does not run yet: update arforge")
+    if bundle.sampler.kind == "noise":
+        raise FormatVersionError(
+            f"{bundle.root} needs a sampler of noise, which this arforge does not run yet: update arforge"
+        )

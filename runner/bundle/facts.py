@@ -57,6 +57,7 @@ class IdsCondition:
     prefix: tuple[int, ...]  # ids before the text
     before: str
     after: str
+    stripped: bool  # whether the user's text loses the blanks around it
     suffix: tuple[int, ...]  # ids after the text
     start: int
     padding: int | None  # the id in place of left-out ones, where unconditional rows may see a padded prompt
@@ -100,6 +101,11 @@ class ModelFacts:
         return self.grid[0] * self.grid[1]
 
     @property
+    def last_position(self) -> int:
+        """The largest position of a schedule's inputs, 0 being the condition token's."""
+        return self.cells + (0 if self.row_end is None else self.grid[0])
+
+    @property
     def class_condition(self) -> ClassCondition:
         """The condition of a class-conditional model. Raises RequestError for a model of another kind."""
         if not isinstance(self.condition, ClassCondition):
@@ -117,7 +123,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ImageTokenizerFacts:
-    kind: Literal["vq"]
+    kind: Literal["vq", "vision-vq"]
     codebook_size: int
     codebook_width: int
     downsampling: int  # pixels a token, a side

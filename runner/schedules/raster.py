@@ -6,20 +6,24 @@ from arforge.runner.errors import ScheduleError
 from arforge.runner.schedules.schedule import CLASS_TOKEN, Input, Schedule, Source, Step, Target
 
 
-def next_token(specification: str, grid: tuple[int, int], cfg_interval: int = -1) -> Schedule:
-    """One cell a step, in raster order. Cells after `cfg_interval` + 1 (if not -1) use conditional logits alone."""
-    _check_interval(cfg_interval)
+def next_token(specification: str, grid: tuple[int, int], cfg_interval: int = -1, jacobi: int = 0) -> Schedule:
+    """One cell a step, in raster order. Cells after `cfg_interval` + 1 (if not -1) use conditional logits alone.
+
+    `jacobi`: inputs that a call runs ahead on drafts, with the same tokens.
+    """
+    check_interval(cfg_interval)
+    check_jacobi(jacobi, grid)
     cells = grid[0] * grid[1]
     steps = [
         Step(
             inputs=(CLASS_TOKEN if cell == 0 else _input(cell - 1),),
             targets=(Target(0, cell),),
             commit=1,
-            guidance=_weight(cell - 1, cfg_interval),
+            guidance=weight(cell - 1, cfg_interval),
         )
         for cell in range(cells)
     ]
-    return Schedule(specification, grid, tuple(steps))
+    return Schedule(specification, grid, tuple(steps), jacobi=jacobi)
 
 
 def zipar(
@@ -46,7 +50,7 @@ def zipar(
     height, width = grid
     if not 1 <= window <= width:
         raise ScheduleError(f"window {window} does not fit a grid of {height}x{width}: use zipar:1 to zipar:{width}")
-    _check_interval(cfg_interval)
+    check_interval(cfg_interval)
     return _ZipAR(grid, window, first_row, seed, holes, cfg_interval).build(specification)
 
 
@@ -55,12 +59,18 @@ def _input(cell: int, token_of: int | None = None) -> Input:
     return Input(Source.CELL, cell if token_of is None else token_of, position=1 + cell, rank=1 + cell)
 
 
-def _check_interval(cfg_interval: int) -> None:
+def check_interval(cfg_interval: int) -> None:
     if cfg_interval < -1:
         raise ScheduleError(f"cfg-interval {cfg_interval} is out of range: use -1 (guidance throughout) or more")
 
 
-def _weight(decoded: int, cfg_interval: int) -> float:
+def check_jacobi(jacobi: int, grid: tuple[int, int]) -> None:
+    cells = grid[0] * grid[1]
+    if jacobi and not 2 <= jacobi <= cells:
+        raise ScheduleError(f"jacobi {jacobi} is out of range on {cells} cells: use 2 to {cells}, or leave it out")
+
+
+def weight(decoded: int, cfg_interval: int) -> float:
     return 0.0 if -1 < cfg_interval < decoded else 1.0
 
 
@@ -156,7 +166,7 @@ class _ZipAR:
         # The authors count the cells of row 0, then start again for the cells of the other rows.
         later = sum(self.decoded[1:])
         restarted = self.first_row == "published" and self.decoded[0] == self.width
-        return _weight(later if restarted else sum(self.decoded) - 1, self.cfg_interval)
+        return weight(later if restarted else sum(self.decoded) - 1, self.cfg_interval)
 
     def _cell(self, row: int, column: int) -> int:
         return row * self.width + column

@@ -28,7 +28,7 @@ class Input(NamedTuple):
 
     source: Source
     value: int
-    position: int  # row of the rotary table: 0 is none, 1 + cell a grid cell
+    position: int  # the condition's is 0, a cell's 1 + cell; where rows end in a token, those count too
     rank: int
     holes: int = 0  # how many zero slots it sees
 
@@ -65,6 +65,7 @@ class Schedule:
     zero_slots: int = 0
     queries: bool = False  # the model is asked for the targets' cells, rather than for what follows each input
     kept: tuple[int, ...] = ()  # cells whose tokens the request brings; the steps decide the others
+    jacobi: int = 0  # inputs that a runner may run ahead on drafts in one call; 0: the steps as they stand
 
     @property
     def cells(self) -> int:
@@ -72,7 +73,9 @@ class Schedule:
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
-        """The distinct widths of the steps, ascending."""
+        """The distinct numbers of inputs that a call may have, ascending."""
+        if self.jacobi:
+            return 1, self.jacobi
         return tuple(sorted({step.width for step in self.steps}))
 
     def outputs(self, step: Step) -> int:
@@ -84,6 +87,10 @@ class Schedule:
         """How many special tokens the model must have."""
         used = (i.value for step in self.steps for i in step.inputs if i.source is Source.SPECIAL)
         return 1 + max(used, default=-1)
+
+    @cached_property
+    def last_position(self) -> int:
+        return max(given.position for step in self.steps for given in step.inputs)
 
     @cached_property
     def write_indices(self) -> tuple[int, ...]:
@@ -129,6 +136,7 @@ class Schedule:
             "zero_slots": self.zero_slots,
             "queries": self.queries,
             "kept": list(self.kept),
+            "jacobi": self.jacobi,
             "slots": self.slots,
             "steps": steps,
             "order": list(self.order),

@@ -6,11 +6,11 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from arforge.runner.errors import ScheduleError
-from arforge.runner.schedules import random_order, raster, regions
+from arforge.runner.schedules import random_order, raster, regions, row_ends
 from arforge.runner.schedules.check import MAX_CELLS, checked
 from arforge.runner.schedules.schedule import Schedule
 
@@ -26,11 +26,15 @@ class Kind:
     options: Mapping[str, tuple[tuple[str, ...] | None, str]]
     order: str  # of cells that a model must have been trained for
     keeps: bool = False  # whether it can start from cells that are known
+    row_ends: Callable[..., Schedule] | None = None  # builds for models whose rows end in a token; options as there
 
 
 CFG_INTERVAL = {"cfg-interval": (INTEGER, "-1")}
+ROW_END_OPTIONS = ("cfg-interval", "jacobi")
 KINDS = {
-    "ntp": Kind(raster.next_token, None, CFG_INTERVAL, "raster"),
+    "ntp": Kind(
+        raster.next_token, None, {**CFG_INTERVAL, "jacobi": (INTEGER, "0")}, "raster", row_ends=row_ends.next_token
+    ),
     "zipar": Kind(
         raster.zipar,
         "window",
@@ -41,6 +45,7 @@ KINDS = {
             **CFG_INTERVAL,
         },
         "raster",
+        row_ends=row_ends.zipar,
     ),
     "par": Kind(regions.par, "regions", {}, "regions"),
     "arpg": Kind(
@@ -75,6 +80,8 @@ def parse(text: str) -> Specification:
         raise ScheduleError(f"schedule {text!r} is no text: use one such as 'ntp'")
     head, *options = text.strip().split(",")
     name, colon, number = head.partition(":")
+    if name == "jacobi" and colon:
+        return parse(",".join(["ntp", f"jacobi={number}", *options]))
     kind = KINDS.get(name)
     if kind is None:
         raise ScheduleError(f"unknown schedule {text!r}: {_suggest(name, KINDS)}")
@@ -94,10 +101,19 @@ def parse(text: str) -> Specification:
     return Specification(name, _integer(number, f"schedule {name}") if colon else None, tuple(kept))
 
 
-def compile_schedule(text: str, grid: tuple[int, int], kept: tuple[int, ...] = ()) -> Schedule:
+def as_it_stands(text: str) -> str:
+    """The specification of the same table of steps, followed without running ahead on drafts."""
+    parsed = parse(text)
+    return str(replace(parsed, options=tuple(option for option in parsed.options if option[0] != "jacobi")))
+
+
+def compile_schedule(
+    text: str, grid: tuple[int, int], kept: tuple[int, ...] = (), row_end: int | None = None
+) -> Schedule:
     """Compile and check the schedule of a specification for a grid of (rows, columns).
 
-    `kept`: cells that are known and stay as they are. Raises ScheduleError for an unknown kind or option, numbers
+    `kept`: cells that are known and stay as they are. `row_end`: the index of the special token that ends
+    each row of the model's grid, None where there is none. Raises ScheduleError for an unknown kind or option, numbers
     that do not fit the grid, or kept cells where the kind decodes in an order of its own.
     """
     try:
@@ -108,13 +124,16 @@ def compile_schedule(text: str, grid: tuple[int, int], kept: tuple[int, ...] = (
         raise ScheduleError(f"grid {rows}x{columns} is out of range: use 1 to {MAX_CELLS} cells")
     if kept:
         require_keeping(text)
-    return _compiled(parse(text), (rows, columns), tuple(kept))
+    return _compiled(parse(text), (rows, columns), tuple(kept), row_end)
 
 
 @lru_cache(maxsize=64)
-def _compiled(specification: Specification, grid: tuple[int, int], kept: tuple[int, ...]) -> Schedule:
+def _compiled(
+    specification: Specification, grid: tuple[int, int], kept: tuple[int, ...], row_end: int | None
+) -> Schedule:
     kind = KINDS[specification.kind]
-    arguments: dict[str, int | str | tuple[int, ...]] = {}
+    build = kind.build if row_end is None else _row_ends_builder(specification, kind)
+    arguments: dict[str, int | str | tuple[int, ...]] = {} if row_end is None else {"row_end": row_end}
     if kind.number is not None:
         assert specification.number is not None
         arguments[kind.number] = specification.number
@@ -123,7 +142,20 @@ def _compiled(specification: Specification, grid: tuple[int, int], kept: tuple[i
         arguments[key.replace("-", "_")] = int(value) if words is INTEGER else value
     if kept:
         arguments["kept"] = kept
-    return checked(kind.build(str(specification), grid, **arguments))
+    return checked(build(str(specification), grid, **arguments))
+
+
+def _row_ends_builder(specification: Specification, kind: Kind) -> Callable[..., Schedule]:
+    """Raises ScheduleError for a kind, or an option, that has no meaning where rows end in a token."""
+    if kind.row_ends is None:
+        raise ScheduleError(f"schedule {str(specification)!r} knows no rows that end in a token, as this model's do")
+    for key, _ in specification.options:
+        if key not in ROW_END_OPTIONS:
+            raise ScheduleError(
+                f"schedule {str(specification)!r}: this model's rows end in a token, which leaves nothing for {key} "
+                "to decide: leave it out"
+            )
+    return kind.row_ends
 
 
 def require_order(text: str, order: str) -> None:
@@ -146,8 +178,13 @@ def require_keeping(text: str) -> None:
         )
 
 
-def require_specials(schedule: Schedule, specials: int) -> None:
-    """Raise ScheduleError unless the schedule feeds just the special tokens that the model was trained with."""
+def require_specials(schedule: Schedule, specials: int, row_end: int | None = None) -> None:
+    """Raise ScheduleError unless the schedule feeds just the special tokens that the model was trained with.
+
+    `row_end`: as in `compile_schedule`; the last row needs no end, so a grid of one row feeds none.
+    """
+    if row_end is not None and schedule.grid[0] == 1:
+        specials = 0
     if schedule.specials != specials:
         raise ScheduleError(
             f"schedule {schedule.specification} needs {schedule.specials} special tokens, the model was trained with "

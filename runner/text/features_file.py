@@ -28,27 +28,32 @@ def read_features(path: Path, mask: Path | None, slots: int, width: int) -> list
         raise RequestError(
             f"{path} holds {described(features)}: expected float16, float32 or float64 [prompts, length, {width}]"
         )
-    if len(features) == 0:
-        raise RequestError(f"{path} holds no prompts")
-    prompts, length, _ = features.shape
-    rows = rows_of(mask, prompts, length, "features")
-    return check_features([one[:count] for one, count in zip(features, rows, strict=True)], slots, width, str(path))
+    return check_features(without_padding(features, path, mask, "features"), slots, width, str(path))
 
 
 def read_ids(path: Path, mask: Path | None, slots: int) -> list[NDArray[np.int64]]:
-    """Ids of each prompt's tokens, int64 [n], from a file of int64 or int32 [prompts, length]; else as `read_features`.
+    """Ids of each prompt's tokens, int64 [n], from a file of int64 or int32 [prompts, length], or [length] of one.
+
+    The mask is as of `read_features`.
 
     Raises RequestError for a file that is no such array, and whatever `check_ids` refuses.
     """
     ids = read_array(path)
+    if ids.ndim == 1:
+        ids = ids[None]
     if ids.ndim != 2 or ids.dtype.type not in WHOLE:
         raise RequestError(
             f"{path} holds {described(ids)}: expected int64 or int32 [prompts, length], padded on the right"
         )
-    if len(ids) == 0:
+    return check_ids(without_padding(ids, path, mask, "ids"), slots, str(path))
+
+
+def without_padding(array: NDArray[Any], path: Path, mask: Path | None, whose: str) -> list[NDArray[Any]]:
+    """Each prompt's part of a file's array [prompts, length, ...]. Raises RequestError for none, or a wrong mask."""
+    if len(array) == 0:
         raise RequestError(f"{path} holds no prompts")
-    rows = rows_of(mask, len(ids), ids.shape[1], "ids")
-    return check_ids([one[:count] for one, count in zip(ids, rows, strict=True)], slots, str(path))
+    rows = rows_of(mask, array.shape[0], array.shape[1], whose)
+    return [one[:count] for one, count in zip(array, rows, strict=True)]
 
 
 def rows_of(path: Path | None, prompts: int, length: int, whose: str) -> list[int]:

@@ -51,8 +51,10 @@ class TextTokenizer:
         """The tokenizer in a file. Raises BundleError if it is none, ArforgeError if its library is missing."""
         return cls(read_small(path, MAX_BYTES, BundleError), str(path))
 
-    def ids(self, text: str, slots: int | None = None, *, truncate: bool = False) -> NDArray[np.int64]:
-        """The ids of a prompt, int64 [n], with those that the tokenizer adds, such as the one that ends it.
+    def ids(
+        self, text: str, slots: int | None = None, *, truncate: bool = False, template: bool = True
+    ) -> NDArray[np.int64]:
+        """The ids of a prompt, int64 [n], with those that the tokenizer adds (its `template`), as one that ends it.
 
         `slots`: how many there may be; with `truncate` words at the end give way, not what the tokenizer adds. Raises
         RequestError for a prompt that `check_prompt` refuses, that is too long, or that spells a special token which
@@ -61,7 +63,7 @@ class TextTokenizer:
         check_prompt(text)
         failed = f"the tokenizer fails on the prompt {shown(text)}"
         with guarded(BundleError, failed, "export the bundle again with the text encoder's own tokenizer"):
-            encoding = self.tokenizer.encode(text)
+            encoding = self.tokenizer.encode(text, add_special_tokens=template)
         ids = np.array(encoding.ids, np.int64)
         words = np.flatnonzero(np.array(encoding.special_tokens_mask) == 0)
         if not words.size:

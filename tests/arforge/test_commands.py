@@ -132,6 +132,13 @@ def test_schedule_dumps_json_to_standard_output() -> None:
     assert json.loads(succeed("schedule", "ntp", "--grid", "4x6", "--json", "-"))["grid"] == [4, 6]
 
 
+def test_schedule_shows_rows_that_end_in_a_token() -> None:
+    text = succeed("schedule", "zipar:16", "--grid", "48x48", "--row-ends")
+    assert "zipar:16 on 48x48: 753 steps for 2304 cells" in text
+    text = succeed("schedule", "ntp", "--grid", "2x3", "--row-ends")
+    assert "step 3: feeds cell 2, special 0; decides 3" in text
+
+
 @pytest.mark.parametrize("grid", ["24", "0x4", "axb", "4x4x4"])
 def test_schedule_refuses_a_grid_that_is_none(grid: str) -> None:
     assert "is not a grid: write rows x columns" in fail("schedule", "ntp", "--grid", grid)

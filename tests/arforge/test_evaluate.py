@@ -183,6 +183,50 @@ def test_classes_seeds_and_stored_schedules(bundle: Path, files: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("array", "option", "said", "kept"),
+    [
+        (None, "--prompts", "seeds 0 to 2, 2 prompts, guidance", {"prompts": ["a cat", "the dog"]}),
+        (
+            np.array([[5, 9, 1], [7, 6, 1]]),
+            "--prompt-ids",
+            "2 prompts by ids, guidance",
+            {"prompts": 2, "prompts_by": "ids"},
+        ),
+        (
+            np.full((2, 3, 32), 0.1),
+            "--features",
+            "2 prompts by features, guidance",
+            {"prompts": 2, "prompts_by": "features"},
+        ),
+    ],
+)
+def test_prompts_are_gone_round_and_named(
+    words_bundle: Path, files: Path, tmp_path: Path, array: Any, option: str, said: str, kept: dict[str, Any]
+) -> None:
+    given = tmp_path / "given"
+    if array is None:
+        given.write_text("\n".join(kept["prompts"]))
+    else:
+        with given.open("wb") as file:
+            np.save(file, array)
+    command = ("evaluate", words_bundle, "--reference", files / "other", "--samples", 3, option, given)
+    result = arforge(*command, "--schedule", "zipar:4", "--json", tmp_path / "q.json", "--threads", 1)
+    assert result.exit_code == 0, result.output
+    assert said in result.stdout
+    figures = json.loads((tmp_path / "q.json").read_text())
+    assert {name: figures[name] for name in kept} == kept
+    assert figures["features"]["input_side"] == 64  # of the network: the prompts are not there
+    assert figures["schedules"][0]["class_accuracy"] is None
+
+
+def test_prompts_are_not_judged_by_classes(words_bundle: Path, files: Path) -> None:
+    command = ("evaluate", words_bundle, "--reference", files / "other", "--samples", 3, "--prompt", "a cat")
+    message = "this llamagen-t2i model takes prompts: leave out --classifier, a judge of classes"
+    assert message in fail(*command, "--classifier", files / "seven.onnx")
+    assert "nothing to draw: give the prompts to go round with --prompts FILE" in fail(*command[:-2])
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--reference", "none"), "no images at none: name a folder of images, or an .npz file"),

@@ -12,6 +12,8 @@ from arforge.calibration.int8 import CalibrationJob, calibrate
 from arforge.calibration.ranges import Rule
 from arforge.engines import tensorrt
 from arforge.engines.tensorrt import BuildJob
+from arforge.runner import open_bundle
+from arforge.runner.conditions import sample_subjects
 
 RTX = "tensorrt-rtx"
 
@@ -38,6 +40,21 @@ def rtx_arpg_bundle(arpg_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
         tensorrt.build(BuildJob(path, RTX, "fp16", schedules=["arpg:3"]))
 
     return made_once(tmp_path_factory, "rtx-arpg.bundle", make)
+
+
+@pytest.fixture(scope="session")
+def rtx_text_bundle(text_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In fp16, bf16 and int8. Tests must leave it as it is."""
+
+    def make(path: Path) -> None:
+        shutil.copytree(text_bundle, path)
+        tensorrt.build(BuildJob(path, RTX, "fp16", schedules=["zipar:4"], widths=[1, 4], prefill_widths=[8, 32]))
+        tensorrt.build(BuildJob(path, RTX, "bf16", schedules=["ntp"], images=[1, 2], filters=False))
+        subjects = sample_subjects(open_bundle(path).model, 2)
+        calibrate(CalibrationJob(path, Rule("max", 100.0), ["ntp"], samples=2, check=0, subjects=subjects))
+        tensorrt.build(BuildJob(path, RTX, "int8", schedules=["zipar:4"], widths=[1, 4]))
+
+    return made_once(tmp_path_factory, "rtx-text.bundle", make)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 
 from arforge.engines.profiles import Profile, default_widths, plan_profiles, rounded, shapes, used
 from arforge.runner import EngineError, ScheduleError, compile_schedule, open_bundle
+from arforge.runner.bundle import Bundle
 from arforge.runner.plan import make_plan
 
 
@@ -75,6 +76,21 @@ def test_a_wide_pass_needs_slots_of_its_own(text_bundle: Path) -> None:
     assert plan_profiles(tall, ["ntp"], [1], [], [128]).slots == 128
     whole = replace(opened, model=replace(opened.model, position_rows=1000))
     assert plan_profiles(whole, [], [1], []).prefill_widths == (128,)
+
+
+def test_what_no_tensor_can_hold_is_refused(text_bundle: Path, bundle: Path) -> None:
+    opened = open_bundle(text_bundle)
+
+    def of_slots(slots: int) -> Bundle:
+        return replace(opened, model=replace(opened.model, condition=replace(opened.model.condition, slots=slots)))
+
+    assert plan_profiles(of_slots(1_000_000), ["ntp"], [1], []).slots == 1_000_064
+    with pytest.raises(EngineError, match=r"\[2, 4, 100000064, 16\] \(prompts have up to 100000000 tokens\)"):
+        plan_profiles(of_slots(100_000_000), ["ntp"], [1], [])
+    with pytest.raises(EngineError, match=r"would be \[.*, more than the 2147483647 numbers that a TensorRT tensor"):
+        plan_profiles(of_slots(2**62), ["ntp"], [1], [])
+    with pytest.raises(EngineError, match=r"key_cache_0 would be \[[^(]*: build for fewer --images"):
+        plan_profiles(open_bundle(bundle), ["ntp"], [1_000_000], [])
 
 
 def test_all_stored_schedules_are_the_default(bundle: Path) -> None:

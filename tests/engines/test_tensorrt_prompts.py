@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from fake_gpu import FakeGpu, fake_library
-from made_once import made_once
 
-from arforge.calibration.int8 import CalibrationJob, calibrate
-from arforge.calibration.ranges import Rule
 from arforge.cli import main
 from arforge.engines import tensorrt
 from arforge.engines.tensorrt import BuildJob
@@ -22,24 +19,8 @@ from arforge.engines.trtexec import dry_run
 from arforge.engines.verify import verify_bundle
 from arforge.runner import EngineError, open_bundle
 from arforge.runner.backends.tensorrt_identity import build_command
-from arforge.runner.conditions import sample_subjects
 
 RTX = "tensorrt-rtx"
-
-
-@pytest.fixture(scope="session")
-def rtx_text_bundle(text_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In fp16, bf16 and int8. Tests must leave it as it is."""
-
-    def make(path: Path) -> None:
-        shutil.copytree(text_bundle, path)
-        tensorrt.build(BuildJob(path, RTX, "fp16", schedules=["zipar:4"], widths=[1, 4], prefill_widths=[8, 32]))
-        tensorrt.build(BuildJob(path, RTX, "bf16", schedules=["ntp"], images=[1, 2], filters=False))
-        subjects = sample_subjects(open_bundle(path).model, 2)
-        calibrate(CalibrationJob(path, Rule("max", 100.0), ["ntp"], samples=2, check=0, subjects=subjects))
-        tensorrt.build(BuildJob(path, RTX, "int8", schedules=["zipar:4"], widths=[1, 4]))
-
-    return made_once(tmp_path_factory, "rtx-text.bundle", make)
 
 
 def test_engines_have_profiles_for_prompts_and_fused_attention(rtx_text_bundle: Path) -> None:

@@ -65,6 +65,29 @@ def test_training_script_makes_checkpoints_that_export(tmp_path: Path) -> None:
         assert images.shape == (2, 32, 32, 3)
 
 
+@pytest.mark.parametrize("family", SHIPPED)
+def test_training_goes_on_from_shipped_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    monkeypatch.syspath_prepend(str(FASHION))
+    import model
+    import train
+
+    write_split(tmp_path, "train", 8)
+    monkeypatch.setattr(model, "BATCH", 4)
+    shipped = load_file(CHECKPOINTS / f"{family}.safetensors")
+    places = ("--data", tmp_path, "--start", CHECKPOINTS, "--model-steps", 2, "--threads", 1)
+    for rate in (0.0, 1e-3):
+        made = tmp_path / f"made-{rate}"
+        words = (family, *places, "--checkpoints", made, "--work", tmp_path / f"work-{rate}", "--peak-rate", rate)
+        result = CliRunner().invoke(train.main, [str(word) for word in words], catch_exceptions=False)
+        assert "model 0/2 loss" in result.output
+        found = load_file(made / f"{family}.safetensors")
+        assert found.keys() == shipped.keys()
+        same = [torch.equal(found[name], shipped[name]) for name in shipped]
+        assert all(same) if rate == 0 else not any(same[:3])
+        config, kept = (json.loads((folder / f"{family}.json").read_text()) for folder in (made, CHECKPOINTS))
+        assert config == kept
+
+
 def test_training_script_says_where_the_data_comes_from(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -22,6 +22,7 @@ from arforge.export.families.family import Family
 from arforge.export.families.llamagen import LlamaGenConfig
 from arforge.export.families.par import PARConfig
 from arforge.export.layers import pad_heads, pad_weight, padded_head
+from arforge.export.rows import rows_of
 from arforge.export.sampler import guide
 from arforge.export.verify import check_weights, compare_logits
 from arforge.runner import Runner, open_bundle
@@ -96,7 +97,8 @@ def tokens_of(module: Any, bundle: Path, text: str, guidance: float) -> np.ndarr
 def true_module(case: Case) -> nn.Module:
     """The module with the true head size and the checkpoint's weights."""
     module, source = case.family.module(case.config).eval(), open_checkpoint(case.checkpoint)
-    module.load_state_dict({name: case.family.parameter(source, name) for name in module.state_dict()})
+    values = {name: case.family.parameter(case.config, source, name) for name in module.state_dict()}
+    module.load_state_dict({name: rows_of(value).tensor() for name, value in values.items()})
     return module
 
 

@@ -153,7 +153,7 @@ def test_the_condition_graph_is_the_authors_projection(text_bundle: Path, text_w
     import torch
 
     (caption,) = captions((11,))
-    graph = ConditionGraph(open_bundle(text_bundle))
+    graph = ConditionGraph(open_bundle(text_bundle)).of_features
     conditions = graph([caption, caption])
     given, none = conditions.conditional[0], conditions.unconditional[0]
     first, second = (text_weights[f"cls_embedding.cap_proj.fc{i}.weight"] for i in (1, 2))

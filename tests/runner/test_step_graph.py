@@ -23,7 +23,18 @@ from arforge.runner.step_graph import (
 
 FEATURES = FeaturesCondition(slots=20, width=48, captions="clean")
 IDS = IdsCondition(
-    20, 100, (1,), "", "", suffix=(2,), start=1, padding=None, reserved=(), negative=(), unconditional="image"
+    slots=20,
+    vocabulary=100,
+    prefix=(1,),
+    before="",
+    after="",
+    stripped=False,
+    suffix=(2,),
+    start=1,
+    padding=None,
+    reserved=(),
+    negative=(),
+    unconditional="image",
 )
 ONNX_TYPES = {"FLOAT": "float32", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8"}
 

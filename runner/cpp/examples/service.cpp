@@ -2,11 +2,13 @@
 //
 //   arforge-service l.bundle 8080
 //   curl 'http://127.0.0.1:8080/?class=207&seed=1&schedule=zipar:16&guidance=2' > image.ppm
+//   curl 'http://127.0.0.1:8080/?ids=3,9,1&seed=1' > image.ppm      # a prompt, by the ids of its tokens
 //
 // One thread a connection; the runner makes them take turns. A client that hangs up cancels its request.
 #include <arforge.hpp>
 
 #include <arpa/inet.h>
+#include <charconv>
 #include <cstring>
 #include <iostream>
 #include <map>
@@ -19,50 +21,51 @@ namespace {
 constexpr std::size_t MAX_HEAD = 8192; // bytes of a request
 constexpr int SECONDS = 30;            // that a client may take to send or receive
 
-using Query = std::map<std::string, std::string>;
-
-// "GET /?class=3&seed=1 HTTP/1.1" to its parameters.
-Query query_of(const std::string& head) {
-  if (head.rfind("GET /", 0) != 0) {
-    throw arforge::Error(arforge::Code::request, "send GET /?class=N&seed=N&schedule=TEXT&guidance=X");
+template <class T>
+T number(const std::string& name, const std::string& text) {
+  T value{};
+  const char* end = text.data() + text.size();
+  const auto [stop, failed] = std::from_chars(text.data(), end, value);
+  if (failed != std::errc() || stop != end) {
+    throw arforge::Error(arforge::Code::request, name + ": '" + text + "' is not a number that fits");
   }
-  Query query;
-  const std::size_t end = head.find_first_of(" \r\n", 5);
-  std::size_t start = std::min(head.find('?'), end);
-  while (start < end) {
-    const std::size_t next = std::min(head.find('&', start + 1), end);
-    const std::string part = head.substr(start + 1, next - start - 1);
-    const std::size_t equals = std::min(part.find('='), part.size());
-    query[part.substr(0, equals)] = part.substr(std::min(equals + 1, part.size()));
-    start = next;
-  }
-  return query;
+  return value;
 }
 
-arforge::Request request_of(const Query& query, int client) {
+// Of "GET /?class=3&seed=1 HTTP/1.1". `ids` keeps numbers that the request refers to.
+arforge::Request request_of(const std::string& head, int client, std::vector<std::int64_t>& ids) {
   arforge::Request request;
-  for (const auto& [name, value] : query) {
-    try {
-      if (name == "class") {
-        request.classes = {std::stoll(value)};
-      } else if (name == "seed") {
-        request.seeds = {std::stoull(value)};
-      } else if (name == "guidance") {
-        request.guidance = std::stod(value);
-      } else if (name == "temperature") {
-        request.temperature = std::stod(value);
-      } else if (name == "top_k") {
-        request.top_k = std::stoll(value);
-      } else if (name == "top_p") {
-        request.top_p = std::stod(value);
-      } else if (name == "schedule") {
-        request.schedule = value;
-      } else {
-        throw arforge::Error(arforge::Code::request, "no such parameter: " + name);
-      }
-    } catch (const std::logic_error&) { // of std::stoll and its like
-      throw arforge::Error(arforge::Code::request, name + " is not a number that fits");
+  const std::map<std::string, std::function<void(const std::string& name, const std::string& value)>> parameters = {
+      {"class", [&](auto& name, auto& value) { request.classes = {number<std::int64_t>(name, value)}; }},
+      {"ids",
+       [&](auto& name, auto& value) {
+         ids.clear();
+         for (std::size_t start = 0, end = 0; start <= value.size(); start = end + 1) {
+           end = std::min(value.find(',', start), value.size());
+           ids.push_back(number<std::int64_t>(name, value.substr(start, end - start)));
+         }
+         request.ids = {{ids.data(), static_cast<std::int64_t>(ids.size())}};
+       }},
+      {"seed", [&](auto& name, auto& value) { request.seeds = {number<std::uint64_t>(name, value)}; }},
+      {"guidance", [&](auto& name, auto& value) { request.guidance = number<double>(name, value); }},
+      {"temperature", [&](auto& name, auto& value) { request.temperature = number<double>(name, value); }},
+      {"top_k", [&](auto& name, auto& value) { request.top_k = number<std::int64_t>(name, value); }},
+      {"top_p", [&](auto& name, auto& value) { request.top_p = number<double>(name, value); }},
+      {"schedule", [&](auto&, auto& value) { request.schedule = value; }},
+  };
+  if (head.rfind("GET /", 0) != 0) {
+    throw arforge::Error(arforge::Code::request, "send GET /?class=N|ids=N,N&seed=N&schedule=TEXT&guidance=X");
+  }
+  const std::size_t end = head.find_first_of(" \r\n", 5);
+  for (std::size_t next = 0, start = std::min(head.find('?'), end); start < end; start = next) {
+    next = std::min(head.find('&', start + 1), end);
+    const std::string part = head.substr(start + 1, next - start - 1);
+    const std::size_t equals = std::min(part.find('='), part.size());
+    const auto found = parameters.find(part.substr(0, equals));
+    if (found == parameters.end()) {
+      throw arforge::Error(arforge::Code::request, "no such parameter: " + part.substr(0, equals));
     }
+    found->second(found->first, part.substr(std::min(equals + 1, part.size())));
   }
   request.progress = [client](std::int64_t, std::int64_t) {
     char byte = 0;
@@ -73,11 +76,10 @@ arforge::Request request_of(const Query& query, int client) {
 
 // The pixels of one image as a portable pixmap, or what is wrong, with its status.
 std::string answer(arforge::Runner& runner, const std::string& head, int client) {
-  std::string status = "200 OK";
-  std::string type = "image/x-portable-pixmap";
-  std::string body;
+  std::string status = "200 OK", type = "image/x-portable-pixmap", body;
+  std::vector<std::int64_t> ids;
   try {
-    const arforge::Result result = runner.generate(request_of(query_of(head), client));
+    const arforge::Result result = runner.generate(request_of(head, client, ids));
     body = "P6\n" + std::to_string(result.width) + " " + std::to_string(result.height) + "\n255\n";
     body.append(result.pixels.begin(), result.pixels.end());
   } catch (const arforge::Error& error) {
@@ -105,12 +107,9 @@ void serve(arforge::Runner& runner, int client) {
     head.append(part, static_cast<std::size_t>(size));
   }
   const std::string reply = answer(runner, head, client);
-  for (std::size_t sent = 0; sent < reply.size();) {
-    const ssize_t size = send(client, reply.data() + sent, reply.size() - sent, MSG_NOSIGNAL);
-    if (size <= 0) {
-      break;
-    }
-    sent += static_cast<std::size_t>(size);
+  const char* rest = reply.data();
+  for (ssize_t size = 1; size > 0; rest += size) {
+    size = send(client, rest, static_cast<std::size_t>(reply.data() + reply.size() - rest), MSG_NOSIGNAL);
   }
   close(client);
 }

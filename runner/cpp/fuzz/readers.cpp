@@ -4,6 +4,7 @@
 //   cmake -S runner/cpp -B build/fuzz -DARFORGE_FUZZ=ON -DARFORGE_SANITIZE=ON -DCMAKE_CXX_COMPILER=clang++ ...
 //   build/fuzz/fuzz/fuzz-readers CORPUS -max_total_time=3600 -dict=runner/cpp/fuzz/readers.dict
 #include <cstdint>
+#include <optional>
 #include <sstream>
 #include <string>
 
@@ -41,6 +42,16 @@ void plan_and_mask(const arforge::Schedule& schedule, const std::vector<std::int
   }
 }
 
+// For a grid whose rows end in the special token `row_end`, or in none.
+void compile(const arforge::Specification& specification, std::optional<std::int64_t> row_end) {
+  try {
+    plan_and_mask(arforge::compile_schedule(specification, 8, 12, {}, row_end), {});
+    plan_and_mask(arforge::compile_schedule(specification, 8, 12, {}, row_end), {1, 2});
+  } catch (const arforge::Error&) {
+    return; // refused
+  }
+}
+
 void read(const std::string& content) {
   if (content.rfind("ARFSCHED", 0) == 0) {
     const arforge::Schedule schedule = arforge::load_schedule(content, "input");
@@ -59,7 +70,9 @@ void read(const std::string& content) {
     }
     (void)described(array);
   } else {
-    plan_and_mask(arforge::compile_schedule(arforge::parse_specification(content), 8, 12, {}), {});
+    const arforge::Specification specification = arforge::parse_specification(content);
+    compile(specification, {});
+    compile(specification, 0);
   }
 }
 

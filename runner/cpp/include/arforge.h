@@ -53,7 +53,7 @@ typedef struct arforge_result arforge_result;
 
 typedef struct arforge_options {
   size_t size;
-  const char* precision; /* default "fp32" */
+  const char* precision; /* default NULL: that of the blocks which the bundle stores, or "fp32" */
   const char* provider;  /* default "cpu"; also cuda, tensorrt, tensorrt-rtx */
   const char* plugin;    /* tensorrt-rtx: the provider's library; default: its usual name */
   int32_t threads;       /* CPU threads; default 0: one for each core that the process may use */
@@ -88,8 +88,15 @@ typedef struct arforge_request {
   const float* features;     /* in place of classes: those of all prompts, (sum of lengths, width); default NULL */
   const size_t* lengths;     /* (images) rows of each prompt's features, or its ids */
   size_t width;              /* of a row */
-  const int64_t* ids;        /* in place of both, where the bundle has a text encoder: of all prompts' tokens, (sum of
-                                lengths), each prompt's with the one that ends it; default NULL */
+  const int64_t* ids; /* in place of both, where facts say id_slots: of all prompts' tokens, (sum of lengths), each
+                         prompt's with the one that ends it, or, of models that read ids of their own, with
+                         their template; default NULL */
+  const char* unconditional;      /* here and below of models that read ids of their own. What guidance leads away from:
+                                     "padded", "image" or "negative"; default NULL: the bundle's */
+  const int64_t* negative_ids;    /* negative prompts, one behind another, as ids; default NULL: the bundle's */
+  const size_t* negative_lengths; /* (negatives) */
+  size_t negatives;               /* 1 for all images, or one an image */
+  const char* prefill; /* "causal", or "bidirectional": a prompt's tokens see each other; default NULL: causal */
 } arforge_request;
 
 typedef struct arforge_facts {
@@ -99,8 +106,10 @@ typedef struct arforge_facts {
   int64_t columns;
   int64_t vocabulary;
   int64_t downsampling;  /* pixels a token, a side; 0 where the bundle has no tokenizer */
-  int64_t feature_slots; /* rows of a prompt's features at most; 0 where the model takes classes */
+  int64_t feature_slots; /* rows of a prompt's features at most; 0 where the model takes none */
   int64_t feature_width; /* numbers a row */
+  int64_t id_slots;      /* ids of a prompt at most; 0 where the bundle takes none */
+  int64_t id_vocabulary; /* ids of the model's own are less; 0 where they are those of a text encoder */
 } arforge_facts;
 
 ARFORGE_API int32_t arforge_abi_version(void);

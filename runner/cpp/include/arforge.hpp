@@ -54,11 +54,12 @@ private:
 };
 
 struct Options {
-  std::string precision = "fp32"; // of an engine that `arforge build --target onnxruntime` made
-  std::string provider = "cpu";   // cpu, cuda, tensorrt, tensorrt-rtx
-  std::string plugin;             // tensorrt-rtx: the provider's library; empty: its usual name
-  int threads = 0;                // CPU threads; 0: one for each core that the process may use
-  bool check_hashes = false;      // read every file of the bundle and compare its sha256
+  std::string precision; // of an engine that `arforge build --target onnxruntime` made; empty: that of the blocks which
+                         // the bundle stores, or fp32
+  std::string provider = "cpu"; // cpu, cuda, tensorrt, tensorrt-rtx
+  std::string plugin;           // tensorrt-rtx: the provider's library; empty: its usual name
+  int threads = 0;              // CPU threads; 0: one for each core that the process may use
+  bool check_hashes = false;    // read every file of the bundle and compare its sha256
 };
 
 // A setting of a request: left out (the bundle's default), one value for all images, or one an image.
@@ -79,8 +80,9 @@ struct Features {
   std::int64_t length = 0, width = 0;
 };
 
-// Ids of one prompt's tokens, without padding, as the tokenizer of the bundle's text encoder gives them: with the token
-// that ends a prompt. The numbers stay the caller's.
+// Ids of one prompt's tokens, without padding: as the tokenizer of the bundle's text encoder gives them, with the token
+// that ends a prompt; or, of a model that reads ids of a vocabulary of its own, a whole prompt, template included,
+// where the ids that begin the image may be left out. The numbers stay the caller's.
 struct Ids {
   const std::int64_t* values = nullptr; // (length)
   std::int64_t length = 0;
@@ -89,7 +91,7 @@ struct Ids {
 struct Request {
   std::vector<std::int64_t> classes; // (images)
   std::vector<Features> features;    // (images), in place of classes, of models that take prompts
-  std::vector<Ids> ids;              // (images), in place of both, where the bundle has a text encoder
+  std::vector<Ids> ids;              // (images), in place of both, where `Facts::id_slots` is more than 0
   std::vector<std::uint64_t> seeds;  // (images), or empty: 0, 1, ...
   std::string schedule;              // a specification such as "zipar:16"; empty: the bundle's first
   Setting<double> guidance;          // 1 is off
@@ -98,6 +100,12 @@ struct Request {
   Setting<double> top_p;             // 1 is off
   bool greedy = false;               // temperature 0 for all
   std::int64_t batch = 32;           // images decoded at a time
+
+  // Of models that read ids of their own. What guidance leads away from: "padded", the prompt with its middle padded;
+  // "image", the ids that begin the image, alone; "negative", another prompt; empty: the bundle's.
+  std::string unconditional;
+  std::vector<Ids> negative_ids; // those prompts: one for all images, or one an image; empty: the bundle's
+  std::string prefill;           // "causal"; "bidirectional": a prompt's tokens see each other; empty: causal
 
   // Tokens that stay (models of random order): (rows, columns), or (images, rows, columns); -1 where to decide.
   std::vector<std::int64_t> known;
@@ -129,12 +137,15 @@ struct Result {
 
 // What a caller may want to know of an open bundle.
 struct Facts {
+  std::string precision; // of the engine
   std::string family;
   std::string order;                  // of cells that the model was trained for: raster, regions or random
   std::int64_t classes = 0;           // 0 where the model takes prompts
   std::vector<std::string> labels;    // a name a class, or none
-  std::int64_t feature_slots = 0;     // rows of a prompt's features at most; 0 where the model takes classes
+  std::int64_t feature_slots = 0;     // rows of a prompt's features at most; 0 where the model takes none
   std::int64_t feature_width = 0;     // numbers a row
+  std::int64_t id_slots = 0;          // ids of a prompt at most; 0 where the bundle takes none
+  std::int64_t id_vocabulary = 0;     // ids of the model's own are less; 0 where they are those of a text encoder
   std::int64_t rows = 0, columns = 0; // of the grid
   std::int64_t vocabulary = 0;        // image tokens are [0, vocabulary)
   std::int64_t downsampling = 0;      // pixels a token, a side; 0 where the bundle has no tokenizer

@@ -109,15 +109,15 @@ std::vector<arforge::Features> features_of(const arforge_request& c) {
   return features;
 }
 
-// The ids of each prompt, which follow one another.
-std::vector<arforge::Ids> ids_of(const arforge_request& c) {
+// The ids of each prompt, which follow one another; `name`: of their lengths.
+std::vector<arforge::Ids> ids_of(const std::int64_t* values, const std::size_t* lengths, std::size_t prompts,
+                                 const char* name) {
   std::vector<arforge::Ids> ids;
-  const std::int64_t* values = c.ids;
-  for (std::size_t image = 0; image < c.images; image++) {
-    const std::size_t length = (&given(c.lengths, "lengths"))[image];
+  for (std::size_t prompt = 0; prompt < prompts; prompt++) {
+    const std::size_t length = (&given(lengths, name))[prompt];
     if (length > MOST) {
       throw Error(Code::request,
-                  arforge::text("the ids: prompt ", image, " has ", length, " tokens, which is out of range"));
+                  arforge::text("the ids: prompt ", prompt, " has ", length, " tokens, which is out of range"));
     }
     ids.push_back({values, static_cast<std::int64_t>(length)});
     values += length;
@@ -131,8 +131,18 @@ arforge::Request request_of(const arforge_request& c) {
     request.features = features_of(c);
   }
   if (c.ids != nullptr) {
-    request.ids = ids_of(c);
+    request.ids = ids_of(c.ids, c.lengths, c.images, "lengths");
   }
+  if (c.negative_ids != nullptr || c.negatives > 0) {
+    request.negative_ids =
+        ids_of(&given(c.negative_ids, "negative_ids"), c.negative_lengths, c.negatives, "negative_lengths");
+    if (c.negatives == 0) {
+      throw Error(Code::request,
+                  arforge::text("0 negative prompts for ", c.images, " images: give one for all, or one an image"));
+    }
+  }
+  request.unconditional = c.unconditional != nullptr ? c.unconditional : "";
+  request.prefill = c.prefill != nullptr ? c.prefill : "";
   if (c.images > 0 && ((c.features == nullptr && c.ids == nullptr) || c.classes != nullptr)) {
     request.classes.assign(&given(c.classes, "classes"), c.classes + c.images);
   }
@@ -209,8 +219,8 @@ arforge_status arforge_runner_facts(const arforge_runner* runner, arforge_facts*
   return guarded([&] {
     const arforge::Facts& found = given(runner, "runner").runner.facts();
     arforge_facts& result = sized(facts, "facts");
-    result = {sizeof result,    found.classes,      found.rows,          found.columns,
-              found.vocabulary, found.downsampling, found.feature_slots, found.feature_width};
+    result = {sizeof result,      found.classes,       found.rows,          found.columns,  found.vocabulary,
+              found.downsampling, found.feature_slots, found.feature_width, found.id_slots, found.id_vocabulary};
   });
 }
 

@@ -4,6 +4,21 @@
 #include "text.h"
 
 namespace arforge {
+namespace {
+
+// Throws Error (request) for what goes with models that read ids of prompts.
+void check_without_ids(const Request& request, const ModelFacts& model) {
+  const std::pair<const char*, bool> settings[] = {{"unconditional", !request.unconditional.empty()},
+                                                   {"negative ids", !request.negative_ids.empty()},
+                                                   {"prefill", !request.prefill.empty()}};
+  for (const auto& [name, there] : settings) {
+    if (there) {
+      throw Error(Code::request, text("this ", model.family, " model knows no ", name, ": leave it out"));
+    }
+  }
+}
+
+} // namespace
 
 void check_asked(const Request& request, const Bundle& bundle) {
   const ModelFacts& model = bundle.model;
@@ -20,12 +35,21 @@ void check_asked(const Request& request, const Bundle& bundle) {
     throw Error(Code::request, text(named, " are given: give one of classes, features, ids"));
   }
   if (given == 0) {
-    throw Error(Code::request, text("no ", conditioned(model) ? "features" : "classes", " given: name at least one"));
+    const char* const usual = ids_condition(model) != nullptr ? "ids" : conditioned(model) ? "features" : "classes";
+    throw Error(Code::request, text("no ", usual, " given: name at least one"));
   }
+  if (ids_condition(model) != nullptr) {
+    if (request.ids.empty()) {
+      throw Error(Code::request, text("this ", model.family, " model takes prompts, in words or ids, not ", named,
+                                      ": say in words what to draw, here as the ids of its own tokens"));
+    }
+    return;
+  }
+  check_without_ids(request, model);
   if (!request.features.empty()) {
     check_features(request.features, model);
   } else if (!request.ids.empty()) {
-    check_ids(request.ids, bundle);
+    check_encodable(request.ids, bundle);
   } else if (conditioned(model)) {
     throw Error(Code::request, text("this ", model.family,
                                     " model takes prompts, not classes: say in words what to draw, here as the "
@@ -35,12 +59,15 @@ void check_asked(const Request& request, const Bundle& bundle) {
   }
 }
 
-Conditions Conditioner::conditions(const Request& request) {
+Conditions Conditioner::conditions(const Request& request, bool guided) {
   if (!request.classes.empty()) {
     return class_conditions(bundle_.model, request.classes);
   }
+  if (const IdsCondition* own = ids_condition(bundle_.model)) {
+    return graph_.of_ids(id_prompts(request, *own, guided));
+  }
   if (request.ids.empty()) {
-    return graph_.conditions(request.features);
+    return graph_.of_features(request.features);
   }
   const auto encoded = encoder_.features(request.ids);
   std::vector<Features> features;
@@ -48,7 +75,7 @@ Conditions Conditioner::conditions(const Request& request) {
   for (std::size_t index = 0; index < encoded.size(); index++) {
     features.push_back({encoded[index]->data(), request.ids[index].length, features_condition(bundle_.model)->width});
   }
-  return graph_.conditions(features);
+  return graph_.of_features(features);
 }
 
 } // namespace arforge

@@ -15,8 +15,9 @@ public:
   Conditioner(const Bundle& bundle, const Options& options)
       : bundle_(bundle), encoder_(bundle, options), graph_(bundle, options) {}
 
-  // One for each image of a request that `check_asked` finds right.
-  Conditions conditions(const Request& request);
+  // One for each image of a request that `check_asked` finds right. `guided`: whether unconditional rows will run; else
+  // what those would see may be missing. Throws Error (request) for prompts that the model does not take.
+  Conditions conditions(const Request& request, bool guided);
 
 private:
   const Bundle& bundle_;

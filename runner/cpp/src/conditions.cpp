@@ -19,6 +19,13 @@ std::string_view bytes_of(const float* values, std::size_t count) {
 
 std::size_t size_of(const Features& features) { return entries_of({features.length, features.width}); }
 
+// A view of numbers that are only read.
+template <class T>
+Ort::Value tensor_of(const T* values, std::size_t size, const std::vector<std::int64_t>& shape) {
+  const Ort::MemoryInfo host = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault);
+  return Ort::Value::CreateTensor<T>(host, const_cast<T*>(values), size, shape.data(), shape.size());
+}
+
 // The rows of a condition that a session gave.
 std::shared_ptr<const std::vector<float>> rows_of(const Ort::Value& given, std::size_t size, const Bundle& bundle) {
   if (given.GetTensorTypeAndShapeInfo().GetElementCount() != size) {
@@ -32,7 +39,7 @@ std::shared_ptr<const std::vector<float>> rows_of(const Ort::Value& given, std::
 } // namespace
 
 bool Prompt::operator==(const Prompt& other) const {
-  if (token != other.token || length != other.length) {
+  if (token != other.token || length != other.length || together != other.together) {
     return false;
   }
   return rows == other.rows || bytes_of(rows->data(), rows->size()) == bytes_of(other.rows->data(), other.rows->size());
@@ -57,8 +64,7 @@ std::int64_t Conditions::longest() const {
 }
 
 std::int64_t prompt_slots(const ModelFacts& model, std::int64_t longest) {
-  const FeaturesCondition* condition = features_condition(model);
-  return condition == nullptr ? 0 : std::min(condition->slots - 1, (longest + GRANULE - 1) / GRANULE * GRANULE);
+  return conditioned(model) ? std::min(model.prompt_limit() - 1, (longest + GRANULE - 1) / GRANULE * GRANULE) : 0;
 }
 
 Conditions class_conditions(const ModelFacts& model, const std::vector<std::int64_t>& classes) {
@@ -99,48 +105,75 @@ void check_features(const std::vector<Features>& features, const ModelFacts& mod
 
 ConditionGraph::ConditionGraph(const Bundle& bundle, const Options& options)
     : bundle_(bundle), options_(options), env_(open_environment()) {
-  if (features_condition(bundle.model) != nullptr) {
+  if (conditioned(bundle.model)) {
     contract_ = contract_of(bundle.model, "condition", Type::float32);
   }
 }
 
-ConditionGraph::Pair ConditionGraph::pass(const Features& features) {
+// The outputs of the graph for one prompt of that length: its rows, and of features those of none.
+std::vector<ConditionGraph::Rows> ConditionGraph::pass(const Ort::Value& prompt, std::int64_t length) {
   if (session_ == nullptr) { // fp32 is its only precision
     session_ =
         std::make_unique<Ort::Session>(open_session(env_, graph_path(bundle_, "condition", "fp32"), options_, true));
     check_session(*session_, contract_, text("the condition graph of ", bundle_.root.string()));
   }
-  const Ort::MemoryInfo host = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault);
-  const std::vector<std::int64_t> shape = {1, features.length, features.width};
-  const Ort::Value tensor = Ort::Value::CreateTensor<float>(host, const_cast<float*>(features.values), // is only read
-                                                            size_of(features), shape.data(), shape.size());
   const char* const from = contract_.inputs.front().name.c_str();
-  const char* const into[] = {contract_.outputs[0].name.c_str(), contract_.outputs[1].name.c_str()};
+  std::vector<const char*> into;
+  into.reserve(contract_.outputs.size());
+  for (const Tensor& output : contract_.outputs) {
+    into.push_back(output.name.c_str());
+  }
   std::vector<Ort::Value> given;
   try {
-    given = session_->Run(Ort::RunOptions{nullptr}, &from, &tensor, 1, into, 2);
+    given = session_->Run(Ort::RunOptions{nullptr}, &from, &prompt, 1, into.data(), into.size());
   } catch (const Ort::Exception& error) {
     throw Error(Code::engine, text("ONNX Runtime failed to make rows of a condition: ", error.what()));
   }
-  const std::size_t size = entries_of({features.length, bundle_.model.dim});
-  const std::int64_t token = bundle_.model.ids();
-  return {{token, rows_of(given[0], size, bundle_), features.length},
-          {token, rows_of(given[1], size, bundle_), features.length, true}};
+  std::vector<Rows> rows;
+  rows.reserve(given.size());
+  for (const Ort::Value& output : given) {
+    rows.push_back(rows_of(output, entries_of({length, bundle_.model.dim}), bundle_));
+  }
+  return rows;
 }
 
-Conditions ConditionGraph::conditions(const std::vector<Features>& features) {
-  std::map<std::string_view, Pair> passed; // by the features' bytes
+Conditions ConditionGraph::of_features(const std::vector<Features>& features) {
+  std::map<std::string_view, std::vector<Rows>> passed; // by the features' bytes
   Conditions found;
   for (const Features& one : features) {
     const std::string_view key = bytes_of(one.values, size_of(one));
     auto place = passed.find(key);
     if (place == passed.end()) {
-      place = passed.emplace(key, pass(one)).first;
+      const std::vector<std::int64_t> shape = {1, one.length, one.width};
+      place = passed.emplace(key, pass(tensor_of(one.values, size_of(one), shape), one.length)).first;
     }
-    found.conditional.push_back(place->second.given);
-    found.unconditional.push_back(place->second.none);
+    const std::int64_t token = bundle_.model.ids();
+    found.conditional.push_back({token, place->second[0], one.length});
+    found.unconditional.push_back({token, place->second[1], one.length, true});
   }
   return found;
+}
+
+std::vector<Prompt> ConditionGraph::pass_ids(const std::vector<TokenIds>& prompts, bool keep, bool bidirectional) {
+  const std::int64_t start = ids_condition(bundle_.model)->start;
+  std::map<TokenIds, Prompt> passed;
+  std::vector<Prompt> found;
+  for (const TokenIds& ids : prompts) {
+    auto place = passed.find(ids);
+    if (place == passed.end()) {
+      const auto length = static_cast<std::int64_t>(ids.size());
+      const std::int64_t together = bidirectional ? std::max<std::int64_t>(length - start, 0) : 0;
+      const Rows rows = pass(tensor_of(ids.data(), ids.size(), {1, length}), length).front();
+      place = passed.emplace(ids, Prompt{bundle_.model.ids(), rows, length, keep, together}).first;
+    }
+    found.push_back(place->second);
+  }
+  return found;
+}
+
+Conditions ConditionGraph::of_ids(const IdPrompts& prompts) {
+  return {pass_ids(prompts.conditional, false, prompts.bidirectional),
+          pass_ids(prompts.unconditional, true, prompts.bidirectional)};
 }
 
 } // namespace arforge

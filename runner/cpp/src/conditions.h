@@ -9,6 +9,7 @@
 #include "arforge.hpp"
 #include "backends/onnxruntime_session.h"
 #include "bundle/bundle.h"
+#include "id_prompts.h"
 
 namespace arforge {
 
@@ -17,7 +18,8 @@ struct Prompt {
   std::int64_t token; // the id that schedules feed as the condition: a class, or the first beyond the step's table
   std::shared_ptr<const std::vector<float>> rows; // (length, dim), the last is that token's; NULL for a class
   std::int64_t length = 0;
-  bool keep = false; // whether later requests are likely to have it too
+  bool keep = false;         // whether later requests are likely to have it too
+  std::int64_t together = 0; // how many of its first rows see each other; the others see what stands before them
 
   // How many of its rows stand before the condition token.
   [[nodiscard]] std::int64_t before() const { return length == 0 ? 0 : length - 1; }
@@ -46,24 +48,24 @@ Conditions class_conditions(const ModelFacts& model, const std::vector<std::int6
 // Throws Error (request) for features that the model does not take.
 void check_features(const std::vector<Features>& features, const ModelFacts& model);
 
-// A bundle's graph from features to rows of a condition, opened when it is first used.
+// A bundle's graph from features or ids to rows of a condition, opened when it is first used.
 class ConditionGraph {
 public:
   ConditionGraph(const Bundle& bundle, const Options& options);
 
   // One image a prompt. Each prompt passes alone, so that its rows depend on nothing else.
-  Conditions conditions(const std::vector<Features>& features);
+  Conditions of_features(const std::vector<Features>& features);
+  Conditions of_ids(const IdPrompts& prompts);
 
 private:
-  struct Pair {
-    Prompt given, none;
-  };
+  using Rows = std::shared_ptr<const std::vector<float>>; // (length, dim)
 
-  Pair pass(const Features& features);
+  std::vector<Rows> pass(const Ort::Value& prompt, std::int64_t length);
+  std::vector<Prompt> pass_ids(const std::vector<TokenIds>& prompts, bool keep, bool bidirectional);
 
   const Bundle& bundle_;
   Options options_;
-  Contract contract_; // empty for a model that takes no features
+  Contract contract_; // empty for a model that takes classes
   Ort::Env env_;
   std::unique_ptr<Ort::Session> session_;
 };

@@ -9,8 +9,12 @@
 namespace arforge {
 namespace {
 
+// The least of an engine's widths (none: any) that is at least `width`.
 std::int64_t engine_width(std::int64_t width, const std::vector<std::int64_t>& widths) {
-  const std::int64_t best = fitting(width, widths);
+  std::int64_t best = widths.empty() ? width : 0;
+  for (const std::int64_t known : widths) {
+    best = known >= width && (best == 0 || known < best) ? known : best;
+  }
   if (best == 0) {
     throw Error(Code::engine,
                 text("the schedule decodes ", width, " tokens in a step, the engine was built for widths ",
@@ -71,14 +75,6 @@ void show_prompt(const PlannedStep& step, const Plan& plan, std::int64_t before,
 
 } // namespace
 
-std::int64_t fitting(std::int64_t width, const std::vector<std::int64_t>& widths) {
-  std::int64_t best = widths.empty() ? width : 0;
-  for (const std::int64_t known : widths) {
-    best = known >= width && (best == 0 || known < best) ? known : best;
-  }
-  return best;
-}
-
 Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth,
                std::int64_t prompt_slots) {
   if (!widths.empty()) {
@@ -117,11 +113,12 @@ Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::
 State start_of(const Plan& plan, const ModelFacts& model, std::int64_t images, const std::vector<Prompt>& prompts,
                const std::vector<std::int64_t>& tokens) {
   const auto rows = static_cast<std::int64_t>(prompts.size());
-  State state{{}, plan.cells + plan.conditions + plan.specials, images, rows, {}, {}};
+  State state{{}, plan.cells + plan.conditions + plan.specials, images, rows, {}, {}, {}};
   state.known.resize(static_cast<std::size_t>(state.rows * state.columns));
   for (std::int64_t row = 0; row < state.rows; row++) {
     const Prompt& prompt = prompts[static_cast<std::size_t>(row)];
     state.before.push_back(prompt.before());
+    state.places.push_back(model.positions == "sequence" ? prompt.before() : 0);
     std::int64_t* known = state.known.data() + row * state.columns;
     for (const std::int32_t cell : plan.kept) {
       known[cell] = tokens[static_cast<std::size_t>(row % state.images * plan.cells + cell)];
@@ -145,7 +142,9 @@ void fill(const PlannedStep& step, const Plan& plan, State& state, StepBuffers& 
     for (std::int64_t input = 0; input < width; input++) {
       tokens[input] = known[step.columns[static_cast<std::size_t>(input)]];
     }
-    std::copy(step.positions.begin(), step.positions.end(), buffers.positions.data() + row * width);
+    const std::int64_t first = state.places[static_cast<std::size_t>(row)];
+    std::transform(step.positions.begin(), step.positions.end(), buffers.positions.data() + row * width,
+                   [first](std::int64_t position) { return first + position; });
     std::copy(step.query_positions.begin(), step.query_positions.end(),
               buffers.query_positions.data() + row * step.shape.queries);
     buffers.write_index[static_cast<std::size_t>(row)] = step.write_index;

@@ -42,9 +42,6 @@ struct Plan {
 Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth,
                std::int64_t prompt_slots);
 
-// The least of an engine's widths (none: any) that is at least `width`; 0 where all are less.
-std::int64_t fitting(std::int64_t width, const std::vector<std::int64_t>& widths);
-
 // The same decoding in steps of at most `widest` inputs, wherever steps can be cut: before an input that no earlier
 // one of the step sees, if what comes before is kept and decides nothing.
 Schedule narrowed(Schedule schedule, std::int64_t widest);
@@ -55,6 +52,7 @@ struct State {
   std::int64_t columns;
   std::int64_t images, rows;        // rows beyond the images are unconditional
   std::vector<std::int64_t> before; // (rows) how many prompt slots each sees, the last ones
+  std::vector<std::int64_t> places; // (rows) added to a step's positions: what stands before, where those are in line
   Visibility visibility;
 };
 

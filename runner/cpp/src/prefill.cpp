@@ -8,7 +8,7 @@
 namespace arforge {
 namespace {
 
-constexpr std::int64_t CHUNK = 128; // tokens of a prompt that pass at once, where the engine takes any number
+constexpr std::int64_t CHUNK = 128; // tokens of a prompt that pass at once; widths are for steps, which come again
 constexpr std::size_t KEPT = 8;     // prompts whose caches stay for later requests
 
 bool is_among(const std::vector<Prompt>& prompts, const Prompt& prompt) {
@@ -21,29 +21,28 @@ struct Chunks {
   std::vector<Shape> shapes;
 };
 
-Chunks chunks_of(std::int64_t count, std::int64_t most, const std::vector<std::int64_t>& widths) {
+Chunks chunks_of(const Prompt& prompt, std::int64_t position_rows) {
+  const std::int64_t count = prompt.before();
+  const std::int64_t most = std::max(std::min(CHUNK, position_rows), prompt.together);
   Chunks chunks;
   for (std::int64_t first = 0; first < count; first += most) {
     chunks.firsts.push_back(first);
-    chunks.shapes.push_back({fitting(std::min(most, count - first), widths), 0, 0});
-  }
-  for (Shape& shape : chunks.shapes) {
-    shape.slots = chunks.firsts.back() + chunks.shapes.back().width;
+    chunks.shapes.push_back({std::min(most, count - first), 0, count});
   }
   return chunks;
 }
 
-// Writes the inputs of a chunk of `prompt` that begins at `first`; padding repeats the last token.
-void fill_chunk(const Prompt& prompt, std::int64_t first, const Shape& shape, StepBuffers& buffers) {
-  const std::int64_t last = prompt.before() - 1;
+// Writes the inputs of a chunk of `prompt` that begins at `first`.
+void fill_chunk(const Prompt& prompt, std::int64_t first, bool in_sequence, const Shape& shape, StepBuffers& buffers) {
   for (std::int64_t input = 0; input < shape.width; input++) {
-    const std::int64_t place = std::min(first + input, last);
+    const std::int64_t place = first + input;
     buffers.tokens[static_cast<std::size_t>(input)] = prompt.token + place;
+    buffers.positions[static_cast<std::size_t>(input)] = in_sequence ? place : 0;
+    const std::int64_t seen = std::max(place + 1, place < prompt.together ? prompt.together : 0);
     std::uint8_t* const mask = buffers.mask.data() + input * shape.slots;
-    std::fill_n(mask, place + 1, std::uint8_t{1});
-    std::fill_n(mask + place + 1, shape.slots - place - 1, std::uint8_t{0});
+    std::fill_n(mask, seen, std::uint8_t{1});
+    std::fill_n(mask + seen, shape.slots - seen, std::uint8_t{0});
   }
-  std::fill(buffers.positions.begin(), buffers.positions.end(), 0);
   std::fill(buffers.write_index.begin(), buffers.write_index.end(), first);
   std::copy_n(prompt.rows->begin(), buffers.condition.size(), buffers.condition.begin()); // all rows but the last
   std::fill(buffers.uniforms.begin(), buffers.uniforms.end(), 0.0F);
@@ -114,23 +113,19 @@ void Prefill::forget(const std::vector<Prompt>& present) {
 // of the weights.
 CacheContent Prefill::pass(const Prompt& prompt, const std::string& name) {
   const std::int64_t count = prompt.before();
-  const std::vector<std::int64_t>& widths = engine_.widths();
-  const std::int64_t most =
-      widths.empty() ? std::min(CHUNK, model_.position_rows) : *std::max_element(widths.begin(), widths.end());
-  const Chunks chunks = chunks_of(count, most, widths);
-  const std::int64_t slots = chunks.shapes.front().slots;
-  engine_.prepare({1, 1, slots, count}, chunks.shapes, slots);
+  const Chunks chunks = chunks_of(prompt, model_.position_rows);
+  engine_.prepare({1, 1, count, count}, chunks.shapes, count);
   for (std::size_t chunk = 0; chunk < chunks.shapes.size(); chunk++) {
     const Shape& shape = chunks.shapes[chunk];
     StepBuffers& buffers = engine_.buffers(shape);
-    fill_chunk(prompt, chunks.firsts[chunk], shape, buffers);
+    fill_chunk(prompt, chunks.firsts[chunk], model_.positions == "sequence", shape, buffers);
     engine_.run(shape, chunk == 0);
     const auto& drawn = buffers.next_tokens;
     if (std::find(drawn.begin(), drawn.end(), NO_TOKEN) != drawn.end()) {
       engine_.clear();
-      throw Error(Code::numerics, text(name, ": the logits are non-finite in its first ",
-                                       std::min(chunks.firsts[chunk] + shape.width, count), " tokens of ", count + 1,
-                                       "; check its features, check the weights: arforge verify"));
+      throw Error(Code::numerics,
+                  text(name, ": the logits are non-finite in its first ", chunks.firsts[chunk] + shape.width,
+                       " tokens of ", count + 1, "; check its features, check the weights: arforge verify"));
     }
   }
   return engine_.read_cache(0, 0, count);

@@ -28,7 +28,7 @@ public:
   void start(const Plan& plan, std::int64_t images, const std::vector<Prompt>& prompts, std::int64_t first_image);
 
   // Drops the caches of prompts that the next request is not likely to have.
-  void release() { forget({}); }
+  void release() noexcept { forget({}); }
 
 private:
   using Held = std::list<std::pair<Prompt, CacheContent>>;

@@ -67,6 +67,25 @@ void check_classes(const std::vector<std::int64_t>& classes, const ModelFacts& m
   }
 }
 
+void check_ids(const std::vector<Ids>& ids, std::int64_t slots, const char* where) {
+  for (std::size_t index = 0; index < ids.size(); index++) {
+    const Ids& one = ids[index];
+    const std::string name = text(where, ": prompt ", index);
+    if (one.length < 1 || one.length > slots) {
+      throw Error(Code::request, text(name, " has ", one.length, " tokens, the model has room for 1 to ", slots,
+                                      ": leave out padding with a mask, or shorten the prompt"));
+    }
+    if (one.values == nullptr) {
+      throw Error(Code::request, text(name, " is NULL: expected whole numbers, int64 [tokens]"));
+    }
+    const std::int64_t least = *std::min_element(one.values, one.values + one.length);
+    if (least < 0) {
+      throw Error(Code::request,
+                  text(name, " holds ", least, ": ids are 0 or more, as the text encoder's own tokenizer gives them"));
+    }
+  }
+}
+
 void check_request(const Request& request) {
   const auto seeds = static_cast<std::int64_t>(request.seeds.size());
   if (seeds != 0 && seeds != images_of(request)) {

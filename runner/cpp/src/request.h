@@ -27,6 +27,10 @@ std::int64_t images_of(const Request& request);
 // All throw Error (request): for a value out of range, for lists of another length than the images'.
 void check_request(const Request& request);
 void check_classes(const std::vector<std::int64_t>& classes, const ModelFacts& model);
+
+// `slots`: ids of a prompt at most. `where`: what messages begin with.
+void check_ids(const std::vector<Ids>& ids, std::int64_t slots, const char* where);
+
 Sampling sampling_of(const Request& request, const SamplerDefaults& usual);
 
 // Throws Error (request) unless pixels (images, height, width, 3) are those of whole tokens.

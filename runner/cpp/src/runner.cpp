@@ -39,6 +39,12 @@ struct Generation {
   Result& result;
 };
 
+// Whatever becomes of a request: caches of its prompts are dropped when it is over.
+struct Releasing {
+  Prefill& prefill;
+  ~Releasing() { prefill.release(); }
+};
+
 // The images that are decoded together.
 struct Batch {
   std::int64_t first, images;
@@ -90,7 +96,9 @@ struct Runner::Implementation {
 
 Runner::Implementation::Implementation(Bundle opened, const Options& options)
     : bundle(std::move(opened)), engine(bundle, find_engine(bundle, options.precision), options),
-      codec(bundle, options), conditioner(bundle, options), prefill(engine, bundle.model), facts(facts_of(bundle)) {}
+      codec(bundle, options), conditioner(bundle, options), prefill(engine, bundle.model), facts(facts_of(bundle)) {
+  facts.precision = options.precision;
+}
 
 const Plan& Runner::Implementation::plan(const std::string& schedule, const std::vector<std::int32_t>& kept,
                                          std::int64_t prompt_slots) {
@@ -172,7 +180,8 @@ Result Runner::Implementation::generate(const Request& request) {
   const std::int64_t images = images_of(request);
   const std::lock_guard<std::mutex> held(turn);
   const Clock::time_point begin = Clock::now();
-  Conditions conditions = conditioner.conditions(request);
+  const Releasing releasing{prefill};
+  Conditions conditions = conditioner.conditions(request, sampling.guided(0, images));
   std::vector<const Plan*> window_plans;
   Result result;
   result.condition_seconds = seconds_since(begin);
@@ -208,7 +217,6 @@ Result Runner::Implementation::generate(const Request& request) {
       result.image_seconds += seconds_since(decoded);
     }
   }
-  prefill.release();
   if (bundle.image_tokenizer) {
     result.height = canvas.rows * bundle.image_tokenizer->downsampling;
     result.width = canvas.columns * bundle.image_tokenizer->downsampling;
@@ -252,7 +260,9 @@ Runner Runner::open(const std::filesystem::path& bundle, const Options& options)
         if (options.check_hashes) {
           check_hashes(opened);
         }
-        return Runner(std::make_unique<Implementation>(std::move(opened), options));
+        Options chosen = options;
+        chosen.precision = options.precision.empty() ? default_precision(opened) : options.precision;
+        return Runner(std::make_unique<Implementation>(std::move(opened), chosen));
       } catch (const Error&) {
         if (opening == MAX_OPENINGS || manifest_content(bundle) == before) {
           throw;

@@ -6,6 +6,7 @@
 #include <map>
 #include <string_view>
 
+#include "request.h"
 #include "text.h"
 
 namespace arforge {
@@ -13,40 +14,18 @@ namespace {
 
 constexpr const char* GRAPH = "text";
 
-// The bundle's, of whatever precision; NULL where it has none.
-const Graph* graph_of(const Bundle& bundle) {
-  const auto found =
-      std::find_if(bundle.graphs.begin(), bundle.graphs.end(), [](const Graph& graph) { return graph.name == GRAPH; });
-  return found == bundle.graphs.end() ? nullptr : &*found;
-}
-
 } // namespace
 
-void check_ids(const std::vector<Ids>& ids, const Bundle& bundle) {
+void check_encodable(const std::vector<Ids>& ids, const Bundle& bundle) {
   const FeaturesCondition* condition = features_condition(bundle.model);
   if (condition == nullptr) {
     throw Error(Code::request, text("this ", bundle.model.family, " model takes classes, not ids"));
   }
-  if (graph_of(bundle) == nullptr) {
+  if (find_graph(bundle, GRAPH) == nullptr) {
     throw Error(Code::request, text(bundle.root.string(),
                                     " has no text encoder: export it with --text-encoder FOLDER, or give features"));
   }
-  for (std::size_t index = 0; index < ids.size(); index++) {
-    const Ids& one = ids[index];
-    const std::string name = text("the ids: prompt ", index);
-    if (one.length < 1 || one.length > condition->slots) {
-      throw Error(Code::request, text(name, " has ", one.length, " tokens, the model has room for 1 to ",
-                                      condition->slots, ": leave out padding with a mask, or shorten the prompt"));
-    }
-    if (one.values == nullptr) {
-      throw Error(Code::request, text(name, " is NULL: expected whole numbers, int64 [tokens]"));
-    }
-    const std::int64_t least = *std::min_element(one.values, one.values + one.length);
-    if (least < 0) {
-      throw Error(Code::request,
-                  text(name, " holds ", least, ": ids are 0 or more, as the text encoder's own tokenizer gives them"));
-    }
-  }
+  check_ids(ids, condition->slots, "the ids");
 }
 
 TextEncoder::TextEncoder(const Bundle& bundle, const Options& options)
@@ -55,7 +34,7 @@ TextEncoder::TextEncoder(const Bundle& bundle, const Options& options)
 std::shared_ptr<const std::vector<float>> TextEncoder::run(const Ids& ids) {
   const Contract contract = contract_of(bundle_.model, GRAPH, Type::float32);
   if (session_ == nullptr) {
-    const Graph* graph = graph_of(bundle_);
+    const Graph* graph = find_graph(bundle_, GRAPH);
     const std::filesystem::path path = graph_path(bundle_, GRAPH, graph == nullptr ? "" : graph->precision);
     auto session = std::make_unique<Ort::Session>(open_session(env_, path, options_, true));
     check_session(*session, contract, text("the text encoder of ", bundle_.root.string()));

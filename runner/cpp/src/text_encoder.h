@@ -12,14 +12,14 @@
 namespace arforge {
 
 // Throws Error (request) for ids that the model does not take, or if the bundle has no text encoder.
-void check_ids(const std::vector<Ids>& ids, const Bundle& bundle);
+void check_encodable(const std::vector<Ids>& ids, const Bundle& bundle);
 
 // The graph is opened when the first prompt comes: a text encoder is as large as a model.
 class TextEncoder {
 public:
   TextEncoder(const Bundle& bundle, const Options& options);
 
-  // The features (length, width) of each prompt, whose ids `check_ids` finds right. Each runs alone and without
+  // The features (length, width) of each prompt, whose ids `check_encodable` finds right. Each runs alone and without
   // padding, so that its features depend on nothing else; equal ones run once. Throws Error (engine, numerics).
   std::vector<std::shared_ptr<const std::vector<float>>> features(const std::vector<Ids>& ids);
 

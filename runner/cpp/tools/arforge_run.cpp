@@ -136,10 +136,15 @@ void run(Command& command) {
     features = read_features(command.features, command.features_mask);
     request.features = features.prompts;
   }
-  IdsFile ids; // likewise
-  if (!command.prompt_ids.empty()) {
-    ids = read_ids(command.prompt_ids, command.prompt_ids_mask);
-    request.ids = ids.prompts;
+  std::vector<IdsFile> ids; // likewise
+  for (const std::string& path : command.prompt_ids) {
+    ids.push_back(read_ids(path, command.prompt_ids_mask));
+    request.ids.insert(request.ids.end(), ids.back().prompts.begin(), ids.back().prompts.end());
+  }
+  IdsFile negative;
+  if (!command.negative_ids.empty()) {
+    negative = read_ids(command.negative_ids, "");
+    request.negative_ids = negative.prompts;
   }
   const std::int64_t count = spread(request, command.samples);
   if (command.rows > 0 || !command.keep.empty()) {
@@ -180,7 +185,7 @@ void run(Command& command) {
   std::fprintf(taken ? stderr : stdout,
                "%lld images, %s: %lld steps, %.1f ms an image (onnxruntime %s, %s, batch %lld)\n",
                static_cast<long long>(result.images), request.schedule.c_str(), static_cast<long long>(result.steps),
-               each, command.open.precision.c_str(), command.open.provider.c_str(),
+               each, facts.precision.c_str(), command.open.provider.c_str(),
                static_cast<long long>(std::min(request.batch, result.images)));
 }
 

@@ -72,7 +72,10 @@ FeaturesFile read_features(const std::string& path, const std::string& mask) {
 }
 
 IdsFile read_ids(const std::string& path, const std::string& mask) {
-  const Array array = read_array(path);
+  Array array = read_array(path);
+  if (array.shape.size() == 1) {
+    array.shape.insert(array.shape.begin(), 1);
+  }
   if (array.shape.size() != 2 || !array.kind->is_whole()) {
     throw Error(Code::request, path + " holds " + described(array) +
                                    ": expected int64 or int32 [prompts, tokens], padded on the right");

@@ -22,5 +22,5 @@ struct IdsFile {
   std::vector<arforge::Ids> prompts;
 };
 
-// The same for ids, a file of int64 or int32 [prompts, tokens].
+// The same for ids, a file of int64 or int32 [prompts, tokens], or [tokens] of one.
 IdsFile read_ids(const std::string& path, const std::string& mask);

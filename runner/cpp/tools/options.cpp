@@ -15,9 +15,16 @@ Generate images from BUNDLE: one a class or prompt, or --samples in all. A seed 
   --features-mask FILE.npy
                        Ones for a prompt's tokens, then zeros: [prompts, tokens].  [default: all ones]
   --prompt-ids FILE.npy
-                       Or the ids of their tokens: int64 or int32 [prompts, tokens].
+                       Or the ids of their tokens: int64 or int32 [prompts, tokens], or [tokens] of one; may be given
+                       again.
   --prompt-ids-mask FILE.npy
-                       Their mask, likewise.  [default: all ones]
+                       Their mask, likewise, of one file.  [default: all ones]
+  --negative-ids FILE.npy
+                       What not to draw, of models that read ids of prompts: int64 or int32 [tokens].
+  --unconditional TEXT What guidance leads away from, of models that read ids: the prompt padded, none (image), or a
+                       negative one.  [default: the bundle's]
+  --prefill TEXT       Whether the tokens of a prompt see those behind them, of models that read ids: causal or
+                       bidirectional.  [default: causal]
   --seed N[,N-M]       One seed an image, or the first.  [default: 0]
   --samples N          Images in all, going round the classes or prompts.
   --guidance FLOAT     Guidance scale; 1 is off.  [default: the bundle's]
@@ -27,7 +34,7 @@ Generate images from BUNDLE: one a class or prompt, or --samples in all. A seed 
   --greedy             Take the most likely token (temperature 0).
   --batch N            Images decoded at a time.  [default: 32]
   --target TEXT        Engine to run on: onnxruntime.  [default: onnxruntime]
-  --precision TEXT     Precision of that engine.  [default: fp32]
+  --precision TEXT     Precision of that engine.  [default: fp32, or blocks that are stored]
   --provider TEXT      cpu, cuda, tensorrt or tensorrt-rtx.  [default: cpu]
   --plugin FILE        Library of the tensorrt-rtx provider.
   --threads N          CPU threads.  [default: one for each core that the process may use]
@@ -98,6 +105,17 @@ Action into(std::string& place) {
   return [&place](const std::string&, const std::string& value) { place = value; };
 }
 
+Action one_of(std::string& place, std::vector<std::string> words) {
+  return [&place, words = std::move(words)](const std::string& name, const std::string& value) {
+    if (std::find(words.begin(), words.end(), value) == words.end()) {
+      std::string known = words.front();
+      std::for_each(words.begin() + 1, words.end(), [&](const std::string& word) { known += ", " + word; });
+      throw UsageError(name + ": '" + value + "' is not one of " + known);
+    }
+    place = value;
+  };
+}
+
 std::map<std::string, Action> valued_options(Command& c) {
   const auto real = [](arforge::Setting<double>& place) {
     return [&place](const std::string& name, const std::string& value) { place = number<double>(name, value); };
@@ -112,8 +130,11 @@ std::map<std::string, Action> valued_options(Command& c) {
       {"--seed", [&c](const auto& name, const auto& value) { append_numbers(name, value, c.request.seeds); }},
       {"--features", into(c.features)},
       {"--features-mask", into(c.features_mask)},
-      {"--prompt-ids", into(c.prompt_ids)},
+      {"--prompt-ids", [&c](const auto&, const auto& value) { c.prompt_ids.push_back(value); }},
       {"--prompt-ids-mask", into(c.prompt_ids_mask)},
+      {"--negative-ids", into(c.negative_ids)},
+      {"--unconditional", one_of(c.request.unconditional, {"padded", "image", "negative"})},
+      {"--prefill", one_of(c.request.prefill, {"causal", "bidirectional"})},
       {"--samples", count(c.samples)},
       {"--guidance", real(c.request.guidance)},
       {"--temperature", real(c.request.temperature)},
@@ -179,8 +200,8 @@ void check_together(const Command& c) {
   if (c.features.empty() && !c.features_mask.empty()) {
     throw UsageError("--features-mask goes with --features");
   }
-  if (c.prompt_ids.empty() && !c.prompt_ids_mask.empty()) {
-    throw UsageError("--prompt-ids-mask goes with --prompt-ids");
+  if (c.prompt_ids.size() != 1 && !c.prompt_ids_mask.empty()) {
+    throw UsageError("--prompt-ids-mask goes with --prompt-ids, one of them");
   }
   if (c.output.empty() && c.npz.empty() && c.tokens.empty()) {
     throw UsageError("nothing to write: name --output, --npz or --tokens");

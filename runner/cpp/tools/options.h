@@ -13,7 +13,8 @@ struct Command {
   arforge::Options open;
   arforge::Request request;
   std::string features, features_mask; // files; empty: not given
-  std::string prompt_ids, prompt_ids_mask;
+  std::vector<std::string> prompt_ids;
+  std::string prompt_ids_mask, negative_ids;
   std::string output, npz, tokens, keep, mask, timings; // files; empty: not asked for
   std::int64_t samples = 0;                             // images in all; 0: one a class, or one a prompt
   std::int64_t rows = 0, columns = 0;                   // of a larger grid; 0: the model's

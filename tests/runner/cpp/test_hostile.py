@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -218,9 +219,12 @@ def absurd_models() -> Iterator[Case]:
     classes = {"kind": "class", "classes": 10, "first_class": 32, "null_class": 42}
     features = {"kind": "features", "slots": 120, "width": 2048, "captions": "clean"}
     ids = {
-        "kind": "ids", "slots": 64, "vocabulary": 9, "prefix": [0], "suffix": [], "padding": None, "reserved": [7],
+        "kind": "ids", "slots": 64, "vocabulary": 9, "prefix": [0], "before": "", "after": "", "stripped": False,
+        "suffix": [2, 3], "start": 1, "padding": None, "reserved": [[7, 8]], "negative": [0, 3],
         "unconditional": "image",
     }  # fmt: skip
+    line = {"positions": "sequence", "condition": ids}
+    ends = {"specials": [43], "row_end": 0}
     for part, change in (
         ("image_tokenizer", {"codebook_size": 64}),
         ("image_tokenizer", {"image_size": [16, 32]}),
@@ -238,7 +242,39 @@ def absurd_models() -> Iterator[Case]:
         ("model", {"condition": ids}),
         ("model", {"condition": {**ids, "padding": -1}}),
         ("model", {"condition": {**ids, "prefix": [2.0]}}),
-        ("model", {"condition": {**ids, "reserved": [True]}}),
+        ("model", {"condition": {**ids, "prefix": [9]}}),
+        ("model", {"condition": {**ids, "suffix": []}}),
+        ("model", {"condition": {**ids, "suffix": [2**30]}}),
+        ("model", {"condition": {**ids, "start": 0}}),
+        ("model", {"condition": {**ids, "start": 3}}),
+        ("model", {"condition": {**ids, "start": 2**30}}),
+        ("model", {"condition": {**ids, "padding": 9}}),
+        ("model", {"condition": {**ids, "slots": 2}}),
+        ("model", {"condition": {**ids, "slots": 2**30}}),
+        ("model", {"condition": {**ids, "negative": [9]}}),
+        ("model", {"condition": {**ids, "negative": [0] * 65}}),
+        ("model", {"condition": {**ids, "negative": None}}),
+        ("model", {"condition": {**ids, "unconditional": "padded"}}),
+        ("model", {"condition": {**ids, "before": "x" * 4000, "after": "\u00fc" * 4000}}),
+        ("model", {"condition": {**ids, "before": "x" * 4001}}),
+        ("model", {"condition": {**ids, "after": "\u00fc" * 4001}}),
+        ("model", {"condition": {**ids, "after": None}}),
+        ("model", {"condition": {**ids, "stripped": 1}}),
+        ("model", {"condition": {**ids, "reserved": [7]}}),
+        ("model", {"condition": {**ids, "reserved": [[True, 8]]}}),
+        ("model", {"condition": {**ids, "reserved": [[7, 8, 9]]}}),
+        ("model", {"condition": {**ids, "reserved": [[8, 7]]}}),
+        ("model", {"condition": {**ids, "reserved": [[0, 2**30 + 1]]}}),
+        ("model", {"condition": {**ids, "reserved": [[0, 1]] * 65537}}),
+        ("model", {"condition": {key: value for key, value in ids.items() if key != "stripped"}}),
+        ("model", {"condition": {**ids, "tokens": 9}}),
+        ("model", line),
+        ("model", {**line, "position_rows": 127}),
+        ("model", {**line, "position_rows": 128}),
+        ("model", {**line, "condition": {**ids, "slots": 2**30}, "position_rows": 2**30}),
+        ("model", {**line, **ends, "position_rows": 136}),
+        ("model", {**ends, "position_rows": 72}),
+        ("model", {**ends, "position_rows": 73}),
         ("model", {"condition": {**ids, "unconditional": "empty"}}),
         ("model", {"grid": [2**30, 2**30]}),
         ("model", {"family": "unheard of"}),
@@ -255,7 +291,8 @@ def absurd_models() -> Iterator[Case]:
         ("model", {"specials": [44, 43, 44]}),
         ("model", {"specials": [2**30 + 1]}),
         ("model", {"row_end": 0}),
-        ("model", {"specials": [43], "row_end": 0}),
+        ("model", ends),
+        ("model", {**ends, "row_end": 1, "position_rows": 73}),
         ("sampler", {"kind": "noise"}),
         ("sampler", {"top_k": 2.0}),
     ):
@@ -287,9 +324,20 @@ def contents(sound: bytes) -> dict[str, bytes]:
     return found
 
 
+def moved(position: int) -> bytes:
+    """Next-token order, whose last input stands elsewhere."""
+    schedule = compile_schedule("ntp", (8, 8))
+    *steps, last = schedule.steps
+    inputs = (last.inputs[0]._replace(position=position),)
+    return dump(dataclasses.replace(schedule, steps=(*steps, dataclasses.replace(last, inputs=inputs))))
+
+
 def schedules() -> Iterator[Case]:
     for key in ("steps", "slots"):
         yield Case(f"stored {key}", manifest(lambda found, key=key: found["schedules"][0].update({key: 63})))
+    yield Case("stored for rows that end", fitted(NTP, dump(compile_schedule("ntp", (8, 8), row_end=0))))
+    yield Case("stored with a position beyond the model's", fitted(NTP, moved(70)))
+    yield Case("stored with the model's last position", fitted(NTP, moved(64)))
     yield Case("stored for another grid", fitted(NTP, dump(compile_schedule("ntp", (4, 16)))))
     sound = dump(compile_schedule("ntp", (8, 8)))
     for length in (0, 7, 15, 16, 40, len(sound) - 1):

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,14 @@ def test_arforge_run_without_a_bundle_and_with_help(release: Any, tmp_path: Path
     assert "no bundle at" in call(program, *words, status=BUNDLE_ERROR)
     said = call(program, "--help")
     options = {parameter.opts[0] for parameter in run_command.params if parameter.param_type_name == "option"}
-    other = {"--help", "--prompt", "--prompts", "--captions", "--truncate"}  # in C++ a prompt is its features
+    other = {
+        "--help",
+        "--prompt",
+        "--prompts",
+        "--negative",
+        "--captions",
+        "--truncate",
+    }  # words, which C++ does not read
     assert options - other <= {word.strip(",") for word in said.split() if word.startswith("--")}
 
 
@@ -140,14 +148,20 @@ def test_a_c99_program_finds_the_package_and_runs(release: Any, grouped_bundle: 
     assert status == "5"
 
 
-@pytest.fixture(scope="module")
-def service(release: Any, bundle: Path) -> Iterator[int]:
+@contextmanager
+def serving(release: Any, bundle: Path) -> Iterator[int]:
     """The port that the example service listens on."""
     command = [str(release.program("arforge-service")), str(bundle), "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield int(process.stdout.readline().rpartition(":")[2])
         process.kill()
+
+
+@pytest.fixture(scope="module")
+def service(release: Any, bundle: Path) -> Iterator[int]:
+    with serving(release, bundle) as port:
+        yield port
 
 
 def ask(port: int, line: str) -> tuple[str, bytes]:
@@ -171,7 +185,12 @@ def test_the_service_answers_with_the_image(service: int, runner: Runner) -> Non
     [
         ("GET /?class=10", "class 10 is out of range"),
         ("GET /", "no classes given"),
-        ("GET /?class=x", "class is not a number that fits"),
+        ("GET /?class=x", "class: 'x' is not a number that fits"),
+        ("GET /?class=1x", "class: '1x' is not a number that fits"),
+        ("GET /?class=1&seed=-1", "seed: '-1' is not a number that fits"),
+        ("GET /?class=1&guidance=", "guidance: '' is not a number that fits"),
+        ("GET /?ids=5,1", "takes classes, not ids"),
+        ("GET /?class=1&ids=5,1", "classes and ids are given: give one of"),
         ("GET /?class=1&schedule=zip", "unknown schedule"),
         ("GET /?clas=1", "no such parameter: clas"),
         ("POST /?class=1", "send GET"),
@@ -189,3 +208,23 @@ def test_the_service_outlives_clients_that_hang_up(service: int) -> None:
         with socket.create_connection(("127.0.0.1", service), timeout=30) as connection:
             connection.sendall(sent)
     assert ask(service, "GET /?class=1")[0] == "HTTP/1.1 200 OK"
+
+
+def test_the_service_draws_a_prompt_by_its_ids(release: Any, words_bundle: Path) -> None:
+    with Runner.open(words_bundle, threads=1) as runner, serving(release, words_bundle) as port:
+        status, body = ask(port, "GET /?seed=3&schedule=zipar:4&ids=5,9,1")
+        assert status == "HTTP/1.1 200 OK"
+        images = runner.generate(ids=[np.array([5, 9, 1])], seeds=[3], schedule="zipar:4").images
+        assert images is not None
+        assert body == b"P6\n16 16\n255\n" + images.tobytes()
+        assert ask(port, "GET /?ids=1&seed=3&schedule=zipar:4&ids=5,9,1")[1] == body  # the last one counts
+        for wrong, message in (
+            ("ids=5,,1", "ids: '' is not a number that fits"),
+            ("ids=5;1", "ids: '5;1' is not a number that fits"),
+            ("ids=", "ids: '' is not a number that fits"),
+            ("ids=5,-1", "the ids: prompt 0 holds -1: ids are 0 or more"),
+            ("class=1", "takes prompts, not classes"),
+        ):
+            status, body = ask(port, f"GET /?{wrong}")
+            assert status == "HTTP/1.1 400 Bad Request"
+            assert message in body.decode()

@@ -28,7 +28,12 @@ def output(command: list[Any], **environment: str) -> str:
 
 @pytest.mark.parametrize(
     ("name", "schedule", "steps", "passes"),
-    [("bundle", "zipar:2", 28, 0), ("arpg_bundle", "arpg:8", 8, 0), ("text_bundle", "zipar:2", 28, 6)],
+    [
+        ("bundle", "zipar:2", 28, 0),
+        ("arpg_bundle", "arpg:8", 8, 0),
+        ("text_bundle", "zipar:2", 28, 6),
+        ("ids_bundle", "zipar:4", 29, 6),
+    ],
 )
 def test_the_step_loop_allocates_nothing(
     release: Any, request: pytest.FixtureRequest, name: str, schedule: str, steps: int, passes: int
@@ -44,7 +49,7 @@ def test_the_step_loop_allocates_nothing(
     assert f"{steps - 1} allocations" in provoked  # the counter-check
 
 
-@pytest.mark.parametrize(("name", "count"), [("grouped_bundle", 1000), ("text_bundle", 300)])
+@pytest.mark.parametrize(("name", "count"), [("grouped_bundle", 1000), ("text_bundle", 300), ("ids_bundle", 300)])
 def test_many_generations_do_not_grow(release: Any, request: pytest.FixtureRequest, name: str, count: int) -> None:
     said = output([release.program("generations"), "growth", request.getfixturevalue(name), count])
     early, late = map(int, said.split())
@@ -56,7 +61,7 @@ def test_two_runners_in_two_threads_and_two_threads_on_one(release: Any, bundle:
     assert output([release.program("generations"), "threads", bundle]) == "36 generations, 0 wrong\n"
 
 
-@pytest.mark.parametrize("name", ["grouped_bundle", "arpg_bundle", "par_bundle", "text_bundle"])
+@pytest.mark.parametrize("name", ["grouped_bundle", "arpg_bundle", "par_bundle", "text_bundle", "ids_bundle"])
 def test_generations_are_clean_under_sanitizers(sanitized: Any, request: pytest.FixtureRequest, name: str) -> None:
     root = request.getfixturevalue(name)
     assert "36 generations, 0 wrong" in output([sanitized.program("generations"), "threads", root], **SANITIZERS)
@@ -81,18 +86,25 @@ def test_a_generation_is_clean_under_valgrind(release: Any, arpg_bundle: Path) -
 
 @pytest.fixture(scope="module")
 def corpus(
-    tmp_path_factory: pytest.TempPathFactory, bundle: Path, arpg_bundle: Path, par_bundle: Path, text_bundle: Path
-) -> Path:
+    tmp_path_factory: pytest.TempPathFactory, bundle: Path, arpg_bundle: Path, par_bundle: Path, text_bundle: Path,
+    ids_bundle: Path,
+) -> Path:  # fmt: skip
     """Manifests, schedule files, specifications and arrays, as fuzzing starts from them."""
     folder = tmp_path_factory.mktemp("corpus")
     for index, kind in enumerate(("<f4", "<f2", "<f8", "|b1", "<i8", "<i4")):
         np.save(folder / f"{index}.npy", np.ones((2, 3, 4), kind))
-    for index, root in enumerate((bundle, arpg_bundle, par_bundle, text_bundle)):
+    for index, root in enumerate((bundle, arpg_bundle, par_bundle, text_bundle, ids_bundle)):
         shutil.copy(root / "manifest.json", folder / f"manifest-{index}")
         for path in (root / "schedules").iterdir():
             shutil.copy(path, folder / f"{index}-{path.name}")
     (folder / "kept").write_bytes(dump(compile_schedule("arpg:4", (3, 5), (2, 9, 14))))
-    for text in ("ntp,cfg-interval=3", "zipar:3,seed=nearest,holes=masked", "par:4", "arpg:7,ratio=cosine,order=5"):
+    for text in (
+        "ntp,cfg-interval=3",
+        "zipar:3,seed=nearest,holes=masked",
+        "par:4",
+        "arpg:7,ratio=cosine,order=5",
+        "zipar:13",
+    ):
         (folder / text.replace(":", "-")).write_text(text)
     return folder
 

@@ -11,15 +11,16 @@ import cpp_abi
 import onnx
 import pytest
 from cpp_abi import STATUS, Failure
+from tiny_ids import CONDITION
 
-from arforge.runner.bundle import FeaturesCondition, IdsCondition, open_bundle
+from arforge.runner.bundle import FeaturesCondition, open_bundle
 from arforge.runner.step_graph import CACHE_TYPES, Contract, contract
 
 GRAPHS = ("step", "step-logits", "step-noise", "condition", "text", "decoder", "encoder")
 CONDITIONS: dict[str, Any] = {
     "class": None,
     "features": FeaturesCondition(120, 2048, "clean"),
-    "ids": IdsCondition(64, 65536, (0,), (8710,), None, (8197,), "image"),
+    "ids": CONDITION,
 }
 GRAPHS_OF = {
     "class": {*GRAPHS} - {"condition", "text"},

@@ -12,11 +12,15 @@ import cpp_abi
 import numpy as np
 import pytest
 from cpp_abi import STATUS, Failure
+from tiny import CONFIG
 
 from arforge.calibration.int8 import CalibrationJob, calibrate
 from arforge.calibration.ranges import Rule
 from arforge.engines import onnxruntime
+from arforge.export.exporter import ExportJob, export_bundle
+from arforge.export.families.llamagen import FAMILY
 from arforge.runner import Runner, open_bundle
+from arforge.runner.bundle import Precision
 
 CLASSES = [3, 1, 4, 1]
 SEEDS = [9, 2**64 - 1, 6, 0]
@@ -112,6 +116,22 @@ def test_int8_tokens_and_images_are_pythons(library: Any, int8_bundle: Path) -> 
     ours.close()
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_bundle_that_stores_blocks_runs_them_where_nobody_names_a_precision(
+    library: Any, checkpoint: Path, tmp_path: Path, precision: Precision
+) -> None:
+    root = tmp_path / "stored.bundle"
+    export_bundle(ExportJob(FAMILY, CONFIG, checkpoint, None, root, ["zipar:4"], precision=precision))
+    onnxruntime.build(root, precision)
+    ours = cpp_abi.Runner(library, root, threads=1)
+    with Runner.open(root, threads=1) as theirs:
+        for settings in ({}, {"greedy": True}):
+            compare(ours, theirs, CLASSES, SEEDS, **settings)
+    ours.close()
+    with pytest.raises(Failure, match="has no onnxruntime fp32 engine"):
+        cpp_abi.Runner(library, root, precision="fp32")
+
+
 def test_int8_in_blocks_is_for_the_cpu_alone(library: Any, int8_bundle: Path) -> None:
     blocks = open_bundle(int8_bundle).engine("onnxruntime", "int8")["quantization"] == "blocks"
     with pytest.raises(Failure) as refused:
@@ -164,6 +184,16 @@ def test_an_encoded_image_has_pythons_tokens(library: Any, bundle: Path, runner:
     with pytest.raises(Failure, match="1056 tokens do not fit a capacity of 5") as refused:
         ours.encode(images, 5)
     assert refused.value.status == STATUS["argument"]
+    ours.close()
+
+
+def test_a_bundle_whose_tokenizer_only_decodes_draws_and_says_what_reading_images_needs(
+    library: Any, drawing_bundle: Path, runner: Runner
+) -> None:
+    ours = cpp_abi.Runner(library, drawing_bundle, threads=1)
+    compare(ours, runner, CLASSES, SEEDS, schedule="zipar:4")
+    with pytest.raises(Failure, match="its image tokenizer only decodes; export it with one that has its encoder"):
+        ours.encode(np.zeros((1, 16, 16, 3), np.uint8), 64)
     ours.close()
 
 

@@ -61,7 +61,7 @@ BROKEN = {
     "infinite guidance": (with_second(replace(SECOND, guidance=math.inf)), "guidance weight inf"),
     "guidance above one": (with_second(replace(SECOND, guidance=1.5)), "guidance weight 1.5"),
     "negative guidance": (with_second(replace(SECOND, guidance=-0.5)), "guidance weight -0.5"),
-    "position out of range": (with_second(replace(SECOND, inputs=(cell(0, position=4),))), r"position 4.*0\.\.3"),
+    "position out of range": (with_second(replace(SECOND, inputs=(cell(0, position=5),))), r"position 5.*0\.\.4"),
     "negative position": (with_second(replace(SECOND, inputs=(cell(0, position=-1),))), "position -1"),
     "rank out of range": (with_second(replace(SECOND, inputs=(cell(0, rank=1 << 21),))), "rank 2097152"),
     "negative rank": (with_second(replace(SECOND, inputs=(cell(0, rank=-1),))), "rank -1 is outside"),

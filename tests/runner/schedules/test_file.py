@@ -169,7 +169,7 @@ def test_a_header_too_large_is_refused_before_it_is_parsed() -> None:
         ("source", 1, 3, "unknown kind of source"),
         ("source", 1, -1, "unknown kind of source"),
         ("value", 1, 15, "reads cell 15"),
-        ("position", 1, 17, "position 17"),
+        ("position", 1, 21, "position 21"),
         ("rank", 1, -5, "rank -5"),
         ("holes", 1, 2**31 - 1, "zero slots"),
         ("target_row", 0, 1, "output 1 of 1"),

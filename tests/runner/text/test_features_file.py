@@ -148,10 +148,11 @@ def test_the_ids_of_each_prompt_are_read_without_its_padding(tmp_path: Path, kin
     ("array", "mask", "message"),
     [
         (
-            np.zeros(5, int),
+            np.zeros((1, 1, 5), int),
             None,
-            r"i.npy holds int64 \[5\]: expected int64 or int32 \[prompts, length\], padded on the",
+            r"i.npy holds int64 \[1, 1, 5\]: expected int64 or int32 \[prompts, length\], padded on the",
         ),
+        (np.zeros(7, int), None, "i.npy: prompt 0 has 7 tokens, the model has room for 1 to 6: leave out padding"),
         (np.zeros((1, 5)), None, r"holds float64 \[1, 5\]: expected int64 or int32"),
         (np.zeros((1, 5), np.uint64), None, r"holds uint64 \[1, 5\]: expected int64 or int32"),
         (np.zeros((0, 5), int), None, "i.npy holds no prompts"),

@@ -21,13 +21,14 @@ void check_masks(std::int64_t rows, const std::vector<Shape>& shapes) {
 }
 
 // An engine's own graph has what the CPU provider does best; others are given the one that it was made from.
-const std::filesystem::path& graph_for(const EngineIdentity& identity, const std::string& provider) {
-  if (provider == "cpu") {
+const std::filesystem::path& graph_for(const EngineIdentity& identity, const Options& options) {
+  if (options.provider == "cpu") {
     return identity.graph;
   }
   if (identity.standard.empty()) {
-    throw Error(Code::engine, text("an int8 engine in blocks is for provider cpu, not ", provider,
-                                   ": use fp32, or `arforge build --precision int8 --quantization static`"));
+    throw Error(Code::engine,
+                text("an ", options.precision, " engine in blocks is for provider cpu, not ", options.provider,
+                     ": use fp32, or `arforge build --precision int8 --quantization static`"));
   }
   return identity.standard;
 }
@@ -45,7 +46,7 @@ std::size_t Engine::line_bytes() const { return entries_of({bundle_.model.head_s
 Engine::Engine(const Bundle& bundle, const EngineIdentity& identity, const Options& options)
     : bundle_(bundle), widths_(identity.widths), cache_type_(cache_type(options.precision)),
       contract_(contract_of(bundle.model, "step", cache_type_)), env_(open_environment()),
-      session_(open_session(env_, graph_for(identity, options.provider), options, false)),
+      session_(open_session(env_, graph_for(identity, options), options, false)),
       host_(Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault)) {
   check_session(session_, contract_, text("the step graph of ", bundle.root.string()));
   for (const std::string& name : cache_names(bundle.model.caches)) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "bundle/consistency.h"
 #include "bundle/files.h"
 #include "schedules/file.h"
 #include "schedules/specification.h"
@@ -19,75 +20,12 @@ void check_listed(const Bundle& bundle, const std::string& path) {
   }
 }
 
-void check_ids(const Bundle& bundle) {
-  const ModelFacts& model = bundle.model;
-  const std::string root = bundle.root.string();
-  std::int64_t largest = model.vocabulary - 1;
-  if (const auto* condition = std::get_if<ClassCondition>(&model.condition)) {
-    if (largest >= condition->first_class || condition->first_class + condition->classes - 1 >= condition->null_class) {
-      throw Error(Code::manifest, text(root, ": class ids overlap image tokens or the null class"));
-    }
-    if (model.labels && static_cast<std::int64_t>(model.labels->size()) != condition->classes) {
-      throw Error(Code::manifest,
-                  text(root, ": ", model.labels->size(), " labels for ", condition->classes, " classes"));
-    }
-    largest = condition->null_class;
-  } else if (model.labels) {
-    throw Error(Code::manifest, text(root, ": labels, and no classes"));
-  }
-  std::vector<std::int64_t> specials = model.specials;
-  std::sort(specials.begin(), specials.end());
-  if (!specials.empty() &&
-      (specials.front() <= largest || std::adjacent_find(specials.begin(), specials.end()) != specials.end())) {
-    throw Error(Code::manifest, text(root, ": special tokens overlap image tokens, the classes, or each other"));
-  }
-  if (model.row_end && *model.row_end >= static_cast<std::int64_t>(specials.size())) {
-    throw Error(Code::manifest, text(root, ": row_end ", *model.row_end, " of ", specials.size(), " special tokens"));
-  }
-}
-
-void check_image_tokenizer(const ImageTokenizerFacts& tokenizer, const ModelFacts& model, const std::string& root) {
-  if (tokenizer.codebook_size != model.vocabulary) {
-    throw Error(Code::manifest, text(root, ": image tokenizer has ", tokenizer.codebook_size, " codes, the model ",
-                                     model.vocabulary, " tokens"));
-  }
-  const std::int64_t height = model.rows * tokenizer.downsampling;
-  const std::int64_t width = model.columns * tokenizer.downsampling;
-  if (tokenizer.height != height || tokenizer.width != width) {
-    throw Error(Code::manifest, text(root, ": image size (", tokenizer.height, ", ", tokenizer.width,
-                                     "), the grid makes (", height, ", ", width, ")"));
-  }
-}
-
-void check_model(const Bundle& bundle) {
-  const ModelFacts& model = bundle.model;
-  const std::string root = bundle.root.string();
-  if (model.caches > model.layers) {
-    throw Error(Code::manifest, text(root, ": ", model.caches, " caches for ", model.layers, " layers"));
-  }
-  if (model.positions == "grid" && model.position_rows < 1 + model.cells()) {
-    throw Error(Code::manifest, text(root, ": ", model.position_rows, " positions for ", model.cells(), " cells"));
-  }
-  check_ids(bundle);
-  if (bundle.image_tokenizer) {
-    check_image_tokenizer(*bundle.image_tokenizer, model, root);
-  }
-}
-
 // Throws Error (format_version) for what the format has and this version of arforge does not run yet.
 void check_runnable(const Bundle& bundle) {
-  const ModelFacts& model = bundle.model;
-  const std::pair<bool, std::string> parts[] = {
-      {std::holds_alternative<IdsCondition>(model.condition), text("prompts (", kind_of(model.condition), ")")},
-      {model.positions == "sequence", "positions in sequence"},
-      {model.row_end.has_value(), "special tokens at the end of rows"},
-      {bundle.sampler.kind == "noise", "a sampler of noise"},
-  };
-  for (const auto& [asked, what] : parts) {
-    if (asked) {
-      throw Error(Code::format_version,
-                  text(bundle.root.string(), " needs ", what, ", which this arforge does not run yet: update arforge"));
-    }
+  if (bundle.sampler.kind == "noise") {
+    throw Error(
+        Code::format_version,
+        text(bundle.root.string(), " needs a sampler of noise, which this arforge does not run yet: update arforge"));
   }
 }
 
@@ -104,6 +42,14 @@ Schedule stored_schedule(const Bundle& bundle, const StoredSchedule& entry) {
                                      " slots; the manifest says otherwise: export again"));
   }
   return schedule;
+}
+
+std::string hint(const Bundle& bundle, const std::string& name) {
+  if (name == "encoder" && bundle.image_tokenizer) {
+    return "its image tokenizer only decodes; export it with one that has its encoder to read images";
+  }
+  const bool image = name == "decoder" || name == "encoder";
+  return image ? "export it with --tokenizer FILE to get images" : "export it again";
 }
 
 } // namespace
@@ -138,7 +84,9 @@ Bundle open_bundle(const fs::path& root) {
   if (bundle.text_tokenizer) {
     check_listed(bundle, *bundle.text_tokenizer);
   }
-  check_model(bundle);
+  if (const std::string problem = contradiction(bundle.model, bundle.image_tokenizer); !problem.empty()) {
+    throw Error(Code::manifest, text(root.string(), ": ", problem));
+  }
   check_runnable(bundle);
   return bundle;
 }
@@ -154,15 +102,25 @@ void check_hashes(const Bundle& bundle) {
   }
 }
 
+const Graph* find_graph(const Bundle& bundle, const std::string& name) {
+  const auto found =
+      std::find_if(bundle.graphs.begin(), bundle.graphs.end(), [&](const Graph& graph) { return graph.name == name; });
+  return found == bundle.graphs.end() ? nullptr : &*found;
+}
+
 fs::path graph_path(const Bundle& bundle, const std::string& name, const std::string& precision) {
   for (const Graph& graph : bundle.graphs) {
     if (graph.name == name && graph.precision == precision) {
       return bundle.root / fs::u8path(graph.path);
     }
   }
-  const bool image = name == "decoder" || name == "encoder";
-  throw Error(Code::bundle, text(bundle.root.string(), " has no ", precision, " graph '", name,
-                                 "': ", image ? "export it with --tokenizer FILE to get images" : "export it again"));
+  throw Error(Code::bundle,
+              text(bundle.root.string(), " has no ", precision, " graph '", name, "': ", hint(bundle, name)));
+}
+
+std::string default_precision(const Bundle& bundle) {
+  const std::string& stored = bundle.model.stored_precision;
+  return stored == "int8" || stored == "int4" ? stored : "fp32";
 }
 
 EngineIdentity find_engine(const Bundle& bundle, const std::string& precision) {
@@ -182,6 +140,7 @@ Facts facts_of(const Bundle& bundle) {
   const ModelFacts& model = bundle.model;
   const auto* classes = std::get_if<ClassCondition>(&model.condition);
   const FeaturesCondition* features = features_condition(model);
+  const IdsCondition* own = ids_condition(model);
   Facts facts;
   facts.family = model.family;
   facts.order = model.order;
@@ -189,6 +148,8 @@ Facts facts_of(const Bundle& bundle) {
   facts.labels = model.labels.value_or(std::vector<std::string>());
   facts.feature_slots = features != nullptr ? features->slots : 0;
   facts.feature_width = features != nullptr ? features->width : 0;
+  facts.id_slots = own != nullptr || find_graph(bundle, "text") != nullptr ? model.prompt_limit() : 0;
+  facts.id_vocabulary = own != nullptr ? own->vocabulary : 0;
   facts.rows = model.rows;
   facts.columns = model.columns;
   facts.vocabulary = model.vocabulary;
@@ -208,17 +169,17 @@ Schedule find_schedule(const Bundle& bundle, const std::string& specification, c
   const Specification parsed = parse_specification(specification);
   require_order(parsed, specification, model.order);
   const std::string canonical = canonical_text(parsed);
-  if (kept.empty()) {
-    for (const StoredSchedule& entry : bundle.schedules) {
-      if (entry.specification == canonical) {
-        Schedule schedule = stored_schedule(bundle, entry);
-        require_specials(schedule, static_cast<std::int64_t>(model.specials.size()));
-        return schedule;
-      }
-    }
+  const auto stored = std::find_if(bundle.schedules.begin(), bundle.schedules.end(), [&](const StoredSchedule& entry) {
+    return kept.empty() && entry.specification == canonical;
+  });
+  Schedule schedule = stored != bundle.schedules.end()
+                          ? stored_schedule(bundle, *stored)
+                          : compile_schedule(parsed, model.rows, model.columns, kept, model.row_end);
+  require_specials(schedule, static_cast<std::int64_t>(model.specials.size()), model.row_end);
+  if (const std::int64_t last = last_position_of(schedule); last > model.last_position()) {
+    throw Error(Code::schedule, text("schedule ", canonical, " has position ", last, ", the model ",
+                                     model.last_position(), " at most: export again"));
   }
-  Schedule schedule = compile_schedule(parsed, model.rows, model.columns, kept);
-  require_specials(schedule, static_cast<std::int64_t>(model.specials.size()));
   return schedule;
 }
 

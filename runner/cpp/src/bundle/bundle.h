@@ -52,8 +52,14 @@ Bundle open_bundle(const std::filesystem::path& root);
 // Compares every file with its sha256; throws Error (hash) for the first that differs.
 void check_hashes(const Bundle& bundle);
 
+// A graph of that name, of whatever precision; NULL where there is none.
+const Graph* find_graph(const Bundle& bundle, const std::string& name);
+
 // The ONNX file of a graph; throws Error (bundle) if the bundle lacks it.
 std::filesystem::path graph_path(const Bundle& bundle, const std::string& name, const std::string& precision);
+
+// That of an engine where nobody names one: of the blocks that the bundle stores, or fp32.
+std::string default_precision(const Bundle& bundle);
 
 // The engine of that precision, checked against the bundle; throws Error (engine).
 EngineIdentity find_engine(const Bundle& bundle, const std::string& precision);

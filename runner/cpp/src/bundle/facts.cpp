@@ -26,6 +26,14 @@ const FeaturesCondition* features_condition(const ModelFacts& model) {
   return std::get_if<FeaturesCondition>(&model.condition);
 }
 
+const IdsCondition* ids_condition(const ModelFacts& model) { return std::get_if<IdsCondition>(&model.condition); }
+
+std::int64_t ModelFacts::prompt_limit() const {
+  const FeaturesCondition* features = features_condition(*this);
+  const IdsCondition* own = ids_condition(*this);
+  return features != nullptr ? features->slots : own != nullptr ? own->slots : 0;
+}
+
 std::int64_t ModelFacts::ids() const {
   std::int64_t largest = vocabulary - 1;
   for (const std::int64_t special : specials) {

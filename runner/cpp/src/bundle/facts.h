@@ -22,13 +22,16 @@ struct FeaturesCondition {
   std::string captions; // what is done to a text before it is encoded: clean or raw
 };
 
-// A prompt is at most `slots` ids of a vocabulary of its own, template included.
+// A prompt is at most `slots` ids of a vocabulary of its own, template included. The last `start` ids begin the image.
+// What the manifest says of a prompt's text is for callers, who have the tokenizer.
 struct IdsCondition {
   std::int64_t slots, vocabulary;
-  std::vector<std::int64_t> prefix, suffix; // ids before the user's, and after them
-  std::optional<std::int64_t> padding;
-  std::vector<std::int64_t> reserved; // ids that a user's prompt may not hold
-  std::string unconditional;          // what the unconditional rows see in place of the prompt
+  std::vector<std::int64_t> prefix, suffix; // ids before the text, and after it
+  std::int64_t start;
+  std::optional<std::int64_t>
+      padding;                        // the id in place of left-out ones, where unconditional rows may see such prompts
+  std::vector<std::int64_t> negative; // a whole prompt that unconditional rows may see; empty where there is none
+  std::string unconditional;          // where a request does not say: padded, image or negative
 };
 
 using Condition = std::variant<ClassCondition, FeaturesCondition, IdsCondition>;
@@ -47,7 +50,8 @@ struct ModelFacts {
   std::vector<std::int64_t> specials;             // ids of learned tokens that schedules feed by their index here
   std::optional<std::int64_t> row_end;            // the index of the special token that ends a row of the grid
   std::optional<std::vector<std::string>> labels; // a name a class
-  bool queries;                                   // the step graph takes the cells to decide as `query_positions`
+  std::string stored_precision; // what the bundle's step graphs hold weights as; they compute in float32
+  bool queries;                 // the step graph takes the cells to decide as `query_positions`
   std::string positions;      // what a row of the rotary table stands for: "grid", a cell; "sequence", a place in line
   std::int64_t position_rows; // of that table
   std::int64_t layers;
@@ -55,6 +59,10 @@ struct ModelFacts {
   std::int64_t kv_heads, head_size;
 
   [[nodiscard]] std::int64_t cells() const { return rows * columns; }
+  // The largest position of a schedule's inputs, 0 being the condition token's.
+  [[nodiscard]] std::int64_t last_position() const { return cells() + (row_end ? rows : 0); }
+  // Tokens of a prompt at most; 0 of a model that takes classes.
+  [[nodiscard]] std::int64_t prompt_limit() const;
   // Rows of the embedding table: one more than the largest id.
   [[nodiscard]] std::int64_t ids() const;
 };
@@ -62,8 +70,9 @@ struct ModelFacts {
 // Throws Error (request) for a model that takes no classes.
 const ClassCondition& class_condition(const ModelFacts& model);
 
-// Of a model that takes features; NULL for another.
+// Of a model that takes features, or ids of its own; NULL for another.
 const FeaturesCondition* features_condition(const ModelFacts& model);
+const IdsCondition* ids_condition(const ModelFacts& model);
 
 struct ImageTokenizerFacts {
   std::int64_t codebook_size;

@@ -89,11 +89,11 @@ double Fields::number(const char* name, double least, double most) const {
   return value.get<double>();
 }
 
-std::string Fields::string(const char* name, std::size_t most) const {
+std::string Fields::string(const char* name, std::size_t most, std::size_t least) const {
   const Json& value = at(name);
   const auto* found = value.get_ptr<const std::string*>();
-  if (found == nullptr || found->empty() || letters(*found) > most) {
-    refuse(name, text("a string of 1 to ", most, " letters"));
+  if (found == nullptr || letters(*found) < least || letters(*found) > most) {
+    refuse(name, text("a string of ", least, " to ", most, " letters"));
   }
   return *found;
 }

@@ -29,7 +29,7 @@ public:
   [[nodiscard]] std::string place(const char* name) const { return place_ + "." + name; }
   [[nodiscard]] std::int64_t whole(const char* name, std::int64_t least = 1, std::int64_t most = MAX_COUNT) const;
   [[nodiscard]] double number(const char* name, double least, double most) const;
-  [[nodiscard]] std::string string(const char* name, std::size_t most = 200) const; // 1 to `most` letters
+  [[nodiscard]] std::string string(const char* name, std::size_t most = 200, std::size_t least = 1) const; // letters
   [[nodiscard]] std::string one_of(const char* name, std::initializer_list<const char*> words) const;
   [[nodiscard]] bool boolean(const char* name) const;
   [[nodiscard]] const Json& object(const char* name) const;

@@ -17,6 +17,8 @@ constexpr std::size_t MAX_NAME_LETTERS = 200;
 constexpr std::int64_t MAX_LAYERS = 4096;
 constexpr std::size_t MAX_PATH_LETTERS = 400;
 constexpr std::size_t MAX_IDS = 1 << 20;
+constexpr std::size_t MAX_RANGES = 1 << 16; // of ids
+constexpr std::size_t MAX_TEXT_LETTERS = 4000;
 
 struct Pair {
   std::int64_t first, second;
@@ -63,6 +65,32 @@ std::optional<std::vector<std::string>> labels_of(const Fields& fields) {
   return labels;
 }
 
+// Ids that a user's text may not come to, each range its first and last: for callers, who have the tokenizer.
+void check_ranges(const Fields& fields, const char* name) {
+  const Json& list = fields.list(name, 0);
+  const auto is_range = [](const Json& range) { return range.is_array() && range.size() == 2; };
+  if (list.size() > MAX_RANGES || !std::all_of(list.begin(), list.end(), is_range)) {
+    throw Error(Code::manifest, text("the manifest does not follow the format: ", fields.place(name),
+                                     " must be at most ", MAX_RANGES, " pairs of ids"));
+  }
+  for (const Json& range : list) {
+    for (const Json& id : range) {
+      (void)whole_number(id, fields.place(name), 0, MAX_COUNT);
+    }
+  }
+}
+
+IdsCondition ids_condition_of(const Fields& fields) {
+  (void)fields.string("before", MAX_TEXT_LETTERS, 0);
+  (void)fields.string("after", MAX_TEXT_LETTERS, 0);
+  (void)fields.boolean("stripped");
+  check_ranges(fields, "reserved");
+  return {fields.whole("slots"),   fields.whole("vocabulary"),
+          ids(fields, "prefix"),   ids(fields, "suffix"),
+          fields.whole("start"),   id_or_null(fields, "padding"),
+          ids(fields, "negative"), fields.one_of("unconditional", {"padded", "image", "negative"})};
+}
+
 Condition condition_of(const Json& value) {
   const char* place = "model.condition";
   const Json kind = value.is_object() ? value.value("kind", Json()) : Json();
@@ -75,28 +103,22 @@ Condition condition_of(const Json& value) {
     return FeaturesCondition{fields.whole("slots"), fields.whole("width"), fields.one_of("captions", {"clean", "raw"})};
   }
   const Fields fields(value, place,
-                      {"kind", "slots", "vocabulary", "prefix", "suffix", "padding", "reserved", "unconditional"});
+                      {"kind", "slots", "vocabulary", "prefix", "before", "after", "stripped", "suffix", "start",
+                       "padding", "reserved", "negative", "unconditional"});
   (void)fields.one_of("kind", {"class", "features", "ids"});
-  return IdsCondition{fields.whole("slots"),
-                      fields.whole("vocabulary"),
-                      ids(fields, "prefix"),
-                      ids(fields, "suffix"),
-                      id_or_null(fields, "padding"),
-                      ids(fields, "reserved"),
-                      fields.one_of("unconditional", {"padded", "image", "negative"})};
+  return ids_condition_of(fields);
 }
 
 ModelFacts model_of(const Json& value) {
   const Fields fields(value, "model",
-                      {"family",    "variant",   "config",        "order",   "grid",   "vocabulary",
-                       "dim",       "condition", "specials",      "row_end", "labels", "source_precision",
-                       "queries",   "positions", "position_rows", "layers",  "caches", "kv_heads",
+                      {"family",    "variant",    "config",          "order",   "grid",   "vocabulary",
+                       "dim",       "condition",  "specials",        "row_end", "labels", "source_precision",
+                       "queries",   "positions",  "position_rows",   "layers",  "caches", "kv_heads",
                        "head_size", "parameters", "stored_precision"});
   (void)string_or_null(fields, "variant", MAX_NAME_LETTERS);
   (void)fields.object("config");
   (void)fields.whole("parameters", 1, INT64_MAX);
   (void)fields.one_of("source_precision", {"fp32", "bf16", "fp16"});
-  (void)fields.one_of("stored_precision", {"fp32", "bf16", "fp16", "int8", "int4"});
   const Pair grid = pair(fields, "grid");
   return {fields.string("family"),
           fields.one_of("order", {"raster", "regions", "random"}),
@@ -108,6 +130,7 @@ ModelFacts model_of(const Json& value) {
           ids(fields, "specials"),
           id_or_null(fields, "row_end"),
           labels_of(fields),
+          fields.one_of("stored_precision", {"fp32", "bf16", "fp16", "int8", "int4"}),
           fields.boolean("queries"),
           fields.one_of("positions", {"grid", "sequence"}),
           fields.whole("position_rows"),
@@ -123,7 +146,7 @@ std::optional<ImageTokenizerFacts> image_tokenizer_of(const Json& value) {
   }
   const Fields fields(value, "image_tokenizer",
                       {"kind", "codebook_size", "codebook_width", "downsampling", "image_size"});
-  (void)fields.one_of("kind", {"vq"});
+  (void)fields.one_of("kind", {"vq", "vision-vq"});
   (void)fields.whole("codebook_width");
   const Pair size = pair(fields, "image_size");
   return ImageTokenizerFacts{fields.whole("codebook_size"), fields.whole("downsampling"), size.first, size.second};

@@ -10,6 +10,10 @@
 
 namespace arforge {
 
+// Throws unless the interval is -1 or more; the weight of guidance when `decoded` cells come before.
+void check_interval(std::int64_t cfg_interval);
+double weight_after(std::int64_t decoded, std::int64_t cfg_interval);
+
 // One cell a step, in raster order. Cells after `cfg_interval` + 1 (if not -1) use conditional logits alone.
 void next_token(Schedule& schedule, std::int64_t cfg_interval);
 
@@ -23,6 +27,15 @@ struct ZiparOptions {
 
 // ZipAR (arXiv 2412.04062); sets `zero_slots`.
 void zipar(Schedule& schedule, const ZiparOptions& options);
+
+// Both for models whose rows end in a token, the special one of index `row_end`, as Lumina-mGPT and Emu3: it is known
+// beforehand, so it is fed without having been sampled, and starts the row below. Positions are those of the finished
+// sequence, row ends counted, and an input sees what stands before it there and is written already.
+//
+// ZipAR as Lumina-mGPT's published loop has it: a row starts once the row above has `window` - 1 cells. The end of the
+// row above is counted in the window, as the first of the new row's inputs. A window of width + 1 is next-token order.
+void next_token_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t cfg_interval);
+void zipar_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t window, std::int64_t cfg_interval);
 
 // PAR (arXiv 2412.15119): one cell of every region a step.
 void par(Schedule& schedule, std::int64_t regions);

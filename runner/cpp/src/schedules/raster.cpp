@@ -16,17 +16,6 @@ Input input_at(std::int64_t cell, std::int64_t token_of) {
   return {Source::cell, static_cast<std::int32_t>(token_of), place, place, 0};
 }
 
-void check_interval(std::int64_t cfg_interval) {
-  if (cfg_interval < -1) {
-    throw Error(Code::schedule,
-                text("cfg-interval ", cfg_interval, " is out of range: use -1 (guidance throughout) or more"));
-  }
-}
-
-double weight_after(std::int64_t decoded, std::int64_t cfg_interval) {
-  return -1 < cfg_interval && cfg_interval < decoded ? 0.0 : 1.0;
-}
-
 struct StandIn {
   std::int64_t row; // whose last token is stood in for
   std::int32_t slot;
@@ -158,6 +147,17 @@ double Zipar::guidance() const {
 }
 
 } // namespace
+
+void check_interval(std::int64_t cfg_interval) {
+  if (cfg_interval < -1) {
+    throw Error(Code::schedule,
+                text("cfg-interval ", cfg_interval, " is out of range: use -1 (guidance throughout) or more"));
+  }
+}
+
+double weight_after(std::int64_t decoded, std::int64_t cfg_interval) {
+  return -1 < cfg_interval && cfg_interval < decoded ? 0.0 : 1.0;
+}
 
 void next_token(Schedule& schedule, std::int64_t cfg_interval) {
   check_interval(cfg_interval);

@@ -23,7 +23,7 @@ struct Checker {
 };
 
 std::string Checker::inputs(const Step& step) const {
-  const std::int64_t cells = schedule.cells();
+  const std::int64_t last_position = schedule.cells() + schedule.rows; // a token may end each row
   for (const Input& given : step.inputs) {
     if (given.value < 0) {
       return text("token ", given.value, " is negative");
@@ -35,8 +35,8 @@ std::string Checker::inputs(const Step& step) const {
     if (given.source == Source::condition && given.value >= schedule.conditions) {
       return text("reads condition token ", given.value, " of ", schedule.conditions);
     }
-    if (given.position < 0 || given.position > cells) {
-      return text("position ", given.position, " is outside 0..", cells);
+    if (given.position < 0 || given.position > last_position) {
+      return text("position ", given.position, " is outside 0..", last_position);
     }
     if (given.rank < 0 || given.rank > MAX_CELLS) {
       return text("rank ", given.rank, " is outside 0..", MAX_CELLS);
@@ -116,6 +116,16 @@ std::int64_t specials_of(const Schedule& schedule) {
     }
   }
   return specials;
+}
+
+std::int64_t last_position_of(const Schedule& schedule) {
+  std::int64_t last = 0;
+  for (const Step& step : schedule.steps) {
+    for (const Input& given : step.inputs) {
+      last = std::max<std::int64_t>(last, given.position);
+    }
+  }
+  return last;
 }
 
 Schedule checked(Schedule schedule) {

@@ -20,7 +20,7 @@ enum class Source : std::int32_t {
 struct Input {
   Source source;
   std::int32_t value;
-  std::int32_t position; // row of the rotary table: 0 is none, 1 + cell a grid cell
+  std::int32_t position; // the condition's is 0, a cell's 1 + cell; where rows end in a token, those count too
   std::int32_t rank;
   std::int32_t holes; // how many zero slots it sees
 };
@@ -56,6 +56,7 @@ inline constexpr std::int64_t MAX_CELLS = 1 << 16;
 
 std::int64_t slots_of(const Schedule& schedule);    // cache slots that the schedule touches
 std::int64_t specials_of(const Schedule& schedule); // special tokens that the model must have
+std::int64_t last_position_of(const Schedule& schedule);
 
 // The schedule, if a runner can execute it, else throws Error (schedule): proves that every cell is kept or decided
 // once, that every input exists before it is read, that positions and ranks are in range, and that the cache is used

@@ -21,26 +21,31 @@ struct Kind {
   std::string number; // what the part after the colon is; empty where there is none
   std::string order;  // of cells that a model must have been trained for
   bool keeps;         // whether it can start from cells that are known
+  bool row_ends;      // whether it decodes grids whose rows end in a token
   std::vector<Option> options;
 };
 
+constexpr const char* CFG_INTERVAL = "cfg-interval";
+
 const std::vector<Kind>& kinds() {
-  static const Option interval = {"cfg-interval", {}, "-1"};
+  static const Option interval = {CFG_INTERVAL, {}, "-1"};
   static const std::vector<Kind> known = {
-      {"ntp", "", "raster", false, {interval}},
+      {"ntp", "", "raster", false, true, {interval}},
       {"zipar",
        "WINDOW",
        "raster",
        false,
+       true,
        {{"first-row", {"published", "windowed"}, "published"},
         {"seed", {"published", "nearest"}, "published"},
         {"holes", {"published", "masked"}, "published"},
         interval}},
-      {"par", "REGIONS", "regions", false, {}},
+      {"par", "REGIONS", "regions", false, false, {}},
       {"arpg",
        "STEPS",
        "random",
        true,
+       false,
        {{"ratio", {"arccos", "cosine"}, "arccos"},
         {"cfg", {"linear", "constant"}, "linear"},
         {"order", {}, "0"},
@@ -122,6 +127,52 @@ void enter_option(Specification& specification, std::map<std::string, std::strin
   }
 }
 
+std::string option_of(const Specification& specification, const char* key, const char* usual) {
+  const auto found = specification.options.find(key);
+  return found == specification.options.end() ? usual : found->second;
+}
+
+// For models whose rows end in a token; throws for a kind, or an option, that has no meaning there.
+void build_row_ends(Schedule& schedule, const Specification& specification, std::int64_t row_end) {
+  if (!kind_of(specification.kind, schedule.specification).row_ends) {
+    throw Error(Code::schedule,
+                text("schedule '", schedule.specification, "' knows no rows that end in a token, as this model's do"));
+  }
+  for (const auto& [name, value] : specification.options) {
+    if (name != CFG_INTERVAL) {
+      throw Error(Code::schedule, text("schedule '", schedule.specification,
+                                       "': this model's rows end in a token, which leaves nothing for ", name,
+                                       " to decide: leave it out"));
+    }
+  }
+  const std::int64_t interval = integer(option_of(specification, CFG_INTERVAL, "-1"), "option cfg-interval");
+  if (specification.number) {
+    zipar_row_ends(schedule, row_end, *specification.number, interval);
+  } else {
+    next_token_row_ends(schedule, row_end, interval);
+  }
+}
+
+void build(Schedule& schedule, const Specification& specification) {
+  const auto option = [&](const char* key, const char* usual) { return option_of(specification, key, usual); };
+  const std::int64_t number = specification.number.value_or(0);
+  if (specification.kind == "ntp") {
+    next_token(schedule, integer(option(CFG_INTERVAL, "-1"), "option cfg-interval"));
+  } else if (specification.kind == "zipar") {
+    zipar(schedule, {number, option("first-row", "") == "windowed", option("seed", "") == "nearest",
+                     option("holes", "") == "masked", integer(option(CFG_INTERVAL, "-1"), "option cfg-interval")});
+  } else if (specification.kind == "par") {
+    par(schedule, number);
+  } else {
+    const std::int64_t order = integer(option("order", "0"), "option order");
+    if (order < 0) {
+      throw Error(Code::schedule, text("order seed ", order, " is out of range: use 0 to 2**63 - 1"));
+    }
+    arpg(schedule, {number, option("ratio", "") == "cosine", option("cfg", "") == "constant",
+                    static_cast<std::uint64_t>(order), option("groups", "") == "causal"});
+  }
+}
+
 } // namespace
 
 Specification parse_specification(const std::string& given) {
@@ -157,34 +208,19 @@ std::string canonical_text(const Specification& specification) {
 }
 
 Schedule compile_schedule(const Specification& specification, std::int64_t rows, std::int64_t columns,
-                          const std::vector<std::int32_t>& kept) {
+                          const std::vector<std::int32_t>& kept, std::optional<std::int64_t> row_end) {
   if (rows < 1 || columns < 1 || rows > MAX_CELLS || rows * columns > MAX_CELLS) {
     throw Error(Code::schedule, text("grid ", rows, "x", columns, " is out of range: use 1 to ", MAX_CELLS, " cells"));
   }
   const std::string name = canonical_text(specification);
   Schedule schedule{name, rows, columns, {}, 1, 0, false, kept};
-  const auto option = [&](const char* key, const char* usual) {
-    const auto found = specification.options.find(key);
-    return found == specification.options.end() ? std::string(usual) : found->second;
-  };
-  const std::int64_t number = specification.number.value_or(0);
   if (!kept.empty()) {
     require_keeping(specification, name);
   }
-  if (specification.kind == "ntp") {
-    next_token(schedule, integer(option("cfg-interval", "-1"), "option cfg-interval"));
-  } else if (specification.kind == "zipar") {
-    zipar(schedule, {number, option("first-row", "") == "windowed", option("seed", "") == "nearest",
-                     option("holes", "") == "masked", integer(option("cfg-interval", "-1"), "option cfg-interval")});
-  } else if (specification.kind == "par") {
-    par(schedule, number);
+  if (row_end) {
+    build_row_ends(schedule, specification, *row_end);
   } else {
-    const std::int64_t order = integer(option("order", "0"), "option order");
-    if (order < 0) {
-      throw Error(Code::schedule, text("order seed ", order, " is out of range: use 0 to 2**63 - 1"));
-    }
-    arpg(schedule, {number, option("ratio", "") == "cosine", option("cfg", "") == "constant",
-                    static_cast<std::uint64_t>(order), option("groups", "") == "causal"});
+    build(schedule, specification);
   }
   return checked(std::move(schedule));
 }
@@ -207,7 +243,8 @@ void require_keeping(const Specification& specification, const std::string& give
   }
 }
 
-void require_specials(const Schedule& schedule, std::int64_t specials) {
+void require_specials(const Schedule& schedule, std::int64_t specials, std::optional<std::int64_t> row_end) {
+  specials = row_end && schedule.rows == 1 ? 0 : specials;
   if (const std::int64_t needed = specials_of(schedule); needed != specials) {
     throw Error(Code::schedule, text("schedule ", schedule.specification, " needs ", needed,
                                      " special tokens, the model was trained with ", specials,

@@ -22,14 +22,16 @@ Specification parse_specification(const std::string& given);
 
 std::string canonical_text(const Specification& specification);
 
-// The checked schedule for a grid; `kept`: cells that are known and stay. Throws Error (schedule).
+// The checked schedule for a grid; `kept`: cells that are known and stay; `row_end`: the index of the special token
+// that ends each row of the model's grid, if there is one. Throws Error (schedule).
 Schedule compile_schedule(const Specification& specification, std::int64_t rows, std::int64_t columns,
-                          const std::vector<std::int32_t>& kept);
+                          const std::vector<std::int32_t>& kept, std::optional<std::int64_t> row_end = {});
 
 // Throw Error (schedule) unless: this kind decodes in `order`, for which a model was trained; it can start from known
-// cells; the schedule feeds just the special tokens that the model was trained with.
+// cells; the schedule feeds just the special tokens that the model was trained with (the last row needs no end, so a
+// grid of one row feeds none).
 void require_order(const Specification& specification, const std::string& given, const std::string& order);
 void require_keeping(const Specification& specification, const std::string& given);
-void require_specials(const Schedule& schedule, std::int64_t specials);
+void require_specials(const Schedule& schedule, std::int64_t specials, std::optional<std::int64_t> row_end);
 
 } // namespace arforge

@@ -36,7 +36,8 @@ long resident_bytes() {
 
 // One reading may stand a megabyte off: allocators give pages back when they like.
 long median(std::vector<long> readings, std::size_t first, std::size_t last) {
-  readings = {readings.begin() + static_cast<std::ptrdiff_t>(first), readings.begin() + static_cast<std::ptrdiff_t>(last)};
+  readings = {readings.begin() + static_cast<std::ptrdiff_t>(first),
+              readings.begin() + static_cast<std::ptrdiff_t>(last)};
   std::sort(readings.begin(), readings.end());
   return readings.at(readings.size() / 2);
 }

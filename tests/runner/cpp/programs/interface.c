@@ -10,7 +10,7 @@ static int32_t stop_after_two(void* user, int64_t done, int64_t steps) {
 int main(int count, char** words) {
   arforge_runner* runner = NULL;
   arforge_result* result = NULL;
-  arforge_facts facts = {sizeof facts, 0, 0, 0, 0, 0, 0, 0};
+  arforge_facts facts = {0};
   arforge_options options;
   arforge_request request;
   const int64_t classes[2] = {1, 2};
@@ -21,6 +21,7 @@ int main(int count, char** words) {
   if (count != 2 || arforge_abi_version() != ARFORGE_ABI_VERSION) {
     return 2;
   }
+  facts.size = sizeof facts;
   arforge_options_init(&options);
   options.threads = 1;
   if (arforge_open(words[1], &options, &runner) != ARFORGE_OK || arforge_runner_facts(runner, &facts) != ARFORGE_OK) {

@@ -1,6 +1,7 @@
 // What the library keeps to itself, for tests; linked with its static build.
 //
 //   internals contracts MANIFEST CACHE_PRECISION    the inputs and outputs of every graph of that model, as JSON
+//   internals schedule SPECIFICATION ROWS COLUMNS ROW_END    of a grid whose rows end in that special token, as JSON
 //   internals cores ROOT                            the cores that this process may use, with /proc and /sys below ROOT
 #include <fstream>
 #include <iostream>
@@ -9,6 +10,7 @@
 #include "arforge.hpp"
 #include "bundle/bundle.h"
 #include "device.h"
+#include "schedules/specification.h"
 #include "step_graph.h"
 
 namespace {
@@ -50,10 +52,38 @@ int contracts(const std::string& path, const std::string& precision) {
   return 0;
 }
 
+int schedule(const std::string& specification, std::int64_t rows, std::int64_t columns, std::int64_t row_end) {
+  const arforge::Schedule found =
+      arforge::compile_schedule(arforge::parse_specification(specification), rows, columns, {}, row_end);
+  const char* comma = "[";
+  for (const arforge::Step& step : found.steps) {
+    std::cout << comma << "{\"commit\": " << step.commit << ", \"guidance\": " << step.guidance << ", \"inputs\": [";
+    comma = "";
+    for (const arforge::Input& given : step.inputs) {
+      std::cout << comma << '[' << static_cast<int>(given.source) << ", " << given.value << ", " << given.position
+                << ", " << given.rank << ", " << given.holes << ']';
+      comma = ", ";
+    }
+    std::cout << "], \"targets\": [";
+    comma = "";
+    for (const arforge::Target& target : step.targets) {
+      std::cout << comma << '[' << target.row << ", " << target.cell << ']';
+      comma = ", ";
+    }
+    std::cout << "]}";
+    comma = ", ";
+  }
+  std::cout << "]\n";
+  return 0;
+}
+
 } // namespace
 
 int main(int count, char** words) {
   const std::string mode = count > 2 ? words[1] : "";
+  if (mode == "schedule" && count == 6) {
+    return schedule(words[2], std::stoll(words[3]), std::stoll(words[4]), std::stoll(words[5]));
+  }
   if (mode == "cores") {
     std::cout << arforge::available_cores(words[2]) << ' ' << arforge::machine_cores(words[2]) << '\n';
     return 0;

@@ -1,0 +1,29 @@
+"""Schedules of grids whose rows end in a token: those that C++ compiles are Python's, input by input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+from arforge.runner import compile_schedule
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 5), (4, 1), (3, 4), (5, 3), (9, 12)], ids=str)
+def test_schedules_of_rows_that_end_in_a_token_are_pythons(sanitized: Any, grid: tuple[int, int]) -> None:
+    specifications = ["ntp", "ntp,cfg-interval=4", *(f"zipar:{window}" for window in range(2, grid[1] + 2))]
+    for specification in [*specifications, "zipar:2,cfg-interval=0"]:
+        command = [sanitized.program("internals"), "schedule", specification, *grid, 3]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert json.loads(done.stdout) == [
+            {
+                "commit": step.commit,
+                "guidance": step.guidance,
+                "inputs": [[given.source.value, *given[1:]] for given in step.inputs],
+                "targets": [list(target) for target in step.targets],
+            }
+            for step in compile_schedule(specification, grid, row_end=3).steps
+        ]
