@@ -24,6 +24,7 @@ from arforge.engines import onnxruntime
 from arforge.engines.onnxruntime_graph import lower_for_onnxruntime
 from arforge.engines.tensorrt_graph import write_model
 from arforge.runner import Runner, open_bundle
+from arforge.runner.backends.image_codec import OnnxRuntimeCodec
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle
 
@@ -49,7 +50,7 @@ def exported(family: str, precision: str, block: int | None, work: Path) -> Bund
         known,
         read_config(CHECKPOINTS / f"{family}.json", known),
         CHECKPOINTS / f"{family}.safetensors",
-        CHECKPOINTS / "tokenizer.safetensors",
+        CHECKPOINTS / "tokenizer.safetensors" if precision == "fp32" else None,  # pictures are the reference's
         bundle,
         [SCHEDULES[family]],
         overwrite=True,
@@ -79,15 +80,19 @@ def logits(reference: Bundle, found: Bundle, schedule: str, threads: int) -> dic
 
 def measure(family: str, samples: int, work: Path, threads: int) -> list[dict[str, Any]]:
     sys.path.insert(0, str(EXAMPLE))
-    from evaluate import class_accuracy, load_classifier
+    from evaluate import load_classifier
 
     classifier, schedule = load_classifier(), SCHEDULES[family]
     rows: list[dict[str, Any]] = []
     reference = exported(family, "fp32", None, work)
+    codec, classes = OnnxRuntimeCodec(reference, threads), [index % 10 for index in range(samples)]
     for precision, block in CASES:
         bundle = reference if precision == "fp32" else exported(family, precision, block, work)
         with Runner.open(bundle.root, threads=threads) as runner:
-            accuracy = class_accuracy(runner, classifier, samples, schedule, GUIDANCE[family])
+            settings = {"schedule": schedule, "guidance": GUIDANCE[family], "temperature": 1.0, "batch": 100}
+            tokens = runner.generate(classes, **settings).tokens  # type: ignore[arg-type]
+        images = codec.decode(tokens.reshape(samples, *reference.model.grid))
+        accuracy = classifier.hits(images, classes) / samples
         size = bundle.files[bundle.stored_graph("step", "fp32").weights].bytes
         row = {"family": family, "schedule": schedule, "precision": precision, "block": block, "weights_bytes": size}
         rows.append({**row, **logits(reference, bundle, schedule, threads), "class_accuracy": round(accuracy, 4)})
