@@ -90,6 +90,12 @@ def command(
     click.echo(LINE.format(*HEADS))
     for row in figures["schedules"]:
         click.echo(line_of(row))
+    for row in figures["schedules"]:
+        if "steps_per_call" in row:
+            click.echo(
+                f"{row['schedule']}: {row['steps_per_call']:.2f} tokens a call; "
+                f"{100 * row['share_of_single_steps']:.0f} % of the calls gave one alone"
+            )
     if any(row["prompt_slots"] for row in figures["schedules"]):
         row = figures["schedules"][0]
         click.echo(

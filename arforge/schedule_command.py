@@ -33,7 +33,8 @@ def command(
     """Show the schedule SPECIFICATION on a grid: its steps, their widths, and the cache it needs.
 
     \b
-    ntp                  next-token
+    ntp                  next-token; options:
+        jacobi=L                       the same tokens, up to L cells a call on drafts (jacobi:L for short)
     zipar:W              ZipAR with window W, which counts a row's end where there is one; options after commas:
         first-row=published|windowed   when row 1 starts
         seed=published|nearest         which token stands in for a row's undecided last one

@@ -32,6 +32,7 @@ class DeviceEngine(ABC):
     widths: tuple[int, ...] | None = None
     prefill_widths: tuple[int, ...] | None = None
     largest_batch: int | None = None
+    one_mask = False
 
     def __init__(self, bundle: Bundle, precision: str, device: str) -> None:
         self._bundle, self._precision, self._kind = bundle, precision, device

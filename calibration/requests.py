@@ -16,6 +16,7 @@ from arforge.runner.conditioner import Conditioner
 from arforge.runner.errors import CalibrationError
 from arforge.runner.request import Request, Subjects
 from arforge.runner.runner import Runner
+from arforge.runner.schedules.specification import as_it_stands
 
 StageProgress = Callable[[str, int, int], None]
 """Called with what is being done, the steps done and the steps in all."""
@@ -55,7 +56,8 @@ def spread(
     None of them: classes, as far apart as they can be. Seeds count up from `seed`. Raises ScheduleError for a schedule
     that does not fit the model, CalibrationError for a model that takes prompts where none are given.
     """
-    chosen = dict.fromkeys(bundle.schedule(text).specification for text in schedules or bundle.specifications)
+    named = schedules or bundle.specifications
+    chosen = dict.fromkeys(bundle.schedule(as_it_stands(text)).specification for text in named)
     if samples < 1:
         raise CalibrationError("no samples: calibration needs at least one image")
     return Requests(

@@ -48,6 +48,7 @@ class PairedEngine:
     widths: tuple[int, ...] | None = None
     prefill_widths: tuple[int, ...] | None = None
     largest_batch: int | None = None
+    one_mask = False
 
     def __init__(
         self,

@@ -76,7 +76,7 @@ def plan_profiles(
                 f"{chosen[-1]}: add --width {max(used([schedule]))}"
             )
     plans = [make_plan(schedule, chosen) for schedule in schedules]
-    kinds = {(step.width, step.queries) for plan in plans for step in plan.steps}
+    kinds = {kind for plan in plans for kind in plan.kinds}
     read = 1 if conditioned(bundle.model) else 0
     profiles = sorted(
         {
@@ -127,7 +127,7 @@ def prompt_widths(model: ModelFacts, asked: Sequence[int]) -> tuple[int, ...]:
 
 def used(schedules: Iterable[Schedule]) -> set[int]:
     """The numbers of inputs and of queries in the schedules' steps."""
-    counts = {step.width for schedule in schedules for step in schedule.steps}
+    counts = {width for schedule in schedules for width in schedule.widths}
     return counts | {len(step.targets) for schedule in schedules if schedule.queries for step in schedule.steps}
 
 

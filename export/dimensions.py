@@ -62,7 +62,7 @@ def model_of(checkpoint: Checkpoint, named: Named, report: Report = lambda line:
         grid = published_grid(checkpoint, family, config, report)
         config = check_config(replace(config, grid=grid), str(checkpoint.path))
     if named.variant is None or named.family is None:
-        report(f"{checkpoint.path.name}: {summary(family, config)}")
+        report(f"{checkpoint.path.name}: {summary(family, config, described=description is not None)}")
     return family, config
 
 
@@ -157,12 +157,14 @@ def published_grid(checkpoint: Checkpoint, family: Family[Any], config: Any, rep
     return grid
 
 
-def summary(family: Family[Any], config: Configuration) -> str:
+def summary(family: Family[Any], config: Configuration, *, described: bool = False) -> str:
     """What was read off the tensors, and what was taken as published since they do not tell it."""
     size = variant_of(family, config)
     facts = f"{config.n_layer} layers of {config.n_head} heads, width {config.dim}, {config.vocab_size} image tokens"
     if size is not None:
         return f"{family.name} {size} ({facts})"
+    if described:
+        return f"{family.name} ({facts}), as its {CONFIG} says"
     values = asdict(config)
     untold = {name: value for name, value in published(family).items() if name in ("norm_eps", "rope_base")}
     taken = ", ".join(f"{name} {value:g}" for name, value in untold.items() if values[name] == value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from arforge.export import facts, weights
 from arforge.export.checkpoint import Checkpoint, open_checkpoint
 from arforge.export.families.family import Configuration, Family
 from arforge.export.image_tokenizers import graphs as image_graphs
+from arforge.export.image_tokenizers.attention import attend_in_blocks, blocks_for
 from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer
 from arforge.export.image_tokenizers.opening import OpenedImageTokenizer, open_image_tokenizer
 from arforge.export.layers import pad_heads, pad_values
@@ -92,12 +93,8 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
     texts = None
     if job.text_encoder is not None:
         texts = open_text_encoder_of(job.text_encoder, family.name, condition, job.text_precision)
-    for opened in [checkpoint, *([images.checkpoint] if images else [])]:
-        for note in opened.notes:
-            report(f"{opened.path.name}: {note}")
-    if texts is not None:
-        for note in texts.notes:
-            report(f"{texts.checkpoint.path.name}: {note}")
+    for note in [*notes_on(checkpoint, images, texts), *words.notes]:
+        report(note)
     image_facts = None if images is None else facts.image_tokenizer_facts(images.kind, images.config, config.grid)
     with staged(job.output, job.overwrite) as stage:
         report(f"tracing the step graph ({config.n_layer} layers)")
@@ -107,7 +104,7 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
             graphs += export_condition(family, config, model, checkpoint, storage, stage)
         if images is not None:
             report("exporting the image tokenizer")
-            graphs += export_image_tokenizer(images, stage)
+            graphs += export_image_tokenizer(images, stage, config.cells)
         text_tokenizer = None if words.data is None else write_text_tokenizer(words.data, stage)
         if texts is not None:
             report(f"exporting the text encoder ({texts.layers} layers)")
@@ -129,6 +126,14 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
             ),
         )
         write_manifest(stage, manifest)
+
+
+def notes_on(checkpoint: Checkpoint, images: OpenedImageTokenizer | None, texts: TextEncoder | None) -> Iterator[str]:
+    """What was chosen and left out of the files, each by its name."""
+    for opened in [checkpoint, *([images.checkpoint] if images else [])]:
+        yield from (f"{opened.path.name}: {note}" for note in opened.notes)
+    if texts is not None:
+        yield from (f"{texts.checkpoint.path.name}: {note}" for note in texts.notes)
 
 
 def open_text_encoder_of(path: Path, family: str, condition: Condition, precision: str) -> TextEncoder:
@@ -185,13 +190,16 @@ def export_condition(
     return write_graphs({"condition": traced}, "", "condition.weights", checkpoint.rows, stage)
 
 
-def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path) -> list[Graph]:
+def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path, cells: int) -> list[Graph]:
+    """Write its graphs, whose memory is bounded for images of so many cells."""
     model, mode = fake_module(opened.module)
     assert isinstance(model, ImageTokenizer)
     with mode:
         models = {"decoder": image_graphs.trace_decoder(model)}
         if opened.config.encoder:
             models["encoder"] = image_graphs.trace_encoder(model)
+    for graph in models.values():
+        attend_in_blocks(graph, blocks_for(cells))
     return write_graphs(models, "model.", "tokenizer.weights", opened.parameter, stage)
 
 

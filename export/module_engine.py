@@ -21,6 +21,7 @@ class ModuleEngine:
     widths: tuple[int, ...] | None = None
     prefill_widths: tuple[int, ...] | None = None
     largest_batch: int | None = None
+    one_mask = False
 
     def __init__(self, module: Any, model: ModelFacts) -> None:
         """`module`: of the model's family, with its weights (`load_module`)."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import ModelFacts
+from arforge.runner.decoding import Decoding
 from arforge.runner.errors import NumericsError
 from arforge.runner.plan import Plan
 from arforge.runner.step_graph import cache_names
@@ -17,25 +18,25 @@ from arforge.runner.step_graph import cache_names
 NO_TOKEN = -1
 
 
-def check_step(engine: Engine, model: ModelFacts, plan: Plan, index: int, first_image: int = 0) -> None:
-    """Raise NumericsError unless the step `index`, which has just run, gave tokens for all its cells.
+def check_step(engine: Engine, model: ModelFacts, plan: Plan, decoding: Decoding, first_image: int = 0) -> None:
+    """Raise NumericsError unless the call of `decoding` that has just run gave tokens for all its cells.
 
     The error names the images, counted from `first_image`, and the first cache that is spoilt. The caches are cleared
     before: NaN in a slot that no mask lets through would still reach the next request.
     """
-    step = plan.steps[index]
-    buffers = engine.buffers(step.width, step.queries)
-    drawn = buffers.next_tokens[:, step.target_rows]
+    assert decoding.shape is not None
+    buffers = engine.buffers(*decoding.shape)
+    drawn = decoding.drawn(buffers)
     if not drawn.size or (drawn.min() >= 0 and drawn.max() < model.vocabulary):
         return
     wrong = (drawn < 0) | (drawn >= model.vocabulary)
     images = ", ".join(str(first_image + image) for image in np.flatnonzero(wrong.any(axis=1))[:8])
-    where = f"step {index} of {len(plan.steps)}, image {images}"
+    where = f"step {decoding.done} of {len(plan.steps)}, image {images}"
     if (drawn[wrong] != NO_TOKEN).any():
         raise NumericsError(
             f"{where}: the graph gives tokens outside 0..{model.vocabulary - 1}: export the bundle again"
         )
-    spoilt = spoilt_cache(engine, model, step.write_index + step.width)
+    spoilt = spoilt_cache(engine, model, decoding.written)
     engine.prepare(len(drawn), len(buffers.write_index), plan.slots, zero_slots=plan.slots)
     raise NumericsError(f"{where}: the logits are non-finite{spoilt}; {advice(engine)}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -78,6 +78,21 @@ class PlannedStep:
 
 
 @dataclass(frozen=True)
+class Line:
+    """The inputs of a table that is one line, one after another: each sees all before it, and stays in the cache."""
+
+    columns: NDArray[np.int64]  # (inputs) of `known` that hold their tokens
+    positions: NDArray[np.int64]  # (inputs)
+    sources: NDArray[np.int64]  # (inputs) the cell that each is the token of; -1 where it is no cell's
+    targets: NDArray[np.int64]  # (inputs) the cell that each decides; -1 where it decides none
+    guidance: NDArray[np.float64]  # (inputs) weights of guidance
+    deciders: NDArray[np.int64]  # (cells) the input that decides each
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+
+@dataclass(frozen=True)
 class Plan:
     """`known` (rows, cells + conditions + special tokens) is where tokens are read from and written to."""
 
@@ -85,6 +100,20 @@ class Plan:
     steps: tuple[PlannedStep, ...]
     slots: int  # of the cache, the prompt's included
     prompt_slots: int = 0  # behind the zero slots
+    widths: tuple[int, ...] | None = None  # of the engine; None: any
+    line: Line | None = None  # of a schedule that runs ahead on drafts
+
+    @property
+    def kinds(self) -> set[tuple[int, int]]:
+        """Width and queries of the calls that an engine must take."""
+        if self.jacobi:
+            return {(fitting_width(width, self.widths), 0) for width in (1, self.jacobi)}
+        return {(step.width, step.queries) for step in self.steps}
+
+    @property
+    def jacobi(self) -> int:
+        """Inputs that a call runs ahead at most; 0 where the table is followed as it stands."""
+        return self.schedule.jacobi
 
     def known(
         self, model: ModelFacts, prompts: Sequence[Prompt], tokens: NDArray[np.int64] | None = None
@@ -121,7 +150,7 @@ def make_plan(schedule: Schedule, widths: Sequence[int] | None, prompt_slots: in
         return first[given.source] + given.value
 
     pairs = list(zip(schedule.write_indices, schedule.steps, strict=True))
-    slots = max(write_index + _engine_width(step.width, widths) for write_index, step in pairs)
+    slots = max(write_index + fitting_width(step.width, widths) for write_index, step in pairs)
     steps = []
     prompt = slice(schedule.zero_slots, schedule.zero_slots + prompt_slots)
     for (write_index, step), mask in zip(pairs, masks(schedule, slots), strict=True):
@@ -140,7 +169,40 @@ def make_plan(schedule: Schedule, widths: Sequence[int] | None, prompt_slots: in
                 guidance=step.guidance,
             )
         )
-    return Plan(schedule, tuple(steps), slots + prompt_slots, prompt_slots)
+    line = None
+    if schedule.jacobi:
+        line = make_line(schedule, column)
+        slots = schedule.zero_slots + len(line) + fitting_width(schedule.jacobi, widths)
+    return Plan(
+        schedule,
+        tuple(steps),
+        slots + prompt_slots,
+        prompt_slots,
+        None if widths is None else tuple(widths),
+        line,
+    )
+
+
+def make_line(schedule: Schedule, column: Callable[[Input], int]) -> Line:
+    """The line of a schedule that `check.is_line` finds to be one."""
+    inputs = [given for step in schedule.steps for given in step.inputs]
+    targets = [
+        next((target.cell for target in step.targets if target.row == row), -1)
+        for step in schedule.steps
+        for row in range(step.width)
+    ]
+    deciders = np.zeros(schedule.cells, np.int64)
+    for place, cell in enumerate(targets):
+        if cell >= 0:
+            deciders[cell] = place
+    return Line(
+        columns=np.array([column(given) for given in inputs], np.int64),
+        positions=np.array([given.position for given in inputs], np.int64),
+        sources=np.array([given.value if given.source is Source.CELL else -1 for given in inputs], np.int64),
+        targets=np.array(targets, np.int64),
+        guidance=np.array([step.guidance for step in schedule.steps for _ in step.inputs]),
+        deciders=deciders,
+    )
 
 
 def _asked(cells: NDArray[np.int64], widths: Sequence[int] | None) -> NDArray[np.int64]:
@@ -151,10 +213,11 @@ def _asked(cells: NDArray[np.int64], widths: Sequence[int] | None) -> NDArray[np
 
 def _spread(count: int, widths: Sequence[int] | None) -> NDArray[np.int64]:
     """Indices of `count` entries, the last repeated up to a width of the engine."""
-    return np.minimum(np.arange(_engine_width(count, widths)), count - 1)
+    return np.minimum(np.arange(fitting_width(count, widths)), count - 1)
 
 
-def _engine_width(width: int, widths: Sequence[int] | None) -> int:
+def fitting_width(width: int, widths: Sequence[int] | None) -> int:
+    """The least width of an engine (None: any) that is at least `width`. Raises EngineError if all are too narrow."""
     if widths is None:
         return width
     fitting = [known for known in widths if known >= width]

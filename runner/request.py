@@ -250,8 +250,9 @@ class Watch:
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled(f"cancelled after {self.done} of {self.steps} steps")
 
-    def after_step(self) -> None:
-        self.done += 1
+    def after_step(self, done: int) -> None:
+        """Tell the caller; `done`: steps of the request that are behind all images decoded so far."""
+        self.done = done
         if self.progress is not None:
             self.progress(self.done, self.steps)
 

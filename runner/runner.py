@@ -26,6 +26,7 @@ from arforge.runner.bundle import Bundle, use_bundle
 from arforge.runner.canvas import make_canvas
 from arforge.runner.conditioner import Conditioner
 from arforge.runner.conditions import Conditions, prompt_slots
+from arforge.runner.decoding import Drawing, decoding_of
 from arforge.runner.device import check_threads
 from arforge.runner.errors import EngineError, RequestError
 from arforge.runner.images import Keep, Pixels
@@ -73,7 +74,8 @@ class Result:
     tokens: NDArray[np.int64]  # (images, cells), raster order of the grid
     grid: tuple[int, int]  # rows, columns: the model's, or that of the known tokens
     images: NDArray[np.uint8] | None  # (images, height, width, 3); None without a tokenizer, or as asked
-    steps: int  # engine calls an image took
+    steps: int  # engine calls until the last image of a batch was done
+    passes: NDArray[np.int64]  # (images) engine calls until each was done: fewer where it runs ahead on drafts
     seconds: float  # decoding of tokens, wall clock
     image_seconds: float  # tokens to pixels, wall clock
     condition_seconds: float = 0.0  # prompts to filled caches, wall clock; next to nothing for classes
@@ -214,11 +216,15 @@ class Runner:
             condition_seconds, self._prefill.seconds = time.perf_counter() - start, 0.0
             slots = prompt_slots(model, conditions.longest)
             plans = [self._plans(schedule, window.kept, slots) for window in canvas.windows]
-            together = min(batch, self._live_engine().largest_batch or batch)
+            engine = self._live_engine()
+            together = min(batch, engine.largest_batch or batch)
+            if engine.one_mask and any(plan.jacobi for plan in plans):
+                together = 1  # since images get on at paces of their own
             parts = [slice(first, first + together) for first in range(0, count, together)]
             steps = sum(len(plan.steps) for plan in plans)
             watch = Watch(steps * len(parts), progress, cancel)
             pixels = Pixels(count, keep) if keep and self.bundle.image_tokenizer is not None else None
+            passes = np.zeros(count, np.int64)
             seconds = image_seconds = 0.0
             try:
                 for part in parts:
@@ -226,7 +232,8 @@ class Runner:
                     for plan, window in zip(plans, canvas.windows, strict=True):
                         place = (part, window.cells)
                         images = Images(part.start, conditions.part(part), sampling.part(part), random[place])
-                        canvas.tokens[place] = self._decode(plan, images, canvas.tokens[place], watch)
+                        canvas.tokens[place], taken = self._decode(plan, images, canvas.tokens[place], watch)
+                        passes[part] += taken
                     decoded = time.perf_counter()
                     seconds += decoded - start
                     if pixels is not None:
@@ -237,7 +244,14 @@ class Runner:
         kept = None if pixels is None else pixels.kept
         filling = self._prefill.seconds
         return Result(
-            canvas.tokens, canvas.grid, kept, steps, seconds - filling, image_seconds, condition_seconds + filling
+            tokens=canvas.tokens,
+            grid=canvas.grid,
+            images=kept,
+            steps=int(passes.max()),
+            passes=passes,
+            seconds=seconds - filling,
+            image_seconds=image_seconds,
+            condition_seconds=condition_seconds + filling,
         )
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -278,24 +292,26 @@ class Runner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _decode(self, plan: Plan, images: Images, tokens: NDArray[np.int64], watch: Watch) -> NDArray[np.int64]:
-        """The tokens (images, cells) of one window, from those of its kept cells."""
+    def _decode(
+        self, plan: Plan, images: Images, tokens: NDArray[np.int64], watch: Watch
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The tokens (images, cells) of one window, from those of its kept cells, and the calls each image took."""
         engine, count = self._live_engine(), len(images.conditions)
         prompts = images.conditions.rows(images.sampling.guided)
-        known = plan.known(self.bundle.model, prompts, tokens)
         prefixes = self._prefill.start(plan, count, prompts, images.first)
         images.sampling.fill(engine.settings)
-        for index, step in enumerate(plan.steps):
+        drawing = Drawing(images.random, images.sampling.guidance)
+        decoding = decoding_of(plan, self.bundle.model, prompts, prefixes, drawing, tokens)
+        before = watch.done
+        while (shape := decoding.shape) is not None:
             watch.before_step()
-            buffers = engine.buffers(step.width, step.queries)
-            step.fill(buffers, known, prefixes)
-            buffers.uniforms[:, step.target_rows] = images.random[:, step.target_cells]
-            buffers.guidance[:] = step.scale(images.sampling.guidance)[:, None]
-            engine.run(step.width, step.queries)
-            check_step(engine, self.bundle.model, plan, index, images.first)
-            step.store(buffers, known)
-            watch.after_step()
-        return known[:count, : plan.schedule.cells]
+            buffers = engine.buffers(*shape)
+            decoding.fill(buffers)
+            engine.run(*shape)
+            check_step(engine, self.bundle.model, plan, decoding, images.first)
+            decoding.store(buffers)
+            watch.after_step(before + decoding.done)
+        return decoding.known[:count, : plan.schedule.cells], decoding.passes
 
     def _make_plan(self, schedule: str, kept: tuple[int, ...], prompt_slots: int) -> Plan:
         return make_plan(self.bundle.schedule(schedule, kept), self._live_engine().widths, prompt_slots)

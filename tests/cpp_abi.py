@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+from arforge import runner
+from arforge.runner import RequestError
 
 STATUS = {
     "argument": 1,
@@ -238,3 +242,13 @@ class Runner:
             tuple(value.value for value in seconds),
             self.library.arforge_result_condition_seconds(result),
         )
+
+
+def refused_alike(ours: Runner, theirs: runner.Runner, **asked: Any) -> str:
+    """The message of a request that both runners refuse in the same words."""
+    with pytest.raises(Failure) as refused:
+        ours.generate(**asked)
+    with pytest.raises(RequestError) as expected:
+        theirs.generate(**asked)
+    assert (refused.value.status, refused.value.message) == (STATUS["request"], str(expected.value))
+    return refused.value.message

@@ -117,7 +117,7 @@ def save_bundle(root: Path, image_tokenizer: Path) -> Path:
     table = vocabulary.state_dict().__getitem__
     graphs += exporter.write_graphs({"condition": condition}, "", "condition.weights", table, root)
     images = exporter.open_image_tokenizer(image_tokenizer, CONFIG.vocab_size)
-    graphs += exporter.export_image_tokenizer(images, root)
+    graphs += exporter.export_image_tokenizer(images, root, CONFIG.cells)
     (root / TEXT_TOKENIZER).parent.mkdir()
     tokenizer().save(str(root / TEXT_TOKENIZER))
     schedules = [compile_schedule(text, CONFIG.grid, row_end=0) for text in SCHEDULES]

@@ -25,7 +25,7 @@ from data import Emoji
 from model import Generator
 from PIL import Image
 from tokenizers import Tokenizer
-from weights import CHECKPOINTS, load_generator, load_tokenizer, text_tokenizer
+from weights import CHECKPOINTS, load_generator, load_patches, load_tokenizer, text_tokenizer
 
 from arforge.export.image_tokenizers.vq import VQModel
 from arforge.version import VERSION
@@ -79,7 +79,8 @@ def main(
             click.echo(f"{name}, {part:25} emoji {found.emoji:.3f} group {found.group:.3f}")
         return figures[f"{name}, {len(some)} samples"]["emoji"]
 
-    through = vq.decode(tokenizer, vq.encode(tokenizer, torch.from_numpy(real)).flatten(1), model.image.config.grid)
+    tokens = vq.assign(torch.from_numpy(real), load_patches(checkpoints))
+    through = vq.decode(tokenizer, tokens.flatten(1), model.image.config.grid)
     found = score(through.numpy(), range(len(real)), real, emoji)
     figures["real pictures through the tokenizer"] = {key: round(value, 4) for key, value in asdict(found).items()}
     best = max(GUIDANCE, key=lambda guidance: measure(guidance, few))

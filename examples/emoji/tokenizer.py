@@ -1,31 +1,34 @@
-"""Trains the VQ tokenizer part by part: tokens first, by k-means over patches, then decoder and encoder to them.
+"""Makes the VQ tokenizer part by part: tokens first, by k-means over patches, then the decoder that draws them.
 
 A token is the patch, of 1,024 typical ones, that is most like its 4×4 pixels. So the tokens are there at once, for the
-text-to-image model too; the decoder, which sees the neighbours, draws more than a patch, and the encoder learns to
-give a patch's code.
+text-to-image model too, and no encoder is needed; the decoder, which sees the neighbours, draws more than a patch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from common import learning_rate
-from torch import Tensor, nn
+from torch import Tensor
 
 from arforge.export.image_tokenizers.vq import VQConfig, VQModel
 
 # with fewer than 64 channels the group norms, of 32 groups, take the colour out of a picture
 CONFIG = VQConfig(
-    codebook_size=1024, codebook_width=8, channels=64, multipliers=(1, 1, 2), latent_channels=64, residual_blocks=1
+    codebook_size=1024,
+    codebook_width=8,
+    channels=64,
+    multipliers=(1, 1, 2),
+    latent_channels=64,
+    residual_blocks=1,
+    encoder=False,
 )
 BATCH = 16
 PEAK_RATE = 1e-3
 EDGES = 0.5  # weight of the error of neighbouring pixels' differences, against blur
-SHARPNESS = 0.07  # temperature of the encoder's choice among codes
 EVERY = 250  # steps a checkpoint
 
 
@@ -84,42 +87,8 @@ def train_decoder(model: VQModel, tokens: Tensor, images: Tensor, steps: int, re
     `resume` keeps the state of a run that was cut off; `faster` compiles the decoder.
     """
 
-    def loss() -> Tensor:
-        chosen = torch.randint(len(images), (BATCH,))
-        with torch.autocast("cpu", torch.bfloat16):
-            output = decode_latent(F.embedding(tokens[chosen], model.quantize.vectors()))
-        return difference(output.float(), to_input(images[chosen]))
-
     decode_latent = torch.compile(model.decode_latent) if faster else model.decode_latent
-    parts = [model.decoder, model.post_quant_conv, model.quantize]
-    optimize(model, [p for part in parts for p in part.parameters()], loss, steps, resume, "decoder")
-
-
-def train_encoder(model: VQModel, tokens: Tensor, images: Tensor, steps: int, resume: Path, faster: bool) -> None:
-    """Train the encoder to give the tokens' codes. As `train_decoder`."""
-    codes = model.quantize.vectors().detach()
-
-    def loss() -> Tensor:
-        chosen = torch.randint(len(images), (BATCH,))
-        with torch.autocast("cpu", torch.bfloat16):
-            latent = encode_latent(to_input(images[chosen])).float()
-        return F.cross_entropy(latent.flatten(0, 2) @ codes.t() / SHARPNESS, tokens[chosen].flatten())
-
-    encode_latent = torch.compile(model.encode_latent) if faster else model.encode_latent
-    parts = [model.encoder, model.quant_conv]
-    optimize(model, [p for part in parts for p in part.parameters()], loss, steps, resume, "encoder")
-
-
-def optimize(
-    model: nn.Module,
-    parameters: Iterable[nn.Parameter],
-    loss: Callable[[], Tensor],
-    steps: int,
-    resume: Path,
-    name: str,
-) -> None:
-    kept = list(parameters)
-    optimizer = torch.optim.AdamW(kept, lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=1e-4, fused=True)
     first = 0
     if resume.exists():
         state = torch.load(resume, weights_only=True)
@@ -131,15 +100,18 @@ def optimize(
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = PEAK_RATE * learning_rate(step, steps, warm=100)
-        error = loss()
+        chosen = torch.randint(len(images), (BATCH,))
+        with torch.autocast("cpu", torch.bfloat16):
+            output = decode_latent(F.embedding(tokens[chosen], model.quantize.vectors()))
+        error = difference(output.float(), to_input(images[chosen]))
         error.backward()
-        torch.nn.utils.clip_grad_norm_(kept, 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         mean = error.item() if step == first else 0.98 * mean + 0.02 * error.item()
         if step % 50 == 0:
             rate = (step + 1 - first) * BATCH / (time.time() - start)
-            print(f"{name} {step}/{steps} loss {mean:.4f} {rate:.0f} images/s", flush=True)
+            print(f"decoder {step}/{steps} loss {mean:.4f} {rate:.0f} images/s", flush=True)
         if (step + 1) % EVERY == 0:
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, resume)
 
@@ -159,9 +131,3 @@ def difference(output: Tensor, target: Tensor) -> Tensor:
 def decode(model: VQModel, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens int64 [n, cells] to uint8 [n, side, side, 3]."""
     return torch.cat([model.decode(batch.view(-1, *grid)) for batch in tokens.split(100)])
-
-
-@torch.no_grad()
-def encode(model: VQModel, images: Tensor) -> Tensor:
-    """uint8 [n, side, side, 3] to the encoder's tokens, int64 [n, rows, columns]."""
-    return torch.cat([model.encode(batch) for batch in images.split(100)])

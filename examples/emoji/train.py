@@ -19,19 +19,20 @@ import tokenizer as vq
 import torch
 import training
 from model import Generator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from weights import (
     CHECKPOINTS,
     PATCHES,
     TOKENIZER,
     load_generator,
+    load_patches,
     load_tokenizer,
     save,
     save_generator,
     text_tokenizer,
 )
 
-STAGES = ("decoder", "encoder", "model")
+STAGES = ("decoder", "model")
 
 
 @click.command(help=__doc__)
@@ -42,20 +43,18 @@ STAGES = ("decoder", "encoder", "model")
 @click.option("--checkpoints", type=click.Path(path_type=Path), default=CHECKPOINTS, help="Folder of the weights.")
 @click.option("--start", type=click.Path(path_type=Path), help="Folder of weights that training goes on from.")
 @click.option("--decoder-steps", default=6000, show_default=True)
-@click.option("--encoder-steps", default=1000, show_default=True)
 @click.option("--text-steps", default=2500, show_default=True)
 @click.option("--model-steps", default=8500, show_default=True)
 @click.option("--batch", default=training.BATCH, show_default=True, help="Pictures a step of the model.")
 @click.option("--peak-rate", default=training.PEAK_RATE, show_default=True, help="Learning rate of the model.")
 @click.option("--threads", default=1, show_default=True)
-@click.option("--compile", "faster", is_flag=True, help="Compile the tokenizer's parts; needs a C++ compiler.")
+@click.option("--compile", "faster", is_flag=True, help="Compile the image decoder; needs a C++ compiler.")
 def main(
     stage: str,
     work: Path,
     checkpoints: Path,
     start: Path | None,
     decoder_steps: int,
-    encoder_steps: int,
     text_steps: int,
     model_steps: int,
     batch: int,
@@ -71,18 +70,12 @@ def main(
     if not (checkpoints / PATCHES).exists():
         centres = vq.cluster(images)
         save_file({"patches": centres.half()}, checkpoints / PATCHES)
-    centres = load_file(checkpoints / PATCHES)["patches"].float()
+    centres = load_patches(checkpoints)
     tokens = vq.assign(images, centres)
     tokenizer = vq.new(centres) if start is None or stage == "all" else load_tokenizer(start)
     if stage in ("all", "decoder"):
         vq.train_decoder(tokenizer, tokens, images, decoder_steps, work / "decoder.pt", faster)
         save(tokenizer, checkpoints / TOKENIZER)
-    if stage in ("all", "encoder"):
-        tokenizer = load_tokenizer(checkpoints)
-        vq.train_encoder(tokenizer, tokens, images, encoder_steps, work / "encoder.pt", faster)
-        save(tokenizer, checkpoints / TOKENIZER)
-        right = (vq.encode(tokenizer, images) == tokens).float().mean()
-        click.echo(f"tokenizer: {right:.4f} of the tokens are those of the nearest patch")
     if stage in ("all", "model"):
         seen, _ = captions.split(emoji)
         words = text_tokenizer(checkpoints, [wording.text for wording in seen])

@@ -32,6 +32,11 @@ def load_tokenizer(checkpoints: Path) -> VQModel:
     return model.eval()
 
 
+def load_patches(checkpoints: Path) -> Tensor:
+    """What the tokens stand for, float [codebook size, values]."""
+    return load_file(checkpoints / PATCHES)["patches"].float()
+
+
 def text_tokenizer(checkpoints: Path, texts: Iterable[str] = ()) -> TextTokenizer:
     """The one that is there, or one made from these texts."""
     file = checkpoints / TEXT_ENCODER / "tokenizer.json"

@@ -8,12 +8,12 @@ guided logits by one number for all of them, which no step of sampling sees.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from arforge.export.families import llama
-from arforge.export.families.family import Family, Shapes, Size
+from arforge.export.families.family import PROMPT_SLOTS, Family, Shapes, Size
 from arforge.export.families.llama import Llama, RowDimensions
 from arforge.export.model_folder import Description, Words
 from arforge.runner.bundle import IdsCondition, SamplerDefaults
@@ -66,6 +66,10 @@ class Emu3Config(RowDimensions):
     image_word: int = SPECIAL["img"]  # that an image's tokens follow
     size_word: int = SPECIAL["boi"]  # that an image's size follows
 
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        yield from llama.check_image(self)
+
 
 def infer(shapes: Shapes, heads: Callable[[int, int], int]) -> dict[str, Any]:
     """The dimensions that the tensors tell (`Family.infer`)."""
@@ -80,7 +84,7 @@ def described(description: Description, _: Shapes) -> dict[str, Any]:
         return description.whole(f"{name}_token_id", listed.get(NAMES[name]) or SPECIAL[name])
 
     fields = llama.described(description.part("text_config") if listed else description, Emu3Config, **USUAL)
-    first = listed.get(FIRST_IMAGE) or special("eoi") + 1
+    first = description.part("vocabulary_map").whole(FIRST_IMAGE, special("eoi") + 1)
     side = round(math.sqrt(description.number("image_area", AREA)) / PIXELS)
     return {
         **fields,
@@ -145,7 +149,7 @@ FAMILY = Family(
     row_end=0,
     schedules=default_schedules,
     sampler=lambda _: SamplerDefaults(guidance=3.0, temperature=1.0, top_k=2048, top_p=1.0),
-    options=(llama.PROMPT_SLOTS,),
+    options=(PROMPT_SLOTS,),
     positions="sequence",
     tables=llama.tables,
     tensors=tensors,

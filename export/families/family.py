@@ -88,6 +88,10 @@ class Option:
     help: str
 
 
+PROMPT_SLOTS = Option("prompt_slots", None, "Tokens of the longest prompt, with the template's if there is one.")
+"""Of models that take prompts."""
+
+
 def no_specials(_: Configuration) -> tuple[int, ...]:
     return ()
 

@@ -7,7 +7,7 @@ through a small network, which is done once, at export. Rows of an image have no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.families import llama
-from arforge.export.families.family import Family, Shapes, Size
+from arforge.export.families.family import PROMPT_SLOTS, Family, Shapes, Size
 from arforge.export.families.llama import Llama, LlamaDimensions
 from arforge.export.model_folder import Description, Words
 from arforge.export.rows import Rows, Values
@@ -60,6 +60,10 @@ class JanusConfig(LlamaDimensions):
     max_positions: int = 16384
     code_width: int = 8  # of the vector of a code, before it gets the model's width
     head_width: int | None = None  # between the two layers of the head; None: the model's
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        yield from llama.check_image(self)
 
     @property
     def head_hidden(self) -> int:
@@ -213,7 +217,7 @@ FAMILY = Family(
     template=template,
     schedules=default_schedules,
     sampler=lambda _: SamplerDefaults(guidance=5.0, temperature=1.0, top_k=0, top_p=1.0),
-    options=(llama.PROMPT_SLOTS,),
+    options=(PROMPT_SLOTS,),
     positions="sequence",
     tables=llama.tables,
     tensors=tensors,

@@ -15,14 +15,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
-from arforge.export.families.family import Option, Shapes
+from arforge.export.families.family import Shapes
 from arforge.export.families.llamagen import Dimensions, layer_count
 from arforge.export.layers import Block, RMSNorm, TokenDecoder, line_table, padded_head
 from arforge.export.model_folder import Description
 from arforge.export.rows import Values, concatenate
 
-MOST_SLOTS, LEAST_SLOTS = 1024, 256  # of prompts, where nobody asks for another number
-PROMPT_SLOTS = Option("prompt_slots", None, "Tokens of the longest prompt, template included.")
+MOST_SLOTS = 1024  # of prompts, where nobody asks for another number
+FEW_SLOTS = 256  # where the positions that a model says it was trained with leave none beside its images
 
 EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -54,8 +54,12 @@ class LlamaDimensions(Dimensions):
     @property
     def slots(self) -> int:
         """Tokens of the longest prompt: what is asked for, or what the positions leave, up to MOST_SLOTS."""
-        left = self.max_positions - self.cells - self.row_ends
-        return self.prompt_slots or min(MOST_SLOTS, max(LEAST_SLOTS, left))
+        return self.prompt_slots or (min(MOST_SLOTS, self.left) if self.left > 0 else FEW_SLOTS)
+
+    @property
+    def left(self) -> int:
+        """Positions that the model was trained with beyond an image's."""
+        return self.max_positions - self.cells - self.row_ends
 
     @property
     def position_rows(self) -> int:
@@ -69,11 +73,10 @@ class LlamaDimensions(Dimensions):
             yield f"n_kv_head {self.kv_heads} does not divide n_head {self.n_head}"
         if self.head_size % 2:
             yield f"head size {self.head_size} (dim / n_head) must be even: its halves turn together"
-        places = self.cells + self.row_ends
-        if self.prompt_slots and self.prompt_slots + places > self.max_positions:
+        if self.prompt_slots and 0 < self.left < self.prompt_slots:
             yield (
-                f"prompt_slots {self.prompt_slots} and the {places} tokens of an image are more than the "
-                f"{self.max_positions} positions that the model was trained with"
+                f"prompt_slots {self.prompt_slots} are more than the {self.left} positions that the model was trained "
+                "with beyond an image's"
             )
 
 
@@ -238,6 +241,15 @@ def described(description: Description, config: type[Dimensions], **usual: Any) 
         **kv_field(kv_heads, n_head, config),
         **hidden_fields(dim, numbers["intermediate_size"], config),
     }
+
+
+def check_image(config: LlamaDimensions) -> Iterator[str]:
+    """What keeps images of this grid from being drawn: positions that the model was not trained with."""
+    if config.left < 1:
+        yield (
+            f"grid {config.grid[0]}x{config.grid[1]}: its {config.cells + config.row_ends} tokens leave a prompt none "
+            f"of the {config.max_positions} positions that the model was trained with"
+        )
 
 
 def default_of(config: type[Dimensions], name: str) -> Any:

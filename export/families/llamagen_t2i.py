@@ -8,7 +8,7 @@ never trained: another draw is another model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.families import llamagen
-from arforge.export.families.family import Family, Shapes, Size
+from arforge.export.families.family import PROMPT_SLOTS, Family, Shapes, Size
 from arforge.export.families.llamagen import Dimensions, LlamaGen
 from arforge.export.rows import Rows
 from arforge.runner.bundle import FeaturesCondition, SamplerDefaults
@@ -32,6 +32,18 @@ NO_CAPTION = "cls_embedding.uncond_embedding"
 class LlamaGenTextConfig(Dimensions):
     caption_dim: int = 2048  # of the text encoder's features
     caption_slots: int = 120  # rows of the longest caption
+    prompt_slots: int | None = None  # fewer, to hold less memory
+
+    @property
+    def slots(self) -> int:
+        return self.prompt_slots or self.caption_slots
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.slots > self.caption_slots:
+            yield (
+                f"prompt_slots {self.prompt_slots} is more than the {self.caption_slots} rows that stand for no caption"
+            )
 
 
 class CaptionProjection(nn.Module):
@@ -88,7 +100,7 @@ def parameter(_: LlamaGenTextConfig, checkpoint: Checkpoint, name: str) -> Rows:
 
 
 def condition(config: LlamaGenTextConfig) -> FeaturesCondition:
-    return FeaturesCondition(config.caption_slots, config.caption_dim, captions="clean")
+    return FeaturesCondition(config.slots, config.caption_dim, captions="clean")
 
 
 FAMILY = Family(
@@ -106,5 +118,6 @@ FAMILY = Family(
     parameter=parameter,
     condition=condition,
     schedules=llamagen.default_schedules,
+    options=(PROMPT_SLOTS,),
     sampler=lambda _: SamplerDefaults(guidance=7.5, temperature=1.0, top_k=1000, top_p=1.0),
 )

@@ -14,7 +14,7 @@ import torch
 
 from arforge.export.checkpoint import Checkpoint
 from arforge.export.families import llama
-from arforge.export.families.family import Family, Shapes, Size
+from arforge.export.families.family import PROMPT_SLOTS, Family, Shapes, Size
 from arforge.export.families.llama import Llama, RowDimensions
 from arforge.export.model_folder import Description, Words
 from arforge.export.rows import Values
@@ -56,6 +56,8 @@ class LuminaConfig(RowDimensions):
             yield f"grid {rows}x{columns}: no side may be more than {LARGEST_RATIO} times the other"
         if rows * columns > 4 * MOST_UNITS:
             yield f"grid {rows}x{columns} has more than the {4 * MOST_UNITS} tokens of the largest images"
+        if not isinstance(self.swin_norm, bool):
+            yield f"swin_norm must be true or false, not {self.swin_norm!r}"
         for what, heads in (("n_head", self.n_head), ("n_kv_head", self.kv_heads)):
             if heads % min(self.norm_groups, heads):
                 yield f"norm_groups {self.norm_groups} does not divide {what} {heads}"
@@ -165,7 +167,7 @@ FAMILY = Family(
     row_end=0,
     schedules=default_schedules,
     sampler=lambda _: SamplerDefaults(guidance=4.0, temperature=1.0, top_k=2000, top_p=1.0),
-    options=(llama.PROMPT_SLOTS,),
+    options=(PROMPT_SLOTS,),
     positions="sequence",
     tables=llama.tables,
     tensors=tensors,

@@ -1,6 +1,6 @@
 """The convolutional encoder and decoder that image tokenizers share: residual blocks, and attention over all pixels.
 
-Tensors are [images, channels, height, width]. `given` is what a tokenizer's norms take beside the activations.
+Tensors are [images, channels, height, width]. `given` is what norms take beside the activations, a vector a token.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GROUPS = 32
 NORM_EPS = 1e-6
 
 Norm = Callable[[int, int], nn.Module]
-"""Makes a norm of so many channels, where a token covers so many pixels a side."""
+"""Makes a norm of so many channels, for a resolution that is so many times the lowest."""
 
 PixelRule = Literal["rounded", "truncated"]
 """How a decoder's output becomes 8-bit pixels: to the nearest of 256 values, or to the next lower one."""
@@ -77,13 +77,13 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
         self.mid = middle(width, norm)
         self.conv_blocks = nn.ModuleList()
-        scale = 1
-        for level, multiplier in reversed(list(enumerate(config.multipliers))):
-            out = config.channels * multiplier
-            stage = Stage(width, out, config.residual_blocks + 1, config.attention and scale == 1, norm, scale)
+        for level in reversed(range(len(config.multipliers))):
+            lowest = level == len(config.multipliers) - 1
+            out = config.channels * config.multipliers[level]
+            scale = 2 ** (len(config.multipliers) - 1 - level)
+            stage = Stage(width, out, config.residual_blocks + 1, config.attention and lowest, norm, scale)
             if level != 0:
                 stage.upsample = Upsample(out)
-                scale *= 2
             self.conv_blocks.append(stage)
             width = out
         self.norm_out = norm(width, scale)
@@ -173,7 +173,7 @@ def middle(width: int, norm: Norm | None = None) -> nn.ModuleList:
     return nn.ModuleList(blocks)
 
 
-def group_norm(width: int, scale: int = 1) -> nn.GroupNorm:  # noqa: ARG001 (as a Norm it may be told)
+def group_norm(width: int, scale: int = 1) -> nn.GroupNorm:  # noqa: ARG001 (it is a Norm)
     return nn.GroupNorm(GROUPS, width, eps=NORM_EPS)
 
 

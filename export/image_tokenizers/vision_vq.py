@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -120,9 +121,9 @@ class FrameBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm1 = batch_norm(width)
+        self.norm1 = BatchNorm(width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.norm2 = batch_norm(width)
+        self.norm2 = BatchNorm(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,8 +131,27 @@ class FrameBlock(nn.Module):
         return x + self.conv2(F.silu(self.norm2(h)))
 
 
+class BatchNorm(nn.Module):
+    """With the statistics of training."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+
 class SpatialNorm(nn.Module):
-    """A group norm whose scale and shift come from the codebook's vectors, each token's for its pixels."""
+    """A group norm whose scale and shift come from the codebook's vectors, for all pixels of a token alike.
+
+    They stay at the tokens' resolution: as large as the activations they would take three times their memory.
+    """
 
     def __init__(self, width: int, vector_width: int, scale: int) -> None:
         super().__init__()
@@ -141,15 +161,14 @@ class SpatialNorm(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor, vectors: Tensor) -> Tensor:
-        if self.scale != 1:
-            vectors = F.interpolate(vectors, scale_factor=float(self.scale), mode="nearest")
-        return self.norm_layer(x) * self.conv_y(vectors) + self.conv_b(vectors)
-
-
-def batch_norm(width: int) -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(width)
-    norm.num_batches_tracked = None  # checkpoints are opened without whole numbers, which only training needs
-    return norm
+        scale, shift = self.conv_y(vectors), self.conv_b(vectors)
+        if self.scale == 1:
+            return self.norm_layer(x) * scale + shift
+        scale, shift = (one[:, :, :, None, :, None] for one in (scale, shift))
+        images, width, height, columns = x.shape
+        side = self.scale
+        x = self.norm_layer(x).view(images, width, height // side, side, columns // side, side)
+        return (x * scale + shift).view(images, width, height, columns)
 
 
 def problem(config: VisionVQConfig) -> str | None:

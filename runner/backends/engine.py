@@ -49,6 +49,8 @@ class Engine(Protocol):
     """Numbers of tokens of a prompt that pass at once; None where it takes any."""
     largest_batch: int | None
     """Images that it decodes together at most; None where it takes any number."""
+    one_mask: bool
+    """Whether all rows of a step must see the same slots."""
 
     @property
     def device(self) -> str:

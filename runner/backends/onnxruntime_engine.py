@@ -31,6 +31,7 @@ class OnnxRuntimeEngine:
     """Runs a bundle's graphs on the CPU provider."""
 
     largest_batch: int | None = None
+    one_mask = False
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ class TensorRTEngine:
         step = lowered_step(bundle.model, ELEMENT_TYPES[identity["types"]], identity["filters"])
         taken = {tensor.name: tensor.shape for tensor in step.inputs}
         self._inputs = {n: shape[0] for n, shape in taken.items() if n != "condition" and "slots" not in shape}
-        self._one_mask = taken["mask"][0] == 1
+        self.one_mask = taken["mask"][0] == 1
         self._caches = self._place_caches()
         self._programs: dict[tuple[int, int, int, int], Program] = {}  # as in _profiles
         self._memory = StepMemory(bundle.model)
@@ -113,12 +113,12 @@ class TensorRTEngine:
         inputs, outputs, buffers = step.program.inputs, step.program.outputs, step.buffers
         if "top_k" not in inputs and ((self.settings.top_k > 0).any() or (self.settings.top_p < 1).any()):
             self._refuse("it was built without top-k and top-p", "--filters")
-        if self._one_mask and (buffers.mask[1:] != buffers.mask[:-1]).any():
+        if self.one_mask and (buffers.mask[1:] != buffers.mask[:-1]).any():
             raise EngineError(
                 f"the rows of a step see different slots, and {self.library.name} has one mask for all: decode images "
                 "that are at other steps apart"
             )
-        mask = buffers.mask[:1] if self._one_mask else buffers.mask[step.rows]
+        mask = buffers.mask[:1] if self.one_mask else buffers.mask[step.rows]
         inputs["mask"][..., : self._memory.slots] = mask
         if self.settings.condition is not None:
             inputs["condition"][:, : self._memory.condition] = self.settings.condition[step.rows]

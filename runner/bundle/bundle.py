@@ -126,6 +126,8 @@ class Bundle(Manifest):
         return schedule
 
     def _hint(self, name: str) -> str:
+        if name == "encoder" and self.image_tokenizer is not None:
+            return "its image tokenizer only decodes; export it with one that has its encoder to read images"
         if name in ("decoder", "encoder"):
             return "export it with --tokenizer FILE to get images"
         return "export it again"

@@ -20,7 +20,7 @@ from arforge.runner.bundle import Bundle
 from arforge.runner.conditions import sample_subjects
 from arforge.runner.device import power
 from arforge.runner.errors import Cancelled, RequestError
-from arforge.runner.plan import Plan, PlannedStep
+from arforge.runner.plan import Plan
 from arforge.runner.request import Subjects
 from arforge.runner.runner import Runner
 from arforge.runner.step_graph import cache_names, guided_rows
@@ -49,11 +49,23 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Call:
+    """One call of the engine."""
+
+    width: int
+    queries: int
+    live_slots: int  # of the schedule's own, that its inputs can see
+
+
+@dataclass(frozen=True)
 class ScheduleProfile:
     """One schedule's measurements; times in seconds, of `repeats` generations."""
 
     schedule: str
-    plan: Plan
+    calls: tuple[Call, ...]  # that were measured of a generation
+    whole: bool  # whether those are all of it
+    steps: int  # of the schedule: calls, unless it runs ahead on drafts
+    done: tuple[int, ...]  # of these, how many all images had behind them after each call
     images: int
     rows: int
     total: NDArray[np.float64]  # (repeats, steps) from the end of a step to the end of the next
@@ -64,26 +76,19 @@ class ScheduleProfile:
     first: NDArray[np.float64]  # (repeats) from the call to the end of the first step
     prompt_slots: int  # of all rows, that hold a prompt
 
-    @property
-    def measured(self) -> tuple[PlannedStep, ...]:
-        return self.plan.steps[: self.total.shape[1]]
-
-    @property
-    def whole(self) -> bool:
-        return len(self.measured) == len(self.plan.steps)
-
 
 class TimedEngine:
-    """An engine that notes when its preparation ended, and how long each step took."""
+    """An engine that notes when its preparation ended, what each step reached to, and how long it took."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.widths, self.prefill_widths = engine.widths, engine.prefill_widths
-        self.largest_batch = engine.largest_batch
+        self.largest_batch, self.one_mask = engine.largest_batch, engine.one_mask
         self.prepared = 0.0
         self.prompt_slots = 0  # of all rows, since then
         self.first_step: float | None = None  # when the first step of all ended
         self.seconds: list[float] = []
+        self.calls: list[tuple[int, int, int]] = []  # width, queries, slots up to the last that it wrote
 
     @property
     def settings(self) -> RequestBuffers:
@@ -103,6 +108,7 @@ class TimedEngine:
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
         self._engine.prepare(images, rows, slots, zero_slots, condition)
         self.seconds.clear()
+        self.calls.clear()
         self.prompt_slots, self.prepared = 0, time.perf_counter()
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
@@ -113,6 +119,8 @@ class TimedEngine:
         self._engine.run(width, queries)
         end = time.perf_counter()
         self.seconds.append(end - start)
+        reached = int(self._engine.buffers(width, queries).write_index.max()) + width
+        self.calls.append((width, queries, reached))
         if self.first_step is None:
             self.first_step = end
 
@@ -136,9 +144,13 @@ class Clock:
         self.most = most
         self.start = time.perf_counter()
         self.ends: list[float] = []
+        self.done: list[int] = []  # steps of the schedule, after each
+        self.whole = False
 
     def __call__(self, done: int, steps: int) -> None:
         self.ends.append(time.perf_counter())
+        self.done.append(done)
+        self.whole = done == steps
 
     def is_set(self) -> bool:
         return self.most is not None and len(self.ends) >= self.most
@@ -161,9 +173,13 @@ def profile_schedule(runner: Runner, engine: TimedEngine, schedule: str, setting
             starts.append((engine.prepared - clock.start, clock.ends[0] - clock.start))
     seconds = [taken for taken in decoding if taken is not None]
     told = [drawn for drawn in watts if drawn is not None]
+    plan = runner.plan(schedule)
     return ScheduleProfile(
         schedule=schedule,
-        plan=runner.plan(schedule),
+        calls=calls_of(plan, engine.calls),
+        whole=clock.whole,
+        steps=len(plan.steps),
+        done=tuple(clock.done),
         images=settings.images,
         rows=guided_rows(settings.images, guided=guidance != 1),
         total=np.array(total),
@@ -173,6 +189,16 @@ def profile_schedule(runner: Runner, engine: TimedEngine, schedule: str, setting
         prompts=np.array([prompts for prompts, _ in starts]),
         first=np.array([first for _, first in starts]),
         prompt_slots=engine.prompt_slots,
+    )
+
+
+def calls_of(plan: Plan, ran: Sequence[tuple[int, int, int]]) -> tuple[Call, ...]:
+    """What calls saw: by the plan, in whose steps slots may be hidden, or where it runs ahead all up to the last."""
+    if plan.jacobi:
+        return tuple(Call(width, queries, reached - plan.prompt_slots) for width, queries, reached in ran)
+    return tuple(
+        Call(step.width, step.queries, int(step.mask.any(axis=0).sum()))
+        for step, _ in zip(plan.steps, ran, strict=False)
     )
 
 
@@ -226,14 +252,11 @@ class Traffic:
             weight_count=model.parameters - table,
         )
 
-    def live_slots(self, step: PlannedStep) -> int:
-        return int(step.mask.any(axis=0).sum())
-
-    def cache_bytes(self, step: PlannedStep, rows: int) -> int:
+    def cache_bytes(self, step: Call, rows: int) -> int:
         """Bytes of keys and values that the step's inputs can see."""
-        return rows * self.live_slots(step) * self.slot
+        return rows * step.live_slots * self.slot
 
-    def operations(self, step: PlannedStep, rows: int) -> int:
+    def operations(self, step: Call, rows: int) -> int:
         """Two for each weight and token; where a model has queries, half of the layers see them in place of tokens."""
         tokens = (step.width + step.queries) / 2 if step.queries else step.width
         return int(2 * self.weight_count * rows * tokens)
@@ -248,7 +271,7 @@ def milliseconds(seconds: NDArray[np.float64]) -> dict[str, float]:
 
 def by_width(profile: ScheduleProfile) -> Iterator[dict[str, Any]]:
     """Times of the steps of each width, and number of queries where the model has them."""
-    kinds = [(step.width, step.queries) for step in profile.measured]
+    kinds = [(step.width, step.queries) for step in profile.calls]
     for (width, queries), count in sorted(Counter(kinds).items()):
         chosen = [index for index, kind in enumerate(kinds) if kind == (width, queries)]
         facts = {"width": width, **({"queries": queries} if queries else {}), "steps": count}
@@ -257,7 +280,7 @@ def by_width(profile: ScheduleProfile) -> Iterator[dict[str, Any]]:
 
 def summary(profile: ScheduleProfile, traffic: Traffic, bandwidth: float | None) -> dict[str, Any]:
     """The figures of one schedule, as `arforge profile --json` gives them; `bandwidth` in bytes per second."""
-    steps = profile.measured
+    steps = profile.calls
     seconds = float(np.median(profile.total.sum(axis=1)))  # of the measured steps of a generation
     inside = float(np.median(profile.engine.sum(axis=1)))
     prompts = profile.prompt_slots * traffic.slot
@@ -267,7 +290,7 @@ def summary(profile: ScheduleProfile, traffic: Traffic, bandwidth: float | None)
     whole = seconds + (profile.image_seconds or 0)
     return {
         "schedule": profile.schedule,
-        "steps": len(profile.plan.steps),
+        "steps": profile.steps if not profile.whole else len(steps),
         "measured_steps": len(steps),
         "repeats": len(profile.total),
         "batch": profile.images,
@@ -293,7 +316,16 @@ def summary(profile: ScheduleProfile, traffic: Traffic, bandwidth: float | None)
         "watts": profile.watts,
         "step_ms": (1000 * np.median(profile.total, axis=0)).tolist(),
         "step_widths": [step.width for step in steps],
+        **ahead(profile),
     }
+
+
+def ahead(profile: ScheduleProfile) -> dict[str, float]:
+    """How a schedule that runs ahead got on: of its slowest image, where there are several."""
+    gained = np.diff([0, *profile.done])
+    if (gained == 1).all():
+        return {}
+    return {"steps_per_call": float(gained.mean()), "share_of_single_steps": float((gained == 1).mean())}
 
 
 def against_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, float]]:

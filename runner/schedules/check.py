@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from arforge.runner.errors import ScheduleError
 from arforge.runner.schedules.schedule import Schedule, Source, Step
@@ -29,10 +30,25 @@ def checked(schedule: Schedule) -> Schedule:
     state = _State(schedule)
     for index, step in enumerate(schedule.steps):
         state.check(index, step)
+    if schedule.jacobi and not is_line(schedule):
+        raise ScheduleError(f"schedule {schedule.specification}: only next-token decoding can run ahead on drafts")
     missing = schedule.cells - len(state.decided)
     if missing:
         raise ScheduleError(f"schedule {schedule.specification}: {missing} cells are never decided")
     return schedule
+
+
+def is_line(schedule: Schedule) -> bool:
+    """Whether each input sees all before it and stays, and each cell is decided by what stands directly before it."""
+    inputs = [given for step in schedule.steps for given in step.inputs]
+    rising = all(before.rank < after.rank for before, after in pairwise(inputs))
+    plain = not (schedule.zero_slots or schedule.queries or schedule.kept)
+    steps = all(
+        step.commit == step.width and not step.retire and [target.row for target in step.targets] == [step.width - 1]
+        for step in schedule.steps
+    )
+    window = 2 <= schedule.jacobi <= schedule.cells
+    return rising and plain and steps and window and list(schedule.order) == list(range(schedule.cells))
 
 
 def capacity(schedule: Schedule) -> int:

@@ -3,8 +3,8 @@
     8 bytes   magic "ARFSCHED"
     4 bytes   uint32, format version (1)
     4 bytes   uint32, length of the header
-    header    UTF-8 JSON: specification, grid, conditions, zero_slots, queries (0 or 1), and the numbers of
-              steps, inputs, targets, retired, kept
+    header    UTF-8 JSON: specification, grid, conditions, zero_slots, queries (0 or 1), jacobi (where it is
+              not 0), and the numbers of steps, inputs, targets, retired, kept
     columns   the arrays of COLUMNS, one after the other, 4 bytes an entry
 
 `*_end` columns hold, for each step, the end of its rows in the input, target or retire columns.
@@ -78,6 +78,7 @@ def dump(schedule: Schedule) -> bytes:
         "conditions": schedule.conditions,
         "zero_slots": schedule.zero_slots,
         "queries": int(schedule.queries),
+        **({"jacobi": schedule.jacobi} if schedule.jacobi else {}),
         **dict(zip(COUNTS, sizes, strict=True)),
     }
     text = json.dumps(header).encode()
@@ -123,6 +124,8 @@ def _header(text: bytes, name: str) -> dict[str, Any]:
     numbers = [*grid, *(header.get(key) for key in ("conditions", "zero_slots", "queries", *COUNTS))]
     if any(type(number) is not int or not 0 <= number <= MAX_ROWS for number in numbers):
         raise ScheduleError(f"{name}: header has a size that is missing or out of range")
+    if type(header.setdefault("jacobi", 0)) is not int or not 0 <= header["jacobi"] <= MAX_ROWS:
+        raise ScheduleError(f"{name}: jacobi must be a whole number of inputs, not {header['jacobi']!r}")
     if header["queries"] > 1:
         raise ScheduleError(f"{name}: queries must be 0 or 1, not {header['queries']}")
     return header
@@ -162,4 +165,5 @@ def _assemble(header: dict[str, Any], columns: dict[str, NDArray[Any]], name: st
         zero_slots=header["zero_slots"],
         queries=bool(header["queries"]),
         kept=tuple(lists["kept_cell"]),
+        jacobi=header["jacobi"],
     )

@@ -6,9 +6,13 @@ from arforge.runner.errors import ScheduleError
 from arforge.runner.schedules.schedule import CLASS_TOKEN, Input, Schedule, Source, Step, Target
 
 
-def next_token(specification: str, grid: tuple[int, int], cfg_interval: int = -1) -> Schedule:
-    """One cell a step, in raster order. Cells after `cfg_interval` + 1 (if not -1) use conditional logits alone."""
+def next_token(specification: str, grid: tuple[int, int], cfg_interval: int = -1, jacobi: int = 0) -> Schedule:
+    """One cell a step, in raster order. Cells after `cfg_interval` + 1 (if not -1) use conditional logits alone.
+
+    `jacobi`: inputs that a call runs ahead on drafts, with the same tokens.
+    """
     check_interval(cfg_interval)
+    check_jacobi(jacobi, grid)
     cells = grid[0] * grid[1]
     steps = [
         Step(
@@ -19,7 +23,7 @@ def next_token(specification: str, grid: tuple[int, int], cfg_interval: int = -1
         )
         for cell in range(cells)
     ]
-    return Schedule(specification, grid, tuple(steps))
+    return Schedule(specification, grid, tuple(steps), jacobi=jacobi)
 
 
 def zipar(
@@ -58,6 +62,12 @@ def _input(cell: int, token_of: int | None = None) -> Input:
 def check_interval(cfg_interval: int) -> None:
     if cfg_interval < -1:
         raise ScheduleError(f"cfg-interval {cfg_interval} is out of range: use -1 (guidance throughout) or more")
+
+
+def check_jacobi(jacobi: int, grid: tuple[int, int]) -> None:
+    cells = grid[0] * grid[1]
+    if jacobi and not 2 <= jacobi <= cells:
+        raise ScheduleError(f"jacobi {jacobi} is out of range on {cells} cells: use 2 to {cells}, or leave it out")
 
 
 def weight(decoded: int, cfg_interval: int) -> float:

@@ -6,19 +6,24 @@ those of the finished sequence, row ends counted, and an input sees what stands 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from arforge.runner.errors import ScheduleError
-from arforge.runner.schedules.raster import check_interval, weight
+from arforge.runner.schedules.raster import check_interval, check_jacobi, weight
 from arforge.runner.schedules.schedule import CLASS_TOKEN, Input, Schedule, Source, Step, Target
 
 
-def next_token(specification: str, grid: tuple[int, int], row_end: int, cfg_interval: int = -1) -> Schedule:
+def next_token(
+    specification: str, grid: tuple[int, int], row_end: int, cfg_interval: int = -1, jacobi: int = 0
+) -> Schedule:
     """One cell a step, in raster order; the end of a row is fed beside its last cell.
 
     `row_end`: the index among the special tokens of the one that ends rows. Cells after `cfg_interval` + 1 (if not -1)
-    use conditional logits alone.
+    use conditional logits alone. `jacobi`: inputs that a call runs ahead on drafts, with the same tokens.
     """
     check_interval(cfg_interval)
-    return _Rows(grid, row_end, grid[1], cfg_interval).build(specification)
+    check_jacobi(jacobi, grid)
+    return replace(_Rows(grid, row_end, grid[1], cfg_interval).build(specification), jacobi=jacobi)
 
 
 def zipar(specification: str, grid: tuple[int, int], row_end: int, window: int, cfg_interval: int = -1) -> Schedule:

@@ -65,6 +65,7 @@ class Schedule:
     zero_slots: int = 0
     queries: bool = False  # the model is asked for the targets' cells, rather than for what follows each input
     kept: tuple[int, ...] = ()  # cells whose tokens the request brings; the steps decide the others
+    jacobi: int = 0  # inputs that a runner may run ahead on drafts in one call; 0: the steps as they stand
 
     @property
     def cells(self) -> int:
@@ -72,7 +73,9 @@ class Schedule:
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
-        """The distinct widths of the steps, ascending."""
+        """The distinct numbers of inputs that a call may have, ascending."""
+        if self.jacobi:
+            return 1, self.jacobi
         return tuple(sorted({step.width for step in self.steps}))
 
     def outputs(self, step: Step) -> int:
@@ -133,6 +136,7 @@ class Schedule:
             "zero_slots": self.zero_slots,
             "queries": self.queries,
             "kept": list(self.kept),
+            "jacobi": self.jacobi,
             "slots": self.slots,
             "steps": steps,
             "order": list(self.order),

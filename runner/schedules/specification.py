@@ -6,7 +6,7 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from arforge.runner.errors import ScheduleError
@@ -30,8 +30,11 @@ class Kind:
 
 
 CFG_INTERVAL = {"cfg-interval": (INTEGER, "-1")}
+ROW_END_OPTIONS = ("cfg-interval", "jacobi")
 KINDS = {
-    "ntp": Kind(raster.next_token, None, CFG_INTERVAL, "raster", row_ends=row_ends.next_token),
+    "ntp": Kind(
+        raster.next_token, None, {**CFG_INTERVAL, "jacobi": (INTEGER, "0")}, "raster", row_ends=row_ends.next_token
+    ),
     "zipar": Kind(
         raster.zipar,
         "window",
@@ -77,6 +80,8 @@ def parse(text: str) -> Specification:
         raise ScheduleError(f"schedule {text!r} is no text: use one such as 'ntp'")
     head, *options = text.strip().split(",")
     name, colon, number = head.partition(":")
+    if name == "jacobi" and colon:
+        return parse(",".join(["ntp", f"jacobi={number}", *options]))
     kind = KINDS.get(name)
     if kind is None:
         raise ScheduleError(f"unknown schedule {text!r}: {_suggest(name, KINDS)}")
@@ -94,6 +99,12 @@ def parse(text: str) -> Specification:
         given[key] = str(_integer(value, f"option {key}")) if words is INTEGER else _word(key, value, words)
     kept = sorted((key, value) for key, value in given.items() if value != kind.options[key][1])
     return Specification(name, _integer(number, f"schedule {name}") if colon else None, tuple(kept))
+
+
+def as_it_stands(text: str) -> str:
+    """The specification of the same table of steps, followed without running ahead on drafts."""
+    parsed = parse(text)
+    return str(replace(parsed, options=tuple(option for option in parsed.options if option[0] != "jacobi")))
 
 
 def compile_schedule(
@@ -139,7 +150,7 @@ def _row_ends_builder(specification: Specification, kind: Kind) -> Callable[...,
     if kind.row_ends is None:
         raise ScheduleError(f"schedule {str(specification)!r} knows no rows that end in a token, as this model's do")
     for key, _ in specification.options:
-        if key not in CFG_INTERVAL:
+        if key not in ROW_END_OPTIONS:
             raise ScheduleError(
                 f"schedule {str(specification)!r}: this model's rows end in a token, which leaves nothing for {key} "
                 "to decide: leave it out"

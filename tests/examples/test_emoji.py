@@ -198,7 +198,7 @@ def test_training_script_makes_checkpoints_and_goes_on(tmp_path: Path) -> None:
         command = [sys.executable, EMOJI / "train.py", *arguments, *places]
         return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
 
-    steps = ("--decoder-steps", 2, "--encoder-steps", 1, "--text-steps", 2, "--model-steps", 2)
+    steps = ("--decoder-steps", 2, "--text-steps", 2, "--model-steps", 2)
     assert "model 0/2 loss" in train("all", *steps)
     first = (made / "llamagen-t2i.safetensors").read_bytes()
     train("model", "--start", made, "--model-steps", 1)
@@ -235,7 +235,7 @@ def test_shipped_weights_are_small_whole_and_match() -> None:
     import weights
 
     files = list(CHECKPOINTS.rglob("*.safetensors"))
-    assert sum(file.stat().st_size for file in files) < 20 * 2**20
+    assert sum(file.stat().st_size for file in CHECKPOINTS.rglob("*") if file.is_file()) < 20e6
     for file in files:
         assert all(torch.isfinite(tensor.float()).all() for tensor in load_file(file).values())
     generator, tokenizer = weights.load_generator(CHECKPOINTS), weights.load_tokenizer(CHECKPOINTS)

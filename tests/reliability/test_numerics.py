@@ -13,9 +13,10 @@ from arforge.export.sampler import sample
 from arforge.runner import numerics, open_bundle
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.conditions import class_conditions
+from arforge.runner.decoding import Drawing, decoding_of
 from arforge.runner.errors import NumericsError
 from arforge.runner.numerics import check_step
-from arforge.runner.plan import make_plan
+from arforge.runner.plan import NO_PREFIXES, make_plan
 
 ONE, OFF = torch.ones(1), torch.zeros(1, dtype=torch.int64)
 Poison = Callable[[OnnxRuntimeEngine, int], None]
@@ -47,18 +48,19 @@ def decode(engine: OnnxRuntimeEngine, bundle: Path, poison: Poison) -> np.ndarra
     """The runner's loop on two guided images; `poison` is called before every step."""
     opened = open_bundle(bundle)
     plan = make_plan(opened.schedule("zipar:4"), None)
-    known = plan.known(opened.model, class_conditions(opened.model, [1, 2]).rows(guided=True))
+    prompts = class_conditions(opened.model, [1, 2]).rows(guided=True)
     engine.prepare(2, 4, plan.slots, plan.schedule.zero_slots)
     engine.settings.temperature[:] = 0
-    for index, step in enumerate(plan.steps):
-        poison(engine, index)
-        buffers = engine.buffers(step.width, step.queries)
-        step.fill(buffers, known)
-        buffers.guidance[:] = 2
-        engine.run(step.width, step.queries)
-        check_step(engine, opened.model, plan, index, first_image=10)
-        step.store(buffers, known)
-    return known[:2, : plan.schedule.cells].copy()
+    drawing = Drawing(np.zeros((2, plan.schedule.cells), np.float32), np.full(2, 2.0))
+    decoding = decoding_of(plan, opened.model, prompts, NO_PREFIXES, drawing)
+    while (shape := decoding.shape) is not None:
+        poison(engine, decoding.done)
+        buffers = engine.buffers(*shape)
+        decoding.fill(buffers)
+        engine.run(*shape)
+        check_step(engine, opened.model, plan, decoding, first_image=10)
+        decoding.store(buffers)
+    return decoding.known[:2, : plan.schedule.cells].copy()
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])

@@ -20,6 +20,7 @@ from arforge.cli import main
 from arforge.export.config import variant_config
 from arforge.export.families.llamagen import LlamaGen
 from arforge.export.families.llamagen_t2i import FAMILY, CaptionGraph, checkpoint_shapes
+from arforge.export.verify import compare_condition
 from arforge.runner import open_bundle
 from arforge.runner.bundle import FeaturesCondition
 
@@ -124,3 +125,16 @@ def test_tensors_tell_the_configuration() -> None:
     assert (found.hidden, found.caption_dim, found.caption_slots) == (TEXT_CONFIG.hidden, 48, 120)
     assert checkpoint_shapes(found) == checkpoint_shapes(TEXT_CONFIG)
     assert "num_classes" not in asdict(TEXT_CONFIG)
+
+
+def test_prompts_get_fewer_slots_where_that_is_asked_for(text_weights: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"model": text_weights}, tmp_path / "t2i.pt")
+    given = [tmp_path / "t2i.pt", "--n-head", 4, "--grid", "8x8", "--output", tmp_path / "a.bundle", "--prompt-slots"]
+    code, output = export(*given, 121)
+    assert code == 1
+    assert "prompt_slots 121 is more than the 120 rows that stand for no caption" in output
+    code, output = export(*given, 30)
+    assert code == 0, output
+    opened = open_bundle(tmp_path / "a.bundle")
+    assert opened.model.condition == FeaturesCondition(30, 48, captions="clean")
+    assert compare_condition(opened) < 1e-5  # type: ignore[operator]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 from fake_gpu import RTX, FakeGpu, Opened, fake_library
 
+from arforge.engines import tensorrt
+from arforge.engines.tensorrt import BuildJob
 from arforge.runner import Runner, open_bundle
 from arforge.runner.backends import tensorrt_engine
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
@@ -18,6 +21,18 @@ from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARFORGE_CACHE", str(tmp_path / "kernels"))
+
+
+@pytest.fixture(scope="session")
+def build_copy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Builds a float32 engine, as `BuildJob` has it, into a copy of a bundle."""
+
+    def built(bundle: Path, **wishes: Any) -> Path:
+        path = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("trt") / bundle.name))
+        tensorrt.build(BuildJob(path, RTX, "fp32", **wishes))
+        return path
+
+    return built
 
 
 @pytest.fixture

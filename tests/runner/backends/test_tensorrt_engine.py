@@ -22,19 +22,15 @@ from arforge.runner.step_graph import cache_names
 
 
 @pytest.fixture(scope="session")
-def built(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LlamaGen's in float32 for one and three images, with filters."""
-    path = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("trt") / "tiny.bundle"))
-    tensorrt.build(BuildJob(path, RTX, "fp32", schedules=["ntp", "zipar:4"], images=[1, 3], filters=True))
-    return path
+def built(bundle: Path, build_copy: Callable[..., Path]) -> Path:
+    """LlamaGen's for one and three images, with filters."""
+    return build_copy(bundle, schedules=["ntp", "zipar:4"], images=[1, 3], filters=True)
 
 
 @pytest.fixture(scope="session")
-def built_arpg(arpg_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built_arpg(arpg_bundle: Path, build_copy: Callable[..., Path]) -> Path:
     """ARPG's for two images, without filters."""
-    path = Path(shutil.copytree(arpg_bundle, tmp_path_factory.mktemp("trt") / "arpg.bundle"))
-    tensorrt.build(BuildJob(path, RTX, "fp32", schedules=["arpg:3"], images=[2]))
-    return path
+    return build_copy(arpg_bundle, schedules=["arpg:3"], images=[2])
 
 
 SETTINGS = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_gpu import RTX, Opened
+from fake_gpu import Opened
 
-from arforge.engines import tensorrt
-from arforge.engines.tensorrt import BuildJob
 from arforge.runner import EngineError, Runner, open_bundle
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.conditions import sample_features
@@ -23,21 +20,15 @@ SEEDS = [9, 2**64 - 1, 6, 5, 0]
 
 
 @pytest.fixture(scope="session")
-def built(text_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For one and three images, with filters; prompts pass in one width, in fp32."""
-    path = Path(shutil.copytree(text_bundle, tmp_path_factory.mktemp("trt") / "text.bundle"))
-    tensorrt.build(BuildJob(path, RTX, "fp32", schedules=["ntp", "zipar:4"], images=[1, 3], filters=True))
-    return path
+def built(text_bundle: Path, build_copy: Callable[..., Path]) -> Path:
+    """For one and three images, with filters; prompts pass in one width."""
+    return build_copy(text_bundle, schedules=["ntp", "zipar:4"], images=[1, 3], filters=True)
 
 
 @pytest.fixture(scope="session")
-def built_narrow(text_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built_narrow(text_bundle: Path, build_copy: Callable[..., Path]) -> Path:
     """For two images alone; prompts pass in chunks."""
-    path = Path(shutil.copytree(text_bundle, tmp_path_factory.mktemp("trt") / "narrow.bundle"))
-    tensorrt.build(
-        BuildJob(path, RTX, "fp32", schedules=["zipar:4"], images=[2], filters=False, prefill_widths=[4, 16])
-    )
-    return path
+    return build_copy(text_bundle, schedules=["zipar:4"], images=[2], filters=False, prefill_widths=[4, 16])
 
 
 def prompts(path: Path) -> list[np.ndarray[Any, Any]]:

@@ -17,6 +17,7 @@ from arforge.runner.profiling.profile import (
     TimedEngine,
     Traffic,
     against_first,
+    calls_of,
     generate_once,
     profile_schedule,
     summary,
@@ -53,6 +54,17 @@ def test_a_profile_of_the_first_steps_stops_there(bundle: Path) -> None:
     json.dumps(row, allow_nan=False)
 
 
+def test_a_schedule_that_runs_ahead_says_how_it_got_on(bundle: Path) -> None:
+    traffic = Traffic.of(open_bundle(bundle), "fp32", np.dtype(np.float32))
+    row = summary(profiled(bundle, "jacobi:8", repeats=1), traffic, None)
+    assert row["steps"] == row["measured_steps"] == len(row["step_widths"]) < 64
+    assert row["steps_per_call"] == 64 / row["steps"]
+    assert 0 < row["share_of_single_steps"] < 1
+    assert set(row["step_widths"]) == set(range(1, 9)) & set(row["step_widths"])
+    assert row["step_widths"][0] == 1
+    assert "steps_per_call" not in summary(profiled(bundle, "ntp", repeats=1), traffic, None)
+
+
 @pytest.mark.parametrize("name", ["images", "repeats", "max_steps"])
 def test_settings_out_of_range_are_refused(name: str) -> None:
     with pytest.raises(RequestError, match=f"{name.replace('_', '-')} 0 is out of range: use 1 or more"):
@@ -63,9 +75,25 @@ def test_figures_follow_from_the_measured_times() -> None:
     """Two generations of a schedule of four steps with known times."""
     schedule = compile_schedule("zipar:1", (2, 2))
     plan = make_plan(schedule, None)
-    assert [step.width for step in plan.steps] == [1, 1, 1, 1]
+    calls = calls_of(plan, [(1, 0, 1)] * 4)
+    assert [call.width for call in calls] == [1, 1, 1, 1]
     total = np.array([[1.0, 2.0, 3.0, 2.0], [3.0, 2.0, 1.0, 2.0]])
-    profile = ScheduleProfile("zipar:1", plan, 2, 4, total, total * 0.75, 4.0, 10.0, np.zeros(2), total[:, 0], 0)
+    profile = ScheduleProfile(
+        schedule="zipar:1",
+        calls=calls,
+        whole=True,
+        steps=4,
+        done=(1, 2, 3, 4),
+        images=2,
+        rows=4,
+        total=total,
+        engine=total * 0.75,
+        image_seconds=4.0,
+        watts=10.0,
+        prompts=np.zeros(2),
+        first=total[:, 0],
+        prompt_slots=0,
+    )
     row = summary(profile, Traffic(weights=1000, slot=10, weight_count=7), bandwidth=4000.0)
     assert row["ms_per_step"] == {"median": 2000.0, "p95": 3000.0, "p99": 3000.0}
     assert row["ms_per_step_by_width"] == [{"width": 1, "steps": 4, **row["ms_per_step"]}]
@@ -85,9 +113,9 @@ def test_figures_follow_from_the_measured_times() -> None:
 
 
 def test_dead_slots_cost_nothing_in_the_count() -> None:
-    plan = make_plan(compile_schedule("ntp", (8, 8)), None)
+    calls = calls_of(make_plan(compile_schedule("ntp", (8, 8)), None), [(1, 0, 1)] * 64)
     traffic = Traffic(weights=0, slot=8, weight_count=0)
-    assert [traffic.cache_bytes(step, 2) for step in plan.steps] == [16 * (index + 1) for index in range(64)]
+    assert [traffic.cache_bytes(call, 2) for call in calls] == [16 * (index + 1) for index in range(64)]
 
 
 def test_traffic_is_read_off_the_manifest(bundle: Path, arpg_bundle: Path) -> None:
@@ -106,7 +134,7 @@ def test_traffic_is_read_off_the_manifest(bundle: Path, arpg_bundle: Path) -> No
 def test_queries_and_inputs_share_the_arithmetic() -> None:
     plan = make_plan(compile_schedule("arpg:4", (4, 6)), None)
     traffic = Traffic(weights=0, slot=0, weight_count=3)
-    for step in plan.steps:
+    for step in calls_of(plan, [(1, 1, 1)] * 4):
         assert traffic.operations(step, 2) == 6 * (step.width + step.queries)
 
 

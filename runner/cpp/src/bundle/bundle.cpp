@@ -44,6 +44,14 @@ Schedule stored_schedule(const Bundle& bundle, const StoredSchedule& entry) {
   return schedule;
 }
 
+std::string hint(const Bundle& bundle, const std::string& name) {
+  if (name == "encoder" && bundle.image_tokenizer) {
+    return "its image tokenizer only decodes; export it with one that has its encoder to read images";
+  }
+  const bool image = name == "decoder" || name == "encoder";
+  return image ? "export it with --tokenizer FILE to get images" : "export it again";
+}
+
 } // namespace
 
 Bundle open_bundle(const fs::path& root) {
@@ -106,9 +114,8 @@ fs::path graph_path(const Bundle& bundle, const std::string& name, const std::st
       return bundle.root / fs::u8path(graph.path);
     }
   }
-  const bool image = name == "decoder" || name == "encoder";
-  throw Error(Code::bundle, text(bundle.root.string(), " has no ", precision, " graph '", name,
-                                 "': ", image ? "export it with --tokenizer FILE to get images" : "export it again"));
+  throw Error(Code::bundle,
+              text(bundle.root.string(), " has no ", precision, " graph '", name, "': ", hint(bundle, name)));
 }
 
 std::string default_precision(const Bundle& bundle) {
