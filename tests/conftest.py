@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -186,6 +187,19 @@ def ids_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_checkpoint: P
 def bundle_copy(bundle: Path, tmp_path: Path) -> Path:
     """The 8x8 bundle, to be changed."""
     return Path(shutil.copytree(bundle, tmp_path / "copy.bundle"))
+
+
+@pytest.fixture
+def drawing_bundle(bundle_copy: Path) -> Path:
+    """The 8x8 bundle as one of VisionVQ, exported without its encoder."""
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    manifest["image_tokenizer"]["kind"] = "vision-vq"
+    (encoder,) = (graph for graph in manifest["graphs"] if graph["name"] == "encoder")
+    manifest["graphs"].remove(encoder)
+    del manifest["files"][encoder["path"]]
+    (bundle_copy / encoder["path"]).unlink()
+    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+    return bundle_copy
 
 
 @pytest.fixture(scope="session")

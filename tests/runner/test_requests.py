@@ -169,6 +169,17 @@ def test_images_of_another_type_are_not_encoded(runner: Runner, images: Any) -> 
         runner.encode(images)
 
 
+def test_a_bundle_whose_tokenizer_only_decodes_draws_and_says_what_reading_images_needs(
+    drawing_bundle: Path, runner: Runner
+) -> None:
+    with Runner.open(drawing_bundle, threads=1) as opened:
+        found = opened.generate([1], seeds=[3], schedule="zipar:4").images
+        np.testing.assert_array_equal(found, runner.generate([1], seeds=[3], schedule="zipar:4").images)
+        message = "no fp32 graph 'encoder': its image tokenizer only decodes; export it with one that has its encoder"
+        with pytest.raises(BundleError, match=message):
+            opened.encode(np.zeros((1, 16, 16, 3), np.uint8))
+
+
 def test_zero_dimensional_arrays_are_numbers(runner: Runner) -> None:
     expected = runner.generate([1], guidance=2.0, top_k=3).tokens
     found = runner.generate([np.int32(1)], guidance=np.float32(2), top_k=np.uint8(3)).tokens

@@ -140,4 +140,4 @@ def test_an_exported_encoders_tokens_are_emu3s(emu3_graphs: Path, shape: tuple[i
     expected = tiny_images.emu3().encode(values, torch.tensor([pixels.shape[1:3]] * images)).image_tokens
     found = run(emu3_graphs / "encoder.onnx", images=pixels)
     np.testing.assert_array_equal(found, torch.stack(expected).numpy())
-    assert len(np.unique(found)) > 3
+    assert len(np.unique(found)) > 2

@@ -13,6 +13,7 @@ CONFIGS = [
     VQConfig(codebook_size=17, codebook_width=3, channels=32, multipliers=(1,), latent_channels=32),
     VQConfig(codebook_size=64, codebook_width=4, channels=32, multipliers=(2, 1, 3), residual_blocks=1),
     VQConfig(codebook_size=8, codebook_width=16, channels=64, multipliers=(1, 1, 2), residual_blocks=3),
+    VQConfig(codebook_size=8, channels=32, multipliers=(1, 2, 3), attention=False, encoder=False),
     VQConfig(),
 ]
 
@@ -48,7 +49,7 @@ def test_the_published_tokenizer_has_its_names_and_shapes() -> None:
     }
 
 
-@pytest.mark.parametrize("missing", ["encoder.conv_in.weight", "quantize.embedding.weight", "quant_conv.weight"])
+@pytest.mark.parametrize("missing", ["encoder.conv_in.weight", "quantize.embedding.weight", "decoder.conv_in.weight"])
 def test_a_missing_tensor_is_named(missing: str) -> None:
     shapes = {name: shape for name, shape in shapes_of(VQ_CONFIG).items() if name != missing}
     with pytest.raises(KeyError, match=missing):

@@ -187,6 +187,16 @@ def test_an_encoded_image_has_pythons_tokens(library: Any, bundle: Path, runner:
     ours.close()
 
 
+def test_a_bundle_whose_tokenizer_only_decodes_draws_and_says_what_reading_images_needs(
+    library: Any, drawing_bundle: Path, runner: Runner
+) -> None:
+    ours = cpp_abi.Runner(library, drawing_bundle, threads=1)
+    compare(ours, runner, CLASSES, SEEDS, schedule="zipar:4")
+    with pytest.raises(Failure, match="its image tokenizer only decodes; export it with one that has its encoder"):
+        ours.encode(np.zeros((1, 16, 16, 3), np.uint8), 64)
+    ours.close()
+
+
 @pytest.mark.parametrize("steps", [1, 2, 27])
 def test_a_cancelled_request_leaves_the_runner_usable(library: Any, bundle: Path, runner: Runner, steps: int) -> None:
     ours = cpp_abi.Runner(library, bundle, threads=1)
