@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,12 +93,8 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
     texts = None
     if job.text_encoder is not None:
         texts = open_text_encoder_of(job.text_encoder, family.name, condition, job.text_precision)
-    for opened in [checkpoint, *([images.checkpoint] if images else [])]:
-        for note in opened.notes:
-            report(f"{opened.path.name}: {note}")
-    if texts is not None:
-        for note in texts.notes:
-            report(f"{texts.checkpoint.path.name}: {note}")
+    for note in [*notes_on(checkpoint, images, texts), *words.notes]:
+        report(note)
     image_facts = None if images is None else facts.image_tokenizer_facts(images.kind, images.config, config.grid)
     with staged(job.output, job.overwrite) as stage:
         report(f"tracing the step graph ({config.n_layer} layers)")
@@ -130,6 +126,14 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
             ),
         )
         write_manifest(stage, manifest)
+
+
+def notes_on(checkpoint: Checkpoint, images: OpenedImageTokenizer | None, texts: TextEncoder | None) -> Iterator[str]:
+    """What was chosen and left out of the files, each by its name."""
+    for opened in [checkpoint, *([images.checkpoint] if images else [])]:
+        yield from (f"{opened.path.name}: {note}" for note in opened.notes)
+    if texts is not None:
+        yield from (f"{texts.checkpoint.path.name}: {note}" for note in texts.notes)
 
 
 def open_text_encoder_of(path: Path, family: str, condition: Condition, precision: str) -> TextEncoder:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arforge.export.byte_pairs import converted
+from arforge.export.checkpoint_files import snapshot_of
 from arforge.export.file_kind import read_head, text_kind, text_of
 from arforge.runner.errors import CheckpointError
 from arforge.runner.json_file import read_json, read_small
@@ -15,6 +17,7 @@ from arforge.runner.text.tokenizer import MAX_BYTES, TextTokenizer, guarded
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+BYTE_PAIRS = "emu3.tiktoken"
 MAX_INTEGER = 2**24
 
 
@@ -66,8 +69,10 @@ class Description:
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """The folder that a checkpoint is, or lies in."""
-    return checkpoint if checkpoint.is_dir() else checkpoint.parent
+    """The folder that a checkpoint is, or lies in; of a model in the hub's cache, its snapshot."""
+    if not checkpoint.is_dir():
+        return checkpoint.parent
+    return snapshot_of(checkpoint) or checkpoint
 
 
 def read_description(checkpoint: Path, model_types: tuple[str, ...]) -> Description | None:
@@ -98,6 +103,7 @@ class Words:
     ids: Mapping[str, int] = field(default_factory=dict)
     tokenizer: TextTokenizer | None = None
     data: bytes | None = None  # of a `tokenizer.json`
+    notes: tuple[str, ...] = ()  # on what was missing, or made of something else
 
     def id(self, name: str, usual: int) -> int:
         return self.ids.get(name, usual)
@@ -126,17 +132,24 @@ class Words:
 def read_words(folder: Path, vocabulary: int) -> Words:
     """The words of a model's folder, by its `tokenizer.json` and what `tokenizer_config.json` lists.
 
-    Raises CheckpointError if one of them cannot be read, or has ids from `vocabulary` on; ArforgeError if the library
-    that reads tokenizers is missing.
+    Without a `tokenizer.json` a table of byte pairs is converted. Raises CheckpointError if a file cannot be read, or
+    has ids from `vocabulary` on; ArforgeError if the library that reads tokenizers is missing.
     """
-    ids = listed_words(folder / TOKENIZER_CONFIG)
-    if not (folder / TOKENIZER).is_file():
-        return Words(ids)
+    ids, notes = listed_words(folder / TOKENIZER_CONFIG), []
     path = folder / TOKENIZER
-    data = read_small(path, MAX_BYTES, CheckpointError)
-    text = text_of(data[:1024])
-    if text is not None and text.strip() and not text.lstrip().startswith("{"):
-        raise CheckpointError(f"{path} is {text_kind(text)}")
+    if path.is_file():
+        data = read_small(path, MAX_BYTES, CheckpointError)
+        text = text_of(data[:1024])
+        if text is not None and text.strip() and not text.lstrip().startswith("{"):
+            raise CheckpointError(f"{path} is {text_kind(text)}")
+    elif (folder / BYTE_PAIRS).is_file():
+        path = folder / BYTE_PAIRS
+        data = converted(path)
+        notes.append(f"{BYTE_PAIRS}: converted, since there is no {TOKENIZER}")
+    else:
+        known = "listed" if ids else "published"
+        missing = f"{folder.name} has no {TOKENIZER}: the bundle takes prompts in ids alone"
+        return Words(ids, notes=(f"{missing}, and special words have their {known} ids",))
     tokenizer = TextTokenizer(data, str(path), CheckpointError)
     with guarded(CheckpointError, f"{path} fails", "download it again"):
         found = tokenizer.tokenizer.get_vocab(with_added_tokens=True)
@@ -146,7 +159,7 @@ def read_words(folder: Path, vocabulary: int) -> Words:
             f"{path} has ids up to {largest}, the model a vocabulary of {vocabulary}: use the tokenizer that it was "
             "trained with"
         )
-    return Words({**ids, **found}, tokenizer, data)
+    return Words({**ids, **found}, tokenizer, data, tuple(notes))
 
 
 def listed_words(path: Path) -> dict[str, int]:

@@ -84,7 +84,7 @@ def described(description: Description, _: Shapes) -> dict[str, Any]:
         return description.whole(f"{name}_token_id", listed.get(NAMES[name]) or SPECIAL[name])
 
     fields = llama.described(description.part("text_config") if listed else description, Emu3Config, **USUAL)
-    first = listed.get(FIRST_IMAGE) or special("eoi") + 1
+    first = description.part("vocabulary_map").whole(FIRST_IMAGE, special("eoi") + 1)
     side = round(math.sqrt(description.number("image_area", AREA)) / PIXELS)
     return {
         **fields,
