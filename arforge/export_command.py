@@ -81,7 +81,7 @@ def known_families() -> dict[str, Family[Any]]:
 @click.option(
     "--block-size",
     type=click.Choice(["256", "128", "64", "32", "16"]),
-    help="Inputs that share a scale, of int8 and int4.  [default: 128, of int4 32]",
+    help="Inputs that share a scale, of int8 and int4.  [default: 128, of int4 64]",
 )
 @click.option("--labels", type=PATH, help="Names of the classes: a line each, or a JSON list.")
 @click.option("--output", type=PATH, help="The bundle to write: a folder, whole or not at all.  [default: NAME.bundle]")

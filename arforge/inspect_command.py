@@ -34,7 +34,7 @@ def command(bundle: Path, as_json: bool) -> None:
     click.echo(f"{bundle}: {name}, {model.parameters / 1e6:.1f} M parameters, {grid} tokens of {model.vocabulary}")
     click.echo(
         f"  {model.layers} layers, {model.caches} caches of {model.kv_heads} heads of {model.head_size}, "
-        f"{condition_of(model)}, {model.order} order, {model.source_precision} weights"
+        f"{condition_of(model)}, {model.order} order, {stored_weights(model)}"
     )
     if not isinstance(model.condition, ClassCondition):
         click.echo(f"  {text_of(opened)}")
@@ -91,6 +91,13 @@ def show_engine(engine: dict[str, Any]) -> None:
             f"attention {attention['lowering']} ({attention['reason']}), "
             f"{'with' if engine['filters'] else 'without'} top-k and top-p"
         )
+
+
+def stored_weights(model: ModelFacts) -> str:
+    """What the weights are stored as, and what they were of."""
+    if model.stored_precision == model.source_precision:
+        return f"{model.source_precision} weights"
+    return f"weights in {model.stored_precision}, of {model.source_precision} ones"
 
 
 def condition_of(model: ModelFacts) -> str:

@@ -1,6 +1,6 @@
-"""Exports, and builds, models of full size from sparse files: peak memory and time. Needs no weights: all are zero.
+"""Exports models of full size from sparse files: peak memory and time. Needs no weights: all are zero.
 
-python bench/export_memory.py --work FOLDER --output FILE.json [--model emu3-sized …]
+python bench/export_memory.py --work FOLDER --output FILE.json [--family emu3 …]
                                 [--stored fp32] [--precision int4 …]
 
 The checkpoint's shards have their true sizes and no blocks on disk. Each command runs in a process of its own, whose
@@ -25,24 +25,24 @@ from typing import Any
 
 SHARD = 5 << 30  # bytes at which a shard is full
 LIBRARIES = ("arforge", "torch", "onnx-ir", "onnxscript", "onnxruntime", "safetensors")
-# Dimensions of the models with the largest tables, as families that every tree of arforge has.
+LLAMA = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "hidden_act": "silu"}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "emu3-sized": (
-        "llamagen",
+    "lumina": (
+        "48x48",
         {
-            "dim": 4096, "n_layer": 32, "n_head": 32, "n_kv_head": 8, "vocab_size": 32768, "num_classes": 151853,
-            "multiple_of": 256, "ffn_dim_multiplier": 1.3125, "grid": [90, 90],
+            **LLAMA, "model_type": "chameleon", "intermediate_size": 11008, "num_key_value_heads": 32,
+            "vocab_size": 65536, "model_parallel_size": 1, "swin_norm": False, "max_position_embeddings": 4096,
         },
     ),
-    "lumina-sized": (
-        "llamagen",
-        {"dim": 4096, "n_layer": 32, "n_head": 32, "vocab_size": 8192, "num_classes": 57343, "grid": [48, 48]},
-    ),
-    "small": (
-        "llamagen",
-        {"dim": 1024, "n_layer": 2, "n_head": 16, "vocab_size": 16384, "num_classes": 1000, "grid": [24, 24]},
+    "emu3": (
+        "90x90",
+        {
+            **LLAMA, "model_type": "Emu3", "intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 184622,
+            "max_position_embeddings": 9216, "image_area": 720 * 720,
+        },
     ),
 }  # fmt: skip
+"""By family, the grid and what `config.json` says of the published size."""
 BYTES = {"fp32": ("F32", 4), "bf16": ("BF16", 2), "fp16": ("F16", 2)}
 
 
@@ -74,18 +74,32 @@ def sparse_checkpoint(folder: Path, shapes: Mapping[str, tuple[int, ...]], store
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def checkpoint_of(model: str, stored: str, work: Path) -> tuple[Path, Path, int]:
-    """A checkpoint folder, the dimensions' file, and the number of parameters."""
-    from arforge.export.config import read_config
-    from arforge.export.families import FAMILIES
+def shapes_of(family: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The published tensors of a model of these dimensions."""
+    dim, hidden, heads = (config[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads"))
+    keys, vocabulary = dim // heads * config["num_key_value_heads"], config["vocab_size"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, dim)}
+    for layer in range(config["num_hidden_layers"]):
+        at = f"model.layers.{layer}."
+        for part, width in {"q": dim, "k": keys, "v": keys}.items():
+            shapes[f"{at}self_attn.{part}_proj.weight"] = (width, dim)
+        shapes[f"{at}self_attn.o_proj.weight"] = (dim, dim)
+        for part, shape in {"gate": (hidden, dim), "up": (hidden, dim), "down": (dim, hidden)}.items():
+            shapes[f"{at}mlp.{part}_proj.weight"] = shape
+        for part in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{at}{part}.weight"] = (dim,)
+        for part in ("q_norm", "k_norm") if family == "lumina" else ():
+            shapes[f"{at}self_attn.{part}.weight"] = shapes[f"{at}self_attn.{part}.bias"] = (1, dim // heads)
+    return {**shapes, "model.norm.weight": (dim,), "lm_head.weight": (vocabulary, dim)}
 
-    name, dimensions = MODELS[model]
-    family = FAMILIES[name]
-    config = work / f"{model}.json"
-    config.write_text(json.dumps(dimensions))
-    folder = work / f"{model}-{stored}"
+
+def checkpoint_of(family: str, stored: str, work: Path) -> tuple[Path, int]:
+    """A checkpoint folder, and the number of parameters."""
+    folder, config = work / f"{family}-{stored}", MODELS[family][1]
     shutil.rmtree(folder, ignore_errors=True)
-    return folder, config, sparse_checkpoint(folder, family.checkpoint_shapes(read_config(config, family)), stored)
+    parameters = sparse_checkpoint(folder, shapes_of(family, config), stored)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder, parameters
 
 
 def measured(*command: str | Path) -> dict[str, Any]:
@@ -107,28 +121,24 @@ def measured(*command: str | Path) -> dict[str, Any]:
     }
 
 
-def measure(model: str, stored: str, precision: str, work: Path, *, keep: bool) -> dict[str, Any]:
-    folder, config, parameters = checkpoint_of(model, stored, work)
-    bundle = work / f"{model}-{precision}.bundle"
+def measure(family: str, stored: str, precision: str, work: Path, *, keep: bool) -> dict[str, Any]:
+    folder, parameters = checkpoint_of(family, stored, work)
+    bundle = work / f"{family}-{precision}.bundle"
     export = measured(
-        "export", MODELS[model][0], "--checkpoint", folder, "--config", config, "--precision", precision,
+        "export", family, "--checkpoint", folder, "--grid", MODELS[family][0], "--precision", precision,
         "--schedule", "ntp", "--output", bundle, "--overwrite",
     )  # fmt: skip
-    built = {}
-    if precision in ("int8", "int4"):
-        built = {"build": measured("build", bundle, "--precision", precision)}
     size = sum(path.stat().st_size for path in bundle.rglob("*.weights"))
     if not keep:
         shutil.rmtree(bundle)
     shutil.rmtree(folder)
     return {
-        "model": model,
+        "family": family,
         "stored": stored,
         "precision": precision,
         "parameters": parameters,
         "weights_bytes": size,
         "export": export,
-        **built,
     }
 
 
@@ -136,16 +146,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and bundles")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--model", choices=MODELS, action="append")
+    parser.add_argument("--family", choices=MODELS, action="append")
     parser.add_argument("--stored", choices=BYTES, default="fp32", help="what the checkpoint is stored as")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16", "int8", "int4"), action="append")
     parser.add_argument("--keep", action="store_true", help="leave the bundles there")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     found = []
-    for model in options.model or ["emu3-sized"]:
+    for family in options.family or ["emu3"]:
         for precision in options.precision or ["int4"]:
-            found.append(measure(model, options.stored, precision, options.work, keep=options.keep))
+            found.append(measure(family, options.stored, precision, options.work, keep=options.keep))
             print(json.dumps(found[-1], indent=1), flush=True)
     record = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",

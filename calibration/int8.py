@@ -23,7 +23,8 @@ from arforge.calibration.replacement import enter
 from arforge.calibration.requests import Requests, StageProgress, encoded, generate, held_out, spread
 from arforge.calibration.smooth import Fold, Scales, find_folds, smooth, smoothing
 from arforge.calibration.taps import Observer, TappedEngine
-from arforge.export.stored_tensors import load_whole
+from arforge.export.stored_tensors import take_in
+from arforge.export.wide_weights import load_wide
 from arforge.runner.bundle import Bundle, Graph, open_bundle
 from arforge.runner.bundle.writer import changing, remade, write_text
 from arforge.runner.request import Subjects
@@ -96,7 +97,10 @@ class Study:
 
     def write(self, root: Path, excluded: frozenset[str]) -> Bundle:
         """Write the int8 graphs below `root`; returns a bundle of them alone."""
-        model = load_whole(self.bundle.graph("step-logits", "fp32"))
+        path = self.bundle.graph("step-logits", "fp32")
+        model = load_wide(path)
+        for tensor in model.graph.initializer:
+            take_in(tensor, path.parent)
         smooth(model, self.folds, self.scales)
         kept = [layer for layer in self.layers if layer.name not in excluded]
         (root / FOLDER).mkdir(parents=True)
@@ -113,7 +117,7 @@ def calibrate(job: CalibrationJob, progress: StageProgress = lambda what, done, 
     """
     open_bundle(job.bundle)  # what is no bundle says so, before anything looks for a lock
     with changing(job.bundle) as bundle:
-        graph = onnx.load(bundle.graph("step-logits", "fp32"), load_external_data=False).graph
+        graph = load_wide(bundle.graph("step-logits", "fp32")).graph
         layers = find_layers(graph)
         excluded = select(layers, job.exclude)
         requests = spread(bundle, job.schedules, job.samples, job.seed, job.guidance, job.batch, job.subjects)

@@ -15,6 +15,7 @@ from arforge.calibration.quantize import LARGEST
 from arforge.calibration.smooth import Scales
 from arforge.calibration.taps import Arrays
 from arforge.export.stored_tensors import values_of
+from arforge.export.wide_weights import load_wide
 
 ROWS = 256  # of each activation
 
@@ -92,4 +93,4 @@ def layer_errors(
 
 
 def stored(graph: Path) -> dict[str, onnx.TensorProto]:
-    return {tensor.name: tensor for tensor in onnx.load(graph, load_external_data=False).graph.initializer}
+    return {tensor.name: tensor for tensor in load_wide(graph).graph.initializer}

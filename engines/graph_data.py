@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import onnx_ir as ir
 
-from arforge.engines.stored_values import stored_values
+from arforge.export.stored_values import stored_values
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import VerificationError
 

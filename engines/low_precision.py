@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from arforge.engines.precision import TYPES, lower_precision
 from arforge.engines.tensorrt_graph import content_of, place_weights
+from arforge.export.wide_weights import widen
 from arforge.runner.bundle import Bundle, Graph
 from arforge.runner.bundle.writer import replace_file
 
@@ -28,6 +29,7 @@ def add_graphs(bundle: Bundle, precision: str) -> list[Path]:
     """
     models = {name: ir.load(bundle.graph(name, "fp32")) for name in NAMES}
     for model in models.values():
+        widen(model)
         lower_precision(model, TYPES[precision])
     folder = bundle.path(f"graphs/{precision}")
     place_weights(models, folder, lambda partial: partial.replace(folder / WEIGHTS))

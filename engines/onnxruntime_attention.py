@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from arforge.engines.attention import Builder, attention_nodes
-from arforge.engines.stored_values import stored_values
+from arforge.export.stored_values import stored_values
 
 NARROW = 5  # queries
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL

@@ -14,8 +14,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from arforge.engines.onnxruntime_attention import ease_attention
 from arforge.engines.onnxruntime_blocks import CONTRIB, quantize_products
-from arforge.engines.stored_values import stored_values
 from arforge.export.quantization import BITS
+from arforge.export.stored_values import stored_values
 from arforge.runner.errors import EngineError
 
 
@@ -32,19 +32,11 @@ def lower_for_onnxruntime(path: Path, precision: str, *, shared: bool = False) -
     if precision in BITS:
         if not quantize_products(model, precision):
             raise EngineError(f"{path} has no product with a stored matrix: it is not a step graph")
-        drop_unused(model)
+        RemoveUnusedNodesPass()(model)
         if not shared:
             take_along(model)
     RemoveUnusedNodesPass()(model)
     return model
-
-
-def drop_unused(model: ir.Model) -> None:
-    """Drop nodes and stored matrices that quantised products no longer read."""
-    RemoveUnusedNodesPass()(model)
-    for name, value in list(model.graph.initializers.items()):
-        if not value.uses():
-            del model.graph.initializers[name]
 
 
 def take_along(model: ir.Model) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from arforge.engines.stored_values import stored_values
+from arforge.export.stored_values import stored_values
 from arforge.runner.errors import EngineError
 
 TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -119,8 +119,8 @@ def cast_tensor(value: ir.Value, dtype: ir.DataType) -> ir.TensorProtocol:
             raise EngineError(f"weight {value.name} reaches beyond {limit}: use {other}")
         return ir.Tensor(array.astype(dtype.numpy()), dtype=dtype, name=value.name)
 
-    if isinstance(source, ir.ExternalTensor):
-        return ir.LazyTensor(cast, dtype, ir.Shape(source.shape), name=value.name)
+    if isinstance(source, ir.ExternalTensor | ir.LazyTensor):
+        return ir.LazyTensor(cast, dtype, ir.Shape(source.shape.numpy()), name=value.name)
     return cast()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from arforge.engines.low_precision import add_graphs, entries, has_graphs
 from arforge.engines.precision import TYPES
 from arforge.engines.profiles import Profiles, Shapes, plan_profiles, shapes
-from arforge.engines.tensorrt_graph import Lowered, lower_for_tensorrt, write_model
+from arforge.engines.tensorrt_graph import Lowered, lower_for_tensorrt, source_precision, write_model
 from arforge.engines.tensorrt_layers import check_layers, dump_layers, expected, parse_layers
 from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.runner.backends.cuda import gpu_compute_capability
@@ -23,8 +23,14 @@ from arforge.runner.bundle.writer import add_engine, changing, facts_of, write_h
 from arforge.runner.errors import EngineError
 from arforge.runner.report import Report
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-TYPED = {"fp32": "float", "fp16": "half", "bf16": "bfloat16", "int8": "half"}  # of caches and activations
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
+TYPED = {
+    "fp32": "float",
+    "fp16": "half",
+    "bf16": "bfloat16",
+    "int8": "half",
+    "int4": "half",
+}  # of caches and activations
 BF16_SINCE = "8.0"
 GRAPH = "step-tensorrt"
 
@@ -104,7 +110,7 @@ def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
     batches = sorted(set(job.images))
     one = batches[0] if len(batches) == 1 else None
     lowered = lower_for_tensorrt(bundle, job.precision, profiles.slots, one, filters, job.attention)
-    graph = write_model(lowered.model, bundle.graph("step", job.precision).parent, GRAPH)
+    graph = write_model(lowered.model, bundle.graph("step", source_precision(job.precision)).parent, GRAPH)
     return Prepared(job, bundle, profiles, filters, lowered, graph[0], (*new, *graph))
 
 
@@ -264,7 +270,7 @@ def describe(
 ) -> dict[str, Any]:
     """The identity of an engine: what it was made from, by what, for what, and how."""
     job, bundle = ready.job, ready.bundle
-    source = bundle.stored_graph("step", job.precision)
+    source = bundle.stored_graph("step", source_precision(job.precision))
     sources = {"graph": source.path, "weights": source.weights}
     hashes = {part: bundle.files.get(path) or facts_of(bundle.path(path)) for part, path in sources.items()}
     profiles = ready.profiles

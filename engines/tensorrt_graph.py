@@ -18,6 +18,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from arforge.engines.attention import Choice, choose_attention, decompose_attention, prepare_fused
 from arforge.engines.precision import TYPES, lower_precision
+from arforge.engines.tensorrt_blocks import blocks_for_tensorrt
+from arforge.export.wide_weights import widen
 from arforge.runner.bundle import Bundle
 from arforge.runner.bundle.writer import new_file, settle, write_hashed
 from arforge.runner.errors import BundleError, EngineError
@@ -40,16 +42,21 @@ def lower_for_tensorrt(
 ) -> Lowered:
     """The step graph of that precision for TensorRT. Raises EngineError if it cannot be made.
 
-    `images`: the one batch that it is for, None for several. An int8 graph keeps its quantised products; all else in
-    it becomes float16.
+    `images`: the one batch that it is for, None for several. An int8 graph keeps its quantised products, one for int4
+    has blocks of 4 bits in the float32 graph's; all else in them becomes float16.
     """
     try:
-        model = ir.load(bundle.graph("step", precision))
+        model = ir.load(bundle.graph("step", source_precision(precision)))
     except BundleError:
         if precision == "int8":
             raise EngineError(f"{bundle.root} has no int8 graphs: make them with `arforge calibrate`") from None
         raise
-    if precision == "int8":
+    if precision == "fp32":
+        widen(model)
+    if precision == "int4":
+        widen(model, blocks=(8,))
+        blocks_for_tensorrt(model)
+    if precision in ("int8", "int4"):
         lower_precision(model, TYPES["fp16"])
     attentions = sum(node.op_type == "Attention" for node in model.graph)
     choice = choose_attention(model, attention)
@@ -60,6 +67,11 @@ def lower_for_tensorrt(
     fix_dimensions(model, bundle.model.caches, slots, images, one_mask=not conditioned(bundle.model))
     settle_filters(model, filters)
     return Lowered(model, choice, attentions)
+
+
+def source_precision(precision: str) -> str:
+    """That of the bundle's graph which an engine of `precision` is made from."""
+    return "fp32" if precision == "int4" else precision
 
 
 def fix_dimensions(model: ir.Model, caches: int, slots: int, images: int | None, *, one_mask: bool = True) -> None:

@@ -53,6 +53,7 @@ class Expected:
     caches: tuple[str, ...]
     attention: tuple[str, ...]  # fused Attention nodes
     quantized: tuple[str, ...]  # matrix products of int8 factors
+    narrow: tuple[str, ...]  # those of a float factor and weights of 4 bits
     low: tuple[str, ...]  # the other products, where they are float16 or bfloat16
 
 
@@ -113,19 +114,28 @@ def expected(model: ir.Model, caches: int) -> Expected:
     """Read off a lowered graph."""
     products = [node for node in model.graph if node.op_type == "MatMul"]
     quantized = [node for node in products if all(is_dequantized(value) for value in node.inputs)]
+    narrow = [node for node in products if node not in quantized and is_narrow(node.inputs[1])]
     low = [
         node
         for node in products
         if node not in quantized and node.outputs[0].dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     ]
     attention = [node for node in model.graph if node.op_type == "Attention"]
-    names = [tuple(str(node.name) for node in nodes) for nodes in (attention, quantized, low)]
+    names = [tuple(str(node.name) for node in nodes) for nodes in (attention, quantized, narrow, low)]
     return Expected(tuple(cache_names(caches)), *names)
 
 
 def is_dequantized(value: ir.Value | None) -> bool:
     producer = value.producer() if value is not None else None
     return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def is_narrow(value: ir.Value | None) -> bool:
+    """Whether a factor is made of stored codes of 4 bits."""
+    turned = value.producer() if value is not None else None
+    source = turned.inputs[0] if turned is not None and turned.op_type == "Transpose" else None
+    codes = source.producer() if source is not None and is_dequantized(source) else None
+    return codes is not None and codes.inputs[0] is not None and codes.inputs[0].dtype == ir.DataType.INT4
 
 
 def check_layers(layers: Sequence[Layer], wanted: Expected, profiles: int) -> list[str]:
@@ -144,6 +154,9 @@ def check_layers(layers: Sequence[Layer], wanted: Expected, profiles: int) -> li
         for name in wanted.quantized:
             if not any(name in layer.origin and is_int8_product(layer) for layer in mine):
                 problems.append(f"{where}: product {name} does not run on int8")
+        for name in wanted.narrow:
+            if not any(name in layer.origin and is_int4_product(layer) for layer in mine):
+                problems.append(f"{where}: product {name} does not read weights of 4 bits")
         for layer in mine:
             floats = [tensor.name for tensor in layer.inputs if tensor.dtype == "Float"]
             if is_product(layer) and floats and set(layer.origin) & set(wanted.low):
@@ -182,3 +195,8 @@ def is_int8_product(layer: Layer) -> bool:
         and any(t.dtype == "Int8" for t in layer.inputs)
         and any(t.dtype == "Int8" for t in layer.constants)
     )
+
+
+def is_int4_product(layer: Layer) -> bool:
+    """Whether a product reads weights of 4 bits itself: no kernel before it makes floats of them."""
+    return is_product(layer) and any(tensor.dtype == "Int4" for tensor in layer.constants)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arforge.export.byte_pairs import converted
+from arforge.export.checkpoint_files import snapshot_of
 from arforge.export.file_kind import read_head, text_kind, text_of
 from arforge.runner.errors import CheckpointError
 from arforge.runner.json_file import read_json, read_small
@@ -68,8 +69,10 @@ class Description:
 
 
 def folder_of(checkpoint: Path) -> Path:
-    """The folder that a checkpoint is, or lies in."""
-    return checkpoint if checkpoint.is_dir() else checkpoint.parent
+    """The folder that a checkpoint is, or lies in; of a model in the hub's cache, its snapshot."""
+    if not checkpoint.is_dir():
+        return checkpoint.parent
+    return snapshot_of(checkpoint) or checkpoint
 
 
 def read_description(checkpoint: Path, model_types: tuple[str, ...]) -> Description | None:

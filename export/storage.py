@@ -24,7 +24,7 @@ from arforge.runner.errors import CheckpointError
 FLOATS = {"fp32": ir.DataType.FLOAT, "bf16": ir.DataType.BFLOAT16, "fp16": ir.DataType.FLOAT16}
 CODES = {8: ir.DataType.UINT8, 4: ir.DataType.UINT4}
 PRECISIONS = (*FLOATS, *BITS)
-USUAL = {"int8": 128, "int4": 32}  # inputs that share a scale
+USUAL = {"int8": 128, "int4": 64}  # inputs that share a scale
 SCALES, ZEROS = ".scales", "zero_points."  # behind a weight's name; before the shape of zero points, which many share
 
 

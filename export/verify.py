@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import torch
@@ -23,7 +22,8 @@ from arforge.export.module_engine import ModuleEngine
 from arforge.export.quantization import dequantized, quantized
 from arforge.export.recognition import part_of
 from arforge.export.rows import Rows, Values, rows_of
-from arforge.export.stored_tensors import load_whole
+from arforge.export.stored_tensors import take_in
+from arforge.export.wide_weights import load_wide
 from arforge.runner.backends.engine import Engine
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle, ClassCondition, Condition, FeaturesCondition, IdsCondition
@@ -93,24 +93,13 @@ def load(bundle: Bundle, graph: Path, build: Callable[[Any, Any], torch.nn.Modul
 
 
 def stored_weights(graph: Path) -> dict[str, torch.Tensor]:
-    """A graph's weights by parameter name, in the module's layout, as the float32 values that they stand for.
-
-    Factors of products are stored transposed, but for those in blocks.
-    """
-    model = load_whole(graph)
+    """A graph's weights by parameter name, in the module's layout, in float32: factors of products are transposed."""
+    model = load_wide(graph)
+    for tensor in model.graph.initializer:
+        take_in(tensor, graph.parent)
+    factors = {node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    cast = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
-    factors = {cast.get(node.input[1], node.input[1]) for node in model.graph.node if node.op_type == "MatMul"}
-    for node in model.graph.node:
-        if node.op_type == "DequantizeLinear":
-            codes, scales, zeros = (arrays[name] for name in node.input)
-            bits = 8 if zeros.dtype == np.uint8 else 4
-            arrays[node.input[0]] = dequantized(codes.astype(np.uint8), scales, bits)
-    floats = {name: a for name, a in arrays.items() if a.dtype.kind == "f" or a.dtype == ml_dtypes.bfloat16}
-    return {
-        name: torch.from_numpy((a.T if name in factors else a).astype(np.float32, order="C"))
-        for name, a in floats.items()
-    }
+    return {name: torch.from_numpy((a.T if name in factors else a).copy()) for name, a in arrays.items()}
 
 
 def check_provenance(bundle: Bundle, checkpoint: Path) -> str:

