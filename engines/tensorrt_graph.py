@@ -140,12 +140,13 @@ def content_of(model: ir.Model) -> bytes:
 def place_weights(models: Mapping[str, ir.Model], folder: Path, named: Callable[[Path], Path]) -> Path | None:
     """Write the lowered weights of graphs that share them, by name, into weights/ below `folder`; None without any.
 
-    One tensor at a time is in memory. `named` gives the written file its name, which is returned.
+    So are those that stay as they are and lie beside another folder's graphs, such as a bias of the logits. One tensor
+    at a time is in memory. `named` gives the written file its name, which is returned.
     """
-    lazy: dict[str, ir.LazyTensor] = {}
+    lazy: dict[str, ir.TensorProtocol] = {}
     for model in models.values():
         for value in model.graph.initializers.values():
-            if isinstance(value.const_value, ir.LazyTensor):
+            if value.const_value is not None and to_write(value.const_value, folder):
                 lazy.setdefault(str(value.name), value.const_value)
     if not lazy:
         return None
@@ -164,6 +165,13 @@ def place_weights(models: Mapping[str, ir.Model], folder: Path, named: Callable[
     }
     for model in models.values():
         for value in model.graph.initializers.values():
-            if isinstance(value.const_value, ir.LazyTensor):
+            if value.const_value is not None and to_write(value.const_value, folder):
                 value.const_value = places[str(value.name)]
     return path
+
+
+def to_write(tensor: ir.TensorProtocol, folder: Path) -> bool:
+    """Whether the graphs of `folder` lack these values: they are made when they are read, or lie in another folder."""
+    if isinstance(tensor, ir.ExternalTensor):
+        return Path(tensor.base_dir).resolve() != folder.resolve()
+    return isinstance(tensor, ir.LazyTensor)

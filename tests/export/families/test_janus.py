@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import llama_oracle as oracle
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from arforge.cli import main
 from arforge.engines import onnxruntime
+from arforge.engines.low_precision import add_graphs
 from arforge.export.checkpoint import open_checkpoint
 from arforge.export.config import variant_config
 from arforge.export.dimensions import Named, model_of
@@ -214,3 +217,14 @@ def test_special_words_that_nothing_tells_are_asked_for(tmp_path: Path, folder: 
     code, said = export("janus", "--checkpoint", tmp_path, "--grid", "4x4", "--output", tmp_path / "x.bundle")
     assert code == 1
     assert "prompts have the id 100016 of a vocabulary of 300: use the tokenizer.json" in " ".join(said.split())
+
+
+def test_graphs_of_lower_precision_read_their_own_weights(bundle: Path, tmp_path: Path) -> None:
+    """The bias of the logits stays float32, and must not be looked for where the float32 graph has it."""
+    copy = Path(shutil.copytree(bundle, tmp_path / "x.bundle"))
+    add_graphs(open_bundle(copy), "fp16")
+    stored = onnx.load(copy / "graphs/fp16/step.onnx", load_external_data=True)
+    bias = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in stored.graph.initializer}["output.codes.bias"]
+    wide = onnx.load(copy / "graphs/fp32/step.onnx", load_external_data=True)
+    wanted = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in wide.graph.initializer}["output.codes.bias"]
+    np.testing.assert_array_equal(bias, wanted)
