@@ -42,10 +42,11 @@ def widen(model: ir.Model, blocks: Container[int] = (8, 4)) -> int:
             for node, cast_node in zip(uses, casts, strict=True):
                 assert cast_node is not None
                 assert cast_node.inputs[0] is not None
-                cast_node.outputs[0].replace_all_uses_with(cast_node.inputs[0])
+                name = cast_node.outputs[0].name
+                cast_node.outputs[0].replace_all_uses_with(cast_node.inputs[0], replace_graph_outputs=True)
                 model.graph.remove(cast_node, safe=True)
                 if node is not cast_node:
-                    node.outputs[0].dtype = ir.DataType.FLOAT
+                    node.outputs[0].name, node.outputs[0].dtype = name, ir.DataType.FLOAT  # the graph's output, maybe
             replace_values(weight, ir.Shape(weight.const_value.shape.numpy()), partial(cast, weight.const_value))
             widened += 1
         elif weight.dtype in BITS and uses and all(node.op_type == "DequantizeLinear" for node in uses):
@@ -61,7 +62,7 @@ def widen(model: ir.Model, blocks: Container[int] = (8, 4)) -> int:
 def cast_of(node: ir.Node) -> ir.Node | None:
     """By who reads a stored matrix, what makes float32 of it, or of the rows gathered of it; None if nothing does."""
     if node.op_type == "Gather":
-        node = next(iter(node.outputs[0].uses())).node
+        node = next((use.node for use in node.outputs[0].uses()), node)
     return node if node.op_type == "Cast" and node.outputs[0].dtype == ir.DataType.FLOAT else None
 
 
