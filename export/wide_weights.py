@@ -37,10 +37,9 @@ def widen(model: ir.Model, blocks: Container[int] = (8, 4)) -> int:
     widened = 0
     for weight in list(model.graph.initializers.values()):
         uses = [use.node for use in weight.uses()]
-        casts = [cast_of(node) for node in uses]
-        if weight.dtype in LOW and weight.const_value is not None and None not in casts:
+        casts = [cast_node for node in uses if weight.dtype in LOW and (cast_node := cast_of(node)) is not None]
+        if casts and len(casts) == len(uses) and weight.const_value is not None:
             for node, cast_node in zip(uses, casts, strict=True):
-                assert cast_node is not None
                 assert cast_node.inputs[0] is not None
                 name = cast_node.outputs[0].name
                 cast_node.outputs[0].replace_all_uses_with(cast_node.inputs[0], replace_graph_outputs=True)
@@ -62,7 +61,10 @@ def widen(model: ir.Model, blocks: Container[int] = (8, 4)) -> int:
 def cast_of(node: ir.Node) -> ir.Node | None:
     """By who reads a stored matrix, what makes float32 of it, or of the rows gathered of it; None if nothing does."""
     if node.op_type == "Gather":
-        node = next((use.node for use in node.outputs[0].uses()), node)
+        readers = [use.node for use in node.outputs[0].uses()]
+        if len(readers) != 1:
+            return None
+        node = readers[0]
     return node if node.op_type == "Cast" and node.outputs[0].dtype == ir.DataType.FLOAT else None
 
 
