@@ -88,7 +88,7 @@ def test_products_that_no_block_divides_are_in_sixteen_bits(tmp_path: Path) -> N
     assert Counter(kind for name, kind in found.items() if "norm" not in name) == {"BFLOAT16": 5, "UINT4": 2}
 
 
-@pytest.mark.parametrize(("precision", "block", "expected"), [("int8", None, 64), ("int4", None, 64), ("int4", 32, 32)])
+@pytest.mark.parametrize(("precision", "block", "expected"), [("int8", None, 32), ("int4", None, 32), ("int4", 16, 16)])
 def test_blocks_are_as_large_as_asked_where_they_fit(
     tmp_path: Path, precision: Precision, block: int | None, expected: int
 ) -> None:
