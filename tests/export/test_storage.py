@@ -9,10 +9,13 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 from tiny import ARPG_CONFIG, CONFIG, PAR_CONFIG, TEXT_CONFIG, random_weights
+from tiny_llama import EMU3, llama_weights, save_folder
 from torch import Tensor
 
+from arforge.cli import main
 from arforge.engines.graph_data import check_graphs
 from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families import arpg, llamagen, llamagen_t2i, par
@@ -155,3 +158,15 @@ def test_two_exports_are_the_same_to_the_byte(tmp_path: Path) -> None:
         manifest = json.loads((folder / "x.bundle" / "manifest.json").read_text())
         found.append(manifest["files"])
     assert found[0] == found[1]
+
+
+def test_a_model_that_reads_ids_has_its_table_of_words_in_sixteen_bits(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96}
+    folder = save_folder(tmp_path / "emu3", llama_weights({**EMU3, **sizes}, seed=3), {**EMU3, **sizes})
+    options = ["--grid", "3x5", "--precision", "int4", "--output", str(tmp_path / "x.bundle")]
+    result = CliRunner().invoke(main, ["export", "emu3", "--checkpoint", str(folder), *options])
+    assert result.exit_code == 0, result.output
+    bundle = open_bundle(tmp_path / "x.bundle")
+    assert set(types(bundle, "condition").values()) == {"BFLOAT16"}
+    assert compare_condition(bundle) == 0
+    assert check_weights(bundle, folder) > 9
