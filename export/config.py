@@ -77,6 +77,8 @@ def check_config(config: C, where: str) -> C:
             continue
         if kind is int and not (type(value) is int and 0 < value < MAX_INTEGER):
             raise CheckpointError(f"{where}: {name} must be a positive whole number, not {value!r}")
+        if kind is bool and type(value) is not bool:
+            raise CheckpointError(f"{where}: {name} must be true or false, not {value!r}")
         if kind is float and not (type(value) in (int, float) and math.isfinite(value) and value > 0):
             raise CheckpointError(f"{where}: {name} must be a positive number, not {value!r}")
     for problem in config.problems():
@@ -88,13 +90,13 @@ def check_config(config: C, where: str) -> C:
 
 @lru_cache(maxsize=32)
 def _field_types(config: type[Configuration]) -> dict[str, tuple[type, bool]]:
-    """Of each whole or real number of a configuration its type, and whether None will do."""
+    """Of each number and each choice of a configuration its type, and whether None will do."""
     hints = get_type_hints(config)
     types = {field.name: hints[field.name] for field in fields(config)}
     return {
         name: (kind, hint != kind)
         for name, hint in types.items()
-        for kind in (int, float)
+        for kind in (int, float, bool)
         if hint in (kind, kind | None)
     }
 

@@ -108,8 +108,8 @@ def in_floats(model: ir.Model, weight: ir.Value, dtype: ir.DataType) -> None:
     for node in readers(weight):
         low = node.outputs[0]
         high = ir.Value(name=low.name, shape=low.shape, type=ir.TensorType(ir.DataType.FLOAT))
-        low.name, low.dtype = f"{low.name}.{dtype.name.lower()}", dtype
-        low.replace_all_uses_with(high, replace_graph_outputs=True)
+        low.name, low.dtype = f"{low.name}.stored", dtype
+        low.replace_all_uses_with(high, replace_graph_outputs=True)  # a prompt's table of words is a graph by itself
         to = ir.AttrInt64("to", ir.DataType.FLOAT)
         model.graph.insert_after(node, ir.Node("", "Cast", [low], [to], outputs=[high], name=f"{node.name}.float"))
 

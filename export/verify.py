@@ -20,7 +20,7 @@ from arforge.export.families.family import Family
 from arforge.export.layers import pad_heads, pad_values
 from arforge.export.module_engine import ModuleEngine
 from arforge.export.quantization import dequantized, quantized
-from arforge.export.recognition import part_of
+from arforge.export.recognition import check_shapes, part_of
 from arforge.export.rows import Rows, Values, rows_of
 from arforge.export.stored_tensors import take_in
 from arforge.export.wide_weights import load_wide
@@ -116,12 +116,13 @@ def check_provenance(bundle: Bundle, checkpoint: Path) -> str:
 def check_weights(bundle: Bundle, checkpoint: Path, precision: str = "fp32") -> int:
     """Raise VerificationError unless the stored weights are the checkpoint's, rounded as they are stored.
 
-    Returns how many there are.
+    Returns how many there are. Raises CheckpointError for a checkpoint of another model.
     """
     recorded = bundle.provenance.get("checkpoint")
     averaged = isinstance(recorded, dict) and is_averaged(str(recorded.get("weights")))
     family, config = configuration(bundle)
     source = part_of(open_checkpoint(checkpoint, averaged=averaged), family)
+    check_shapes(source, family.checkpoint_shapes(config), family.name, "the manifest")
     module, condition = load_module(bundle, precision), load_condition_module(bundle)
     parts = [("step-logits", module, module.config.head_size)]
     parts += [] if condition is None else [("condition", condition, None)]

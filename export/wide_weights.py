@@ -40,13 +40,12 @@ def widen(model: ir.Model, blocks: Container[int] = (8, 4)) -> int:
         casts = [cast_node for node in uses if weight.dtype in LOW and (cast_node := cast_of(node)) is not None]
         if casts and len(casts) == len(uses) and weight.const_value is not None:
             for node, cast_node in zip(uses, casts, strict=True):
-                low, high = cast_node.inputs[0], cast_node.outputs[0]
-                assert low is not None
-                name = high.name
-                high.replace_all_uses_with(low, replace_graph_outputs=True)
+                assert cast_node.inputs[0] is not None
+                name = cast_node.outputs[0].name
+                cast_node.outputs[0].replace_all_uses_with(cast_node.inputs[0], replace_graph_outputs=True)
                 model.graph.remove(cast_node, safe=True)
                 if node is not cast_node:
-                    low.dtype, low.name = ir.DataType.FLOAT, name
+                    node.outputs[0].name, node.outputs[0].dtype = name, ir.DataType.FLOAT  # the graph's output, maybe
             replace_values(weight, ir.Shape(weight.const_value.shape.numpy()), partial(cast, weight.const_value))
             widened += 1
         elif weight.dtype in BITS and uses and all(node.op_type == "DequantizeLinear" for node in uses):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from arforge.export.families import arpg, llamagen, par
 from arforge.export.families.arpg import ARPGConfig
+from arforge.export.families.emu3 import Emu3Config
 from arforge.export.families.family import Family
+from arforge.export.families.janus import JanusConfig
 from arforge.export.families.llamagen import Dimensions, LlamaGenConfig
 from arforge.export.families.llamagen_t2i import LlamaGenTextConfig
 from arforge.export.families.par import PARConfig
@@ -32,6 +36,11 @@ PAR_CONFIG = PARConfig(dim=40, n_layer=1, n_head=2, grid=(8, 8), vocab_size=32, 
 TEXT_CONFIG = LlamaGenTextConfig(
     dim=64, n_layer=2, n_head=4, grid=(8, 8), vocab_size=32, multiple_of=32, caption_dim=48, caption_slots=120
 )
+SMALL: dict[str, Any] = {"dim": 64, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "grid": (4, 4), "multiple_of": 32}
+EMU3_CONFIG = Emu3Config(
+    **SMALL, vocab_size=32, words=128, first_image=96, row_end=70, first_word=71, image_word=72, size_word=73
+)
+JANUS_CONFIG = JanusConfig(**SMALL, vocab_size=32, words=100100)
 VQ_CONFIG = VQConfig(codebook_size=32, codebook_width=8, channels=32, multipliers=(1, 2), latent_channels=64)
 
 

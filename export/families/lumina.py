@@ -56,8 +56,6 @@ class LuminaConfig(RowDimensions):
             yield f"grid {rows}x{columns}: no side may be more than {LARGEST_RATIO} times the other"
         if rows * columns > 4 * MOST_UNITS:
             yield f"grid {rows}x{columns} has more than the {4 * MOST_UNITS} tokens of the largest images"
-        if not isinstance(self.swin_norm, bool):
-            yield f"swin_norm must be true or false, not {self.swin_norm!r}"
         for what, heads in (("n_head", self.n_head), ("n_kv_head", self.kv_heads)):
             if heads % min(self.norm_groups, heads):
                 yield f"norm_groups {self.norm_groups} does not divide {what} {heads}"

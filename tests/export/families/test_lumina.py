@@ -193,3 +193,15 @@ def test_a_name_tells_the_grid(folder: Path, tmp_path: Path) -> None:
     config = model_of(open_checkpoint(tmp_path / "Lumina-mGPT-7B-768"), Named(), lines.append)[1]
     assert config.grid == (48, 48)
     assert "a grid of 48x48, since the name says 768 pixels" in lines[0]
+
+
+def test_dimensions_may_come_from_a_file_of_ones_own(folder: Path, tmp_path: Path) -> None:
+    own: dict[str, Any] = {"dim": 32, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "grid": [4, 4], "words": 9000}
+    own |= {"norm_groups": 2, "multiple_of": 48, "ffn_dim_multiplier": 0.5}
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    config = model_of(open_checkpoint(folder), Named(family="lumina", config=tmp_path / "own.json"))[1]
+    assert config.hidden == 48
+    (tmp_path / "own.json").write_text(json.dumps({**own, "swin_norm": "no"}))
+    code, said = export("lumina", "--checkpoint", folder, "--config", tmp_path / "own.json")
+    assert code == 1
+    assert "swin_norm must be true or false, not 'no'" in said

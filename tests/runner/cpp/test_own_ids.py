@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,13 +193,38 @@ def test_what_the_model_does_not_take_is_refused_in_pythons_words(
         compare(ours, ids_runner, schedule="zipar:4", guidance=1.0, **given)  # which nobody sees then
 
 
-def edited(source: Path, root: Path, **condition: Any) -> Path:
+def edited(source: Path, root: Path, model: dict[str, Any] | None = None, **condition: Any) -> Path:
     """A copy whose manifest says otherwise."""
     shutil.copytree(source, root)
     manifest = json.loads((root / "manifest.json").read_text())
+    manifest["model"].update(model or {})
     manifest["model"]["condition"].update(condition)
     (root / "manifest.json").write_text(json.dumps(manifest))
     return root
+
+
+def test_an_image_that_begins_with_one_id_is_pythons(library: Any, ids_bundle: Path, tmp_path: Path) -> None:
+    """Unconditional rows have no prompt slots then."""
+    root = edited(ids_bundle, tmp_path / "one.bundle", start=1)
+    ours = cpp_abi.Runner(library, root, threads=1)
+    with Runner.open(root, threads=1) as theirs:
+        for unconditional in ("image", "padded"):
+            for prefill in ("causal", "bidirectional"):
+                settings = {"schedule": "zipar:4", "unconditional": unconditional, "prefill": prefill}
+                compare(ours, theirs, [np.array([7]), *of_lengths(*LENGTHS)], **settings)
+    ours.close()
+
+
+def test_positions_in_sequence_without_row_ends_are_pythons(library: Any, ids_bundle: Path, tmp_path: Path) -> None:
+    root = edited(ids_bundle, tmp_path / "plain.bundle", {"specials": [], "row_end": None})
+    ours = cpp_abi.Runner(library, root, threads=1)
+    with Runner.open(root, threads=1) as theirs:
+        for schedule in ("ntp,cfg-interval=20", "zipar:2", "zipar:3,first-row=windowed,seed=nearest,holes=masked"):
+            compare(ours, theirs, of_lengths(*LENGTHS), schedule=schedule)
+    with pytest.raises(Failure, match="schedule ntp needs 1 special tokens, the model was trained with 0") as refused:
+        ours.generate(ids=PROMPTS, schedule="ntp")  # as it is stored
+    ours.close()
+    assert refused.value.status == STATUS["schedule"]
 
 
 @pytest.mark.parametrize(
@@ -310,65 +333,3 @@ def test_a_cancelled_request_leaves_the_runner_usable(ours: cpp_abi.Runner, ids_
     with pytest.raises(Failure, match="cancelled after 3 of 58 steps"):
         ours.generate(ids=of_lengths(*LENGTHS), schedule="zipar:4", batch=2, progress=lambda done, _: done == 3)
     compare(ours, ids_runner, of_lengths(*LENGTHS), schedule="zipar:4")
-
-
-def run(program: Path, bundle: Path, *words: Any, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [str(word) for word in (program, bundle, *words, "--threads", 1, "--quiet")]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
-
-
-@pytest.mark.parametrize(("build", "kind"), [("release", "<i8"), ("sanitized", "<i4")])
-def test_arforge_run_gives_pythons_tokens(
-    request: pytest.FixtureRequest, ids_bundle: Path, ids_runner: Runner, tmp_path: Path, build: str, kind: str
-) -> None:
-    """Of files of one prompt, and of several."""
-    ids, several = of_lengths(6, 30), np.stack(of_lengths(12, 12))
-    for index, array in enumerate((*ids, several, prompt_of(9))):
-        np.save(tmp_path / f"{index}.npy", array.astype(kind))
-    asked = [word for index in range(3) for word in ("--prompt-ids", tmp_path / f"{index}.npy")]
-    words = ("--samples", 6, "--seed", 7, "--schedule", "zipar:4", "--tokens", tmp_path / "t.npy")
-    program = request.getfixturevalue(build).program("arforge-run")
-    for options, settings in (
-        ((), {}),
-        (
-            ("--unconditional", "image", "--prefill=bidirectional"),
-            {"unconditional": "image", "prefill": "bidirectional"},
-        ),
-        (("--negative-ids", tmp_path / "3.npy"), {"negative_ids": prompt_of(9)}),
-    ):
-        done = run(program, ids_bundle, *asked, *options, *words, ASAN_OPTIONS="detect_leaks=1")
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "6 images, zipar:4: 29 steps" in done.stdout
-        given = [*ids, *several, *ids]
-        expected = ids_runner.generate(ids=given, seeds=range(7, 13), schedule="zipar:4", images=False, **settings)
-        np.testing.assert_array_equal(np.load(tmp_path / "t.npy"), expected.tokens)
-
-
-@pytest.mark.parametrize(
-    ("words", "status", "message"),
-    [
-        (("--unconditional", "none"), 2, "--unconditional: 'none' is not one of padded, image, negative"),
-        (("--prefill", "both"), 2, "--prefill: 'both' is not one of causal, bidirectional"),
-        (("--prompt-ids", "i.npy", "--prompt-ids-mask", "m.npy"), 2, "goes with --prompt-ids, one of them"),
-        (("--negative-ids", "none.npy"), 102, "cannot read none.npy"),
-        (
-            ("--negative-ids", "i.npy", "--unconditional", "padded"),
-            102,
-            "a negative prompt is given, and unconditional",
-        ),
-        (
-            ("--prompt-ids", "three.npy"),
-            102,
-            "three.npy holds int64 [1, 1, 1]: expected int64 or int32 [prompts, tokens]",
-        ),
-    ],
-)
-def test_arforge_run_says_what_is_wrong(
-    release: Any, ids_bundle: Path, tmp_path: Path, words: tuple[str, ...], status: int, message: str
-) -> None:
-    np.save(tmp_path / "i.npy", prompt_of(9))
-    np.save(tmp_path / "three.npy", np.ones((1, 1, 1), int))
-    command = [release.program("arforge-run"), ids_bundle, "--prompt-ids", "i.npy", "--tokens", "t.npy", *words]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert (done.returncode, message in done.stderr) == (status, True), done.stderr
-    assert not (tmp_path / "t.npy").exists()

@@ -3,6 +3,8 @@
 // its own in place of RunWithBinding.
 //
 //   allocations BUNDLE SCHEDULE [provoke]    "provoke": allocate once a step, which must be seen
+//
+// Of four generations the third is cancelled after its first step, and not told of.
 #include <arforge.hpp>
 
 #include <cstdio>
@@ -101,18 +103,27 @@ int main(int count, char** words) {
   arforge::Runner runner = arforge::Runner::open(words[1], options);
   arforge::Request request = request_for(runner.facts(), 3, 1);
   request.schedule = words[2];
+  bool cancelled = false;
   request.progress = [&](std::int64_t done, std::int64_t steps) {
     if (provoke) {
       delete new volatile int(1);
     }
-    counting = done < steps;
-    return true;
+    counting = done < steps && !cancelled;
+    return !cancelled;
   };
-  std::int64_t steps = 0;
-  for (int generation = 0; generation < 2; generation++) {
+  for (int generation = 0; generation < 4; generation++) {
     runs = 0;
     allocations = 0;
-    steps = runner.generate(request).steps;
+    cancelled = generation == 2;
+    std::int64_t steps = 0;
+    try {
+      steps = runner.generate(request).steps;
+    } catch (const arforge::Error& error) {
+      if (!cancelled || error.code() != arforge::Code::cancelled) {
+        throw;
+      }
+      continue;
+    }
     counting = false;
     std::printf("%lld steps, %lld runs, %lld allocations\n", static_cast<long long>(steps),
                 static_cast<long long>(runs), static_cast<long long>(allocations));
