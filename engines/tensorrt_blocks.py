@@ -78,7 +78,7 @@ def in_blocks(model: ir.Model, product: ir.Node, weight: ir.Value) -> int:
     """Put blocks in the place of a float matrix [inputs, outputs]. Returns whether they fit."""
     assert weight.const_value is not None
     inputs, outputs = (int(size) for size in weight.const_value.shape.numpy())
-    block = block_size(inputs, WIDEST[4])
+    block = block_size(inputs, min(WIDEST[4], inputs // 2))  # as in `storage.store`
     if block is None:
         return 0
     maker = Maker(weight.const_value, 4, block)

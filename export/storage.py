@@ -67,7 +67,8 @@ def store(model: ir.Model, storage: Storage, type_of: Callable[[str], torch.dtyp
     for weight in matrices:
         inputs = weight.shape[1] if weight.shape is not None else None
         assert isinstance(inputs, int)
-        block = block_size(inputs, storage.block) if storage.bits and is_factor(weight) else None
+        # Two blocks at least: of one alone TensorRT makes floats before the product.
+        block = block_size(inputs, min(storage.block, inputs // 2)) if storage.bits and is_factor(weight) else None
         if block is not None:
             assert storage.bits is not None
             last = any(use.node is products[-1] for node in readers(weight) for use in node.outputs[0].uses())
@@ -108,9 +109,7 @@ def in_floats(model: ir.Model, weight: ir.Value, dtype: ir.DataType) -> None:
         low = node.outputs[0]
         high = ir.Value(name=low.name, shape=low.shape, type=ir.TensorType(ir.DataType.FLOAT))
         low.name, low.dtype = f"{low.name}.stored", dtype
-        low.replace_all_uses_with(
-            high, replace_graph_outputs=True
-        )  # the table of a prompt's words is a graph by itself
+        low.replace_all_uses_with(high, replace_graph_outputs=True)  # a prompt's table of words is a graph by itself
         to = ir.AttrInt64("to", ir.DataType.FLOAT)
         model.graph.insert_after(node, ir.Node("", "Cast", [low], [to], outputs=[high], name=f"{node.name}.float"))
 

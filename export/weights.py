@@ -131,11 +131,14 @@ def write_columns(file: FileIO, offset: int, columns: Tensor, first: int, width:
     if columns.shape[1] == width:
         write_at(file, offset, bytes_of(columns))
         return
+    columns = columns.clone(memory_format=torch.contiguous_format)
     for row, part in enumerate(columns):
         write_at(file, offset + (row * width + first) * columns.itemsize, bytes_of(part))
 
 
 def bytes_of(values: Tensor) -> NDArray[np.uint8]:
+    if values.dim() and values.stride(-1) != 1:  # also of a single column, which counts as contiguous
+        values = values.clone(memory_format=torch.contiguous_format)
     return values.contiguous().flatten().view(torch.uint8).numpy()
 
 
