@@ -103,7 +103,7 @@ def test_settings_are_the_familys_where_none_are_given(
 
 USAGE: list[tuple[tuple[Any, ...], str]] = [
     (("llamagen",), "which llamagen checkpoint? Name it with --checkpoint"),
-    (("other", "--checkpoint", "c.pt"), "'other' is no family (llamagen, llamagen-t2i, par, arpg)"),
+    (("other", "--checkpoint", "c.pt"), "is no family (llamagen, llamagen-t2i, par, arpg, lumina, emu3, janus)"),
     (("none.pt",), "no checkpoint at none.pt"),
     (("c.pt", "--variant", "B", "--config", "c.json"), "one of --variant and --config"),
     (("c.pt", "--config", "c.json", "--grid", "8x8"), "go without --config, which holds its own"),

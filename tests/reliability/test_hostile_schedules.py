@@ -48,8 +48,8 @@ ATTACKS = {
     ),
     "asks for a rank beyond all": (replace(SOUND, steps=(step(CLASS._replace(rank=2**30), 0),)), "rank 1073741824"),
     "asks for a position beyond the table": (
-        replace(SOUND, steps=(step(CLASS._replace(position=4), 0),)),
-        "position 4",
+        replace(SOUND, steps=(step(CLASS._replace(position=5), 0),)),
+        "position 5",
     ),
 }
 

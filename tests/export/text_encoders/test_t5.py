@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_text import DIMENSIONS, random_t5
 
+from arforge.export.rows import rows_of
 from arforge.export.text_encoders import t5
 from arforge.export.text_encoders.t5_config import T5Config
 
@@ -19,7 +20,8 @@ def module(model: Any, config: T5Config) -> t5.T5Encoder:
     """The own module with the weights of transformers'."""
     state = model.state_dict()
     own = t5.T5Encoder(config).eval()
-    own.load_state_dict({name: t5.parameter(config, state.__getitem__, name) for name in own.state_dict()})
+    values = {name: t5.parameter(config, lambda stored: rows_of(state[stored]), name) for name in own.state_dict()}
+    own.load_state_dict({name: rows_of(value).tensor() for name, value in values.items()})
     return own
 
 

@@ -222,26 +222,9 @@ def test_a_bundle_that_is_rebuilt_meanwhile_opens_as_it_was_or_as_it_is(library:
         builder.join()
 
 
-IDS = {
-    "kind": "ids", "slots": 64, "vocabulary": 9, "prefix": [0], "suffix": [], "padding": None, "reserved": [7],
-    "unconditional": "image",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("part", "change"),
-    [
-        ("model", {"condition": IDS}),
-        ("model", {"positions": "sequence"}),
-        ("model", {"specials": [50], "row_end": 0}),
-        ("sampler", {"kind": "noise"}),
-    ],
-)
-def test_what_the_runner_does_not_run_yet_is_refused_in_pythons_words(
-    library: Any, bundle_copy: Path, part: str, change: dict[str, Any]
-) -> None:
+def test_what_the_runner_does_not_run_yet_is_refused_in_pythons_words(library: Any, bundle_copy: Path) -> None:
     manifest = json.loads((bundle_copy / "manifest.json").read_text())
-    manifest[part].update(change)
+    manifest["sampler"]["kind"] = "noise"
     (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(Failure) as ours:
         cpp_abi.Runner(library, bundle_copy)
