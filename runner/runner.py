@@ -228,8 +228,8 @@ class Runner:
                     pixels.add(self._codec.decode(canvas.tokens[part].reshape(-1, *canvas.grid)))
                     image_seconds += time.perf_counter() - decoded
             self._prefill.release()
+            filling = self._prefill.seconds
         kept = None if pixels is None else pixels.kept
-        filling = self._prefill.seconds
         return Result(
             canvas.tokens, canvas.grid, kept, steps, seconds - filling, image_seconds, condition_seconds + filling
         )
