@@ -39,7 +39,6 @@ class Prefill:
         self._engine, self._model = engine, model
         self._names = cache_names(model.caches)
         self._held: OrderedDict[Prompt, Caches] = OrderedDict()
-        self.passed = 0  # prompt tokens that went through the engine
         self.seconds = 0.0  # that filling caches with prompts took, wall clock
 
     def start(self, plan: Plan, images: int, prompts: Sequence[Prompt], first_image: int = 0) -> Prefixes:
@@ -120,7 +119,6 @@ class Prefill:
                     f"{name}: the logits are non-finite in its first {min(first + width, count)} tokens of {count + 1}"
                     f"{spoilt}; check its features, {advice(engine)}"
                 )
-        self.passed += count
         return [engine.cache(name)[0, :, :count].copy() for name in self._names]
 
     def _chunks(self, prompt: Prompt, name: str) -> list[tuple[int, int]]:

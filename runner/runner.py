@@ -241,8 +241,8 @@ class Runner:
                         image_seconds += time.perf_counter() - decoded
             finally:
                 self._prefill.release()
+            filling = self._prefill.seconds
         kept = None if pixels is None else pixels.kept
-        filling = self._prefill.seconds
         return Result(
             tokens=canvas.tokens,
             grid=canvas.grid,

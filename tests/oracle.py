@@ -7,6 +7,7 @@ cell), starts filled with zeros, and every input sees all slots up to its own, w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ class TextDecoder(Decoder):
 
 
 @torch.no_grad()
-def next_token(decoder: Decoder, classes: Sequence[int], guidance: float, cfg_interval: int = -1) -> Tokens:
+def next_token(decoder: Decoder, classes: Sequence[Any], guidance: float, cfg_interval: int = -1) -> Tokens:
     """Greedy tokens [images, cells], one cell a step. Guidance ends after decode step `cfg_interval`, if not -1."""
     cells = decoder.grid[0] * decoder.grid[1]
     tokens = torch.zeros(len(classes), cells, dtype=torch.int64)
@@ -138,7 +139,7 @@ def next_token(decoder: Decoder, classes: Sequence[int], guidance: float, cfg_in
 
 
 @torch.no_grad()
-def zipar(decoder: Decoder, classes: Sequence[int], window: int, guidance: float, cfg_interval: int = -1) -> Tokens:
+def zipar(decoder: Decoder, classes: Sequence[Any], window: int, guidance: float, cfg_interval: int = -1) -> Tokens:
     """Greedy tokens [images, cells]: row 0 alone, row 1 after it, and each further row `window` steps later."""
     height, width = decoder.grid
     starts = [0] + [width + row * window for row in range(height - 1)]
@@ -180,7 +181,7 @@ def choose(logits: Tensor, guidance: float, alone: bool) -> Tensor:
 
 
 @torch.no_grad()
-def teacher_forced(decoder: Decoder, classes: Sequence[int], tokens: Tokens, guidance: float) -> Tokens:
+def teacher_forced(decoder: Decoder, classes: Sequence[Any], tokens: Tokens, guidance: float) -> Tokens:
     """Guided logits [images, cells, vocab] of every cell, given the tokens before it in raster order."""
     x = torch.cat([decoder.start(classes), decoder.embed(torch.from_numpy(tokens[:, :-1]))], dim=1)
     conditional, unconditional = decoder.step(x, range(tokens.shape[1])).chunk(2)

@@ -15,21 +15,12 @@ from t5 import T5Config, T5Encoder
 from torch import Tensor, nn
 
 from arforge.export.families.llamagen import LlamaGenConfig
+from arforge.export.families.llamagen_t2i import CaptionProjection
 from arforge.export.layers import Attention, Block, Cache, RMSNorm, Rotary, RotaryDecoder
 
 PLACES = 120  # rows of the unconditional features
 TEXT = T5Config()
 IMAGE = LlamaGenConfig(dim=256, n_layer=6, n_head=4, grid=(10, 10), vocab_size=1024, num_classes=0)
-
-
-class CaptionProjection(nn.Module):
-    def __init__(self, width: int, dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, dim, bias=False)
-        self.fc2 = nn.Linear(dim, dim, bias=False)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
 
 
 class CaptionEmbedding(nn.Module):

@@ -54,7 +54,7 @@ def test_the_module_equals_the_plain_reference(text_weights: dict[str, Tensor]) 
     random = np.random.default_rng(0)
     captions = [random.standard_normal((length, 48), np.float32) for length in (3, 8)]
     tokens = random.integers(0, TEXT_CONFIG.vocab_size, (2, TEXT_CONFIG.cells))
-    expected = oracle.teacher_forced(plain, captions, tokens, guidance=1.0)  # type: ignore[arg-type]
+    expected = oracle.teacher_forced(plain, captions, tokens, guidance=1.0)
     parts = CaptionGraph(TEXT_CONFIG), LlamaGen(TEXT_CONFIG)
     for part in parts:
         part.eval().load_state_dict({name: text_weights[name] for name in part.state_dict()})
