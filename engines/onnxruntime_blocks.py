@@ -51,12 +51,18 @@ Blocks = tuple[dict[str, int], list[ir.Value]]
 """Attributes of a product, and its blocks and scales."""
 
 
-def shared_blocks(model: ir.Model, factor: ir.Value | None) -> Blocks | None:
-    """Those of a factor that the graph dequantises, as the same bytes of the same file; None for another factor."""
-    turned = factor.producer() if factor is not None else None
+def dequantizer(factor: ir.Value) -> ir.Node | None:
+    """What makes a product's factor of stored blocks; None where it is none."""
+    turned = factor.producer()
     source = turned.inputs[0] if turned is not None and turned.op_type == "Transpose" else None
     node = source.producer() if source is not None else None
-    if node is None or node.op_type != "DequantizeLinear":
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def shared_blocks(model: ir.Model, factor: ir.Value | None) -> Blocks | None:
+    """Those of a factor that the graph dequantises, as the same bytes of the same file; None for another factor."""
+    node = None if factor is None else dequantizer(factor)
+    if node is None:
         return None
     codes, scales = node.inputs[:2]
     assert codes is not None

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from arforge.engines.onnxruntime_blocks import WIDEST, Maker
+from arforge.engines.onnxruntime_blocks import WIDEST, Maker, dequantizer
 from arforge.export.quantization import block_size, unpacked
 from arforge.export.stored_values import stored_values
 from arforge.runner.errors import EngineError
@@ -41,14 +41,6 @@ def blocks_for_tensorrt(model: ir.Model) -> int:
     if not made:
         raise EngineError("the graph has no product whose weights blocks fit: build fp16")
     return made
-
-
-def dequantizer(factor: ir.Value) -> ir.Node | None:
-    """What makes a product's factor of stored blocks; None where it is none."""
-    turned = factor.producer()
-    source = turned.inputs[0] if turned is not None and turned.op_type == "Transpose" else None
-    node = source.producer() if source is not None else None
-    return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
 def sign(node: ir.Node) -> None:

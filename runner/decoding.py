@@ -121,7 +121,7 @@ class JacobiDecoding:
 
     def __init__(self, plan: Plan, line: Line, known: NDArray[np.int64], prefixes: Prefixes, drawing: Drawing) -> None:
         images = len(drawing.random)
-        self.known, self._passes = known, np.zeros(images, np.int64)
+        self.known, self.passes = known, np.zeros(images, np.int64)
         self._plan, self._line, self._prefixes, self._drawing = plan, line, prefixes, drawing
         self._slot = plan.steps[0].write_index  # of the line's first input
         self._at = np.zeros(images, np.int64)  # inputs in the cache that are right
@@ -132,10 +132,6 @@ class JacobiDecoding:
     @property
     def done(self) -> int:
         return int(self._at.min())
-
-    @property
-    def passes(self) -> NDArray[np.int64]:
-        return self._passes
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -180,13 +176,13 @@ class JacobiDecoding:
         right[:, 0] = True
         running = self._at < len(line)
         kept = np.minimum(np.cumprod(right, axis=1).sum(axis=1), len(line) - self._at)
-        for place in range(window.shape[1]):
-            cells = line.targets[window[:, place]]
-            images = np.flatnonzero(running & (cells >= 0) & (self._at + place < len(line)))
-            for lane in range(self._lanes):
-                self.known[images + lane * len(window), cells[images]] = drawn[images, place]
-            self._drafted[images] = np.maximum(self._drafted[images], cells[images] + 1)
-        self._passes += running
+        cells = line.targets[window]
+        first = (self._at[:, None] + np.arange(window.shape[1]) < len(line)) & (cells >= 0)  # no repeated last input
+        images, places = np.nonzero(first)
+        for lane in range(self._lanes):
+            self.known[images + lane * len(window), cells[images, places]] = drawn[images, places]
+        self._drafted = np.maximum(self._drafted, np.where(first, cells + 1, 0).max(axis=1))
+        self.passes += running
         self._at += kept
 
     def _draft(self, cells: NDArray[np.int64]) -> None:

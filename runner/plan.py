@@ -20,7 +20,7 @@ from arforge.runner.schedules.visibility import masks
 
 @dataclass(frozen=True)
 class Prefixes:
-    """What stands before the images changes the inputs of a plan's steps, row by row."""
+    """How what stands before the images changes the inputs of a plan's steps, row by row."""
 
     seen: NDArray[np.bool_] | None = None  # (rows, prompt slots) that each row sees; None where prompts have none
     places: NDArray[np.int64] | None = None  # (rows, 1) added to positions; None where those are the grid's

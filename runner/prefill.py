@@ -22,7 +22,7 @@ from arforge.runner.bundle import ModelFacts
 from arforge.runner.conditions import Prompt
 from arforge.runner.errors import EngineError, NumericsError
 from arforge.runner.numerics import NO_TOKEN, advice, spoilt_cache
-from arforge.runner.plan import Plan, Prefixes
+from arforge.runner.plan import Plan, Prefixes, fitting_width
 from arforge.runner.step_graph import cache_names
 
 CHUNK = 128  # tokens of a prompt that pass at once, where the engine takes any number that has rotary rows
@@ -124,18 +124,12 @@ class Prefill:
     def _chunks(self, prompt: Prompt, name: str) -> list[tuple[int, int]]:
         """The first row of each chunk of a prompt, and the width that the engine runs it with."""
         known = self._engine.prefill_widths
-        chunk = min(CHUNK, self._model.position_rows) if known is None else max(known)
         if known is None:
-            chunk = max(chunk, prompt.together)
-        elif prompt.together > chunk:
+            chunk = max(min(CHUNK, self._model.position_rows), prompt.together)
+        elif prompt.together > (chunk := max(known)):
             raise EngineError(
                 f"{name} has {prompt.together} tokens that see each other, the engine takes {chunk} at once: build it "
                 f"again with --prefill-width {prompt.together}, or ask for a causal prefill"
             )
         firsts = range(0, prompt.before, chunk)
-        return [(first, fitting(min(chunk, prompt.before - first), known)) for first in firsts]
-
-
-def fitting(width: int, widths: Sequence[int] | None) -> int:
-    """The least width of an engine that is at least `width`."""
-    return width if widths is None else min(known for known in widths if known >= width)
+        return [(first, fitting_width(min(chunk, prompt.before - first), known)) for first in firsts]

@@ -16,6 +16,7 @@ from arforge.runner.bundle.facts import (
     Precision,
     SamplerDefaults,
     StoredSchedule,
+    Unconditional,
 )
 from arforge.runner.bundle.files import check_distinct, check_relative, sha256_of
 from arforge.runner.bundle.manifest import FORMAT, MANIFEST, VERSION, Manifest
@@ -40,6 +41,7 @@ __all__ = [
     "Precision",
     "SamplerDefaults",
     "StoredSchedule",
+    "Unconditional",
     "check_distinct",
     "check_relative",
     "open_bundle",

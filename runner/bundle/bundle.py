@@ -178,7 +178,7 @@ def _open(root: Path) -> Bundle:
         if path not in manifest.files:
             raise ManifestError(f"{root}: {path} is used but not listed among the files")
     bundle = Bundle(**vars(manifest), root=root)
-    for problem in problems(bundle.model, bundle.image_tokenizer):
+    if problem := next(problems(bundle.model, bundle.image_tokenizer), None):
         raise ManifestError(f"{root}: {problem}")
     _check_runnable(bundle)
     return bundle

@@ -78,7 +78,7 @@ class ScheduleProfile:
 
 
 class TimedEngine:
-    """An engine that notes when its preparation ended, what each step reached to, and how long it took."""
+    """An engine that notes when its preparation ended, the kind of each step, and how long it took."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -88,7 +88,7 @@ class TimedEngine:
         self.prompt_slots = 0  # of all rows, since then
         self.first_step: float | None = None  # when the first step of all ended
         self.seconds: list[float] = []
-        self.calls: list[tuple[int, int, int]] = []  # width, queries, slots up to the last that it wrote
+        self.kinds: list[tuple[int, int]] = []  # width and queries of each step
 
     @property
     def settings(self) -> RequestBuffers:
@@ -108,7 +108,7 @@ class TimedEngine:
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
         self._engine.prepare(images, rows, slots, zero_slots, condition)
         self.seconds.clear()
-        self.calls.clear()
+        self.kinds.clear()
         self.prompt_slots, self.prepared = 0, time.perf_counter()
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
@@ -119,8 +119,7 @@ class TimedEngine:
         self._engine.run(width, queries)
         end = time.perf_counter()
         self.seconds.append(end - start)
-        reached = int(self._engine.buffers(width, queries).write_index.max()) + width
-        self.calls.append((width, queries, reached))
+        self.kinds.append((width, queries))
         if self.first_step is None:
             self.first_step = end
 
@@ -176,7 +175,7 @@ def profile_schedule(runner: Runner, engine: TimedEngine, schedule: str, setting
     plan = runner.plan(schedule)
     return ScheduleProfile(
         schedule=schedule,
-        calls=calls_of(plan, engine.calls),
+        calls=calls_of(plan, engine.kinds, clock.done),
         whole=clock.whole,
         steps=len(plan.steps),
         done=tuple(clock.done),
@@ -192,14 +191,15 @@ def profile_schedule(runner: Runner, engine: TimedEngine, schedule: str, setting
     )
 
 
-def calls_of(plan: Plan, ran: Sequence[tuple[int, int, int]]) -> tuple[Call, ...]:
-    """What calls saw: by the plan, in whose steps slots may be hidden, or where it runs ahead all up to the last."""
+def calls_of(plan: Plan, kinds: Sequence[tuple[int, int]], done: Sequence[int]) -> tuple[Call, ...]:
+    """What calls saw: by the plan, or where it runs ahead what the slowest image has behind it, and the call's own.
+
+    `done`: steps of the plan that all images had behind them after each.
+    """
     if plan.jacobi:
-        return tuple(Call(width, queries, reached - plan.prompt_slots) for width, queries, reached in ran)
-    return tuple(
-        Call(step.width, step.queries, int(step.mask.any(axis=0).sum()))
-        for step, _ in zip(plan.steps, ran, strict=False)
-    )
+        return tuple(Call(*kind, before + kind[0]) for kind, before in zip(kinds, [0, *done], strict=False))
+    live = [int(step.mask.any(axis=0).sum()) for step in plan.steps[: len(kinds)]]
+    return tuple(Call(*kind, slots) for kind, slots in zip(kinds, live, strict=True))
 
 
 def generate_once(runner: Runner, schedule: str, settings: Settings) -> tuple[Clock, float | None]:

@@ -14,7 +14,7 @@ from arforge.runner.bundle import Bundle, FeaturesCondition, Graph
 from arforge.runner.errors import BundleError, EngineError, NumericsError, RequestError
 from arforge.runner.text.captions import clean
 from arforge.runner.text.features_file import check_ids
-from arforge.runner.text.prompt import check_prompt, shown
+from arforge.runner.text.prompt import check_prompts, shown
 from arforge.runner.text.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ class TextEncoder:
     def ids(self, prompts: Sequence[str], *, cleaning: bool, truncate: bool = False) -> list[NDArray[np.int64]]:
         """The ids of each prompt, int64 [n], at most as many as the model has room for. Raises as `features` does."""
         condition = self._condition(words=True)
-        if isinstance(prompts, str):
-            raise RequestError("prompts must be a list of texts, not one text: put it into a list")
-        texts = [cleaned(check_prompt(text)) if cleaning else check_prompt(text) for text in prompts]
+        texts = [cleaned(text) if cleaning else text for text in check_prompts(prompts)]
         tokenizer = self._opened_tokenizer()
         return [tokenizer.ids(text, condition.slots, truncate=truncate) for text in texts]
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.runner.bundle import Bundle, IdsCondition
+from arforge.runner.bundle import Bundle, IdsCondition, Unconditional
 from arforge.runner.errors import RequestError
-from arforge.runner.request import Request, listed
+from arforge.runner.request import Request, listed, truth
 from arforge.runner.text.features_file import check_ids
-from arforge.runner.text.prompt import check_prompt, shown
+from arforge.runner.text.prompt import check_prompt, check_prompts, shown
 from arforge.runner.text.tokenizer import TextTokenizer
 
 Ids = NDArray[np.int64]
 """A whole prompt, template included: (length)."""
 
-UNCONDITIONAL = ("padded", "image", "negative")
+UNCONDITIONAL = get_args(Unconditional)
 PREFILL = ("causal", "bidirectional")
 
 
@@ -47,7 +47,8 @@ class IdTemplate:
         """
         condition = self.condition
         if by == "prompts":
-            conditional = [self.of_text(text, truncate=request.truncate) for text in checked(asked)]
+            cut = truth("truncate", request.truncate)
+            conditional = [self.of_text(text, truncate=cut) for text in check_prompts(asked)]
         else:
             conditional = self.of_ids(asked)
         prefill = word("prefill", request.prefill or "causal", PREFILL)
@@ -70,9 +71,8 @@ class IdTemplate:
         return check_ids(prompts, condition.slots, where)
 
     def of_text(self, text: str, *, truncate: bool = False) -> Ids:
-        """The prompt of a text. `truncate`: whether the end of one that is too long is left out."""
+        """The prompt of a text that `check_prompt` has seen. `truncate`: whether the end of a long one gives way."""
         condition = self.condition
-        check_prompt(text)
         text = text.strip() if condition.stripped else text
         room = condition.slots - len(condition.prefix) - len(condition.suffix)
 
@@ -101,10 +101,10 @@ class IdTemplate:
     def _unconditional(self, request: Request, conditional: list[Ids]) -> list[Ids]:
         condition = self.condition
         negative = self._negative(request, len(conditional))
-        named = request.unconditional
-        if negative is not None and named not in (None, "negative"):
-            raise RequestError(f"a negative prompt is given, and unconditional {named!r}: leave one of them out")
-        kind = "negative" if negative is not None else word("unconditional", named or self._default, UNCONDITIONAL)
+        usual = condition.unconditional if negative is None else "negative"
+        kind = word("unconditional", request.unconditional or usual, UNCONDITIONAL)
+        if negative is not None and kind != "negative":
+            raise RequestError(f"a negative prompt is given, and unconditional {kind!r}: leave one of them out")
         start = condition.start
         if kind == "image":
             return [one[-start:] for one in conditional]
@@ -119,10 +119,6 @@ class IdTemplate:
             )
         return negative or [np.array(condition.negative, np.int64)] * len(conditional)
 
-    @property
-    def _default(self) -> str:
-        return self.condition.unconditional
-
     def _negative(self, request: Request, images: int) -> list[Ids] | None:
         """The request's own negative prompts, one an image; None where it has none."""
         if request.negative is not None and request.negative_ids is not None:
@@ -132,7 +128,8 @@ class IdTemplate:
             found = [self._templated(self._words(check_prompt(text), text)) for text in texts]
         elif request.negative_ids is not None:
             given = request.negative_ids
-            found = self.of_ids([given] if isinstance(given, np.ndarray) else listed("negative_ids", given))
+            given = [given] if isinstance(given, np.ndarray) else listed("negative_ids", given)
+            found = self.of_ids(given, "the negative ids")
         else:
             return None
         if len(found) not in (1, images):
@@ -169,13 +166,6 @@ def padded(prompt: Ids, padding: int, start: int) -> Ids:
     result = prompt.copy()
     result[1 : len(prompt) - start] = padding
     return result
-
-
-def checked(prompts: Any) -> Sequence[str]:
-    """Raises RequestError for one text in place of a list."""
-    if isinstance(prompts, str):
-        raise RequestError("prompts must be a list of texts, not one text: put it into a list")
-    return [check_prompt(text) for text in prompts]
 
 
 def word(what: str, value: object, words: tuple[str, ...]) -> str:

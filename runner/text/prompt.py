@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from arforge.runner.errors import RequestError
 
 MAX_CHARACTERS = 10_000  # many times what models have room for; some rules of cleaning take their square in time
@@ -24,6 +26,13 @@ def check_prompt(text: object) -> str:
             "give it as valid Unicode"
         ) from None
     return text
+
+
+def check_prompts(prompts: Sequence[object]) -> list[str]:
+    """Each prompt as `check_prompt` has it. Raises RequestError for one text in place of a list, too."""
+    if isinstance(prompts, str):
+        raise RequestError("prompts must be a list of texts, not one text: put it into a list")
+    return [check_prompt(text) for text in prompts]
 
 
 def shown(text: str) -> str:

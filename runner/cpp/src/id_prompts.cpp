@@ -61,7 +61,7 @@ TokenIds padded(TokenIds prompt, const IdsCondition& condition) {
 
 // The request's own negative prompts, one an image; none where it has none.
 std::vector<TokenIds> negative_prompts(const Request& request, const IdsCondition& condition, std::size_t images) {
-  std::vector<TokenIds> found = whole_prompts(request.negative_ids, condition, "the ids");
+  std::vector<TokenIds> found = whole_prompts(request.negative_ids, condition, "the negative ids");
   if (found.size() > 1 && found.size() != images) {
     throw Error(Code::request,
                 text(found.size(), " negative prompts for ", images, " images: give one for all, or one an image"));

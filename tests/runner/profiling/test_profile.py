@@ -75,7 +75,7 @@ def test_figures_follow_from_the_measured_times() -> None:
     """Two generations of a schedule of four steps with known times."""
     schedule = compile_schedule("zipar:1", (2, 2))
     plan = make_plan(schedule, None)
-    calls = calls_of(plan, [(1, 0, 1)] * 4)
+    calls = calls_of(plan, [(1, 0)] * 4, done=(1, 2, 3, 4))
     assert [call.width for call in calls] == [1, 1, 1, 1]
     total = np.array([[1.0, 2.0, 3.0, 2.0], [3.0, 2.0, 1.0, 2.0]])
     profile = ScheduleProfile(
@@ -113,7 +113,7 @@ def test_figures_follow_from_the_measured_times() -> None:
 
 
 def test_dead_slots_cost_nothing_in_the_count() -> None:
-    calls = calls_of(make_plan(compile_schedule("ntp", (8, 8)), None), [(1, 0, 1)] * 64)
+    calls = calls_of(make_plan(compile_schedule("ntp", (8, 8)), None), [(1, 0)] * 64, done=range(1, 65))
     traffic = Traffic(weights=0, slot=8, weight_count=0)
     assert [traffic.cache_bytes(call, 2) for call in calls] == [16 * (index + 1) for index in range(64)]
 
@@ -133,8 +133,9 @@ def test_traffic_is_read_off_the_manifest(bundle: Path, arpg_bundle: Path) -> No
 
 def test_queries_and_inputs_share_the_arithmetic() -> None:
     plan = make_plan(compile_schedule("arpg:4", (4, 6)), None)
+    sizes = [(step.width, step.queries) for step in plan.steps]
     traffic = Traffic(weights=0, slot=0, weight_count=3)
-    for step in calls_of(plan, [(1, 1, 1)] * 4):
+    for step in calls_of(plan, sizes, done=(1, 2, 3, 4)):
         assert traffic.operations(step, 2) == 6 * (step.width + step.queries)
 
 
