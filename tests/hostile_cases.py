@@ -16,14 +16,14 @@ import numpy as np
 from arforge.runner import compile_schedule, open_bundle
 from arforge.runner.schedules.file import dump
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "runner"
 STEP, NTP = "graphs/fp32/step.onnx", "schedules/ntp.schedule"
 Edit = Callable[[Path], object]
 
 
 def table(name: str) -> Any:
     """Another test's module, for the cases that it lists."""
-    spec = spec_from_file_location(f"cases_of_{name}", HERE.parent / f"{name}.py")
+    spec = spec_from_file_location(f"cases_of_{name}", HERE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
