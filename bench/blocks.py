@@ -21,6 +21,7 @@ from arforge.calibration.agreement import Comparison
 from arforge.calibration.requests import generate, spread
 from arforge.calibration.taps import PairedEngine
 from arforge.engines import onnxruntime
+from arforge.engines.onnxruntime_attention import narrow_width
 from arforge.engines.onnxruntime_graph import lower_for_onnxruntime
 from arforge.engines.tensorrt_graph import write_model
 from arforge.runner import Runner, open_bundle
@@ -67,7 +68,9 @@ def logits(reference: Bundle, found: Bundle, schedule: str, threads: int) -> dic
     precision = found.model.stored_precision
     source = found.graph("step-logits", "fp32")
     in_blocks = precision in ("int8", "int4")
-    lowered = lower_for_onnxruntime(source, precision if in_blocks else "fp32", shared=True)
+    lowered = lower_for_onnxruntime(
+        source, precision if in_blocks else "fp32", narrow_width(found.model), shared=True
+    )
     path = write_model(lowered, source.parent, "step-logits-compared")[0]
     comparison = Comparison(reference, schedule)
     follower = OnnxRuntimeEngine(found, precision, threads, graph="step-logits", path=path)

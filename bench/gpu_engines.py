@@ -33,6 +33,7 @@ class DeviceEngine(ABC):
     prefill_widths: tuple[int, ...] | None = None
     largest_batch: int | None = None
     one_mask = False
+    exact_width = None
 
     def __init__(self, bundle: Bundle, precision: str, device: str) -> None:
         self._bundle, self._precision, self._kind = bundle, precision, device

@@ -80,7 +80,7 @@ def _build(
     check_stored(bundle, precision)
     new: list[Path] = []
     if quantization == "static":
-        graph = {"graph": place(bundle, calibrated_graph(bundle))}
+        graph: dict[str, Any] = {"graph": place(bundle, calibrated_graph(bundle))}
     else:
         graph, new = lowered(bundle, precision, bundle.path(folder))
     graph["graph_sha256"] = sha256_of(bundle.path(graph["graph"]))
@@ -131,18 +131,20 @@ def calibrated_graph(bundle: Bundle) -> Path:
         raise EngineError(f"{bundle.root} has no calibrated graph: make it with `arforge calibrate`") from None
 
 
-def lowered(bundle: Bundle, precision: str, folder: Path) -> tuple[dict[str, str], list[Path]]:
+def lowered(bundle: Bundle, precision: str, folder: Path) -> tuple[dict[str, Any], list[Path]]:
     """Write the engine's own graph; what an identity says of it, and the new files."""
     with needed("building", "build", EngineError):
+        from arforge.engines.onnxruntime_attention import narrow_width
         from arforge.engines.onnxruntime_graph import lower_for_onnxruntime
         from arforge.engines.tensorrt_graph import write_model
 
     source = bundle.graph("step", "fp32")
     shared = precision in ("fp32", bundle.model.stored_precision)
-    model = lower_for_onnxruntime(source, precision, shared=shared)
+    narrow = narrow_width(bundle.model)
+    model = lower_for_onnxruntime(source, precision, narrow, shared=shared)
     files = list(write_model(model, source.parent, OWN) if shared else write_model(model, folder, "step"))
     name = place(bundle, source)
-    facts = {"graph": place(bundle, files[0]), "source": name}
+    facts: dict[str, Any] = {"graph": place(bundle, files[0]), "source": name, "exact_width": narrow}
     if len(files) > 1:
         facts["weights"] = place(bundle, files[1])
     return {**facts, "source_sha256": bundle.files[name].sha256}, files

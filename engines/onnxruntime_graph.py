@@ -19,8 +19,8 @@ from arforge.export.stored_values import stored_values
 from arforge.runner.errors import EngineError
 
 
-def lower_for_onnxruntime(path: Path, precision: str, *, shared: bool = False) -> ir.Model:
-    """The graph at `path` for "fp32", "int8" or "int4".
+def lower_for_onnxruntime(path: Path, precision: str, narrow: int, *, shared: bool = False) -> ir.Model:
+    """The graph at `path` for "fp32", "int8" or "int4", with queries apart in steps of up to `narrow` tokens.
 
     `shared`: the graph is to lie beside the source, whose weights it reads, as one for fp32 does; else it has all of
     its own. Raises EngineError for a graph that is none of a decoding step.
@@ -28,7 +28,7 @@ def lower_for_onnxruntime(path: Path, precision: str, *, shared: bool = False) -
     model = ir.load(path)
     model.opset_imports[CONTRIB] = 1
     fuse_norms(model)
-    ease_attention(model)
+    ease_attention(model, narrow)
     if precision in BITS:
         if not quantize_products(model, precision):
             raise EngineError(f"{path} has no product with a stored matrix: it is not a step graph")

@@ -102,6 +102,7 @@ class Plan:
     prompt_slots: int = 0  # behind the zero slots
     widths: tuple[int, ...] | None = None  # of the engine; None: any
     line: Line | None = None  # of a schedule that runs ahead on drafts
+    jacobi: int = 0  # inputs that a call of it has at most
 
     @property
     def kinds(self) -> set[tuple[int, int]]:
@@ -109,11 +110,6 @@ class Plan:
         if self.jacobi:
             return {(fitting_width(width, self.widths), 0) for width in (1, self.jacobi)}
         return {(step.width, step.queries) for step in self.steps}
-
-    @property
-    def jacobi(self) -> int:
-        """Inputs that a call runs ahead at most; 0 where the table is followed as it stands."""
-        return self.schedule.jacobi
 
     def known(
         self, model: ModelFacts, prompts: Sequence[Prompt], tokens: NDArray[np.int64] | None = None
@@ -133,10 +129,13 @@ class Plan:
         return known
 
 
-def make_plan(schedule: Schedule, widths: Sequence[int] | None, prompt_slots: int = 0) -> Plan:
+def make_plan(
+    schedule: Schedule, widths: Sequence[int] | None, prompt_slots: int = 0, exact_width: int | None = None
+) -> Plan:
     """Plan `schedule` for an engine of these widths (None: any). Raises EngineError if all are too narrow.
 
     `prompt_slots`: slots that prompts fill before the first step, between the zero slots and the schedule's own.
+    `exact_width`: the engine's; running ahead keeps to it, since wider calls could round to other tokens.
     """
     if widths is not None:
         schedule = narrowed(schedule, max(widths))
@@ -170,9 +169,10 @@ def make_plan(schedule: Schedule, widths: Sequence[int] | None, prompt_slots: in
             )
         )
     line = None
-    if schedule.jacobi:
+    jacobi = schedule.jacobi if exact_width is None else min(schedule.jacobi, exact_width)
+    if jacobi:
         line = make_line(schedule, column)
-        slots = schedule.zero_slots + len(line) + fitting_width(schedule.jacobi, widths)
+        slots = schedule.zero_slots + len(line) + fitting_width(jacobi, widths)
     return Plan(
         schedule,
         tuple(steps),
@@ -180,6 +180,7 @@ def make_plan(schedule: Schedule, widths: Sequence[int] | None, prompt_slots: in
         prompt_slots,
         None if widths is None else tuple(widths),
         line,
+        jacobi,
     )
 
 

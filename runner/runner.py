@@ -314,7 +314,8 @@ class Runner:
         return decoding.known[:count, : plan.schedule.cells], decoding.passes
 
     def _make_plan(self, schedule: str, kept: tuple[int, ...], prompt_slots: int) -> Plan:
-        return make_plan(self.bundle.schedule(schedule, kept), self._live_engine().widths, prompt_slots)
+        engine = self._live_engine()
+        return make_plan(self.bundle.schedule(schedule, kept), engine.widths, prompt_slots, engine.exact_width)
 
     def _live_engine(self) -> Engine:
         if self._engine is None:

@@ -51,6 +51,8 @@ class Engine(Protocol):
     """Images that it decodes together at most; None where it takes any number."""
     one_mask: bool
     """Whether all rows of a step must see the same slots."""
+    exact_width: int | None
+    """The widest step in which a token gets the bits that it gets alone; None where that is not known."""
 
     @property
     def device(self) -> str:

@@ -51,6 +51,7 @@ class OnnxRuntimeEngine:
         `extra_outputs`, which can be read after each step. Raises EngineError for a graph with other inputs.
         """
         self.widths = widths
+        self.exact_width: int | None = None
         self.prefill_widths: tuple[int, ...] | None = None  # widths pay for steps that come again and again
         self._bundle, self._threads = bundle, threads
         self._path = path or bundle.graph(graph, precision)
@@ -72,7 +73,9 @@ class OnnxRuntimeEngine:
         check_identity(bundle, identity)
         widths = identity.get("widths")
         path = bundle.path(identity["graph"])
-        return cls(bundle, precision, threads, None if widths is None else tuple(widths), path=path)
+        engine = cls(bundle, precision, threads, None if widths is None else tuple(widths), path=path)
+        engine.exact_width = identity.get("exact_width")
+        return engine
 
     @property
     def device(self) -> str:

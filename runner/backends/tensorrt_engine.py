@@ -54,6 +54,7 @@ class TensorRTEngine:
         taken = {tensor.name: tensor.shape for tensor in step.inputs}
         self._inputs = {n: shape[0] for n, shape in taken.items() if n != "condition" and "slots" not in shape}
         self.one_mask = taken["mask"][0] == 1
+        self.exact_width = None
         self._caches = self._place_caches()
         self._programs: dict[tuple[int, int, int, int], Program] = {}  # as in _profiles
         self._memory = StepMemory(bundle.model)

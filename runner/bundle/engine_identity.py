@@ -15,7 +15,7 @@ SCHEMAS = {
     "tensorrt": "tensorrt-identity.schema.json",
     "tensorrt-rtx": "tensorrt-identity.schema.json",
 }
-COUNTS = ("widths", "prefill_widths", "slots", "profiles", "options")
+COUNTS = ("widths", "exact_width", "prefill_widths", "slots", "profiles", "options")
 SAME = ("target", "precision", "device")
 # Files of the engine itself. What it was made from is compared by its hash when the engine is used.
 OWN = {

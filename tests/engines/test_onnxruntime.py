@@ -34,7 +34,7 @@ def test_a_graph_of_an_earlier_build_goes(bundle_copy: Path, monkeypatch: pytest
 
     onnxruntime.build(bundle_copy)
     [before] = graphs()
-    monkeypatch.setattr("arforge.engines.onnxruntime_attention.NARROW", 7)
+    monkeypatch.setattr("arforge.engines.onnxruntime_attention.MOST", 7)
     onnxruntime.build(bundle_copy)
     [after] = graphs()
     assert after != before

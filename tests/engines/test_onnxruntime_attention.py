@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from arforge.engines.onnxruntime_attention import NARROW, ease_attention
+from arforge.engines.onnxruntime_attention import LEAST, MOST, ease_attention, narrow_width
+from arforge.engines.onnxruntime_graph import lower_for_onnxruntime
+from arforge.engines.tensorrt_graph import write_model
 from arforge.runner import open_bundle
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle
 from arforge.runner.step_graph import cache_names
 
 ROWS, SLOTS, KNOWN = 2, 24, 9
+NARROW = 5
 NAMES = ["bundle", "grouped_bundle", "par_bundle", "arpg_bundle", "text_bundle"]
 
 
@@ -25,7 +29,7 @@ def opened(request: pytest.FixtureRequest) -> Bundle:
 
 def eased(opened: Bundle, tmp_path: Path) -> tuple[Path, ir.Model, int]:
     model = ir.load(opened.graph("step-logits", "fp32"))
-    changed = ease_attention(model)
+    changed = ease_attention(model, NARROW)
     ir.save(model, tmp_path / "eased.onnx", external_data="eased.weights")
     return tmp_path / "eased.onnx", model, changed
 
@@ -82,6 +86,54 @@ def test_queries_without_a_rotary_embedding_stay_as_they_are(bundle: Path) -> No
     turned = first.inputs[0].producer()
     first.replace_input_with(0, turned.inputs[0])
     attentions = sum(node.op_type == "Attention" for node in model.graph)
-    assert ease_attention(model) == attentions - 1
+    assert ease_attention(model, NARROW) == attentions - 1
     assert first.graph is model.graph
     assert "scale" not in first.attributes
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_up_to_the_narrow_width_each_token_gets_the_bits_that_it_gets_alone(
+    opened: Bundle, precision: str, tmp_path: Path
+) -> None:
+    narrow = 12
+    model = lower_for_onnxruntime(opened.graph("step-logits", "fp32"), precision, narrow)
+    path = write_model(model, tmp_path, "step")[0]
+    engine = OnnxRuntimeEngine(opened, "fp32", threads=1, graph="step-logits", path=path)
+    together, alone = (line(engine, parts) for parts in ([narrow], [1] * narrow))
+    engine.close()
+    for name, array in together.items():
+        np.testing.assert_array_equal(array, alone[name], err_msg=name)
+
+
+def line(engine: OnnxRuntimeEngine, parts: list[int]) -> dict[str, np.ndarray]:
+    """Random tokens one behind another, in steps of these widths: their logits, and the caches in the end."""
+    engine.prepare(images=1, rows=ROWS, slots=SLOTS, zero_slots=0)
+    model, rng = engine._bundle.model, np.random.default_rng(0)
+    tokens, logits, first = rng.integers(0, 8, (ROWS, sum(parts))), [], 0
+    for width in parts:
+        queries = width if model.queries else 0
+        buffers = engine.buffers(width, queries)
+        buffers.tokens[:] = tokens[:, first : first + width]
+        buffers.positions[:] = 1 + np.arange(first, first + width)
+        buffers.write_index[:], buffers.guidance[:] = first, 2.0
+        buffers.mask[:] = np.arange(SLOTS) <= np.arange(first, first + width)[:, None]
+        if buffers.query_positions is not None:  # all see what the last input sees: ask for the same in all steps
+            buffers.query_positions[:] = 1 + np.arange(queries)
+            buffers.mask[:] = np.arange(SLOTS) < sum(parts)
+        engine.run(width, queries)
+        assert buffers.logits is not None
+        logits.append(buffers.logits.copy())
+        first += width
+    given = {} if model.queries else {"logits": np.concatenate(logits, axis=1)}
+    return {**given, **{name: engine.cache(name).copy() for name in cache_names(model.caches)}}
+
+
+@pytest.mark.parametrize(
+    ("head_size", "positions", "narrow"),
+    [(8, 65, MOST), (64, 257, 39), (64, 577, 17), (128, 2401, LEAST), (128, 8191, LEAST)],
+)
+def test_the_more_a_cache_holds_the_fewer_queries_are_apart(
+    bundle: Path, head_size: int, positions: int, narrow: int
+) -> None:
+    model = replace(open_bundle(bundle).model, head_size=head_size, position_rows=positions)
+    assert narrow_width(model) == narrow

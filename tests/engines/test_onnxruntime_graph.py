@@ -97,7 +97,7 @@ def operators(path: Path) -> Counter[str]:
 @pytest.mark.parametrize("name", ["bundle", "grouped_bundle", "arpg_bundle"])
 def test_every_product_and_norm_of_every_family_is_lowered(name: str, request: pytest.FixtureRequest) -> None:
     source = open_bundle(request.getfixturevalue(name)).graph("step", "fp32")
-    before, model = operators(source), lower_for_onnxruntime(source, "int8")
+    before, model = operators(source), lower_for_onnxruntime(source, "int8", 5)
     after = Counter(node.op_type for node in model.graph)
     assert after["MatMul"] == 0
     assert after["MatMulNBits"] == before["MatMul"]
@@ -126,7 +126,7 @@ def test_logits_stay_close_to_float32(
     name: str, schedule: str, limit: float, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     opened = open_bundle(request.getfixturevalue(name))
-    path = write_model(lower_for_onnxruntime(opened.graph("step-logits", "fp32"), "int8"), tmp_path, "step")[0]
+    path = write_model(lower_for_onnxruntime(opened.graph("step-logits", "fp32"), "int8", 5), tmp_path, "step")[0]
     comparison = Comparison(opened, schedule)
     follower = OnnxRuntimeEngine(opened, "int8", 1, graph="step-logits", path=path)
     requests = spread(opened, (schedule,), 12, 3, 2.0, 12)
@@ -188,4 +188,4 @@ def test_a_graph_of_something_else_is_refused(bundle: Path, tmp_path: Path) -> N
     del model.graph.node[:], model.graph.output[:]
     onnx.save(model, path)
     with pytest.raises(EngineError, match="has no Attention node: it is not a step graph"):
-        lower_for_onnxruntime(Path(path), "fp32")
+        lower_for_onnxruntime(Path(path), "fp32", 5)
