@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -90,6 +90,15 @@ def known_families() -> dict[str, Family[Any]]:
 @click.option("--temperature", type=float, help="Default temperature of requests.  [default: the authors']")
 @click.option("--top-k", type=int, help="Default top-k of requests; 0 is off.  [default: the authors']")
 @click.option("--top-p", type=float, help="Default top-p of requests; 1 is off.  [default: the authors']")
+@click.option(
+    "--sampler",
+    "kind",
+    type=click.Choice(["uniform", "noise"]),
+    default="uniform",
+    show_default=True,
+    help="What tokens are drawn with: a number a cell, or one for each token that it could get, with which jacobi:L "
+    "saves more.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing bundle, once the new one is whole.")
 def command(
     subject: str,
@@ -113,6 +122,7 @@ def command(
     temperature: float | None,
     top_k: int | None,
     top_p: float | None,
+    kind: Literal["uniform", "noise"],
     overwrite: bool,
     **options: str | None,
 ) -> None:
@@ -160,6 +170,7 @@ def command(
         temperature=usual.temperature if temperature is None else temperature,
         top_k=usual.top_k if top_k is None else top_k,
         top_p=usual.top_p if top_p is None else top_p,
+        kind=kind,
     )
     Sampling(sampler.guidance, sampler.temperature, sampler.top_k, sampler.top_p)  # refuses what no request could use
     target = output or Path(f"{bundle_name(path)}.bundle")

@@ -68,9 +68,7 @@ def logits(reference: Bundle, found: Bundle, schedule: str, threads: int) -> dic
     precision = found.model.stored_precision
     source = found.graph("step-logits", "fp32")
     in_blocks = precision in ("int8", "int4")
-    lowered = lower_for_onnxruntime(
-        source, precision if in_blocks else "fp32", narrow_width(found.model), shared=True
-    )
+    lowered = lower_for_onnxruntime(source, precision if in_blocks else "fp32", narrow_width(found.model), shared=True)
     path = write_model(lowered, source.parent, "step-logits-compared")[0]
     comparison = Comparison(reference, schedule)
     follower = OnnxRuntimeEngine(found, precision, threads, graph="step-logits", path=path)

@@ -33,11 +33,11 @@ class DeviceEngine(ABC):
     prefill_widths: tuple[int, ...] | None = None
     largest_batch: int | None = None
     one_mask = False
-    exact_width = None
+    exact_width: int | None = None
 
     def __init__(self, bundle: Bundle, precision: str, device: str) -> None:
         self._bundle, self._precision, self._kind = bundle, precision, device
-        self._memory = StepMemory(bundle.model)
+        self._memory = StepMemory(bundle.model, bundle.sampler.graph)
         self._steps: dict[tuple[int, int], Callable[[], None]] = {}
 
     @property

@@ -15,7 +15,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from arforge.calibration.layers import Layer
+from arforge.export.noise import drawing_step
 from arforge.runner.backends.onnxruntime_session import load_library
+from arforge.runner.bundle import SamplerDefaults
 
 PRECISION = "int8"
 FOLDER = f"graphs/{PRECISION}"
@@ -65,8 +67,8 @@ def quantize(model: onnx.ModelProto, layers: Sequence[Layer], limits: Mapping[st
     return quantized
 
 
-def write_graphs(model: onnx.ModelProto, folder: Path) -> list[str]:
-    """Write `model`, a step-logits graph, and the step graph that gives no logits; they share one weights file.
+def write_graphs(model: onnx.ModelProto, folder: Path, sampler: SamplerDefaults) -> list[str]:
+    """Write `model`, a step-logits graph, and the step graph that draws; they share one weights file.
 
     Returns the graphs' names. `folder` must exist; the weights go to `WEIGHTS` below it.
     """
@@ -75,7 +77,5 @@ def write_graphs(model: onnx.ModelProto, folder: Path) -> list[str]:
     full.graph.sort()  # the quantiser appends its nodes
     RemoveUnusedNodesPass()(full)
     ir.save(full, folder / "step-logits.onnx", external_data=WEIGHTS, size_threshold_bytes=1024)
-    lean = ir.load(folder / "step-logits.onnx")
-    lean.graph.outputs.remove(next(value for value in lean.graph.outputs if value.name == "logits"))
-    ir.save(lean, folder / "step.onnx")
-    return ["step", "step-logits"]
+    ir.save(drawing_step(ir.load(folder / "step-logits.onnx"), sampler.kind), folder / f"{sampler.graph}.onnx")
+    return [sampler.graph, "step-logits"]

@@ -24,7 +24,7 @@ class TappedEngine(OnnxRuntimeEngine):
 
     def __init__(self, bundle: Bundle, tensors: Sequence[str], observe: Observer, threads: int | None = None) -> None:
         self._observe = observe
-        path = bundle.graph("step", "fp32")
+        path = bundle.graph(bundle.sampler.graph, "fp32")
         model = onnx.load(path, load_external_data=False)
         model.graph.output.extend(
             onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors
@@ -49,7 +49,7 @@ class PairedEngine:
     prefill_widths: tuple[int, ...] | None = None
     largest_batch: int | None = None
     one_mask = False
-    exact_width = None
+    exact_width: int | None = None
 
     def __init__(
         self,

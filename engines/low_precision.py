@@ -12,13 +12,12 @@ from arforge.export.wide_weights import widen
 from arforge.runner.bundle import Bundle, Graph
 from arforge.runner.bundle.writer import replace_file
 
-NAMES = ("step", "step-logits")
 WEIGHTS = "weights/model.weights"
 
 
 def has_graphs(bundle: Bundle, precision: str) -> bool:
     """Whether there are step graphs of that precision; a text encoder's may stand alone."""
-    return any(graph.key == ("step", precision) for graph in bundle.graphs)
+    return any(graph.key == (bundle.sampler.graph, precision) for graph in bundle.graphs)
 
 
 def add_graphs(bundle: Bundle, precision: str) -> list[Path]:
@@ -27,7 +26,7 @@ def add_graphs(bundle: Bundle, precision: str) -> list[Path]:
     The manifest is left to the caller, who enters them by `entries`. Raises EngineError for a weight that the
     precision cannot hold.
     """
-    models = {name: ir.load(bundle.graph(name, "fp32")) for name in NAMES}
+    models = {name: ir.load(bundle.graph(name, "fp32")) for name in names_of(bundle)}
     for model in models.values():
         widen(model)
         lower_precision(model, TYPES[precision])
@@ -38,7 +37,11 @@ def add_graphs(bundle: Bundle, precision: str) -> list[Path]:
     return [folder / WEIGHTS, *(folder / f"{name}.onnx" for name in models)]
 
 
-def entries(precision: str) -> tuple[Graph, ...]:
+def names_of(bundle: Bundle) -> tuple[str, str]:
+    return bundle.sampler.graph, "step-logits"
+
+
+def entries(bundle: Bundle, precision: str) -> tuple[Graph, ...]:
     """The manifest's entries of those graphs."""
     folder = f"graphs/{precision}"
-    return tuple(Graph(name, precision, f"{folder}/{name}.onnx", f"{folder}/{WEIGHTS}") for name in NAMES)
+    return tuple(Graph(name, precision, f"{folder}/{name}.onnx", f"{folder}/{WEIGHTS}") for name in names_of(bundle))

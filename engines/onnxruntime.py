@@ -126,7 +126,7 @@ def check_stored(bundle: Bundle, precision: str) -> None:
 
 def calibrated_graph(bundle: Bundle) -> Path:
     try:
-        return bundle.graph("step", "int8")
+        return bundle.graph(bundle.sampler.graph, "int8")
     except BundleError:
         raise EngineError(f"{bundle.root} has no calibrated graph: make it with `arforge calibrate`") from None
 
@@ -138,7 +138,7 @@ def lowered(bundle: Bundle, precision: str, folder: Path) -> tuple[dict[str, Any
         from arforge.engines.onnxruntime_graph import lower_for_onnxruntime
         from arforge.engines.tensorrt_graph import write_model
 
-    source = bundle.graph("step", "fp32")
+    source = bundle.graph(bundle.sampler.graph, "fp32")
     shared = precision in ("fp32", bundle.model.stored_precision)
     narrow = narrow_width(bundle.model)
     model = lower_for_onnxruntime(source, precision, narrow, shared=shared)

@@ -146,5 +146,5 @@ def rounded(count: int, halves: bool) -> int:
 def shapes(bundle: Bundle, profile: Profile, slots: int) -> Shapes:
     """The shape of every input of a step graph in that profile, as the graph is lowered for TensorRT."""
     dimensions = {**asdict(profile), "rows": profile.rows, "slots": slots}
-    taken = lowered_step(bundle.model, cache_type="float32", filters=True).inputs
+    taken = lowered_step(bundle.model, "float32", filters=True, graph=bundle.sampler.graph).inputs
     return {tensor.name: tensor.sizes(dimensions) for tensor in taken}

@@ -106,11 +106,13 @@ def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
     new: list[Path] = []
     if job.precision in TYPES and not has_graphs(bundle, job.precision):
         new = add_graphs(bundle, job.precision)
-        bundle = replace(bundle, graphs=(*bundle.graphs, *entries(job.precision)))
+        bundle = replace(bundle, graphs=(*bundle.graphs, *entries(bundle, job.precision)))
     batches = sorted(set(job.images))
     one = batches[0] if len(batches) == 1 else None
     lowered = lower_for_tensorrt(bundle, job.precision, profiles.slots, one, filters, job.attention)
-    graph = write_model(lowered.model, bundle.graph("step", source_precision(job.precision)).parent, GRAPH)
+    graph = write_model(
+        lowered.model, bundle.graph(bundle.sampler.graph, source_precision(job.precision)).parent, GRAPH
+    )
     return Prepared(job, bundle, profiles, filters, lowered, graph[0], (*new, *graph))
 
 
@@ -270,7 +272,7 @@ def describe(
 ) -> dict[str, Any]:
     """The identity of an engine: what it was made from, by what, for what, and how."""
     job, bundle = ready.job, ready.bundle
-    source = bundle.stored_graph("step", source_precision(job.precision))
+    source = bundle.stored_graph(bundle.sampler.graph, source_precision(job.precision))
     sources = {"graph": source.path, "weights": source.weights}
     hashes = {part: bundle.files.get(path) or facts_of(bundle.path(path)) for part, path in sources.items()}
     profiles = ready.profiles

@@ -46,7 +46,7 @@ def lower_for_tensorrt(
     has blocks of 4 bits in the float32 graph's; all else in them becomes float16.
     """
     try:
-        model = ir.load(bundle.graph("step", source_precision(precision)))
+        model = ir.load(bundle.graph(bundle.sampler.graph, source_precision(precision)))
     except BundleError:
         if precision == "int8":
             raise EngineError(f"{bundle.root} has no int8 graphs: make them with `arforge calibrate`") from None
@@ -81,12 +81,12 @@ def fix_dimensions(model: ir.Model, caches: int, slots: int, images: int | None,
     rows have prompts of unequal lengths each keeps its own.
     """
     inputs = {value.name: value for value in model.graph.inputs}
-    cache, uniforms = inputs[cache_names(caches)[0]].shape, inputs["uniforms"].shape
+    cache, guidance = inputs[cache_names(caches)[0]].shape, inputs["guidance"].shape
     assert cache is not None
-    assert uniforms is not None
+    assert guidance is not None
     sizes = {cache[2]: slots}
     if images is not None:
-        sizes |= {cache[0]: guided_rows(images, guided=True), uniforms[0]: images}
+        sizes |= {cache[0]: guided_rows(images, guided=True), guidance[0]: images}
     for value in [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]:
         if value.shape is not None and any(dim in sizes for dim in value.shape):
             value.shape = ir.Shape([sizes.get(dim, dim) for dim in value.shape])

@@ -96,7 +96,9 @@ def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, 
             again = build_command(bundle.root, identity)
             raise VerificationError(f"{identity['lowered']}: {problem}. Rebuild the engine with `{again}`")
 
-    wanted_graph = lowered_step(bundle.model, ELEMENT_TYPES[identity["types"]], identity["filters"])
+    wanted_graph = lowered_step(
+        bundle.model, ELEMENT_TYPES[identity["types"]], identity["filters"], bundle.sampler.graph
+    )
     caches = cache_names(bundle.model.caches)
     for name in caches:
         kind = TYPES[wanted_graph[name].dtype]

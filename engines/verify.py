@@ -130,7 +130,7 @@ def check_own_graph(bundle: Bundle) -> str:
     Raises VerificationError if keys or values of a step differ by more than rounding.
     """
     path = bundle.path(bundle.engine("onnxruntime", "fp32")["graph"])
-    source = bundle.graph("step", "fp32")
+    source = bundle.graph(bundle.sampler.graph, "fp32")
     if path == source:
         return "runs the bundle's own graph"
     engines = [OnnxRuntimeEngine(bundle, "fp32", path=graph) for graph in (source, path)]

@@ -17,9 +17,10 @@ from arforge.export.image_tokenizers.attention import attend_in_blocks, blocks_f
 from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer
 from arforge.export.image_tokenizers.opening import OpenedImageTokenizer, open_image_tokenizer
 from arforge.export.layers import pad_heads, pad_values
+from arforge.export.noise import drawing_step
 from arforge.export.recognition import check_shapes, part_of
 from arforge.export.rows import Values
-from arforge.export.step_graph import trace_condition, trace_step, without_logits
+from arforge.export.step_graph import trace_condition, trace_step
 from arforge.export.storage import Storage, storage_of, store
 from arforge.export.text_encoders.text_encoder import TextEncoder, check_precision, open_text_encoder
 from arforge.export.trace import fake_module
@@ -99,7 +100,8 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
     with staged(job.output, job.overwrite) as stage:
         report(f"tracing the step graph ({config.n_layer} layers)")
         model = facts.model_facts(family, config, checkpoint, job.precision, job.labels, condition)
-        graphs = export_decoder(family, config, model, checkpoint, storage, stage, report)
+        sampler = job.sampler or family.sampler(config)
+        graphs = export_decoder(family, config, model, checkpoint, storage, sampler, stage, report)
         if family.condition_module is not None:
             graphs += export_condition(family, config, model, checkpoint, storage, stage)
         if images is not None:
@@ -119,7 +121,7 @@ def export_bundle(job: ExportJob, report: Report = lambda line: None) -> None:
             graphs=tuple(graphs),
             files=file_facts(stage),
             schedules=tuple(stored),
-            sampler=job.sampler or family.sampler(config),
+            sampler=sampler,
             engines=(),
             provenance=facts.provenance(
                 checkpoint, images.checkpoint if images else None, texts.checkpoint if texts else None
@@ -153,6 +155,7 @@ def export_decoder(
     model: ModelFacts,
     checkpoint: Checkpoint,
     storage: Storage,
+    sampler: SamplerDefaults,
     stage: Path,
     report: Report,
 ) -> list[Graph]:
@@ -167,7 +170,7 @@ def export_decoder(
         return pad_values(name, values, head_size, bool(decoder.interleaved))
 
     store(full, storage, lambda name: source(name.removeprefix(DECODER)).dtype)
-    models = {"step": without_logits(full), "step-logits": full}
+    models = {sampler.graph: drawing_step(full, sampler.kind), "step-logits": full}
     report("writing the decoder's weights")
     return write_graphs(models, DECODER, "model.weights", source, stage)
 

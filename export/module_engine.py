@@ -22,7 +22,7 @@ class ModuleEngine:
     prefill_widths: tuple[int, ...] | None = None
     largest_batch: int | None = None
     one_mask = False
-    exact_width = None
+    exact_width: int | None = None
 
     def __init__(self, module: Any, model: ModelFacts) -> None:
         """`module`: of the model's family, with its weights (`load_module`)."""

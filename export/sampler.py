@@ -1,7 +1,8 @@
 """The sampler that is traced into every step graph.
 
 Guidance, temperature, top-k and top-p as LlamaGen's published sampler applies them (arXiv 2406.06525), then the
-inverse of the cumulative distribution at a given uniform number, so that the caller owns all randomness.
+inverse of the cumulative distribution at a given uniform number, so that the caller owns all randomness. A bundle can
+have the draw by noise in its place (`noise.py`).
 """
 
 from __future__ import annotations

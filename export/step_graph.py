@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from arforge.export import sampler
+from arforge.export.noise import KEPT_LOGITS
 from arforge.export.trace import trace
 from arforge.runner.bundle import ClassCondition, ModelFacts
 from arforge.runner.step_graph import cache_names, contract
@@ -52,13 +53,6 @@ def trace_condition(module: nn.Module, model: ModelFacts) -> ir.Model:
     (given,) = wanted.inputs
     prompts = torch.zeros(given.sizes({"prompts": 2, "length": 3}), dtype=getattr(torch, given.dtype))
     return trace(module, (prompts,), (free,), [given.name], [tensor.name for tensor in wanted.outputs])
-
-
-def without_logits(model: ir.Model) -> ir.Model:
-    """A copy of a traced step that does not give its logits: what an engine runs."""
-    lean = model.clone()
-    lean.graph.outputs.remove(next(value for value in lean.graph.outputs if value.name == "logits"))
-    return lean
 
 
 def trace_step(decoder: nn.Module, model: ModelFacts) -> ir.Model:
@@ -115,7 +109,7 @@ def splice_filter(model: ir.Model) -> None:
     )
     otherwise = ir.Graph([], same.outputs, nodes=[same], name="unfiltered")
     branches = [ir.AttrGraph("then_branch", then), ir.AttrGraph("else_branch", otherwise)]
-    kept = ir.Value(name="kept_logits", shape=logits.shape, type=logits.type)
+    kept = ir.Value(name=KEPT_LOGITS, shape=logits.shape, type=logits.type)
     model.graph.insert_before(placeholder, ir.Node("", "If", [wanted], branches, outputs=[kept]))
     placeholder.outputs[0].replace_all_uses_with(kept)
     model.graph.remove(placeholder, safe=True)

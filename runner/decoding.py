@@ -18,13 +18,14 @@ from arforge.runner.backends.engine import StepBuffers
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.conditions import Prompt
 from arforge.runner.plan import Line, Plan, PlannedStep, Prefixes, fitting_width
+from arforge.runner.randomness import Randomness
 
 
 @dataclass(frozen=True)
 class Drawing:
     """What the cells of a batch are drawn with."""
 
-    random: NDArray[np.float32]  # (images, cells)
+    random: Randomness  # of the images, and the cells of the plan's grid
     guidance: NDArray[np.float64]  # (images)
 
 
@@ -95,7 +96,7 @@ class TableDecoding:
     def fill(self, buffers: StepBuffers) -> None:
         step = self._step
         step.fill(buffers, self.known, self._prefixes)
-        buffers.uniforms[:, step.target_rows] = self._drawing.random[:, step.target_cells]
+        self._drawing.random.fill(buffers, step.target_cells, step.target_rows)
         buffers.guidance[:] = step.scale(self._drawing.guidance)[:, None]
 
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
@@ -161,7 +162,7 @@ class JacobiDecoding:
         if self._prefixes.seen is not None:
             buffers.mask[:, 0, :, self._plan.steps[0].prompt] = self._prefixes.seen[:, None]
         cells = line.targets[self._window]
-        buffers.uniforms[:] = np.take_along_axis(self._drawing.random, np.maximum(cells, 0), axis=1)
+        self._drawing.random.fill(buffers, np.maximum(cells, 0))
         buffers.guidance[:] = 1 + (self._drawing.guidance[:, None] - 1) * line.guidance[self._window]
 
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:

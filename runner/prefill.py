@@ -110,7 +110,7 @@ class Prefill:
             buffers.write_index[:] = first
             sees = np.where(place < prompt.together, prompt.together - 1, place)
             buffers.mask[:] = np.arange(slots) <= sees[:, None]
-            buffers.uniforms[:], buffers.guidance[:] = 0, 1
+            buffers.guidance[:] = 1
             engine.run(width)
             if (buffers.next_tokens == NO_TOKEN).any():
                 spoilt = spoilt_cache(engine, self._model, first + width)

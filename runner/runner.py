@@ -33,7 +33,7 @@ from arforge.runner.images import Keep, Pixels
 from arforge.runner.numerics import check_step
 from arforge.runner.plan import Plan, make_plan
 from arforge.runner.prefill import Prefill
-from arforge.runner.randomness import uniforms
+from arforge.runner.randomness import Randomness
 from arforge.runner.request import (
     DEFAULT_BATCH,
     MAX_BATCH,
@@ -66,7 +66,7 @@ class Images:
     first: int  # their place in the request
     conditions: Conditions
     sampling: BatchSampling
-    random: NDArray[np.float32]  # (images, cells), of the window that is decoded
+    random: Randomness  # of the window that is decoded
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Runner:
         canvas = make_canvas(request.known, count, model.grid, model.vocabulary)
         if not canvas.plain:
             require_keeping(schedule)
-        random = uniforms(numbers, canvas.tokens.shape[1])
+        random = Randomness.of(numbers, canvas.tokens.shape[1])
         with self._lock:
             self._live_engine()
             start = time.perf_counter()
@@ -231,7 +231,8 @@ class Runner:
                     start = time.perf_counter()
                     for plan, window in zip(plans, canvas.windows, strict=True):
                         place = (part, window.cells)
-                        images = Images(part.start, conditions.part(part), sampling.part(part), random[place])
+                        own = random.part(part, window.cells)
+                        images = Images(part.start, conditions.part(part), sampling.part(part), own)
                         canvas.tokens[place], taken = self._decode(plan, images, canvas.tokens[place], watch)
                         passes[part] += taken
                     decoded = time.perf_counter()

@@ -108,12 +108,12 @@ def step(model: ModelFacts, graph: str, cache_type: str) -> Contract:
     return Contract((*inputs, *caches(model, cache_type)), (*given, *written(model, cache_type)))
 
 
-def lowered_step(model: ModelFacts, cache_type: str, filters: bool) -> Contract:
-    """The step as TensorRT is given it: limits only where there are `filters`, and one mask for all rows.
+def lowered_step(model: ModelFacts, cache_type: str, filters: bool, graph: str = "step") -> Contract:
+    """The step `graph` as TensorRT is given it: limits only where there are `filters`, and one mask for all rows.
 
     Where a model takes prompts, which are of unequal lengths, each row keeps a mask of its own.
     """
-    plain = step(model, "step", cache_type)
+    plain = step(model, graph, cache_type)
     kept = [tensor for tensor in plain.inputs if filters or tensor.name not in LIMITS]
     if conditioned(model):
         return Contract(tuple(kept), plain.outputs)

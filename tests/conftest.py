@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,24 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, exported_bundle: Path) -> P
         onnxruntime.build(path)
 
     return made_once(tmp_path_factory, "tiny.bundle", make)
+
+
+@pytest.fixture(scope="session")
+def noise_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """The same model without a tokenizer, whose tokens are drawn by noise. Tests must leave it as it is."""
+
+    def make(path: Path) -> None:
+        sampler = replace(FAMILY.sampler(CONFIG), kind="noise")
+        export_bundle(ExportJob(FAMILY, CONFIG, checkpoint, None, path, ("ntp", "zipar:3"), sampler))
+        onnxruntime.build(path)
+
+    return made_once(tmp_path_factory, "noise.bundle", make)
+
+
+@pytest.fixture(scope="session")
+def noise_runner(noise_bundle: Path) -> Iterator[Runner]:
+    with Runner.open(noise_bundle, threads=1) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

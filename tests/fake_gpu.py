@@ -274,7 +274,7 @@ class FakeTensorRT:
         """Let it know a bundle's engines."""
         model, profiles = bundle.model, identity["profiles"]
         steps, images = [], []
-        step = lowered_step(model, ELEMENT_TYPES[identity["types"]], identity["filters"])
+        step = lowered_step(model, ELEMENT_TYPES[identity["types"]], identity["filters"], bundle.sampler.graph)
         for profile in profiles:
             dimensions = {**profile, "rows": 2 * profile["images"], "slots": identity["slots"]}
             steps.append({tensor.name: tensor.sizes(dimensions) for tensor in (*step.inputs, *step.outputs)})

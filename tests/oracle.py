@@ -214,6 +214,25 @@ def draw(shares: np.ndarray, numbers: np.ndarray) -> Tokens:
     return (np.cumsum(shares, axis=-1) <= numbers[..., None]).sum(-1)
 
 
+def draw_by_noise(shares: np.ndarray, numbers: np.ndarray) -> Tokens:
+    """The token with the largest logarithm of probability plus Gumbel noise."""
+    with np.errstate(divide="ignore"):
+        return (np.log(shares) - np.log(-np.log(numbers.astype(np.float64)))).argmax(-1)
+
+
+def noise(seeds: Sequence[int], cells: int, vocabulary: int) -> np.ndarray:
+    """A number for each token of each cell, from 32-bit halves of numpy's own Philox of stream 2."""
+    made = np.zeros((len(seeds), cells, vocabulary), np.float32)
+    for (image, cell), _ in np.ndenumerate(made[..., 0]):
+        generator = np.random.Philox(key=seeds[image] | 2 << 64, counter=cell << 64)
+        for token in range(0, vocabulary, 2):
+            word = generator.random_raw()
+            for lane in (0, 1):
+                half = word >> 32 * lane & 0xFFFFFFFF
+                made[image, cell, token + lane : token + lane + 1] = ((half >> 9) + 0.5) / 2**23
+    return made
+
+
 def uniforms(seeds: Sequence[int], cells: int) -> np.ndarray:
     """The project's random numbers by numpy's own Philox, which counts up before it draws."""
     generators = [[np.random.Philox(key=seed, counter=(cell - 1) % 2**256) for cell in range(cells)] for seed in seeds]

@@ -14,7 +14,8 @@ from arforge.engines import onnxruntime
 from arforge.export import exporter
 from arforge.export.facts import image_tokenizer_facts
 from arforge.export.families.llamagen import Dimensions, LlamaGen
-from arforge.export.step_graph import trace_condition, trace_step, without_logits
+from arforge.export.noise import drawing_step
+from arforge.export.step_graph import trace_condition, trace_step
 from arforge.export.trace import fake_module
 from arforge.runner.bundle import IdsCondition, Manifest, ModelFacts, SamplerDefaults
 from arforge.runner.bundle.names import TEXT_TOKENIZER
@@ -109,7 +110,7 @@ def save_bundle(root: Path, image_tokenizer: Path) -> Path:
     fake, mode = fake_module(lambda: TinyDecoder(CONFIG))
     with mode:
         full = trace_step(fake, model)
-    steps = {"step": without_logits(full), "step-logits": full}
+    steps = {"step": drawing_step(full, "uniform"), "step-logits": full}
     graphs = exporter.write_graphs(steps, "decoder.", "model.weights", weights.__getitem__, root)
     fake, mode = fake_module(TinyVocabulary)
     with mode:

@@ -17,17 +17,18 @@ from arforge.runner.step_graph import Contract, Tensor, contract
 class StepBuffers:
     """Host memory of one kind of step; the runner fills it, the engine fills the outputs.
 
-    Names, types and shapes are those of the step graph. `outputs` is the number of queries where the model has them,
-    else the width.
+    Names, types and shapes are those of the step graph, which draws with `uniforms` or with `noise`. `outputs` is the
+    number of queries where the model has them, else the width.
     """
 
     tokens: NDArray[np.int64]  # (rows, width)
     positions: NDArray[np.int64]  # (rows, width)
     write_index: NDArray[np.int64]  # (rows)
     mask: NDArray[np.bool_]  # (rows, 1, width, slots)
-    uniforms: NDArray[np.float32]  # (images, outputs)
     guidance: NDArray[np.float32]  # (images, outputs)
     next_tokens: NDArray[np.int64]  # (images, outputs), output
+    uniforms: NDArray[np.float32] | None = None  # (images, outputs)
+    noise: NDArray[np.float32] | None = None  # (images, outputs, vocabulary)
     query_positions: NDArray[np.int64] | None = None  # (rows, queries)
     logits: NDArray[np.float32] | None = None  # (images, outputs, vocabulary), output of graphs for verification
 
@@ -93,7 +94,7 @@ class Engine(Protocol):
 class StepMemory:
     """Allocates the host memory of a request's steps: buffers for each kind of step, settings for all of them."""
 
-    def __init__(self, model: ModelFacts, graph: str = "step") -> None:
+    def __init__(self, model: ModelFacts, graph: str) -> None:
         self._contract: Contract = contract(model, graph)
         self.images = self.rows = self.slots = self.condition = 0
         self._buffers: dict[tuple[int, int], StepBuffers] = {}  # by width and queries

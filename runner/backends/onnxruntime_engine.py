@@ -39,21 +39,23 @@ class OnnxRuntimeEngine:
         precision: str,
         threads: int | None = None,
         widths: tuple[int, ...] | None = None,
-        graph: str = "step",
+        graph: str | None = None,
         path: Path | None = None,
         session: onnxruntime.InferenceSession | None = None,
         extra_outputs: Sequence[str] = (),
     ) -> None:
         """Load a step graph as it is. `threads`: CPU threads (None: one a core).
 
-        `graph` "step-logits" also gives the guided logits, for verification. `path`: a graph of the same inputs and
-        outputs to run in place of the bundle's. `session`: one that is open already, whose graph may also have
-        `extra_outputs`, which can be read after each step. Raises EngineError for a graph with other inputs.
+        `graph` None is the one that the bundle draws with, "step-logits" also gives the guided logits, for
+        verification. `path`: a graph of the same inputs and outputs to run in place of the bundle's. `session`: one
+        that is open already, whose graph may also have `extra_outputs`, which can be read after each step. Raises
+        EngineError for a graph with other inputs.
         """
         self.widths = widths
         self.exact_width: int | None = None
         self.prefill_widths: tuple[int, ...] | None = None  # widths pay for steps that come again and again
         self._bundle, self._threads = bundle, threads
+        graph = graph or bundle.sampler.graph
         self._path = path or bundle.graph(graph, precision)
         self._session = session or open_session(self._path, threads)
         check_caches(self._session, bundle, self._path)

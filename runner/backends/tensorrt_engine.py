@@ -50,14 +50,14 @@ class TensorRTEngine:
         self.largest_batch: int | None = self.batches[-1]
         lowered = bundle.path(identity["lowered"]) if identity["strip_weights"] else None
         self._loaded = LoadedEngine(bundle.path(identity["engine"]), library, gpu, lowered)
-        step = lowered_step(bundle.model, ELEMENT_TYPES[identity["types"]], identity["filters"])
+        step = lowered_step(bundle.model, ELEMENT_TYPES[identity["types"]], identity["filters"], bundle.sampler.graph)
         taken = {tensor.name: tensor.shape for tensor in step.inputs}
         self._inputs = {n: shape[0] for n, shape in taken.items() if n != "condition" and "slots" not in shape}
         self.one_mask = taken["mask"][0] == 1
-        self.exact_width = None
+        self.exact_width: int | None = None
         self._caches = self._place_caches()
         self._programs: dict[tuple[int, int, int, int], Program] = {}  # as in _profiles
-        self._memory = StepMemory(bundle.model)
+        self._memory = StepMemory(bundle.model, bundle.sampler.graph)
         self._steps: dict[tuple[int, int], Step] = {}  # width, queries -> of this request
 
     @classmethod

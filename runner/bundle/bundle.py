@@ -22,7 +22,6 @@ from arforge.runner.errors import (
     ArforgeError,
     BundleError,
     EngineError,
-    FormatVersionError,
     HashError,
     ManifestError,
     RequestError,
@@ -180,13 +179,4 @@ def _open(root: Path) -> Bundle:
     bundle = Bundle(**vars(manifest), root=root)
     if problem := next(problems(bundle.model, bundle.image_tokenizer), None):
         raise ManifestError(f"{root}: {problem}")
-    _check_runnable(bundle)
     return bundle
-
-
-def _check_runnable(bundle: Bundle) -> None:
-    """Raise FormatVersionError for what the format has and this version of arforge does not run yet."""
-    if bundle.sampler.kind == "noise":
-        raise FormatVersionError(
-            f"{bundle.root} needs a sampler of noise, which this arforge does not run yet: update arforge"
-        )

@@ -140,6 +140,11 @@ class SamplerDefaults:
     top_p: float
     kind: Literal["uniform", "noise"] = "uniform"
 
+    @property
+    def graph(self) -> str:
+        """The step graph that draws so."""
+        return "step-noise" if self.kind == "noise" else "step"
+
 
 @dataclass(frozen=True)
 class Graph:

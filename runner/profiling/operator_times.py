@@ -36,7 +36,7 @@ class TracedEngine(OnnxRuntimeEngine):
         path: Path | None = None,
     ) -> None:
         self._folder = TemporaryDirectory()
-        path = path or bundle.graph("step", precision)
+        path = path or bundle.graph(bundle.sampler.graph, precision)
         self._traced = open_session(path, threads, trace=Path(self._folder.name) / "step")
         super().__init__(bundle, precision, threads, widths, path=path, session=self._traced)
 

@@ -239,10 +239,10 @@ class Traffic:
         model = bundle.model
         engines = [engine for engine in bundle.engines if (engine.target, engine.precision) == (target, precision)]
         files = [bundle.identity(engine).get("weights") for engine in engines]
-        own = {graph.key: graph.weights for graph in bundle.graphs if graph.name == "step"}
+        own = {graph.key: graph.weights for graph in bundle.graphs if graph.name == bundle.sampler.graph}
         files += [
-            own.get(("step", precision)),
-            own.get(("step", "fp32")),
+            own.get((bundle.sampler.graph, precision)),
+            own.get((bundle.sampler.graph, "fp32")),
         ]  # engines in blocks may read the second
         file = next(path for path in files if path)
         table = model.ids * model.dim

@@ -17,6 +17,7 @@ from arforge.runner import Cancelled, EngineError, Runner, ScheduleError, compil
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.decoding import Drawing, JacobiDecoding
 from arforge.runner.plan import NO_PREFIXES, make_plan
+from arforge.runner.randomness import Randomness
 from arforge.runner.schedules.file import dump, load
 
 IMAGES = 6
@@ -143,7 +144,7 @@ def test_passes_are_those_of_the_loop_by_hand(window: int, seed: int) -> None:
     plan = make_plan(compile_schedule(f"jacobi:{window}", grid), None)
     assert plan.line is not None
     known = np.zeros((1, 21), np.int64)
-    drawing = Drawing(np.zeros((1, 20), np.float32), np.ones(1))
+    drawing = Drawing(Randomness.of(np.zeros(1, np.uint64), 20), np.ones(1))
     decoding = JacobiDecoding(plan, plan.line, known, NO_PREFIXES, drawing)
     cache: dict[int, int] = {}
     while (shape := decoding.shape) is not None:
@@ -170,6 +171,7 @@ class Buffers:
         self.next_tokens = np.zeros((1, width), np.int64)
         self.write_index, self.mask = np.zeros(1, np.int64), np.zeros((1, 1, width, slots), bool)
         self.uniforms, self.guidance = np.zeros((2, 1, width), np.float32)
+        self.noise = None
 
 
 def test_progress_counts_what_all_images_have_and_a_cancelled_request_leaves_nothing(runner: Runner) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from arforge.engines import onnxruntime
-from arforge.runner import ArforgeError, BundleError, EngineError, ScheduleError, compile_schedule, open_bundle
+from arforge.runner import ArforgeError, BundleError, EngineError, Runner, ScheduleError, compile_schedule, open_bundle
 from arforge.runner.bundle import ClassCondition, files
 from arforge.runner.bundle import bundle as bundle_module
 from arforge.runner.errors import (
@@ -129,10 +129,10 @@ IDS = {
 }
 
 
-def test_what_the_format_has_and_the_runner_has_not_is_refused(bundle_copy: Path) -> None:
+def test_a_sampler_that_the_graphs_do_not_have_is_refused(bundle_copy: Path) -> None:
     edit(bundle_copy, lambda manifest: manifest["sampler"].update(kind="noise"))
-    with pytest.raises(FormatVersionError, match="needs a sampler of noise, which this arforge does not run yet"):
-        open_bundle(bundle_copy)
+    with pytest.raises(EngineError, match="input noise is missing, expected float32"):
+        Runner.open(bundle_copy)
 
 
 def test_a_manifest_is_written_as_it_was_read(bundle: Path) -> None:
