@@ -1,6 +1,7 @@
 """How often a held-out wording gives its emoji by each schedule of a bundle, drawn by arforge's runner.
 
     python examples/emoji/schedules.py out/emoji.bundle --schedule ntp --schedule zipar:6 --write
+    python examples/emoji/schedules.py out/emoji-emu3.bundle --write
 
 `make demo` makes the bundle. The judge is `evaluate.py`'s: the nearest real picture.
 """
@@ -8,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -47,7 +49,7 @@ def main(
     wordings = [held_out[i * len(held_out) // samples] for i in range(samples)]
     rows: list[dict[str, Any]] = []
     with Runner.open(bundle, precision=precision, threads=threads) as runner:
-        device = runner.device
+        device, family = runner.device, runner.bundle.model.family
         for schedule in schedules:
             for guidance in scales:
                 made = runner.generate(
@@ -68,10 +70,10 @@ def main(
             "precision": precision or "fp32",
             "device": device,
             "versions": {name: version(name) for name in ("arforge", "onnxruntime", "tokenizers")},
-            "command": "python examples/emoji/schedules.py out/emoji.bundle --write",
+            "command": " ".join(["python", *sys.argv]),
             "figures": rows,
         }
-        (CHECKPOINTS / "llamagen-t2i.schedules.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (CHECKPOINTS / f"{family}.schedules.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,17 +9,20 @@ that tokens stand for are made only where there are none, so that tokens stay wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import captions
 import click
 import data
+import emu3
 import pretraining
 import tokenizer as vq
 import torch
 import training
 from model import Generator
 from safetensors.torch import save_file
+from torch import Tensor
 from weights import (
     CHECKPOINTS,
     PATCHES,
@@ -32,7 +35,7 @@ from weights import (
     text_tokenizer,
 )
 
-STAGES = ("decoder", "model")
+STAGES = ("decoder", "model", "emu3")
 
 
 @click.command(help=__doc__)
@@ -45,6 +48,7 @@ STAGES = ("decoder", "model")
 @click.option("--decoder-steps", default=6000, show_default=True)
 @click.option("--text-steps", default=2500, show_default=True)
 @click.option("--model-steps", default=8500, show_default=True)
+@click.option("--emu3-steps", default=8000, show_default=True)
 @click.option("--batch", default=training.BATCH, show_default=True, help="Pictures a step of the model.")
 @click.option("--peak-rate", default=training.PEAK_RATE, show_default=True, help="Learning rate of the model.")
 @click.option("--threads", default=1, show_default=True)
@@ -57,6 +61,7 @@ def main(
     decoder_steps: int,
     text_steps: int,
     model_steps: int,
+    emu3_steps: int,
     batch: int,
     peak_rate: float,
     threads: int,
@@ -76,8 +81,8 @@ def main(
     if stage in ("all", "decoder"):
         vq.train_decoder(tokenizer, tokens, images, decoder_steps, work / "decoder.pt", faster)
         save(tokenizer, checkpoints / TOKENIZER)
+    seen, _ = captions.split(emoji)
     if stage in ("all", "model"):
-        seen, _ = captions.split(emoji)
         words = text_tokenizer(checkpoints, [wording.text for wording in seen])
         ids: list[list[list[int]]] = [[] for _ in emoji]
         for wording, row in zip(seen, captions.token_ids(words, [w.text for w in seen]), strict=True):
@@ -88,6 +93,37 @@ def main(
             pretraining.train(model.text, images, ids, text_steps)
         trained = training.train(model, tokens.flatten(1), ids, model_steps, work / "model.pt", peak_rate, batch)
         save_generator(trained, checkpoints)
+    if stage in ("all", "emu3"):
+        train_emu3(seen, tokens.flatten(1), start, emu3_steps, work / "emu3.pt", peak_rate, batch, checkpoints)
+
+
+def train_emu3(
+    seen: Sequence[captions.Wording],
+    codes: Tensor,
+    start: Path | None,
+    steps: int,
+    resume: Path,
+    peak_rate: float,
+    batch: int,
+    checkpoints: Path,
+) -> None:
+    """The model that reads prompts as words of its own vocabulary."""
+    torch.manual_seed(0)
+    if start is None:
+        words = emu3.train_tokenizer([wording.text for wording in seen])
+        model = emu3.Emu3(emu3.config_of(words))
+    else:
+        model, words = emu3.load_folder(start / emu3.FOLDER)
+    lines = emu3.Sequences(model.config, words)
+    prompts: list[list[list[int]]] = [[] for _ in codes]
+    for wording in seen:
+        prompts[wording.emoji].append(lines.prompt(wording.text))
+
+    def loss(blind: float) -> Tensor:
+        return emu3.batch_loss(model, lines, codes, prompts, torch.randint(len(codes), (batch,)), blind)
+
+    trained = training.optimize(model, {model: 1.0}, loss, steps, resume, peak_rate, batch)
+    emu3.save_folder(trained, words, checkpoints / emu3.FOLDER)
 
 
 if __name__ == "__main__":

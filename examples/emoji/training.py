@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from common import learning_rate
 from model import Generator, pad_left
-from torch import Tensor
+from torch import Tensor, nn
 
 BATCH = 24
 PEAK_RATE = 1.2e-3
@@ -22,6 +23,7 @@ TEXT_RATE = 0.3  # of the learning rate, for the text encoder, which knows the e
 AVERAGE = 0.999
 EVERY = 250  # steps a checkpoint
 
+Model = TypeVar("Model", bound=nn.Module)
 Captions = Sequence[Sequence[Sequence[int]]]
 """For every picture, the ids of its captions."""
 
@@ -36,15 +38,34 @@ def train(
     batch: int = BATCH,
     look: Callable[[Generator, int], None] = lambda model, step: None,
 ) -> Generator:
-    """Train on the pictures' tokens, int64 [n, cells]; `resume` keeps the state of a run that was cut off.
+    """Train on the pictures' tokens, int64 [n, cells]; see `optimize`."""
 
-    `look` is given the moving average of the weights at every checkpoint. Returns that average.
+    def loss(blind: float) -> Tensor:
+        return batch_loss(model, tokens, captions, torch.randint(len(tokens), (batch,)), blind)
+
+    return optimize(model, {model.text: TEXT_RATE, model.image: 1.0}, loss, steps, resume, peak_rate, batch, look)
+
+
+def optimize(
+    model: Model,
+    parts: Mapping[nn.Module, float],
+    loss_of: Callable[[float], Tensor],
+    steps: int,
+    resume: Path,
+    peak_rate: float,
+    batch: int,
+    look: Callable[[Model, int], None] = lambda model, step: None,
+) -> Model:
+    """Minimise the loss of a batch, given the share of pictures that are `BLIND`; `resume` keeps a cut-off run's state.
+
+    `parts` of the model learn at their share of the rate. `look` is given the moving average of the weights at every
+    checkpoint. Returns that average.
     """
     torch.manual_seed(0)
     average = copy.deepcopy(model).requires_grad_(requires_grad=False)
     groups = [
         {"params": [p for p in part.parameters() if (p.dim() == 2) == matrices], "weight_decay": decay, "part": rate}
-        for part, rate in ((model.text, TEXT_RATE), (model.image, 1.0))
+        for part, rate in parts.items()
         for matrices, decay in ((True, 0.02), (False, 0.0))
     ]
     optimizer = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.95), fused=True)
@@ -60,8 +81,7 @@ def train(
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = group["part"] * peak_rate * learning_rate(step, steps)
-        blind = BLIND * min(1.0, 3 * (1 - step / steps))
-        loss = batch_loss(model, tokens, captions, torch.randint(len(tokens), (batch,)), blind)
+        loss = loss_of(BLIND * min(1.0, 3 * (1 - step / steps)))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -13,8 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
+
+from arforge.cli import main
+from arforge.engines import onnxruntime
+from arforge.runner import Runner
 
 pytest.importorskip("tokenizers")
 
@@ -198,11 +203,12 @@ def test_training_script_makes_checkpoints_and_goes_on(tmp_path: Path) -> None:
         command = [sys.executable, EMOJI / "train.py", *arguments, *places]
         return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
 
-    steps = ("--decoder-steps", 2, "--text-steps", 2, "--model-steps", 2)
-    assert "model 0/2 loss" in train("all", *steps)
-    first = (made / "llamagen-t2i.safetensors").read_bytes()
-    train("model", "--start", made, "--model-steps", 1)
-    assert (made / "llamagen-t2i.safetensors").read_bytes() != first
+    steps = ("--decoder-steps", 2, "--text-steps", 2, "--model-steps", 2, "--emu3-steps", 2)
+    assert train("all", *steps).count("model 0/2 loss") == 2
+    for stage, file in (("model", "llamagen-t2i.safetensors"), ("emu3", "emu3/model.safetensors")):
+        first = (made / file).read_bytes()
+        train(stage, "--start", made, f"--{stage}-steps", 1)
+        assert (made / file).read_bytes() != first
     sheet = tmp_path / "sheet.png"
     evaluate = [sys.executable, EMOJI / "evaluate.py", "--samples", 6, "--search", 2, "--sheet", sheet, "--write"]
     command = [str(word) for word in (*evaluate, "--work", work, "--checkpoints", made)]
@@ -235,7 +241,9 @@ def test_shipped_weights_are_small_whole_and_match() -> None:
     import weights
 
     files = list(CHECKPOINTS.rglob("*.safetensors"))
-    assert sum(file.stat().st_size for file in CHECKPOINTS.rglob("*") if file.is_file()) < 20e6
+    own = [file for file in (CHECKPOINTS / "emu3").iterdir() if file.is_file()]
+    assert sum(file.stat().st_size for file in own) < 10e6
+    assert sum(file.stat().st_size for file in CHECKPOINTS.rglob("*") if file.is_file() and file not in own) < 20e6
     for file in files:
         assert all(torch.isfinite(tensor.float()).all() for tensor in load_file(file).values())
     generator, tokenizer = weights.load_generator(CHECKPOINTS), weights.load_tokenizer(CHECKPOINTS)
@@ -249,3 +257,52 @@ def test_kept_figures_say_that_captions_work() -> None:
     best = facts["figures"][f"ntp, guidance {facts['best guidance']:g}, 1000 samples"]
     assert best["emoji"] >= 0.5
     assert best["group"] >= best["emoji"]
+
+
+def test_emu3_is_trained_on_what_the_runner_feeds(tmp_path: Path) -> None:
+    """The shipped folder, exported as a published one: greedy tokens are those of the training pass, cell by cell."""
+    import emu3
+
+    output, prompts = tmp_path / "emu3.bundle", ["a red heart", "the flag of japan"]
+    images = ("--image-tokenizer", CHECKPOINTS / "tokenizer.safetensors")
+    arguments = ("export", CHECKPOINTS / "emu3", "--grid", "10x10", "--precision", "fp32", *images, "--output", output)
+    done = CliRunner().invoke(main, [str(word) for word in arguments])
+    assert done.exit_code == 0, done.output
+    onnxruntime.build(output)
+    with Runner.open(output, threads=1) as runner:
+        found = runner.generate(prompts=prompts, schedule="ntp", guidance=2.0, greedy=True, top_k=0)
+        condition = runner.bundle.model.condition
+    model, tokenizer = emu3.load_folder(CHECKPOINTS / "emu3")
+    lines = emu3.Sequences(model.config, tokenizer)
+    assert list(condition.negative) == lines.negative
+    assert found.images.shape == (2, 40, 40, 3)
+    for text, tokens in zip(prompts, found.tokens, strict=True):
+        codes = torch.from_numpy(tokens)[None]
+        guided = []
+        for prompt in (lines.prompt(text), lines.negative):
+            ids = torch.cat([torch.tensor([prompt]), lines.image(codes)], dim=1)
+            decides = lines.targets(codes, len(prompt))[0] >= 0
+            with torch.no_grad():
+                guided.append(model(ids, torch.zeros(1, dtype=torch.int64))[0, decides])
+        logits = guided[1] + 2 * (guided[0] - guided[1])
+        assert torch.equal(logits.argmax(-1), codes[0])
+
+
+def test_emu3_batches_see_no_padding_and_decide_every_cell_once() -> None:
+    import emu3
+
+    tokenizer = emu3.train_tokenizer(["a red square", "a blue disc", "10*10"] * 20)
+    config = emu3.config_of(tokenizer)
+    torch.manual_seed(0)
+    model, lines = emu3.Emu3(config).eval(), emu3.Sequences(config, tokenizer)
+    codes = torch.randint(config.vocab_size, (2, config.cells))
+    targets = lines.targets(codes, prompt=7)
+    assert targets.shape == (2, 6 + config.cells + config.grid[0] - 1)
+    assert torch.equal(targets[targets >= 0].view(2, -1), codes)
+    prompt, fed = lines.prompt("a red disc"), lines.image(codes[:1])
+    assert fed[0, 10] == config.row_end
+    whole = torch.tensor([prompt + fed[0].tolist()])
+    padded = torch.tensor([[0] * 5 + whole[0].tolist()])
+    with torch.no_grad():
+        alone, beside = model(whole, torch.tensor([0])), model(padded, torch.tensor([5]))
+    torch.testing.assert_close(beside[:, 5:], alone, atol=1e-5, rtol=1e-4)
