@@ -1,7 +1,7 @@
 """Emu3 at small size, for training in torch: prompts and images are words of one vocabulary, in one line.
 
-Its folder is laid out as the published one: `config.json`, `tokenizer.json`, weights by the authors' names. What an image
-is fed is what the runner feeds it: the template of the family, codes row by row, a token behind each row.
+Its folder is laid out as the published one: `config.json`, `tokenizer.json`, weights by the authors' names. What an
+image is fed is what the runner feeds it: the template of the family, codes row by row, a token behind each row.
 """
 
 from __future__ import annotations
