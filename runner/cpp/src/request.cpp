@@ -113,14 +113,10 @@ bool Sampling::guided(std::int64_t first, std::int64_t images) const {
   return std::any_of(begin, begin + images, [](double scale) { return scale != 1; });
 }
 
-void fill_settings(const PlannedStep& step, const Sampling& sampling, std::int64_t first, std::int64_t images,
-                   StepBuffers& buffers) {
-  const std::int64_t outputs = static_cast<std::int64_t>(buffers.guidance.size()) / images;
+void fill_settings(const Sampling& sampling, std::int64_t first, std::int64_t images, StepBuffers& buffers) {
   for (std::int64_t image = 0; image < images; image++) {
     const auto given = static_cast<std::size_t>(first + image);
     const auto place = static_cast<std::size_t>(image);
-    std::fill_n(buffers.guidance.begin() + image * outputs, outputs,
-                static_cast<float>(step.scale(sampling.guidance[given])));
     buffers.temperature[place] = static_cast<float>(sampling.temperature[given]);
     buffers.top_k[place] = sampling.top_k[given];
     buffers.top_p[place] = static_cast<float>(sampling.top_p[given]);

@@ -31,6 +31,7 @@ struct EngineIdentity {
   std::filesystem::path graph;
   std::filesystem::path standard; // the same step in standard operators; empty where the weights are the engine's own
   std::vector<std::int64_t> widths;
+  std::int64_t exact_width; // the widest step in which a token gets the bits that it gets alone; 0: not known
 };
 
 // Reads manifest.json; throws Error (manifest, format_version, bundle). Files are not looked at.
