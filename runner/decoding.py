@@ -132,15 +132,14 @@ class JacobiDecoding:
 
     @property
     def done(self) -> int:
-        return int(self._at.min())
+        return int(self._line.steps[self._at.min()])
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        left = len(self._line) - self.done
-        if not left:
+        if self.done == len(self._plan.steps):
             return None
         # nothing can be drafted before the condition has been seen
-        return fitting_width(min(self._plan.jacobi, left) if self.done else 1, self._plan.widths), 0
+        return fitting_width(self._plan.jacobi if self._at.min() else 1, self._plan.widths), 0
 
     @property
     def written(self) -> int:

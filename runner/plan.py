@@ -87,6 +87,7 @@ class Line:
     targets: NDArray[np.int64]  # (inputs) the cell that each decides; -1 where it decides none
     guidance: NDArray[np.float64]  # (inputs) weights of guidance
     deciders: NDArray[np.int64]  # (cells) the input that decides each
+    steps: NDArray[np.int64]  # (inputs + 1) how many steps of the table the first inputs are
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -203,6 +204,9 @@ def make_line(schedule: Schedule, column: Callable[[Input], int]) -> Line:
         targets=np.array(targets, np.int64),
         guidance=np.array([step.guidance for step in schedule.steps for _ in step.inputs]),
         deciders=deciders,
+        steps=np.array(
+            [*(index for index, step in enumerate(schedule.steps) for _ in step.inputs), len(schedule.steps)]
+        ),
     )
 
 
