@@ -1,8 +1,8 @@
 """The steps of a batch of images, one after another, each made from what the ones before it sampled.
 
-A table of steps is followed as it stands (`TableDecoding`). A line of inputs, next-token, can also be run ahead on
-drafts (`JacobiDecoding`): a random number belongs to an image's seed and a cell, so deciding a cell again is no other
-draw, and a draft that comes out again, behind inputs that are all right, is what next-token decoding samples there.
+A table of steps is followed as it stands (`TableDecoding`), or run ahead on drafts (`JacobiDecoding`): a random number
+belongs to an image's seed and a cell, so deciding a cell again is no other draw, and a draft that comes out again, behind
+inputs that are all right, is what the table samples there.
 """
 
 from __future__ import annotations
@@ -115,9 +115,10 @@ class JacobiDecoding:
     """Each image is where its drafts have brought it; its rows have a write index, positions and masks of their own.
 
     A call feeds the inputs of the line from the first that is not yet in the cache: that one is right, the others are
-    as right as the drafts of their cells. What it samples becomes the cells' tokens; those behind a wrong input are
-    drafts again. Inputs that were right stay in the cache, the next call writes over the others. A cell that enters
-    the window begins with the token of the cell above, in row 0 with token 0.
+    as right as the drafts of their cells. What it samples becomes the cells' tokens. Those that saw right inputs alone
+    are decided, the others are drafts again. Inputs stay in the cache up to the first wrong one, the next call writes
+    over the others: where a later input does not see that one, its cell is decided all the same, and fed again. A cell
+    that enters the window begins with the token of the cell above, in row 0 with token 0.
     """
 
     def __init__(self, plan: Plan, line: Line, known: NDArray[np.int64], prefixes: Prefixes, drawing: Drawing) -> None:
@@ -126,21 +127,24 @@ class JacobiDecoding:
         self._plan, self._line, self._prefixes, self._drawing = plan, line, prefixes, drawing
         self._slot = plan.steps[0].write_index  # of the line's first input
         self._at = np.zeros(images, np.int64)  # inputs in the cache that are right
-        self._drafted = np.zeros(images, np.int64)  # cells that are decided, or have a draft
+        self._decided = np.zeros((images, plan.schedule.cells), np.bool_)
+        self._drafted = np.zeros_like(self._decided)  # cells that are decided, or have a draft
         self._lanes = len(known) // images  # rows of an image
         self._window = np.zeros((images, 0), np.int64)  # of the next call: places in the line
+        self._sees = np.zeros((images, 0, len(line)), np.bool_)  # of the line, by its inputs
 
     @property
     def done(self) -> int:
-        return int(self._at.min())
+        return int(self._line.steps[self._at.min()])
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        left = len(self._line) - self.done
+        first = int(self._at.min())
+        left = len(self._line) - first
         if not left:
             return None
         # nothing can be drafted before the condition has been seen
-        return fitting_width(min(self._plan.jacobi, left) if self.done else 1, self._plan.widths), 0
+        return fitting_width(min(self._plan.jacobi, left) if first else 1, self._plan.widths), 0
 
     @property
     def written(self) -> int:
@@ -150,15 +154,17 @@ class JacobiDecoding:
         line, width = self._line, buffers.tokens.shape[1]
         places = np.minimum(self._at[:, None], len(line) - 1) + np.arange(width)
         self._window = np.minimum(places, len(line) - 1)  # done images, and what is left over, repeat the last input
+        self._sees = line.sees(self._window)
         self._draft(line.sources[self._window])
         window = np.tile(self._window, (self._lanes, 1))
         buffers.tokens[:] = np.take_along_axis(self.known, line.columns[window], axis=1)
         positions = line.positions[window]
         buffers.positions[:] = positions if self._prefixes.places is None else positions + self._prefixes.places
-        first = np.tile(self._slot + places[:, 0], self._lanes)
-        buffers.write_index[:] = first
-        slots = np.arange(buffers.mask.shape[-1])
-        buffers.mask[:, 0] = slots <= (first[:, None] + np.arange(width))[..., None]
+        buffers.write_index[:] = np.tile(self._slot + places[:, 0], self._lanes)
+        zero_slots = self._plan.schedule.zero_slots
+        buffers.mask[:] = False
+        buffers.mask[:, 0, :, :zero_slots] = np.arange(zero_slots) < line.holes[window][..., None]
+        buffers.mask[:, 0, :, self._slot : self._slot + len(line)] = np.tile(self._sees, (self._lanes, 1, 1))
         if self._prefixes.seen is not None:
             buffers.mask[:, 0, :, self._plan.steps[0].prompt] = self._prefixes.seen[:, None]
         cells = line.targets[self._window]
@@ -170,32 +176,50 @@ class JacobiDecoding:
 
     def store(self, buffers: StepBuffers) -> None:
         line, window, drawn = self._line, self._window, buffers.next_tokens
-        fed = buffers.tokens[: len(window)]
-        sources = line.sources[window]
-        output = np.where(sources < 0, -1, line.deciders[sources] - window[:, :1])  # that decides what an input was fed
-        right = (output < 0) | (np.take_along_axis(drawn, np.maximum(output, 0), axis=1) == fed)
-        right[:, 0] = True
         running = self._at < len(line)
-        kept = np.minimum(np.cumprod(right, axis=1).sum(axis=1), len(line) - self._at)
+        wrong, misled = self._judge(buffers.tokens[: len(window)], drawn)
+        right = np.cumprod(~wrong, axis=1).sum(axis=1)
         cells = line.targets[window]
-        first = (self._at[:, None] + np.arange(window.shape[1]) < len(line)) & (cells >= 0)  # no repeated last input
-        images, places = np.nonzero(first)
+        first = self._at[:, None] + np.arange(window.shape[1]) < len(line)  # no repeated last input
+        images, places = np.nonzero(first & (cells >= 0) & ~self._of_cells(self._decided, cells))
+        stored = images, cells[images, places]
         for lane in range(self._lanes):
-            self.known[images + lane * len(window), cells[images, places]] = drawn[images, places]
-        self._drafted = np.maximum(self._drafted, np.where(first, cells + 1, 0).max(axis=1))
+            self.known[images + lane * len(window), stored[1]] = drawn[images, places]
+        self._drafted[stored] = True
+        self._decided[stored] = ~misled[images, places]
         self.passes += running
-        self._at += kept
+        self._at += np.minimum(right, len(line) - self._at)
+
+    def _judge(self, fed: NDArray[np.int64], drawn: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which inputs of the window were wrong, and which outputs saw one that was, (images, width) each.
+
+        An input is wrong if it was fed a draft that did not come out again, or that came out of an output so misled.
+        """
+        sources = self._line.sources[self._window]
+        drafted = (sources >= 0) & ~self._of_cells(self._decided, sources)
+        output = np.where(drafted, self._line.deciders[sources] - self._window[:, :1], 0)  # that decides a draft's cell
+        differs = drafted & (np.take_along_axis(drawn, output, axis=1) != fed)
+        sees = np.take_along_axis(self._sees, self._window[:, None], axis=2)  # (images, width, width)
+        wrong = differs
+        while True:
+            misled = (sees & wrong[:, None]).any(axis=2)
+            found = differs | (drafted & np.take_along_axis(misled, output, axis=1))
+            if (found == wrong).all():
+                return wrong, misled
+            wrong = found
 
     def _draft(self, cells: NDArray[np.int64]) -> None:
         """First drafts of the cells, (images, width), that have none; -1 stands for no cell."""
-        images = np.arange(len(cells))
-        for column in cells.T:
-            new = images[column >= self._drafted]
-            if not new.size:
-                continue
-            cell = column[new]
+        missing = (cells >= 0) & ~self._of_cells(self._drafted, cells)
+        for place in np.flatnonzero(missing.any(axis=0)):
+            new = np.flatnonzero(missing[:, place])
+            cell = cells[new, place]
             above = cell - self._plan.schedule.grid[1]
             for lane in range(self._lanes):
-                row = new + lane * len(images)
+                row = new + lane * len(cells)
                 self.known[row, cell] = np.where(above >= 0, self.known[row, np.maximum(above, 0)], 0)
-            self._drafted[new] = cell + 1
+            self._drafted[new, cell] = True
+
+    def _of_cells(self, facts: NDArray[np.bool_], cells: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The facts (images, cells) of some cells, (images, width); of -1 those of any."""
+        return np.take_along_axis(facts, np.maximum(cells, 0), axis=1)

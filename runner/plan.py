@@ -79,7 +79,7 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Line:
-    """The inputs of a table that is one line, one after another: each sees all before it, and stays in the cache."""
+    """The inputs of a table in the order of their cache slots. Each stays, and sees only what stands before it."""
 
     columns: NDArray[np.int64]  # (inputs) of `known` that hold their tokens
     positions: NDArray[np.int64]  # (inputs)
@@ -87,9 +87,18 @@ class Line:
     targets: NDArray[np.int64]  # (inputs) the cell that each decides; -1 where it decides none
     guidance: NDArray[np.float64]  # (inputs) weights of guidance
     deciders: NDArray[np.int64]  # (cells) the input that decides each
+    ranks: NDArray[np.int32]  # (inputs)
+    holes: NDArray[np.int32]  # (inputs) zero slots that each sees
+    until: NDArray[np.int32]  # (inputs) the first input that no longer sees it, since it is retired
+    steps: NDArray[np.int64]  # (inputs + 1) steps of the table that the first so many inputs are all of
 
     def __len__(self) -> int:
         return len(self.columns)
+
+    def sees(self, inputs: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which inputs of the line those at some places see, bool (*places, inputs)."""
+        place, every = inputs[..., None].astype(np.int32), np.arange(len(self), dtype=np.int32)
+        return (every <= place) & (place < self.until) & (self.ranks <= self.ranks[place])
 
 
 @dataclass(frozen=True)
@@ -187,22 +196,25 @@ def make_plan(
 def make_line(schedule: Schedule, column: Callable[[Input], int]) -> Line:
     """The line of a schedule that `check.is_line` finds to be one."""
     inputs = [given for step in schedule.steps for given in step.inputs]
-    targets = [
-        next((target.cell for target in step.targets if target.row == row), -1)
-        for step in schedule.steps
-        for row in range(step.width)
-    ]
-    deciders = np.zeros(schedule.cells, np.int64)
-    for place, cell in enumerate(targets):
-        if cell >= 0:
-            deciders[cell] = place
+    ends = np.cumsum([step.width for step in schedule.steps])
+    targets, deciders = np.full(len(inputs), -1), np.zeros(schedule.cells, np.int64)
+    until = np.full(len(inputs), len(inputs), np.int32)
+    for step, end in zip(schedule.steps, ends, strict=True):
+        first = end - step.width
+        until[[slot - schedule.zero_slots for slot in step.retire]] = first
+        for row, cell in step.targets:
+            targets[first + row], deciders[cell] = cell, first + row
     return Line(
         columns=np.array([column(given) for given in inputs], np.int64),
         positions=np.array([given.position for given in inputs], np.int64),
         sources=np.array([given.value if given.source is Source.CELL else -1 for given in inputs], np.int64),
-        targets=np.array(targets, np.int64),
+        targets=targets,
         guidance=np.array([step.guidance for step in schedule.steps for _ in step.inputs]),
         deciders=deciders,
+        ranks=np.array([given.rank for given in inputs], np.int32),
+        holes=np.array([given.holes for given in inputs], np.int32),
+        until=until,
+        steps=np.searchsorted(ends, np.arange(len(inputs) + 1), side="right"),
     )
 
 

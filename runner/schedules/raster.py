@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from arforge.runner.errors import ScheduleError
 from arforge.runner.schedules.schedule import CLASS_TOKEN, Input, Schedule, Source, Step, Target
 
@@ -34,6 +36,7 @@ def zipar(
     seed: str = "published",
     holes: str = "published",
     cfg_interval: int = -1,
+    jacobi: int = 0,
 ) -> Schedule:
     """ZipAR: a row starts once the row above it has `window` cells; every started row gains one cell a step.
 
@@ -44,6 +47,8 @@ def zipar(
       of row r ("nearest"). When row r is complete its true last token is fed and the stand-in is retired.
     - `holes`: an input also sees the not yet written cells before it as zero slots ("published"), or not ("masked").
 
+    `jacobi`: as in `next_token`; inputs of all rows count.
+
     Raises ScheduleError if the window is not within 1..width. A window of the full width decodes in next-token
     order (the authors' code fails there).
     """
@@ -51,7 +56,8 @@ def zipar(
     if not 1 <= window <= width:
         raise ScheduleError(f"window {window} does not fit a grid of {height}x{width}: use zipar:1 to zipar:{width}")
     check_interval(cfg_interval)
-    return _ZipAR(grid, window, first_row, seed, holes, cfg_interval).build(specification)
+    check_jacobi(jacobi, grid)
+    return replace(_ZipAR(grid, window, first_row, seed, holes, cfg_interval).build(specification), jacobi=jacobi)
 
 
 def _input(cell: int, token_of: int | None = None) -> Input:

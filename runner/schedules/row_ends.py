@@ -26,7 +26,9 @@ def next_token(
     return replace(_Rows(grid, row_end, grid[1], cfg_interval).build(specification), jacobi=jacobi)
 
 
-def zipar(specification: str, grid: tuple[int, int], row_end: int, window: int, cfg_interval: int = -1) -> Schedule:
+def zipar(
+    specification: str, grid: tuple[int, int], row_end: int, window: int, cfg_interval: int = -1, jacobi: int = 0
+) -> Schedule:
     """ZipAR as Lumina-mGPT's published loop has it: a row starts once the row above has `window` - 1 cells.
 
     The end of the row above is counted in the window, as the first of the new row's inputs. Every started row gains
@@ -39,7 +41,8 @@ def zipar(specification: str, grid: tuple[int, int], row_end: int, window: int, 
             f"zipar:{width + 1}"
         )
     check_interval(cfg_interval)
-    return _Rows(grid, row_end, window - 1, cfg_interval).build(specification)
+    check_jacobi(jacobi, grid)
+    return replace(_Rows(grid, row_end, window - 1, cfg_interval).build(specification), jacobi=jacobi)
 
 
 class _Rows:

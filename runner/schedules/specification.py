@@ -29,12 +29,10 @@ class Kind:
     row_ends: Callable[..., Schedule] | None = None  # builds for models whose rows end in a token; options as there
 
 
-CFG_INTERVAL = {"cfg-interval": (INTEGER, "-1")}
+RASTER = {"cfg-interval": (INTEGER, "-1"), "jacobi": (INTEGER, "0")}
 ROW_END_OPTIONS = ("cfg-interval", "jacobi")
 KINDS = {
-    "ntp": Kind(
-        raster.next_token, None, {**CFG_INTERVAL, "jacobi": (INTEGER, "0")}, "raster", row_ends=row_ends.next_token
-    ),
+    "ntp": Kind(raster.next_token, None, RASTER, "raster", row_ends=row_ends.next_token),
     "zipar": Kind(
         raster.zipar,
         "window",
@@ -42,7 +40,7 @@ KINDS = {
             "first-row": (("published", "windowed"), "published"),
             "seed": (("published", "nearest"), "published"),
             "holes": (("published", "masked"), "published"),
-            **CFG_INTERVAL,
+            **RASTER,
         },
         "raster",
         row_ends=row_ends.zipar,
