@@ -1,8 +1,9 @@
 """The steps of a batch of images, one after another, each made from what the ones before it sampled.
 
 A table of steps is followed as it stands (`TableDecoding`), or run ahead on drafts (`JacobiDecoding`): a random number
-belongs to an image's seed and a cell, so deciding a cell again is no other draw, and a draft that comes out again, behind
-inputs that are all right, is what the table samples there.
+belongs to an image's seed and a cell, so deciding a cell again is no other draw, and a draft that comes out again,
+behind inputs that are all right, is what the table samples there. Or each image has a table of its own, which is made
+as its rows start (`AdaptiveDecoding`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from numpy.typing import NDArray
 from arforge.runner.backends.engine import StepBuffers
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.conditions import Prompt
-from arforge.runner.plan import Line, Plan, PlannedStep, Prefixes, fitting_width
+from arforge.runner.plan import Line, Plan, PlannedStep, Prefixes, column_of, fitting_width, plan_step
 from arforge.runner.randomness import Randomness
+from arforge.runner.schedules.rows import rows_of
+from arforge.runner.schedules.schedule import RowRules, Target
+from arforge.runner.schedules.visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Decoding(Protocol):
 
     @property
     def done(self) -> int:
-        """How many of the plan's steps every image has behind it."""
+        """How much of the plan's `length` every image has behind it."""
 
     def fill(self, buffers: StepBuffers) -> None: ...
 
@@ -69,6 +73,8 @@ def decoding_of(
 ) -> Decoding:
     """The decoding of a batch, a prompt a row; `tokens` (images, cells): those of kept cells count."""
     known = plan.known(model, prompts, tokens)
+    if plan.schedule.rows is not None:
+        return AdaptiveDecoding(plan, plan.schedule.rows, known, prefixes, drawing)
     if plan.line is not None:
         return JacobiDecoding(plan, plan.line, known, prefixes, drawing)
     return TableDecoding(plan, known, prefixes, drawing)
@@ -223,3 +229,97 @@ class JacobiDecoding:
     def _of_cells(self, facts: NDArray[np.bool_], cells: NDArray[np.int64]) -> NDArray[np.bool_]:
         """The facts (images, cells) of some cells, (images, width); of -1 those of any."""
         return np.take_along_axis(facts, np.maximum(cells, 0), axis=1)
+
+
+class AdaptiveDecoding:
+    """Each image is decoded row by row, and its rows start as its own tokens allow (`schedules/raster.py`).
+
+    Images of a batch are at steps of their own, with as many inputs as the widest of them; done ones repeat their last.
+    """
+
+    def __init__(
+        self, plan: Plan, rules: RowRules, known: NDArray[np.int64], prefixes: Prefixes, drawing: Drawing
+    ) -> None:
+        count = len(drawing.random)
+        every = np.arange(plan.schedule.cells)
+        self.known = known
+        self._plan, self._prefixes, self._drawing = plan, prefixes, drawing
+        self._images = [RowImage(plan, rules) for _ in range(count)]
+        self._random = [drawing.random.part(slice(image, image + 1), every) for image in range(count)]
+        self._column = column_of(plan.schedule)
+        self._planned: list[PlannedStep] = []  # of the call that has been filled
+
+    @property
+    def passes(self) -> NDArray[np.int64]:
+        return np.array([image.passes for image in self._images])
+
+    @property
+    def done(self) -> int:
+        return min(image.decided for image in self._images)
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        if all(image.complete for image in self._images):
+            return None
+        return fitting_width(max(image.step.width for image in self._images), self._plan.widths), 0
+
+    @property
+    def written(self) -> int:
+        return max(step.write_index + step.width for step in self._planned)
+
+    def fill(self, buffers: StepBuffers) -> None:
+        count, width = len(self._images), buffers.tokens.shape[1]
+        prompt = self._plan.steps[0].prompt
+        self._planned = [
+            plan_step(image.step, image.mask, image.write_index, width, self._column, prompt) for image in self._images
+        ]
+        for index, (step, random) in enumerate(zip(self._planned, self._random, strict=True)):
+            own, part = slice(index, None, count), buffers.of(index)
+            step.fill(part, self.known[own], self._prefixes.of(own))
+            random.fill(part, step.target_cells, step.target_rows)
+            part.guidance[:] = step.scale(self._drawing.guidance[index])
+
+    def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
+        return buffers.next_tokens
+
+    def store(self, buffers: StepBuffers) -> None:
+        for index, image in enumerate(self._images):
+            if not image.complete:
+                drawn = buffers.next_tokens[index]
+                for row, cell in image.take(drawn):
+                    self.known[index :: len(self._images), cell] = drawn[row]
+
+
+class RowImage:
+    """One image: the step that it takes next, and the draft of its row on trial."""
+
+    def __init__(self, plan: Plan, rules: RowRules) -> None:
+        schedule = plan.schedule
+        self.passes = self.decided = 0
+        self.complete = False
+        self._rows = rows_of(schedule.grid, rules, schedule.zero_slots)
+        self._visibility = Visibility(plan.slots - plan.prompt_slots, schedule.zero_slots)
+        self._draft: int | None = None
+        self._advance()
+
+    def take(self, drawn: NDArray[np.int64]) -> tuple[Target, ...]:
+        """What the step has decided, from the tokens of its outputs; the image is at its next step then."""
+        decided = self.step.targets
+        token = int(drawn[decided[-1].row])
+        if self._rows.trial is None or token == self._draft:
+            self._draft = None
+        else:  # the next step writes over its slot
+            self._draft = token
+            self._rows.withdraw()
+            decided = decided[:-1]
+        self.passes += 1
+        self.decided += len(decided)
+        self.complete = self._rows.complete
+        if not self.complete:
+            self._advance()
+        return decided
+
+    def _advance(self) -> None:
+        self.write_index = self._rows.slot
+        self.step = self._rows.next()
+        self.mask = self._visibility.mask(self.step, self.write_index)

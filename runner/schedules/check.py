@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 from arforge.runner.errors import ScheduleError
+from arforge.runner.schedules.rows import bound
 from arforge.runner.schedules.schedule import Schedule, Source, Step
 
 MAX_CELLS = 1 << 16
@@ -32,6 +34,11 @@ def checked(schedule: Schedule) -> Schedule:
         state.check(index, step)
     if schedule.jacobi and not is_line(schedule):
         raise ScheduleError(f"schedule {schedule.specification}: its inputs are no line to run ahead of on drafts")
+    if (
+        schedule.rows
+        and replace(bound(schedule.specification, schedule.grid, schedule.rows), rows=schedule.rows) != schedule
+    ):
+        raise ScheduleError(f"schedule {schedule.specification}: its steps are not those that its rows are bounded by")
     missing = schedule.cells - len(state.decided)
     if missing:
         raise ScheduleError(f"schedule {schedule.specification}: {missing} cells are never decided")
