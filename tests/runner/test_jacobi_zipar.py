@@ -82,21 +82,18 @@ def test_an_engine_of_fixed_widths_pads_to_them(bundle_copy: Path, runner: Runne
         np.testing.assert_array_equal(padded.generate(**settings).tokens, runner.generate(**settings).tokens)
 
 
-def test_progress_counts_the_steps_of_the_table(runner: Runner, ids_runner: Runner) -> None:
-    for opened, kind, schedule in (
-        (runner, "classes", "zipar:4"),
-        (ids_runner, "ids", "zipar:3"),
-        (ids_runner, "ids", "ntp"),
-    ):
-        seen: list[tuple[int, int]] = []
-        opened.generate(
-            **asked(kind), schedule=f"{schedule},jacobi=5", progress=lambda done, steps: seen.append((done, steps))
-        )
-        steps = len(opened.bundle.schedule(schedule).steps)
-        done = [done for done, _ in seen]
-        assert {total for _, total in seen} == {steps}
-        assert done == sorted(done)
-        assert done[-1] == steps > done[-2]
+@pytest.mark.parametrize(("kind", "schedule"), [("classes", "zipar:4"), ("ids", "zipar:3"), ("ids", "ntp")])
+def test_progress_counts_the_steps_of_the_table(runner: Runner, ids_runner: Runner, kind: str, schedule: str) -> None:
+    opened = {"classes": runner, "ids": ids_runner}[kind]
+    seen: list[tuple[int, int]] = []
+    opened.generate(
+        **asked(kind), schedule=f"{schedule},jacobi=5", progress=lambda done, steps: seen.append((done, steps))
+    )
+    steps = len(opened.bundle.schedule(schedule).steps)
+    done = [done for done, _ in seen]
+    assert {total for _, total in seen} == {steps}
+    assert done == sorted(done)
+    assert done[-1] == steps > done[-2]
 
 
 grids = st.tuples(st.integers(1, 5), st.integers(1, 6))
