@@ -93,6 +93,15 @@ class Schedule:
             return tuple(range(1, max(step.width for step in self.steps) + 1))
         return tuple(sorted({step.width for step in self.steps}))
 
+    @property
+    def pace(self) -> str | None:
+        """How an image's calls differ from the steps, in words; None where they are the steps."""
+        if self.jacobi:
+            return f"an image takes as many calls as its drafts need, of up to {self.jacobi} tokens"
+        if self.rows:
+            return "an image takes at least these steps: a row starts when its first token has settled"
+        return None
+
     def outputs(self, step: Step) -> int:
         """How many tokens the step samples for an image, wanted or not."""
         return len(step.targets) if self.queries else step.width
