@@ -319,8 +319,8 @@ class Runner:
         engine, table = self._live_engine(), self.bundle.schedule(schedule, kept)
         if engine.own_mask and not sees_all_before(table):
             raise EngineError(
-                "the engine was built for next-token decoding, in which all that is before is seen: build it again with "
-                f"--schedule {schedule}"
+                "the engine was built for next-token decoding, in which all that is before is seen: build it again "
+                f"with --schedule {schedule}"
             )
         return make_plan(table, engine.widths, prompt_slots, engine.exact_width)
 
