@@ -102,7 +102,9 @@ class JacobiDecoding : public Decoding {
 public:
   JacobiDecoding(const Plan& plan, State start, const Drawing& drawing);
 
-  [[nodiscard]] std::optional<Shape> shape() const override;
+  [[nodiscard]] std::optional<Shape> shape() const override {
+    return behind_ == line_.inputs() ? std::nullopt : std::optional(next());
+  }
   [[nodiscard]] std::int64_t done() const override { return at(line_.steps, behind_); }
   [[nodiscard]] std::int64_t passes(std::int64_t image) const override { return at(passes_, image); }
   [[nodiscard]] const std::vector<std::int64_t>& outputs() const override { return behind_ == 0 ? first_ : all_; }
@@ -110,6 +112,7 @@ public:
   void store(const StepBuffers& buffers) override;
 
 private:
+  [[nodiscard]] Shape next() const;
   // Done images, and what is left over of a window, repeat the last input.
   [[nodiscard]] std::int64_t place(std::int64_t input) const { return std::min(input, line_.inputs() - 1); }
   void draft(std::int64_t image, std::int64_t cell);
@@ -133,18 +136,15 @@ JacobiDecoding::JacobiDecoding(const Plan& plan, State start, const Drawing& dra
   std::iota(all_.begin(), all_.end(), 0);
 }
 
-std::optional<Shape> JacobiDecoding::shape() const {
-  if (behind_ == line_.inputs()) {
-    return std::nullopt;
-  }
+Shape JacobiDecoding::next() const {
   // nothing can be drafted before the condition has been seen
   const std::int64_t width = behind_ == 0 ? plan_.first_width : plan_.jacobi_width;
   const std::int64_t furthest = place(*std::max_element(at_.begin(), at_.end()));
-  return Shape{width, 0, plan_.live(slot_ + furthest + width)};
+  return {width, 0, plan_.live(slot_ + furthest + width)};
 }
 
 void JacobiDecoding::fill(StepBuffers& buffers) {
-  const Shape now = *shape();
+  const Shape now = next();
   for (std::int64_t image = 0; image < state_.images; image++) {
     const std::int64_t first = place(at(at_, image));
     for (std::int64_t output = 0; output < now.width; output++) {
