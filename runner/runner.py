@@ -218,10 +218,10 @@ class Runner:
             plans = [self._plans(schedule, window.kept, slots) for window in canvas.windows]
             engine = self._live_engine()
             together = min(batch, engine.largest_batch or batch)
-            if engine.one_mask and any(plan.jacobi for plan in plans):
+            if engine.one_mask and any(plan.own_pace for plan in plans):
                 together = 1  # since images get on at paces of their own
             parts = [slice(first, first + together) for first in range(0, count, together)]
-            steps = sum(len(plan.steps) for plan in plans)
+            steps = sum(plan.length for plan in plans)
             watch = Watch(steps * len(parts), progress, cancel)
             pixels = Pixels(count, keep) if keep and self.bundle.image_tokenizer is not None else None
             passes = np.zeros(count, np.int64)

@@ -250,7 +250,8 @@ def test_the_schedule_says_how_far_it_runs_ahead() -> None:
         ("jacobi:-3", "use 2 to 16"),
         ("ntp,jacobi=x", "option jacobi needs a whole number"),
         ("jacobi", "unknown schedule 'jacobi'"),
-        ("zipar:2,jacobi=4", "unknown option 'jacobi=4' of schedule zipar"),
+        ("zipar:2,jacobi=17", "use 2 to 16"),
+        ("zipar:0,jacobi=4", "window 0 does not fit"),
     ],
 )
 def test_windows_that_do_not_fit_are_refused(specification: str, message: str) -> None:
@@ -258,7 +259,8 @@ def test_windows_that_do_not_fit_are_refused(specification: str, message: str) -
         compile_schedule(specification, (4, 4))
 
 
-def test_a_file_whose_table_is_no_line_does_not_run_ahead() -> None:
-    table = replace(compile_schedule("zipar:2", (4, 4)), jacobi=4)
-    with pytest.raises(ScheduleError, match="only next-token decoding can run ahead on drafts"):
+@pytest.mark.parametrize("specification", ["par:4", "arpg:5"])
+def test_a_file_whose_table_is_no_line_does_not_run_ahead(specification: str) -> None:
+    table = replace(compile_schedule(specification, (4, 4)), jacobi=4)
+    with pytest.raises(ScheduleError, match="its inputs are no line to run ahead of on drafts"):
         load(dump(table), "a.schedule")

@@ -4,6 +4,7 @@
 #include <numeric>
 #include <utility>
 
+#include "randomness.h"
 #include "schedules/visibility.h"
 
 namespace arforge {
@@ -223,7 +224,7 @@ void JacobiDecoding::draft(std::int64_t image, std::int64_t cell) {
 
 void Drawing::fill(StepBuffers& buffers, std::int64_t image, std::int64_t output, std::int64_t cell) const {
   const auto outputs = static_cast<std::int64_t>(buffers.next_tokens.size() / buffers.temperature.size());
-  at(buffers.uniforms, image * outputs + output) = at(uniforms, (first + image) * canvas + at(cells, cell));
+  fill_random(buffers, image * outputs + output, at(seeds, first + image), at(cells, cell));
 }
 
 float Drawing::scale(std::int64_t image, double weight) const {

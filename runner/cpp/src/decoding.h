@@ -17,8 +17,7 @@ namespace arforge {
 
 // What the cells of a batch are drawn with; refers to what a request has, of whose images `first` is the batch's first.
 struct Drawing {
-  const std::vector<float>& uniforms;     // (images of the request, cells of its canvas)
-  std::int64_t canvas;                    // cells of the canvas
+  const std::vector<std::uint64_t>& seeds; // (images of the request)
   const std::vector<std::int64_t>& cells; // (cells of the plan's grid) that of the canvas which each is
   const std::vector<double>& guidance;    // (images of the request)
   std::int64_t first;

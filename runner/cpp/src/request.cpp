@@ -1,8 +1,8 @@
 #include "request.h"
 
 #include <algorithm>
+#include <numeric>
 
-#include "randomness.h"
 #include "text.h"
 
 namespace arforge {
@@ -123,17 +123,13 @@ void fill_settings(const Sampling& sampling, std::int64_t first, std::int64_t im
   }
 }
 
-std::vector<float> uniforms_of(const Request& request, std::int64_t cells) {
-  std::vector<float> numbers;
-  const auto images = static_cast<std::size_t>(images_of(request));
-  numbers.reserve(images * static_cast<std::size_t>(cells));
-  for (std::size_t image = 0; image < images; image++) {
-    const std::uint64_t seed = request.seeds.empty() ? image : request.seeds[image];
-    for (std::int64_t cell = 0; cell < cells; cell++) {
-      numbers.push_back(uniform(seed, static_cast<std::uint64_t>(cell)));
-    }
+std::vector<std::uint64_t> seeds_of(const Request& request) {
+  std::vector<std::uint64_t> seeds = request.seeds;
+  if (seeds.empty()) {
+    seeds.resize(static_cast<std::size_t>(images_of(request)));
+    std::iota(seeds.begin(), seeds.end(), 0);
   }
-  return numbers;
+  return seeds;
 }
 
 } // namespace arforge

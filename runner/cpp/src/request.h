@@ -40,7 +40,7 @@ void check_images(const std::optional<ImageTokenizerFacts>& tokenizer, std::int6
 // Writes the settings of the images from `first` on, guidance excepted. Allocates nothing.
 void fill_settings(const Sampling& sampling, std::int64_t first, std::int64_t images, StepBuffers& buffers);
 
-// Uniform numbers (images, cells) of the request's seeds.
-std::vector<float> uniforms_of(const Request& request, std::int64_t cells);
+// A seed an image: the request's, or their places in it.
+std::vector<std::uint64_t> seeds_of(const Request& request);
 
 } // namespace arforge

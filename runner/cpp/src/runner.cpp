@@ -36,7 +36,7 @@ struct Generation {
   const Request& request;
   Sampling sampling;
   Conditions conditions;
-  std::vector<float> uniforms; // (images, canvas cells)
+  std::vector<std::uint64_t> seeds; // (images)
   std::int64_t done, steps;    // of the whole request
   Result& result;
 };
@@ -132,7 +132,7 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
   generation.result.condition_seconds += filled;
   generation.result.seconds -= filled; // of which it is a part otherwise
   const std::vector<std::int64_t> tokens = canvas.take(window, batch.first, images);
-  const Drawing drawing{generation.uniforms, canvas.cells(), window.cells, generation.sampling.guidance, batch.first};
+  const Drawing drawing{generation.seeds, window.cells, generation.sampling.guidance, batch.first};
   const std::unique_ptr<Decoding> decoding =
       decoding_of(plan, start_of(plan, bundle.model, images, prompts, tokens), drawing);
   const std::int64_t before = generation.done;
@@ -196,7 +196,7 @@ Result Runner::Implementation::generate(const Request& request) {
     calls += window_plans.back()->calls();
   }
   const std::int64_t batches = (images + request.batch - 1) / request.batch;
-  Generation generation{request,         sampling, std::move(conditions), uniforms_of(request, canvas.cells()), 0,
+  Generation generation{request,         sampling, std::move(conditions), seeds_of(request), 0,
                         batches * steps, result};
   result.step_seconds.reserve(static_cast<std::size_t>(batches * calls)); // so that the loop allocates nothing
   result.engine_seconds.reserve(static_cast<std::size_t>(batches * calls));

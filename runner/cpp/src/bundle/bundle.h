@@ -46,8 +46,7 @@ Bundle parse_manifest(const std::string& content, const std::string& name);
 // The identity that `arforge build` wrote; throws Error (manifest, engine).
 EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine);
 
-// Opens and checks a bundle; throws Error whose code names the way in which it is wrong, or which says what it needs
-// and this arforge does not run yet (format_version).
+// Opens and checks a bundle; throws Error whose code names the way in which it is wrong.
 Bundle open_bundle(const std::filesystem::path& root);
 
 // Compares every file with its sha256; throws Error (hash) for the first that differs.
