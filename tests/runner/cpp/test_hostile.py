@@ -67,7 +67,6 @@ def test_hostile_bundles_are_refused_as_python_refuses_them(sanitized: Any, bund
     answers = [line.split("\t", 1) for line in done.stdout.removesuffix("\n").split("\n")]
     assert all(message for code, message in answers if code != "0")
     found = [(case.name, int(code)) for case, (code, _) in zip(listed, answers, strict=True)]
-    assert [(a, b) for a, b in zip(found, expected, strict=True) if a != b] == []
     assert found == expected
     assert expected[0] == ("sound", 0)
     assert sum(code == 0 for _, code in found) < 9
