@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from arforge.engine import precision_of
-from arforge.options import PATH, Numbers, human, measured_widths
+from arforge.options import PATH, Numbers, human, measured_jacobi, measured_widths
 from arforge.runner.errors import EngineError
 from arforge.runner.targets import TARGETS
 
@@ -44,6 +44,11 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
     "--measure-widths",
     is_flag=True,
     help="ONNX Runtime: time a step of every width that the stored schedules use, and pad where that is quicker.",
+)
+@click.option(
+    "--measure-jacobi",
+    is_flag=True,
+    help="ONNX Runtime: see which jacobi:L is quickest here, by the calls of whole images and what a call costs.",
 )
 @click.option(
     "--quantization",
@@ -86,6 +91,7 @@ def command(
     widths: tuple[tuple[int, ...], ...],
     prefill_widths: tuple[tuple[int, ...], ...],
     measure_widths: bool,
+    measure_jacobi: bool,
     quantization: str | None,
     images: tuple[tuple[int, ...], ...],
     schedules: tuple[str, ...],
@@ -117,7 +123,9 @@ def command(
             "--graphs": graphs is not None,
         }
         refuse([name for name, value in given.items() if value])
-        build_onnxruntime(bundle, precision, flat, quantization, measure_widths)
+        build_onnxruntime(
+            bundle, precision, flat, quantization, measure_widths=measure_widths, measure_jacobi=measure_jacobi
+        )
         return
     if quantization:
         raise EngineError("--quantization is for ONNX Runtime: TensorRT's int8 is that of `arforge calibrate`")
@@ -125,6 +133,8 @@ def command(
         raise EngineError("--graphs goes with --dry-run: a build keeps its graphs in the bundle")
     if measure_widths:
         raise EngineError("--measure-widths is for ONNX Runtime: name TensorRT's widths with --width")
+    if measure_jacobi:
+        raise EngineError("--measure-jacobi is for ONNX Runtime: compare windows with `arforge profile` on the device")
     from arforge.engines.tensorrt import BuildJob, build
 
     batches = [count for group in images for count in group] or [1]
@@ -167,11 +177,19 @@ def refuse(options: Sequence[str]) -> None:
 
 
 def build_onnxruntime(
-    bundle: Path, precision: str, widths: Sequence[int], quantization: str | None, measure_widths: bool
+    bundle: Path,
+    precision: str,
+    widths: Sequence[int],
+    quantization: str | None,
+    *,
+    measure_widths: bool,
+    measure_jacobi: bool,
 ) -> None:
     from arforge.engines import onnxruntime
 
-    built = onnxruntime.build(bundle, precision, widths, quantization, measure_widths=measure_widths)
+    built = onnxruntime.build(
+        bundle, precision, widths, quantization, measure_widths=measure_widths, measure_jacobi=measure_jacobi
+    )
     identity = built.identity
     click.echo(
         f"built {identity['target']} {precision} for {identity['device']}: {identity['library']}, "
@@ -179,3 +197,5 @@ def build_onnxruntime(
     )
     if measure_widths:
         click.echo(measured_widths(identity))
+    if measure_jacobi:
+        click.echo(measured_jacobi(identity))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from arforge.options import PATH, human, measured_widths
+from arforge.options import PATH, human, measured_jacobi, measured_widths
 from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition, IdsCondition, ModelFacts, open_bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.step_graph import guided_rows
@@ -83,6 +83,8 @@ def show_engine(engine: dict[str, Any]) -> None:
     )
     if "width_milliseconds" in engine:
         click.echo(f"    {measured_widths(engine)}")
+    if "jacobi" in engine:
+        click.echo(f"    {measured_jacobi(engine)}")
     if "profiles" in engine:
         attention, passes = engine["attention"], ", ".join(map(str, engine["prefill_widths"]))
         prompts = f"prompts in passes of {passes}, " if passes else ""

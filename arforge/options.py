@@ -91,6 +91,17 @@ def human(count: float) -> str:
     return f"{count:.2f} GiB"
 
 
+def measured_jacobi(identity: Mapping[str, Any]) -> str:
+    """What an engine's identity says of running ahead on drafts."""
+    windows = identity["jacobi"]
+    if not windows:
+        return "jacobi: nothing to measure, this model does not decode in raster order"
+    listed = ", ".join(f"{one['inputs']}: {one['calls']:g} calls, {one['time']:g}" for one in windows)
+    best = min(windows, key=lambda one: one["time"])
+    verdict = f"jacobi:{best['inputs']} is the quickest" if best["time"] < 1 else "ntp is the quickest"
+    return f"jacobi:L, calls an image and time of ntp's: {listed}; {verdict}"
+
+
 def measured_widths(identity: Mapping[str, Any]) -> str:
     """What an engine's identity says of the widths that were measured for it."""
     times = identity["width_milliseconds"]

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from arforge.engines.decode_widths import choose, measure, stored_widths
+from arforge.engines.jacobi_windows import Window, count_calls, rated, windows_to_try
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import load_library
 from arforge.runner.bundle import BuiltEngine, Bundle, open_bundle, sha256_of
@@ -48,10 +49,12 @@ def build(
     quantization: str | None = None,
     *,
     measure_widths: bool = False,
+    measure_jacobi: bool = False,
 ) -> Built:
     """Build and enter the engine. `widths`: pad steps to these widths only (empty: run every width as it is).
 
     `measure_widths`: time a step of every width that the stored schedules use, and pad where that is quicker.
+    `measure_jacobi`: see how far next-token decoding had best run ahead on drafts; it takes whole images.
     `quantization`, of int8 alone: "blocks" (the default) needs no calibration, "static" is the calibrated graph.
     Raises EngineError for a precision that the target lacks, or a graph that fails its trial step.
     """
@@ -64,17 +67,25 @@ def build(
         )
     if widths and measure_widths:
         raise EngineError("widths are either given or measured: leave one out")
+    if widths and measure_jacobi:
+        raise EngineError("running ahead on drafts is measured at widths of its own: leave the widths out")
     if any(width < 1 for width in widths):
         raise EngineError(f"widths {list(widths)} must all be at least 1")
     open_bundle(root)  # what is no bundle says so, before anything looks for a lock
     with changing(root) as bundle:
         if max(widths, default=1) > bundle.model.position_rows:
             raise EngineError(f"width {max(widths)} is more than the model's {bundle.model.position_rows} positions")
-        return _build(bundle, precision, tuple(sorted(set(widths))) or None, quantization, measure_widths)
+        chosen = tuple(sorted(set(widths))) or None
+        return _build(bundle, precision, chosen, quantization, measure_widths, measure_jacobi)
 
 
 def _build(
-    bundle: Bundle, precision: str, widths: tuple[int, ...] | None, quantization: str | None, measure_widths: bool
+    bundle: Bundle,
+    precision: str,
+    widths: tuple[int, ...] | None,
+    quantization: str | None,
+    measure_widths: bool,
+    measure_jacobi: bool,
 ) -> Built:
     folder = f"engines/{TARGET}-{precision}-{DEVICE}"
     check_stored(bundle, precision)
@@ -87,9 +98,14 @@ def _build(
     start = time.perf_counter()
     engine = OnnxRuntimeEngine(bundle, precision, widths=widths, path=bundle.path(graph["graph"]))
     seconds = time.perf_counter() - start
+    engine.exact_width = graph.get("exact_width")
     measured: dict[int, float] = {}
+    windows: list[Window] = []
     try:
         try_out(bundle, engine)
+        if measure_jacobi and (tried := windows_to_try(bundle, engine)):
+            costs = measure(engine, bundle, [1, *tried])
+            windows = rated(bundle.model.cells, count_calls(bundle, engine, tried), costs)
         if measure_widths:
             measured = measure(engine, bundle, stored_widths(bundle))
             widths = choose(measured)
@@ -106,6 +122,8 @@ def _build(
     }
     if measure_widths:
         identity["width_milliseconds"] = {str(width): round(1000 * one, 3) for width, one in measured.items()}
+    if measure_jacobi:
+        identity["jacobi"] = [window.to_json() for window in windows]
     if precision in IN_BLOCKS:
         identity["quantization"] = quantization or QUANTIZATIONS[0]
     kind = BuiltEngine(TARGET, precision, DEVICE, folder)

@@ -145,12 +145,10 @@ class JacobiDecoding:
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        first = int(self._at.min())
-        left = len(self._line) - first
-        if not left:
+        if self.done == len(self._plan.steps):
             return None
         # nothing can be drafted before the condition has been seen
-        return fitting_width(min(self._plan.jacobi, left) if first else 1, self._plan.widths), 0
+        return fitting_width(self._plan.jacobi if self._at.min() else 1, self._plan.widths), 0
 
     @property
     def written(self) -> int:

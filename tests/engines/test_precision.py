@@ -29,7 +29,7 @@ def lowered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     root = Path(shutil.copytree(source, tmp_path_factory.mktemp("lowered") / source.name))
     with changing(root) as bundle:
         new = [path for precision in TYPES for path in add_graphs(bundle, precision)]
-        graphs = (*bundle.graphs, *(graph for precision in TYPES for graph in entries(precision)))
+        graphs = (*bundle.graphs, *(graph for precision in TYPES for graph in entries(bundle, precision)))
         write_revision(replace(bundle, graphs=graphs), new)
     opened = open_bundle(root)
     opened.check_hashes()

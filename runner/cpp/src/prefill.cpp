@@ -45,7 +45,6 @@ void fill_chunk(const Prompt& prompt, std::int64_t first, bool in_sequence, cons
   }
   std::fill(buffers.write_index.begin(), buffers.write_index.end(), first);
   std::copy_n(prompt.rows->begin(), buffers.condition.size(), buffers.condition.begin()); // all rows but the last
-  std::fill(buffers.uniforms.begin(), buffers.uniforms.end(), 0.0F);
   for (auto* const settings : {&buffers.guidance, &buffers.temperature, &buffers.top_p}) { // no guidance, no filters
     std::fill(settings->begin(), settings->end(), 1.0F);
   }

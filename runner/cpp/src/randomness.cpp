@@ -6,6 +6,8 @@ namespace arforge {
 namespace {
 
 constexpr int ROUNDS = 10;
+constexpr std::uint64_t NOISE_STREAM = 2;
+constexpr std::int64_t LANES = 8;
 constexpr float BELOW_ONE = 1.0F - 1.0F / (1 << 24);
 
 struct Product {
@@ -40,6 +42,30 @@ std::array<std::uint64_t, 4> philox(std::array<std::uint64_t, 4> counter, std::a
 float uniform(std::uint64_t seed, std::uint64_t cell, std::uint64_t stream) {
   const std::uint64_t bits = philox({cell, 0, 0, 0}, {seed, stream})[0];
   return std::min(static_cast<float>(static_cast<double>(bits >> 11) * 0x1p-53), BELOW_ONE);
+}
+
+void noise(std::uint64_t seed, std::uint64_t cell, float* numbers, std::int64_t tokens) {
+  for (std::int64_t token = 0; token < tokens; token += LANES) {
+    const auto block = static_cast<std::uint64_t>(token / LANES);
+    const std::array<std::uint64_t, 4> words = philox({1 + block, cell, 0, 0}, {seed, NOISE_STREAM});
+    const std::int64_t count = std::min(LANES, tokens - token);
+    for (std::int64_t lane = 0; lane < count; lane++) {
+      const auto half = static_cast<std::uint32_t>(words[static_cast<std::size_t>(lane / 2)] >> (lane % 2 * 32));
+      numbers[token + lane] = (static_cast<float>(half >> 9) + 0.5F) * 0x1p-23F;
+    }
+  }
+}
+
+void fill_random(StepBuffers& buffers, std::int64_t output, std::uint64_t seed, std::int64_t cell) {
+  const auto place = static_cast<std::size_t>(output);
+  if (!buffers.uniforms.empty()) {
+    buffers.uniforms[place] = uniform(seed, static_cast<std::uint64_t>(cell));
+  }
+  if (!buffers.noise.empty()) {
+    const std::size_t vocabulary = buffers.noise.size() / buffers.next_tokens.size();
+    noise(seed, static_cast<std::uint64_t>(cell), buffers.noise.data() + place * vocabulary,
+          static_cast<std::int64_t>(vocabulary));
+  }
 }
 
 } // namespace arforge

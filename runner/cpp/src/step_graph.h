@@ -96,7 +96,7 @@ struct StepBuffers {
   std::vector<std::uint8_t> mask; // bytes 0 and 1
   std::vector<std::int64_t> query_positions;
   std::vector<float> condition; // rows of prompts, the same in all steps of a generation
-  std::vector<float> uniforms, guidance, temperature, top_p;
+  std::vector<float> uniforms, noise, guidance, temperature, top_p; // a graph draws with one of the first two
   std::vector<std::int64_t> top_k, next_tokens;
 
   // Calls `use(name, buffer)` for each.
@@ -109,6 +109,7 @@ struct StepBuffers {
     use("query_positions", query_positions);
     use("condition", condition);
     use("uniforms", uniforms);
+    use("noise", noise);
     use("guidance", guidance);
     use("temperature", temperature);
     use("top_k", top_k);

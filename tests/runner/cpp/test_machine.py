@@ -21,7 +21,7 @@ from cpp_users import NOBODY, readable
 
 from arforge.engines import onnxruntime
 from arforge.runner import Runner, open_bundle
-from arforge.runner.errors import ArforgeError
+from arforge.runner.errors import EngineError
 
 STEP = "graphs/fp32/step.onnx"
 TELEMETRY = "ORT_DISABLE_TELEMETRY"
@@ -222,13 +222,13 @@ def test_a_bundle_that_is_rebuilt_meanwhile_opens_as_it_was_or_as_it_is(library:
         builder.join()
 
 
-def test_what_the_runner_does_not_run_yet_is_refused_in_pythons_words(library: Any, bundle_copy: Path) -> None:
+def test_a_sampler_that_the_graphs_do_not_have_is_refused(library: Any, bundle_copy: Path) -> None:
     manifest = json.loads((bundle_copy / "manifest.json").read_text())
     manifest["sampler"]["kind"] = "noise"
     (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(Failure) as ours:
         cpp_abi.Runner(library, bundle_copy)
-    with pytest.raises(ArforgeError) as theirs:
-        open_bundle(bundle_copy)
-    assert ours.value.message == str(theirs.value)
-    assert ours.value.status == STATUS["format_version"]
+    with pytest.raises(EngineError, match="input noise is missing"):
+        Runner.open(bundle_copy)
+    assert ours.value.status == STATUS["engine"]
+    assert "noise" in ours.value.message

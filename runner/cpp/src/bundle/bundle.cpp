@@ -20,15 +20,6 @@ void check_listed(const Bundle& bundle, const std::string& path) {
   }
 }
 
-// Throws Error (format_version) for what the format has and this version of arforge does not run yet.
-void check_runnable(const Bundle& bundle) {
-  if (bundle.sampler.kind == "noise") {
-    throw Error(
-        Code::format_version,
-        text(bundle.root.string(), " needs a sampler of noise, which this arforge does not run yet: update arforge"));
-  }
-}
-
 Schedule stored_schedule(const Bundle& bundle, const StoredSchedule& entry) {
   const std::string content = read_file(bundle.root / fs::u8path(entry.path), MAX_SCHEDULE, Code::schedule);
   Schedule schedule = load_schedule(content, entry.path);
@@ -87,7 +78,6 @@ Bundle open_bundle(const fs::path& root) {
   if (const std::string problem = contradiction(bundle.model, bundle.image_tokenizer); !problem.empty()) {
     throw Error(Code::manifest, text(root.string(), ": ", problem));
   }
-  check_runnable(bundle);
   return bundle;
 }
 

@@ -31,6 +31,7 @@ struct EngineIdentity {
   std::filesystem::path graph;
   std::filesystem::path standard; // the same step in standard operators; empty where the weights are the engine's own
   std::vector<std::int64_t> widths;
+  std::int64_t exact_width; // the widest step in which a token gets the bits that it gets alone; 0: not known
 };
 
 // Reads manifest.json; throws Error (manifest, format_version, bundle). Files are not looked at.
@@ -45,8 +46,7 @@ Bundle parse_manifest(const std::string& content, const std::string& name);
 // The identity that `arforge build` wrote; throws Error (manifest, engine).
 EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine);
 
-// Opens and checks a bundle; throws Error whose code names the way in which it is wrong, or which says what it needs
-// and this arforge does not run yet (format_version).
+// Opens and checks a bundle; throws Error whose code names the way in which it is wrong.
 Bundle open_bundle(const std::filesystem::path& root);
 
 // Compares every file with its sha256; throws Error (hash) for the first that differs.

@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::size_t MAX_NAME_BYTES = 800; // 200 letters
 constexpr std::size_t MAX_WIDTHS = 4096;
+constexpr std::int64_t MAX_EXACT_WIDTH = 1 << 30;
 
 // The bundle's path of one of an identity's graphs; throws Error (engine) unless it is the one of then.
 std::string graph_of(const Bundle& bundle, const Json& identity, const std::string& part) {
@@ -50,7 +51,7 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
       refuse(text("lacks its ", name));
     }
   }
-  EngineIdentity result{bundle.root / fs::u8path(graph_of(bundle, identity, "graph")), {}, {}};
+  EngineIdentity result{bundle.root / fs::u8path(graph_of(bundle, identity, "graph")), {}, {}, 0};
   result.standard = result.graph;
   if (identity.contains("source") || identity.contains("source_sha256")) { // of an engine with a graph of its own
     result.standard = bundle.root / fs::u8path(graph_of(bundle, identity, "source"));
@@ -61,6 +62,12 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
       refuse("names weights that are not listed among the bundle's files");
     }
     result.standard.clear();
+  }
+  if (const auto exact = identity.find("exact_width"); exact != identity.end()) {
+    if (!exact->is_number_integer() || *exact < 1 || *exact > MAX_EXACT_WIDTH) {
+      refuse(text("has an exact_width of ", exact->dump()));
+    }
+    result.exact_width = exact->get<std::int64_t>();
   }
   if (!identity.contains("widths")) {
     refuse("lacks its widths");

@@ -83,6 +83,8 @@ struct ImageTokenizerFacts {
 // Which sampler is traced into the step graphs, and a request's settings where it names none.
 struct SamplerDefaults {
   std::string kind; // uniform or noise
+  // The step graph that draws so.
+  [[nodiscard]] std::string graph() const { return kind == "noise" ? "step-noise" : "step"; }
   double guidance, temperature;
   std::int64_t top_k;
   double top_p;

@@ -23,7 +23,6 @@ Input input_before(const Schedule& schedule, std::int64_t row_end, std::int64_t 
 
 // Every started row gains one cell a step; the row below starts when it has `delay` cells.
 void decode_rows(Schedule& schedule, std::int64_t row_end, std::int64_t delay, std::int64_t cfg_interval) {
-  check_interval(cfg_interval);
   const std::int64_t width = schedule.columns;
   const std::int64_t steps = (schedule.rows - 1) * delay + width;
   for (std::int64_t index = 0; index < steps; index++) {
@@ -50,7 +49,9 @@ void decode_rows(Schedule& schedule, std::int64_t row_end, std::int64_t delay, s
 
 } // namespace
 
-void next_token_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t cfg_interval) {
+void next_token_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t cfg_interval, std::int64_t jacobi) {
+  check_interval(cfg_interval);
+  run_ahead(schedule, jacobi);
   decode_rows(schedule, row_end, schedule.columns, cfg_interval);
 }
 
@@ -60,6 +61,7 @@ void zipar_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t windo
                 text("window ", window, " does not fit a grid of ", schedule.rows, "x", schedule.columns,
                      " whose rows end in a token: use zipar:2 to zipar:", schedule.columns + 1));
   }
+  check_interval(cfg_interval);
   decode_rows(schedule, row_end, window - 1, cfg_interval);
 }
 

@@ -94,6 +94,27 @@ std::string Checker::targets(const Step& step) {
   return "";
 }
 
+// Whether each input sees all before it and stays, and each cell is decided by what stands directly before it.
+bool is_line(const Schedule& schedule) {
+  std::int64_t rank = -1;
+  std::int64_t decided = 0;
+  for (const Step& step : schedule.steps) {
+    const auto width = static_cast<std::int32_t>(step.inputs.size());
+    for (const Input& given : step.inputs) {
+      if (given.rank <= rank) {
+        return false;
+      }
+      rank = given.rank;
+    }
+    if (step.commit != width || !step.retire.empty() || step.targets.size() != 1 ||
+        step.targets.front().row != width - 1 || step.targets.front().cell != decided++) {
+      return false;
+    }
+  }
+  const bool plain = schedule.zero_slots == 0 && !schedule.queries && schedule.kept.empty();
+  return plain && schedule.jacobi >= 2 && schedule.jacobi <= schedule.cells() && decided == schedule.cells();
+}
+
 } // namespace
 
 std::int64_t slots_of(const Schedule& schedule) {
@@ -156,6 +177,9 @@ Schedule checked(Schedule schedule) {
     if (!problem.empty()) {
       refuse(text(", step ", index, ": ", problem));
     }
+  }
+  if (schedule.jacobi != 0 && !is_line(schedule)) {
+    refuse(": only next-token decoding can run ahead on drafts");
   }
   if (const auto missing = std::count(checker.decided.begin(), checker.decided.end(), false); missing > 0) {
     refuse(text(": ", missing, " cells are never decided"));
