@@ -222,7 +222,6 @@ def slots_of(root: Path, slots: int) -> None:
         "jacobi:-3",
         "ntp,jacobi=x",
         "jacobi",
-        "zipar:2,jacobi=4",
         "jacobi:4,jacobi=4",
         "jacobi:",
     ],
@@ -239,9 +238,24 @@ def test_windows_that_do_not_fit_are_refused_in_pythons_words(
 
 
 @pytest.mark.parametrize(
+    ("specification", "message"),
+    [
+        ("zipar:2,jacobi=4", "unknown option 'jacobi=4' of schedule zipar"),
+        ("zipar:adaptive=2", "schedule zipar needs a whole number, not 'adaptive=2'"),
+    ],
+)
+def test_what_python_alone_decodes_is_refused(
+    both: tuple[cpp_abi.Runner, Runner], kind: str, specification: str, message: str
+) -> None:
+    ours, _ = both
+    with pytest.raises(Failure, match=message):
+        ours.generate(**asked(kind), schedule=specification)
+
+
+@pytest.mark.parametrize(
     "content",
     [
-        dump(replace(compile_schedule("zipar:4", (8, 8)), jacobi=4)),
+        dump(replace(compile_schedule("par:4", (8, 8)), jacobi=4)),
         dump(replace(compile_schedule("ntp", (8, 8)), jacobi=65)),
         dump(compile_schedule("jacobi:4", (8, 8))).replace(b'"jacobi": 4', b'"jacobi": -'),
         dump(compile_schedule("jacobi:11", (8, 8))).replace(b'"jacobi": 11', b'"jacobi": -1'),

@@ -179,7 +179,7 @@ Schedule checked(Schedule schedule) {
     }
   }
   if (schedule.jacobi != 0 && !is_line(schedule)) {
-    refuse(": only next-token decoding can run ahead on drafts");
+    refuse(": its inputs are no line to run ahead of on drafts");
   }
   if (const auto missing = std::count(checker.decided.begin(), checker.decided.end(), false); missing > 0) {
     refuse(text(": ", missing, " cells are never decided"));
