@@ -42,8 +42,25 @@ def lower_for_tensorrt(
 ) -> Lowered:
     """The step graph of that precision for TensorRT. Raises EngineError if it cannot be made.
 
-    `images`: the one batch that it is for, None for several. An int8 graph keeps its quantised products, one for int4
-    has blocks of 4 bits in the float32 graph's; all else in them becomes float16.
+    `images`: the one batch that it is for, None for several.
+    """
+    model = typed_graph(bundle, precision)
+    attentions = sum(node.op_type == "Attention" for node in model.graph)
+    choice = choose_attention(model, attention)
+    if choice.lowering == "fused":
+        prepare_fused(model)
+    else:
+        decompose_attention(model)
+    fix_dimensions(model, bundle.model.caches, slots, images, one_mask=not conditioned(bundle.model))
+    settle_filters(model, filters)
+    return Lowered(model, choice, attentions)
+
+
+def typed_graph(bundle: Bundle, precision: str) -> ir.Model:
+    """The step graph in the types of that precision. Raises EngineError if the bundle has none to make it of.
+
+    An int8 graph keeps its quantised products, one for int4 has blocks of 4 bits in the float32 graph's; all else in
+    them becomes float16.
     """
     try:
         model = ir.load(bundle.graph(bundle.sampler.graph, source_precision(precision)))
@@ -58,15 +75,7 @@ def lower_for_tensorrt(
         blocks_for_tensorrt(model)
     if precision in ("int8", "int4"):
         lower_precision(model, TYPES["fp16"])
-    attentions = sum(node.op_type == "Attention" for node in model.graph)
-    choice = choose_attention(model, attention)
-    if choice.lowering == "fused":
-        prepare_fused(model)
-    else:
-        decompose_attention(model)
-    fix_dimensions(model, bundle.model.caches, slots, images, one_mask=not conditioned(bundle.model))
-    settle_filters(model, filters)
-    return Lowered(model, choice, attentions)
+    return model
 
 
 def source_precision(precision: str) -> str:
