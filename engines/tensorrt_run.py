@@ -22,7 +22,13 @@ from arforge.runner.errors import VerificationError
 from arforge.runner.runner import Runner
 from arforge.runner.side_by_side import GUIDANCE, side_by_side, written
 
-TOLERANCE = {"fp32": 1e-3, "fp16": 3e-2, "bf16": 2e-1, "int8": 2e-1, "int4": 3e-2}  # of keys and values, relative to the largest
+TOLERANCE = {
+    "fp32": 1e-3,
+    "fp16": 3e-2,
+    "bf16": 2e-1,
+    "int8": 2e-1,
+    "int4": 3e-2,
+}  # of keys and values, relative to the largest
 ON_CPU = {"bf16": "fp32"}  # what ONNX Runtime's CPU provider runs in place of a precision that it lacks
 COMPARED_STEPS = 16
 

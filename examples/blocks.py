@@ -26,7 +26,7 @@ class Blocks:
     block: int
     head_bits: int
 
-    def __call__(self, name: str, bits: int) -> tuple[int, int]:  # noqa: ARG002
+    def __call__(self, name: str, bits: int) -> tuple[int, int]:
         return (self.head_bits, self.head_block) if name == HEAD else (self.bits, self.block)
 
     @property
@@ -41,7 +41,9 @@ INT4 = (Blocks(4, 64, 8), Blocks(4, 32, 8), Blocks(4, 64, 4))  # the first as `-
 def open_in_blocks(bundle: Bundle, blocks: Blocks, threads: int | None) -> Runner:
     """A runner of the bundle's float32 weights in such blocks; its engine's files are gone once it is open."""
     narrow = narrow_width(bundle.model)
-    model = lower_for_onnxruntime(bundle.graph(bundle.sampler.graph, "fp32"), f"int{blocks.bits}", narrow, choice=blocks)
+    model = lower_for_onnxruntime(
+        bundle.graph(bundle.sampler.graph, "fp32"), f"int{blocks.bits}", narrow, choice=blocks
+    )
     with TemporaryDirectory() as folder:
         path = write_model(model, Path(folder), "step")[0]
         engine = OnnxRuntimeEngine(bundle, f"int{blocks.bits}", threads, path=path)

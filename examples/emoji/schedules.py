@@ -1,10 +1,10 @@
 """How often a held-out wording gives its emoji by each schedule of a bundle, drawn by arforge's runner.
 
     python examples/emoji/schedules.py out/emoji.bundle --schedule ntp --schedule zipar:6 --write
+    python examples/emoji/schedules.py out/emoji.bundle --in-blocks --schedule zipar:6 --guidance 1.25 --write
 
-    python examples/emoji/schedules.py out/emoji.bundle --in-blocks --schedule ntp --guidance 1.25 --write
-
-The second is with weights in blocks of 8 and 4 bits. `make demo` makes the bundle. The judge is `evaluate.py`'s: the nearest real picture.
+The second is with weights in blocks of 8 and of 4 bits. `make demo` makes the bundle. The judge is `evaluate.py`'s: the
+nearest real picture.
 """
 
 from __future__ import annotations

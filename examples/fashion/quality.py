@@ -258,7 +258,9 @@ def int4(
             for case in blocks.INT4:
                 with blocks.open_in_blocks(bundle, case, threads) as runner:
                     bench = Bench(runner, checkpoint, reference, extractor, classifier, asdict(case))
-                    run_once(bench, Measurement(row["schedule"], row["guidance"], row["samples"]), figures, "int4", file)
+                    run_once(
+                        bench, Measurement(row["schedule"], row["guidance"], row["samples"]), figures, "int4", file
+                    )
 
 
 @main.command(name="time")
