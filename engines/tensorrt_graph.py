@@ -50,9 +50,31 @@ def lower_for_tensorrt(
 ) -> Lowered:
     """The step graph of that precision for TensorRT. Raises EngineError if it cannot be made.
 
+<<<<<<< HEAD
     `images`: the one batch that it is for, None for several. `own_mask`: each row sees what lies before its inputs, by
     a mask that the graph makes. An int8 graph keeps its quantised products, one for int4
     has blocks of 4 bits in the float32 graph's; all else in them becomes float16.
+=======
+    `images`: the one batch that it is for, None for several.
+    """
+    model = typed_graph(bundle, precision)
+    attentions = sum(node.op_type == "Attention" for node in model.graph)
+    choice = choose_attention(model, attention)
+    if choice.lowering == "fused":
+        prepare_fused(model)
+    else:
+        decompose_attention(model)
+    fix_dimensions(model, bundle.model.caches, slots, images, one_mask=not conditioned(bundle.model))
+    settle_filters(model, filters)
+    return Lowered(model, choice, attentions)
+
+
+def typed_graph(bundle: Bundle, precision: str) -> ir.Model:
+    """The step graph in the types of that precision. Raises EngineError if the bundle has none to make it of.
+
+    An int8 graph keeps its quantised products, one for int4 has blocks of 4 bits in the float32 graph's; all else in
+    them becomes float16.
+>>>>>>> quality
     """
     try:
         model = ir.load(bundle.graph(bundle.sampler.graph, source_precision(precision)))
@@ -67,6 +89,7 @@ def lower_for_tensorrt(
         blocks_for_tensorrt(model)
     if precision in ("int8", "int4"):
         lower_precision(model, TYPES["fp16"])
+<<<<<<< HEAD
     attentions = sum(node.op_type == "Attention" for node in model.graph)
     choice = choose_attention(model, attention)
     if choice.lowering == "fused":
@@ -79,6 +102,9 @@ def lower_for_tensorrt(
     fix_dimensions(model, bundle.model.caches, slots, images, one_mask=one_mask)
     settle_filters(model, filters)
     return Lowered(model, choice, attentions)
+=======
+    return model
+>>>>>>> quality
 
 
 def source_precision(precision: str) -> str:

@@ -9,7 +9,15 @@ from typing import Any
 import onnx_ir as ir
 
 from arforge.engines.compare import compare_precision
-from arforge.engines.tensorrt_layers import Layer, attention_kernels, check_layers, expected, is_product, load_layers
+from arforge.engines.tensorrt_layers import (
+    Layer,
+    attention_kernels,
+    check_layers,
+    expected,
+    is_int4_product,
+    is_product,
+    load_layers,
+)
 from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.runner.backends.cuda import gpu_compute_capability
 from arforge.runner.backends.tensorrt_identity import build_command, check_identity, devices, lowered_of
@@ -163,6 +171,11 @@ def check_listing(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model) 
 
 
 def summary(layers: list[Layer]) -> str:
-    kinds = Counter(next((t.dtype.lower() for t in layer.inputs), "none") for layer in layers if is_product(layer))
+    """Products are counted by the type of what they read, or of weights that are narrower still."""
+    kinds = Counter(
+        "int4" if is_int4_product(layer) else next((t.dtype.lower() for t in layer.inputs), "none")
+        for layer in layers
+        if is_product(layer)
+    )
     products = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
     return f"{len(layers)} layers, products: {products}, attention kernels: {len(attention_kernels(layers))}"
