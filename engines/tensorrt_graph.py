@@ -50,12 +50,8 @@ def lower_for_tensorrt(
 ) -> Lowered:
     """The step graph of that precision for TensorRT. Raises EngineError if it cannot be made.
 
-<<<<<<< HEAD
     `images`: the one batch that it is for, None for several. `own_mask`: each row sees what lies before its inputs, by
-    a mask that the graph makes. An int8 graph keeps its quantised products, one for int4
-    has blocks of 4 bits in the float32 graph's; all else in them becomes float16.
-=======
-    `images`: the one batch that it is for, None for several.
+    a mask that the graph makes.
     """
     model = typed_graph(bundle, precision)
     attentions = sum(node.op_type == "Attention" for node in model.graph)
@@ -64,7 +60,10 @@ def lower_for_tensorrt(
         prepare_fused(model)
     else:
         decompose_attention(model)
-    fix_dimensions(model, bundle.model.caches, slots, images, one_mask=not conditioned(bundle.model))
+    if own_mask:
+        make_mask(model, slots)
+    one_mask = not own_mask and not conditioned(bundle.model)
+    fix_dimensions(model, bundle.model.caches, slots, images, one_mask=one_mask)
     settle_filters(model, filters)
     return Lowered(model, choice, attentions)
 
@@ -74,7 +73,6 @@ def typed_graph(bundle: Bundle, precision: str) -> ir.Model:
 
     An int8 graph keeps its quantised products, one for int4 has blocks of 4 bits in the float32 graph's; all else in
     them becomes float16.
->>>>>>> quality
     """
     try:
         model = ir.load(bundle.graph(bundle.sampler.graph, source_precision(precision)))
@@ -89,22 +87,7 @@ def typed_graph(bundle: Bundle, precision: str) -> ir.Model:
         blocks_for_tensorrt(model)
     if precision in ("int8", "int4"):
         lower_precision(model, TYPES["fp16"])
-<<<<<<< HEAD
-    attentions = sum(node.op_type == "Attention" for node in model.graph)
-    choice = choose_attention(model, attention)
-    if choice.lowering == "fused":
-        prepare_fused(model)
-    else:
-        decompose_attention(model)
-    if own_mask:
-        make_mask(model, slots)
-    one_mask = not own_mask and not conditioned(bundle.model)
-    fix_dimensions(model, bundle.model.caches, slots, images, one_mask=one_mask)
-    settle_filters(model, filters)
-    return Lowered(model, choice, attentions)
-=======
     return model
->>>>>>> quality
 
 
 def source_precision(precision: str) -> str:
