@@ -93,7 +93,7 @@ def command(
     for row in figures["schedules"]:
         if "steps_per_call" in row:
             click.echo(
-                f"{row['schedule']}: {row['steps_per_call']:.2f} tokens a call; "
+                f"{row['schedule']}: {row['steps_per_call']:.2f} steps a call; "
                 f"{100 * row['share_of_single_steps']:.0f} % of the calls gave one alone"
             )
     if any(row["prompt_slots"] for row in figures["schedules"]):

@@ -34,12 +34,14 @@ def command(
 
     \b
     ntp                  next-token; options:
-        jacobi=L                       the same tokens, up to L cells a call on drafts (jacobi:L for short)
+        jacobi=L                       the same tokens, up to L a call on drafts (jacobi:L for short; also for zipar:W)
     zipar:W              ZipAR with window W, which counts a row's end where there is one; options after commas:
         first-row=published|windowed   when row 1 starts
         seed=published|nearest         which token stands in for a row's undecided last one
         holes=published|masked         whether not yet written cells enlarge the softmax
         cfg-interval=N                 conditional logits alone after that many tokens (also for ntp)
+    zipar:adaptive=W     ZipAR whose rows start W cells or more after the one above, when their first token has settled;
+                         the options of zipar:W but jacobi
     par:REGIONS          PAR with 4 or 16 regions
     arpg:STEPS           ARPG in that many steps; options:
         ratio=arccos|cosine            how the groups grow
@@ -64,9 +66,11 @@ def command(
         schedule_plot.save_animation(gif, schedule)
     steps, cells = len(schedule.steps), schedule.cells
     click.echo(f"{schedule.specification} on {grid[0]}x{grid[1]}: {steps} steps for {cells} cells")
+    if schedule.pace:
+        click.echo(schedule.pace)
     click.echo(f"steps saved against next-token: {100 * (1 - steps / cells):.1f} %")
     widths = Counter(step.width for step in schedule.steps)
-    click.echo("tokens a step: " + ", ".join(f"{width} ({widths[width]} steps)" for width in schedule.widths))
+    click.echo("tokens a step: " + ", ".join(f"{width} ({widths[width]} steps)" for width in sorted(widths)))
     click.echo(f"cache: {schedule.slots} slots, {schedule.zero_slots} of them zero")
     for index, step in enumerate(schedule.steps[:STEPS_SHOWN]):
         fed = ", ".join(f"{given.source.name.lower()} {given.value}" for given in step.inputs)

@@ -10,7 +10,7 @@ import numpy as np
 
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import contract_of, open_session
-from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.bundle import BuiltEngine, Bundle, open_bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.conditions import sample_conditions, sample_subjects
 from arforge.runner.errors import EngineError, VerificationError
@@ -23,6 +23,7 @@ from arforge.runner.step_graph import CACHE_TYPES, Contract, Tensor, contract, d
 from arforge.runner.text.tokenizer import TextTokenizer
 
 COMPARED_STEPS = 12  # of each stored schedule
+DRAFTED, WINDOW = 4, 8  # images, and inputs of a call
 TINY = float(np.finfo(np.float32).tiny)
 ROUNDING = 1e-3  # of keys and values of float32 graphs, relative to the largest that a step writes
 
@@ -52,6 +53,8 @@ def verify_bundle(root: Path, report: Report, target: str | None = None) -> Bund
         if engine.target == "onnxruntime":
             check_engine(bundle, engine.target, engine.precision)
             report(f"engine {engine.target} {engine.precision}: same tokens alone and in a batch")
+            if bundle.model.order == "raster":
+                report(f"engine {engine.target} {engine.precision}: {check_drafts(bundle, engine)}")
             if engine.precision == "fp32":
                 report(f"engine {engine.target} fp32: {check_own_graph(bundle)}")
         else:
@@ -122,6 +125,24 @@ def check_engine(bundle: Bundle, target: str, precision: str) -> None:
                     f"{target} {precision}: {samples.name(index)} gives other tokens alone than in a batch of two: "
                     "rebuild the engine, and report it where that does not help"
                 )
+
+
+def check_drafts(bundle: Bundle, engine: BuiltEngine) -> str:
+    """How many images that run ahead on drafts are next-token's own.
+
+    Raises VerificationError if one is not, though the engine was built to round alike at that width.
+    """
+    samples, window = sample_subjects(bundle.model, DRAFTED), min(WINDOW, bundle.model.cells)
+    given = samples.take(range(DRAFTED))
+    with Runner.open(bundle.root, target=engine.target, precision=engine.precision) as runner:
+        wanted, found = (runner.generate(**given, schedule=one).tokens for one in ("ntp", f"jacobi:{window}"))
+    same = int((wanted == found).all(axis=1).sum())
+    if same < DRAFTED and "exact_width" in bundle.identity(engine):
+        raise VerificationError(
+            f"{engine}: jacobi:{window} gives other tokens than ntp for {DRAFTED - same} of {DRAFTED} images: rebuild "
+            "the engine, and report it where that does not help"
+        )
+    return f"jacobi:{window} gives ntp's tokens for {same} of {DRAFTED} images"
 
 
 def check_own_graph(bundle: Bundle) -> str:

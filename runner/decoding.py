@@ -1,8 +1,9 @@
 """The steps of a batch of images, one after another, each made from what the ones before it sampled.
 
-A table of steps is followed as it stands (`TableDecoding`). A line of inputs, next-token, can also be run ahead on
-drafts (`JacobiDecoding`): a random number belongs to an image's seed and a cell, so deciding a cell again is no other
-draw, and a draft that comes out again, behind inputs that are all right, is what next-token decoding samples there.
+A table of steps is followed as it stands (`TableDecoding`), or run ahead on drafts (`JacobiDecoding`): a random number
+belongs to an image's seed and a cell, so deciding a cell again is no other draw, and a draft that comes out again,
+behind inputs that are all right, is what the table samples there. Or each image has a table of its own, which is made
+as its rows start (`AdaptiveDecoding`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from numpy.typing import NDArray
 from arforge.runner.backends.engine import StepBuffers
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.conditions import Prompt
-from arforge.runner.plan import Line, Plan, PlannedStep, Prefixes, fitting_width
+from arforge.runner.plan import Line, Plan, PlannedStep, Prefixes, column_of, fitting_width, plan_step
 from arforge.runner.randomness import Randomness
+from arforge.runner.schedules.rows import rows_of
+from arforge.runner.schedules.schedule import RowRules, Target
+from arforge.runner.schedules.visibility import Visibility
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Decoding(Protocol):
 
     @property
     def done(self) -> int:
-        """How many of the plan's steps every image has behind it."""
+        """How much of the plan's `length` every image has behind it."""
 
     def fill(self, buffers: StepBuffers) -> None: ...
 
@@ -69,6 +73,8 @@ def decoding_of(
 ) -> Decoding:
     """The decoding of a batch, a prompt a row; `tokens` (images, cells): those of kept cells count."""
     known = plan.known(model, prompts, tokens)
+    if plan.schedule.rows is not None:
+        return AdaptiveDecoding(plan, plan.schedule.rows, known, prefixes, drawing)
     if plan.line is not None:
         return JacobiDecoding(plan, plan.line, known, prefixes, drawing)
     return TableDecoding(plan, known, prefixes, drawing)
@@ -115,9 +121,10 @@ class JacobiDecoding:
     """Each image is where its drafts have brought it; its rows have a write index, positions and masks of their own.
 
     A call feeds the inputs of the line from the first that is not yet in the cache: that one is right, the others are
-    as right as the drafts of their cells. What it samples becomes the cells' tokens; those behind a wrong input are
-    drafts again. Inputs that were right stay in the cache, the next call writes over the others. A cell that enters
-    the window begins with the token of the cell above, in row 0 with token 0.
+    as right as the drafts of their cells. What it samples becomes the cells' tokens. Those that saw right inputs alone
+    are decided, the others are drafts again. Inputs stay in the cache up to the first wrong one, the next call writes
+    over the others: where a later input does not see that one, its cell is decided all the same, and fed again. A cell
+    that enters the window begins with the token of the cell above, in row 0 with token 0.
     """
 
     def __init__(self, plan: Plan, line: Line, known: NDArray[np.int64], prefixes: Prefixes, drawing: Drawing) -> None:
@@ -126,21 +133,22 @@ class JacobiDecoding:
         self._plan, self._line, self._prefixes, self._drawing = plan, line, prefixes, drawing
         self._slot = plan.steps[0].write_index  # of the line's first input
         self._at = np.zeros(images, np.int64)  # inputs in the cache that are right
-        self._drafted = np.zeros(images, np.int64)  # cells that are decided, or have a draft
+        self._decided = np.zeros((images, plan.schedule.cells), np.bool_)
+        self._drafted = np.zeros_like(self._decided)  # cells that are decided, or have a draft
         self._lanes = len(known) // images  # rows of an image
         self._window = np.zeros((images, 0), np.int64)  # of the next call: places in the line
+        self._sees = np.zeros((images, 0, len(line)), np.bool_)  # of the line, by its inputs
 
     @property
     def done(self) -> int:
-        return int(self._at.min())
+        return int(self._line.steps[self._at.min()])
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        left = len(self._line) - self.done
-        if not left:
+        if self.done == len(self._plan.steps):
             return None
         # nothing can be drafted before the condition has been seen
-        return fitting_width(min(self._plan.jacobi, left) if self.done else 1, self._plan.widths), 0
+        return fitting_width(self._plan.jacobi if self._at.min() else 1, self._plan.widths), 0
 
     @property
     def written(self) -> int:
@@ -150,15 +158,17 @@ class JacobiDecoding:
         line, width = self._line, buffers.tokens.shape[1]
         places = np.minimum(self._at[:, None], len(line) - 1) + np.arange(width)
         self._window = np.minimum(places, len(line) - 1)  # done images, and what is left over, repeat the last input
+        self._sees = line.sees(self._window)
         self._draft(line.sources[self._window])
         window = np.tile(self._window, (self._lanes, 1))
         buffers.tokens[:] = np.take_along_axis(self.known, line.columns[window], axis=1)
         positions = line.positions[window]
         buffers.positions[:] = positions if self._prefixes.places is None else positions + self._prefixes.places
-        first = np.tile(self._slot + places[:, 0], self._lanes)
-        buffers.write_index[:] = first
-        slots = np.arange(buffers.mask.shape[-1])
-        buffers.mask[:, 0] = slots <= (first[:, None] + np.arange(width))[..., None]
+        buffers.write_index[:] = np.tile(self._slot + places[:, 0], self._lanes)
+        zero_slots = self._plan.schedule.zero_slots
+        buffers.mask[:] = False
+        buffers.mask[:, 0, :, :zero_slots] = np.arange(zero_slots) < line.holes[window][..., None]
+        buffers.mask[:, 0, :, self._slot : self._slot + len(line)] = np.tile(self._sees, (self._lanes, 1, 1))
         if self._prefixes.seen is not None:
             buffers.mask[:, 0, :, self._plan.steps[0].prompt] = self._prefixes.seen[:, None]
         cells = line.targets[self._window]
@@ -170,32 +180,144 @@ class JacobiDecoding:
 
     def store(self, buffers: StepBuffers) -> None:
         line, window, drawn = self._line, self._window, buffers.next_tokens
-        fed = buffers.tokens[: len(window)]
-        sources = line.sources[window]
-        output = np.where(sources < 0, -1, line.deciders[sources] - window[:, :1])  # that decides what an input was fed
-        right = (output < 0) | (np.take_along_axis(drawn, np.maximum(output, 0), axis=1) == fed)
-        right[:, 0] = True
         running = self._at < len(line)
-        kept = np.minimum(np.cumprod(right, axis=1).sum(axis=1), len(line) - self._at)
+        wrong, misled = self._judge(buffers.tokens[: len(window)], drawn)
+        right = np.cumprod(~wrong, axis=1).sum(axis=1)
         cells = line.targets[window]
-        first = (self._at[:, None] + np.arange(window.shape[1]) < len(line)) & (cells >= 0)  # no repeated last input
-        images, places = np.nonzero(first)
+        first = self._at[:, None] + np.arange(window.shape[1]) < len(line)  # no repeated last input
+        images, places = np.nonzero(first & (cells >= 0) & ~self._of_cells(self._decided, cells))
+        stored = images, cells[images, places]
         for lane in range(self._lanes):
-            self.known[images + lane * len(window), cells[images, places]] = drawn[images, places]
-        self._drafted = np.maximum(self._drafted, np.where(first, cells + 1, 0).max(axis=1))
+            self.known[images + lane * len(window), stored[1]] = drawn[images, places]
+        self._drafted[stored] = True
+        self._decided[stored] = ~misled[images, places]
         self.passes += running
-        self._at += kept
+        self._at += np.minimum(right, len(line) - self._at)
+
+    def _judge(self, fed: NDArray[np.int64], drawn: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which inputs of the window were wrong, and which outputs saw one that was, (images, width) each.
+
+        An input is wrong if it was fed a draft that did not come out again, or that came out of an output so misled.
+        """
+        sources = self._line.sources[self._window]
+        drafted = (sources >= 0) & ~self._of_cells(self._decided, sources)
+        output = np.where(drafted, self._line.deciders[sources] - self._window[:, :1], 0)  # that decides a draft's cell
+        differs = drafted & (np.take_along_axis(drawn, output, axis=1) != fed)
+        sees = np.take_along_axis(self._sees, self._window[:, None], axis=2)  # (images, width, width)
+        wrong = differs
+        while True:
+            misled = (sees & wrong[:, None]).any(axis=2)
+            found = differs | (drafted & np.take_along_axis(misled, output, axis=1))
+            if (found == wrong).all():
+                return wrong, misled
+            wrong = found
 
     def _draft(self, cells: NDArray[np.int64]) -> None:
         """First drafts of the cells, (images, width), that have none; -1 stands for no cell."""
-        images = np.arange(len(cells))
-        for column in cells.T:
-            new = images[column >= self._drafted]
-            if not new.size:
-                continue
-            cell = column[new]
+        missing = (cells >= 0) & ~self._of_cells(self._drafted, cells)
+        for place in np.flatnonzero(missing.any(axis=0)):
+            new = np.flatnonzero(missing[:, place])
+            cell = cells[new, place]
             above = cell - self._plan.schedule.grid[1]
             for lane in range(self._lanes):
-                row = new + lane * len(images)
+                row = new + lane * len(cells)
                 self.known[row, cell] = np.where(above >= 0, self.known[row, np.maximum(above, 0)], 0)
-            self._drafted[new] = cell + 1
+            self._drafted[new, cell] = True
+
+    def _of_cells(self, facts: NDArray[np.bool_], cells: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """The facts (images, cells) of some cells, (images, width); of -1 those of any."""
+        return np.take_along_axis(facts, np.maximum(cells, 0), axis=1)
+
+
+class AdaptiveDecoding:
+    """Each image is decoded row by row, and its rows start as its own tokens allow (`schedules/raster.py`).
+
+    Images of a batch are at steps of their own, with as many inputs as the widest of them; done ones repeat their last.
+    """
+
+    def __init__(
+        self, plan: Plan, rules: RowRules, known: NDArray[np.int64], prefixes: Prefixes, drawing: Drawing
+    ) -> None:
+        count = len(drawing.random)
+        every = np.arange(plan.schedule.cells)
+        self.known = known
+        self._plan, self._prefixes, self._drawing = plan, prefixes, drawing
+        self._images = [RowImage(plan, rules) for _ in range(count)]
+        self._random = [drawing.random.part(slice(image, image + 1), every) for image in range(count)]
+        self._column = column_of(plan.schedule)
+        self._planned: list[PlannedStep] = []  # of the call that has been filled
+
+    @property
+    def passes(self) -> NDArray[np.int64]:
+        return np.array([image.passes for image in self._images])
+
+    @property
+    def done(self) -> int:
+        return min(image.decided for image in self._images)
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        if all(image.complete for image in self._images):
+            return None
+        return fitting_width(max(image.step.width for image in self._images), self._plan.widths), 0
+
+    @property
+    def written(self) -> int:
+        return max(step.write_index + step.width for step in self._planned)
+
+    def fill(self, buffers: StepBuffers) -> None:
+        count, width = len(self._images), buffers.tokens.shape[1]
+        prompt = self._plan.steps[0].prompt
+        self._planned = [
+            plan_step(image.step, image.mask, image.write_index, width, self._column, prompt) for image in self._images
+        ]
+        for index, (step, random) in enumerate(zip(self._planned, self._random, strict=True)):
+            own, part = slice(index, None, count), buffers.of(index)
+            step.fill(part, self.known[own], self._prefixes.of(own))
+            random.fill(part, step.target_cells, step.target_rows)
+            part.guidance[:] = step.scale(self._drawing.guidance[index])
+
+    def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
+        return buffers.next_tokens
+
+    def store(self, buffers: StepBuffers) -> None:
+        for index, image in enumerate(self._images):
+            if not image.complete:
+                drawn = buffers.next_tokens[index]
+                for row, cell in image.take(drawn):
+                    self.known[index :: len(self._images), cell] = drawn[row]
+
+
+class RowImage:
+    """One image: the step that it takes next, and the draft of its row on trial."""
+
+    def __init__(self, plan: Plan, rules: RowRules) -> None:
+        schedule = plan.schedule
+        self.passes = self.decided = 0
+        self.complete = False
+        self._rows = rows_of(schedule.grid, rules, schedule.zero_slots)
+        self._visibility = Visibility(plan.slots - plan.prompt_slots, schedule.zero_slots)
+        self._draft: int | None = None
+        self._advance()
+
+    def take(self, drawn: NDArray[np.int64]) -> tuple[Target, ...]:
+        """What the step has decided, from the tokens of its outputs; the image is at its next step then."""
+        decided = self.step.targets
+        token = int(drawn[decided[-1].row])
+        if self._rows.trial is None or token == self._draft:
+            self._draft = None
+        else:  # the next step writes over its slot
+            self._draft = token
+            self._rows.withdraw()
+            decided = decided[:-1]
+        self.passes += 1
+        self.decided += len(decided)
+        self.complete = self._rows.complete
+        if not self.complete:
+            self._advance()
+        return decided
+
+    def _advance(self) -> None:
+        self.write_index = self._rows.slot
+        self.step = self._rows.next()
+        self.mask = self._visibility.mask(self.step, self.write_index)

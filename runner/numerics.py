@@ -31,7 +31,7 @@ def check_step(engine: Engine, model: ModelFacts, plan: Plan, decoding: Decoding
         return
     wrong = (drawn < 0) | (drawn >= model.vocabulary)
     images = ", ".join(str(first_image + image) for image in np.flatnonzero(wrong.any(axis=1))[:8])
-    where = f"step {decoding.done} of {len(plan.steps)}, image {images}"
+    where = f"step {decoding.done} of {plan.length}, image {images}"
     if (drawn[wrong] != NO_TOKEN).any():
         raise NumericsError(
             f"{where}: the graph gives tokens outside 0..{model.vocabulary - 1}: export the bundle again"

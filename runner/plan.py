@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
@@ -14,7 +14,7 @@ from arforge.runner.bundle import ModelFacts
 from arforge.runner.conditions import Prompt
 from arforge.runner.errors import EngineError
 from arforge.runner.schedules.narrow import narrowed
-from arforge.runner.schedules.schedule import Input, Schedule, Source
+from arforge.runner.schedules.schedule import Input, Schedule, Source, Step
 from arforge.runner.schedules.visibility import masks
 
 
@@ -24,6 +24,11 @@ class Prefixes:
 
     seen: NDArray[np.bool_] | None = None  # (rows, prompt slots) that each row sees; None where prompts have none
     places: NDArray[np.int64] | None = None  # (rows, 1) added to positions; None where those are the grid's
+
+    def of(self, rows: slice) -> Prefixes:
+        """Those of some rows."""
+        seen = None if self.seen is None else self.seen[rows]
+        return Prefixes(seen, None if self.places is None else self.places[rows])
 
 
 NO_PREFIXES = Prefixes()
@@ -79,7 +84,7 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class Line:
-    """The inputs of a table that is one line, one after another: each sees all before it, and stays in the cache."""
+    """The inputs of a table in the order of their cache slots. Each stays, and sees only what stands before it."""
 
     columns: NDArray[np.int64]  # (inputs) of `known` that hold their tokens
     positions: NDArray[np.int64]  # (inputs)
@@ -87,9 +92,18 @@ class Line:
     targets: NDArray[np.int64]  # (inputs) the cell that each decides; -1 where it decides none
     guidance: NDArray[np.float64]  # (inputs) weights of guidance
     deciders: NDArray[np.int64]  # (cells) the input that decides each
+    ranks: NDArray[np.int32]  # (inputs)
+    holes: NDArray[np.int32]  # (inputs) zero slots that each sees
+    until: NDArray[np.int32]  # (inputs) the first input that no longer sees it, since it is retired
+    steps: NDArray[np.int64]  # (inputs + 1) steps of the table that the first so many inputs are all of
 
     def __len__(self) -> int:
         return len(self.columns)
+
+    def sees(self, inputs: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which inputs of the line those at some places see, bool (*places, inputs)."""
+        place, every = inputs[..., None].astype(np.int32), np.arange(len(self), dtype=np.int32)
+        return (every <= place) & (place < self.until) & (self.ranks <= self.ranks[place])
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,19 @@ class Plan:
         """Width and queries of the calls that an engine must take."""
         if self.jacobi:
             return {(fitting_width(width, self.widths), 0) for width in (1, self.jacobi)}
+        if self.schedule.rows:
+            return {(fitting_width(width, self.widths), 0) for width in self.schedule.widths}
         return {(step.width, step.queries) for step in self.steps}
+
+    @property
+    def own_pace(self) -> bool:
+        """Whether images of a batch get on as their tokens allow, rather than all alike."""
+        return bool(self.jacobi or self.schedule.rows)
+
+    @property
+    def length(self) -> int:
+        """What `Decoding.done` counts up to: the table's steps, or cells where rows start by themselves."""
+        return self.schedule.cells if self.schedule.rows else len(self.steps)
 
     def known(
         self, model: ModelFacts, prompts: Sequence[Prompt], tokens: NDArray[np.int64] | None = None
@@ -139,35 +165,17 @@ def make_plan(
     """
     if widths is not None:
         schedule = narrowed(schedule, max(widths))
-    first = {
-        Source.CELL: 0,
-        Source.CONDITION: schedule.cells,
-        Source.SPECIAL: schedule.cells + schedule.conditions,
-    }
-
-    def column(given: Input) -> int:
-        return first[given.source] + given.value
-
+    column = column_of(schedule)
     pairs = list(zip(schedule.write_indices, schedule.steps, strict=True))
     slots = max(write_index + fitting_width(step.width, widths) for write_index, step in pairs)
-    steps = []
+    if schedule.rows:  # at most a stand-in or an end of each row, beside the cells and the condition
+        slots = schedule.zero_slots + schedule.cells + schedule.grid[0] + fitting_width(schedule.widths[-1], widths)
     prompt = slice(schedule.zero_slots, schedule.zero_slots + prompt_slots)
+    steps = []
     for (write_index, step), mask in zip(pairs, masks(schedule, slots), strict=True):
-        spread = _spread(step.width, widths)
-        cells = np.array([target.cell for target in step.targets], dtype=np.int64)
-        steps.append(
-            PlannedStep(
-                columns=np.array([column(given) for given in step.inputs], dtype=np.int64)[spread],
-                positions=np.array([given.position for given in step.inputs], dtype=np.int64)[spread],
-                mask=np.insert(mask, [prompt.start] * prompt_slots, values=False, axis=1)[spread],
-                prompt=prompt,
-                write_index=write_index + prompt_slots,
-                target_rows=np.array([target.row for target in step.targets], dtype=np.int64),
-                target_cells=cells,
-                query_positions=_asked(cells, widths) if schedule.queries else cells[:0],
-                guidance=step.guidance,
-            )
-        )
+        made = plan_step(step, mask, write_index, fitting_width(step.width, widths), column, prompt)
+        asked = _asked(made.target_cells, widths) if schedule.queries else made.query_positions
+        steps.append(replace(made, query_positions=asked))
     line = None
     jacobi = schedule.jacobi if exact_width is None else min(schedule.jacobi, exact_width)
     if jacobi:
@@ -184,37 +192,65 @@ def make_plan(
     )
 
 
+def column_of(schedule: Schedule) -> Callable[[Input], int]:
+    """Where `known` holds the token of an input."""
+    first = {
+        Source.CELL: 0,
+        Source.CONDITION: schedule.cells,
+        Source.SPECIAL: schedule.cells + schedule.conditions,
+    }
+    return lambda given: first[given.source] + given.value
+
+
+def plan_step(
+    step: Step, mask: NDArray[np.bool_], write_index: int, width: int, column: Callable[[Input], int], prompt: slice
+) -> PlannedStep:
+    """One step for calls of `width` inputs, without queries; mask and write index as where there are no prompts."""
+    spread = np.minimum(np.arange(width), step.width - 1)
+    prompt_slots = prompt.stop - prompt.start
+    return PlannedStep(
+        columns=np.array([column(given) for given in step.inputs], dtype=np.int64)[spread],
+        positions=np.array([given.position for given in step.inputs], dtype=np.int64)[spread],
+        mask=np.insert(mask, [prompt.start] * prompt_slots, values=False, axis=1)[spread],
+        prompt=prompt,
+        write_index=write_index + prompt_slots,
+        target_rows=np.array([target.row for target in step.targets], dtype=np.int64),
+        target_cells=np.array([target.cell for target in step.targets], dtype=np.int64),
+        query_positions=np.zeros(0, np.int64),
+        guidance=step.guidance,
+    )
+
+
 def make_line(schedule: Schedule, column: Callable[[Input], int]) -> Line:
     """The line of a schedule that `check.is_line` finds to be one."""
     inputs = [given for step in schedule.steps for given in step.inputs]
-    targets = [
-        next((target.cell for target in step.targets if target.row == row), -1)
-        for step in schedule.steps
-        for row in range(step.width)
-    ]
-    deciders = np.zeros(schedule.cells, np.int64)
-    for place, cell in enumerate(targets):
-        if cell >= 0:
-            deciders[cell] = place
+    ends = np.cumsum([step.width for step in schedule.steps])
+    targets, deciders = np.full(len(inputs), -1), np.zeros(schedule.cells, np.int64)
+    until = np.full(len(inputs), len(inputs), np.int32)
+    for step, end in zip(schedule.steps, ends, strict=True):
+        first = end - step.width
+        until[[slot - schedule.zero_slots for slot in step.retire]] = first
+        for row, cell in step.targets:
+            targets[first + row], deciders[cell] = cell, first + row
     return Line(
         columns=np.array([column(given) for given in inputs], np.int64),
         positions=np.array([given.position for given in inputs], np.int64),
         sources=np.array([given.value if given.source is Source.CELL else -1 for given in inputs], np.int64),
-        targets=np.array(targets, np.int64),
+        targets=targets,
         guidance=np.array([step.guidance for step in schedule.steps for _ in step.inputs]),
         deciders=deciders,
+        ranks=np.array([given.rank for given in inputs], np.int32),
+        holes=np.array([given.holes for given in inputs], np.int32),
+        until=until,
+        steps=np.searchsorted(ends, np.arange(len(inputs) + 1), side="right"),
     )
 
 
 def _asked(cells: NDArray[np.int64], widths: Sequence[int] | None) -> NDArray[np.int64]:
     """The positions of the cells to decide; a step that decides none asks for one all the same, and drops it."""
     positions = 1 + cells if len(cells) else np.zeros(1, dtype=np.int64)
-    return positions[_spread(len(positions), widths)]
-
-
-def _spread(count: int, widths: Sequence[int] | None) -> NDArray[np.int64]:
-    """Indices of `count` entries, the last repeated up to a width of the engine."""
-    return np.minimum(np.arange(fitting_width(count, widths)), count - 1)
+    width = fitting_width(len(positions), widths)
+    return positions[np.minimum(np.arange(width), len(positions) - 1)]
 
 
 def fitting_width(width: int, widths: Sequence[int] | None) -> int:

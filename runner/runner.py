@@ -50,6 +50,7 @@ from arforge.runner.request import (
     whole,
 )
 from arforge.runner.schedules.specification import require_keeping
+from arforge.runner.schedules.visibility import sees_all_before
 from arforge.runner.targets import default_precision
 
 ENGINES: dict[str, Callable[[Bundle, str, int | None], Engine]] = {
@@ -218,10 +219,10 @@ class Runner:
             plans = [self._plans(schedule, window.kept, slots) for window in canvas.windows]
             engine = self._live_engine()
             together = min(batch, engine.largest_batch or batch)
-            if engine.one_mask and any(plan.jacobi for plan in plans):
+            if engine.one_mask and any(plan.own_pace for plan in plans):
                 together = 1  # since images get on at paces of their own
             parts = [slice(first, first + together) for first in range(0, count, together)]
-            steps = sum(len(plan.steps) for plan in plans)
+            steps = sum(plan.length for plan in plans)
             watch = Watch(steps * len(parts), progress, cancel)
             pixels = Pixels(count, keep) if keep and self.bundle.image_tokenizer is not None else None
             passes = np.zeros(count, np.int64)
@@ -315,8 +316,13 @@ class Runner:
         return decoding.known[:count, : plan.schedule.cells], decoding.passes
 
     def _make_plan(self, schedule: str, kept: tuple[int, ...], prompt_slots: int) -> Plan:
-        engine = self._live_engine()
-        return make_plan(self.bundle.schedule(schedule, kept), engine.widths, prompt_slots, engine.exact_width)
+        engine, table = self._live_engine(), self.bundle.schedule(schedule, kept)
+        if engine.own_mask and not sees_all_before(table):
+            raise EngineError(
+                "the engine was built for next-token decoding, in which all that is before is seen: build it again "
+                f"with --schedule {schedule}"
+            )
+        return make_plan(table, engine.widths, prompt_slots, engine.exact_width)
 
     def _live_engine(self) -> Engine:
         if self._engine is None:

@@ -110,6 +110,7 @@ class Result:
     grid: tuple[int, int]
     images: np.ndarray | None  # uint8 [images, height, width, 3]
     steps: int
+    passes: np.ndarray  # int64 [images]
     seconds: tuple[float, float, float]  # decoding, of it in the engine, images
     condition_seconds: float
 
@@ -127,6 +128,7 @@ def load(path: Path) -> ctypes.CDLL:
     library.arforge_result_tokens.restype = ctypes.POINTER(c_int64)
     library.arforge_result_pixels.restype = ctypes.POINTER(c_uint8)
     library.arforge_result_steps.restype = c_int64
+    library.arforge_result_passes.restype = ctypes.POINTER(c_int64)
     library.arforge_result_condition_seconds.restype = c_double
     return library
 
@@ -229,6 +231,7 @@ class Runner:
             result, ctypes.byref(images), ctypes.byref(rows), ctypes.byref(columns)
         )
         pixels = self.library.arforge_result_pixels(result, ctypes.byref(height), ctypes.byref(width))
+        passes = self.library.arforge_result_passes(result, ctypes.byref(images))
         seconds = [c_double() for _ in range(3)]
         self.library.arforge_result_seconds(result, *map(ctypes.byref, seconds))
         pictures = None
@@ -239,6 +242,7 @@ class Runner:
             (rows.value, columns.value),
             pictures,
             self.library.arforge_result_steps(result),
+            np.ctypeslib.as_array(passes, (images.value,)).copy(),
             tuple(value.value for value in seconds),
             self.library.arforge_result_condition_seconds(result),
         )

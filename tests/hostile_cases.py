@@ -170,6 +170,8 @@ def cases() -> Iterator[Case]:
         {"graph_sha256": "0" * 64}, {"graph": "x"}, {"graph": None}, {"graph": ["x"]}, {"source": "x"},
         {"source": None}, {"weights": "x"}, {"device": "gpu"}, {"precision": "int8"}, {"library": 3}, {"machine": ""},
     )  # fmt: skip
+    for width in (0, -1, True, "4", 2.0, None, 2**30 + 1):
+        yield Case(f"identity of exact_width {width}", identity({"exact_width": width}))
     for change in (*wrong, *({"widths": widths} for widths in ([], [0], [True], "4", [2.0], [[1]]))):
         yield Case(f"identity {change}", identity(change))
     yield Case("graph of noise", noisy_graph)
@@ -289,6 +291,18 @@ def contents(sound: bytes) -> dict[str, bytes]:
     for key in ("zero_slots", "conditions"):
         for value in (33, 2**16, 2**16 + 1, 2**24):
             found[f"{key} {value}"] = small.with_header(**{key: value})
+    for jacobi in (
+        -1,
+        2.0,
+        None,
+        True,
+        "4",
+        [4],
+        2**24 + 1,
+        2**70,
+        4,
+    ):  # the last is well written, of a table with rows
+        found[f"jacobi {jacobi}"] = small.with_header(jacobi=jacobi)
     for column, _, kind in small.COLUMNS:
         if column != "kept_cell":
             for value in (-1, 99, 2**31 - 1) if kind == "<i4" else (-1, 99, np.nan, np.inf):
@@ -311,6 +325,9 @@ def schedules() -> Iterator[Case]:
     yield Case("stored with a position beyond the model's", fitted(NTP, moved(70)))
     yield Case("stored with the model's last position", fitted(NTP, moved(64)))
     yield Case("stored for another grid", fitted(NTP, dump(compile_schedule("ntp", (4, 16)))))
+    for jacobi in (1, 64, 65):
+        line = dataclasses.replace(compile_schedule("ntp", (8, 8)), jacobi=jacobi)
+        yield Case(f"stored to run {jacobi} ahead", fitted(NTP, dump(line)))
     sound = dump(compile_schedule("ntp", (8, 8)))
     for length in (0, 7, 15, 16, 40, len(sound) - 1):
         yield Case(f"schedule of {length} bytes", fitted(NTP, sound[:length]))
@@ -319,7 +336,10 @@ def schedules() -> Iterator[Case]:
 
 
 def specifications() -> Iterator[Case]:
-    for text in ("zipar:0", f"zipar:{10**20}", "arpg:4", "par:-4", "ntp,cfg-interval=-2", ",", "ntp,=", "zipar:4:4"):
+    for text in (
+        "zipar:0", f"zipar:{10**20}", "arpg:4", "par:-4", "ntp,cfg-interval=-2", ",", "ntp,=", "zipar:4:4", "jacobi:1",
+        "jacobi:65", "jacobi:64", "jacobi", "jacobi:", "jacobi:4:4", "zipar:4,jacobi=4", "jacobi:4,jacobi=4",
+    ):  # fmt: skip
         yield Case(f"specification {text}", lambda root: None, text)
 
 

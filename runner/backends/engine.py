@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +32,12 @@ class StepBuffers:
     query_positions: NDArray[np.int64] | None = None  # (rows, queries)
     logits: NDArray[np.float32] | None = None  # (images, outputs, vocabulary), output of graphs for verification
 
+    def of(self, image: int) -> StepBuffers:
+        """What of them is one image's, in place."""
+        own = slice(image, None, len(self.next_tokens))
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: part[own] for name, part in parts.items() if part is not None})
+
 
 @dataclass(frozen=True)
 class RequestBuffers:
@@ -52,6 +58,8 @@ class Engine(Protocol):
     """Images that it decodes together at most; None where it takes any number."""
     one_mask: bool
     """Whether all rows of a step must see the same slots."""
+    own_mask: bool
+    """Whether the graph makes its mask: then all inputs see all before them, whatever the buffers' masks say."""
     exact_width: int | None
     """The widest step in which a token gets the bits that it gets alone; None where that is not known."""
 

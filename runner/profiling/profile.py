@@ -64,7 +64,7 @@ class ScheduleProfile:
     schedule: str
     calls: tuple[Call, ...]  # that were measured of a generation
     whole: bool  # whether those are all of it
-    steps: int  # of the schedule: calls, unless it runs ahead on drafts
+    steps: int  # the plan's length: calls, unless images go their own pace
     done: tuple[int, ...]  # of these, how many all images had behind them after each call
     images: int
     rows: int
@@ -84,7 +84,7 @@ class TimedEngine:
         self._engine = engine
         self.widths, self.prefill_widths = engine.widths, engine.prefill_widths
         self.largest_batch, self.one_mask = engine.largest_batch, engine.one_mask
-        self.exact_width = engine.exact_width
+        self.exact_width, self.own_mask = engine.exact_width, engine.own_mask
         self.prepared = 0.0
         self.prompt_slots = 0  # of all rows, since then
         self.first_step: float | None = None  # when the first step of all ended
@@ -178,7 +178,7 @@ def profile_schedule(runner: Runner, engine: TimedEngine, schedule: str, setting
         schedule=schedule,
         calls=calls_of(plan, engine.kinds, clock.done),
         whole=clock.whole,
-        steps=len(plan.steps),
+        steps=plan.length,
         done=tuple(clock.done),
         images=settings.images,
         rows=guided_rows(settings.images, guided=guidance != 1),
@@ -193,12 +193,13 @@ def profile_schedule(runner: Runner, engine: TimedEngine, schedule: str, setting
 
 
 def calls_of(plan: Plan, kinds: Sequence[tuple[int, int]], done: Sequence[int]) -> tuple[Call, ...]:
-    """What calls saw: by the plan, or where it runs ahead what the slowest image has behind it, and the call's own.
+    """What calls saw: by the plan, or at an own pace what the slowest image has behind it, and the call's inputs.
 
-    `done`: steps of the plan that all images had behind them after each.
+    `done`: how much of the plan's length all images had behind them after each.
     """
-    if plan.jacobi:
-        return tuple(Call(*kind, before + kind[0]) for kind, before in zip(kinds, [0, *done], strict=False))
+    if plan.own_pace:
+        fed = [0, *done] if plan.line is None else np.searchsorted(plan.line.steps, [0, *done]).tolist()
+        return tuple(Call(*kind, before + kind[0]) for kind, before in zip(kinds, fed, strict=False))
     live = [int(step.mask.any(axis=0).sum()) for step in plan.steps[: len(kinds)]]
     return tuple(Call(*kind, slots) for kind, slots in zip(kinds, live, strict=True))
 
@@ -322,7 +323,7 @@ def summary(profile: ScheduleProfile, traffic: Traffic, bandwidth: float | None)
 
 
 def ahead(profile: ScheduleProfile) -> dict[str, float]:
-    """How a schedule that runs ahead got on: of its slowest image, where there are several."""
+    """How a schedule got on whose images go their own pace: the slowest of them, where there are several."""
     gained = np.diff([0, *profile.done])
     if (gained == 1).all():
         return {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 from arforge.runner.errors import ScheduleError
+from arforge.runner.schedules.rows import bound
 from arforge.runner.schedules.schedule import Schedule, Source, Step
 
 MAX_CELLS = 1 << 16
@@ -31,7 +33,12 @@ def checked(schedule: Schedule) -> Schedule:
     for index, step in enumerate(schedule.steps):
         state.check(index, step)
     if schedule.jacobi and not is_line(schedule):
-        raise ScheduleError(f"schedule {schedule.specification}: only next-token decoding can run ahead on drafts")
+        raise ScheduleError(f"schedule {schedule.specification}: its inputs are no line to run ahead of on drafts")
+    if (
+        schedule.rows
+        and replace(bound(schedule.specification, schedule.grid, schedule.rows), rows=schedule.rows) != schedule
+    ):
+        raise ScheduleError(f"schedule {schedule.specification}: its steps are not those that its rows are bounded by")
     missing = schedule.cells - len(state.decided)
     if missing:
         raise ScheduleError(f"schedule {schedule.specification}: {missing} cells are never decided")
@@ -39,16 +46,11 @@ def checked(schedule: Schedule) -> Schedule:
 
 
 def is_line(schedule: Schedule) -> bool:
-    """Whether each input sees all before it and stays, and each cell is decided by what stands directly before it."""
-    inputs = [given for step in schedule.steps for given in step.inputs]
-    rising = all(before.rank < after.rank for before, after in pairwise(inputs))
-    plain = not (schedule.zero_slots or schedule.queries or schedule.kept)
-    steps = all(
-        step.commit == step.width and not step.retire and [target.row for target in step.targets] == [step.width - 1]
-        for step in schedule.steps
-    )
+    """Whether every input stays, and sees only what stands before it: such a table can be run ahead on drafts."""
+    kept = all(step.commit == step.width for step in schedule.steps)
+    rising = all(before.rank < after.rank for step in schedule.steps for before, after in pairwise(step.inputs))
     window = 2 <= schedule.jacobi <= schedule.cells
-    return rising and plain and steps and window and list(schedule.order) == list(range(schedule.cells))
+    return kept and rising and window and not (schedule.queries or schedule.kept)
 
 
 def capacity(schedule: Schedule) -> int:

@@ -4,7 +4,7 @@
     4 bytes   uint32, format version (1)
     4 bytes   uint32, length of the header
     header    UTF-8 JSON: specification, grid, conditions, zero_slots, queries (0 or 1), jacobi (where it is
-              not 0), and the numbers of steps, inputs, targets, retired, kept
+              not 0), rows (where they start by themselves), and the numbers of steps, inputs, targets, retired, kept
     columns   the arrays of COLUMNS, one after the other, 4 bytes an entry
 
 `*_end` columns hold, for each step, the end of its rows in the input, target or retire columns.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from arforge.runner.errors import ScheduleError
 from arforge.runner.json_file import parse_json, read_small
 from arforge.runner.schedules.check import checked
-from arforge.runner.schedules.schedule import Input, Schedule, Source, Step, Target
+from arforge.runner.schedules.schedule import Input, RowRules, Schedule, Source, Step, Target
 
 MAGIC = b"ARFSCHED"
 VERSION = 1
@@ -48,6 +49,7 @@ COLUMNS = (
     ("retired_slot", "retired", "<i4"),
     ("kept_cell", "kept", "<i4"),
 )
+ROW_WORDS = {"first_row": ("published", "windowed"), "seed": ("published", "nearest"), "holes": ("published", "masked")}
 COUNTS = ("steps", "inputs", "targets", "retired", "kept")
 
 
@@ -79,6 +81,7 @@ def dump(schedule: Schedule) -> bytes:
         "zero_slots": schedule.zero_slots,
         "queries": int(schedule.queries),
         **({"jacobi": schedule.jacobi} if schedule.jacobi else {}),
+        **({"rows": asdict(schedule.rows)} if schedule.rows else {}),
         **dict(zip(COUNTS, sizes, strict=True)),
     }
     text = json.dumps(header).encode()
@@ -128,7 +131,21 @@ def _header(text: bytes, name: str) -> dict[str, Any]:
         raise ScheduleError(f"{name}: jacobi must be a whole number of inputs, not {header['jacobi']!r}")
     if header["queries"] > 1:
         raise ScheduleError(f"{name}: queries must be 0 or 1, not {header['queries']}")
+    header["rows"] = _rules(header["rows"], name) if "rows" in header else None
     return header
+
+
+def _rules(given: Any, name: str) -> RowRules:
+    names = {rule.name for rule in fields(RowRules)}
+    if not isinstance(given, dict) or set(given) != names:
+        raise ScheduleError(f"{name}: rows must have {', '.join(sorted(names))}")
+    numbers = [given["window"], given["cfg_interval"], 0 if given["row_end"] is None else given["row_end"]]
+    if any(type(number) is not int or not -1 <= number <= MAX_ROWS for number in numbers) or numbers[2] < 0:
+        raise ScheduleError(f"{name}: rows have a number that is out of range")
+    for rule, words in ROW_WORDS.items():
+        if given[rule] not in words:
+            raise ScheduleError(f"{name}: rows have {rule} {given[rule]!r}: use one of {', '.join(words)}")
+    return RowRules(**given)
 
 
 def _assemble(header: dict[str, Any], columns: dict[str, NDArray[Any]], name: str) -> Schedule:
@@ -166,4 +183,5 @@ def _assemble(header: dict[str, Any], columns: dict[str, NDArray[Any]], name: st
         queries=bool(header["queries"]),
         kept=tuple(lists["kept_cell"]),
         jacobi=header["jacobi"],
+        rows=header["rows"],
     )

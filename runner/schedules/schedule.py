@@ -9,7 +9,7 @@ contiguously. A slot is visible to an input when its rank is at most the input's
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -57,6 +57,18 @@ class Step:
 
 
 @dataclass(frozen=True)
+class RowRules:
+    """How the rows of ZipAR follow one another; the words are explained where they are built from (`raster.py`)."""
+
+    window: int  # cells that a row has before the one below may start
+    first_row: str = "published"
+    seed: str = "published"
+    holes: str = "published"
+    cfg_interval: int = -1
+    row_end: int | None = None  # index of the special token that ends each row; None where nothing does
+
+
+@dataclass(frozen=True)
 class Schedule:
     specification: str  # canonical, such as "zipar:16" or "zipar:16,holes=masked"
     grid: tuple[int, int]
@@ -66,6 +78,7 @@ class Schedule:
     queries: bool = False  # the model is asked for the targets' cells, rather than for what follows each input
     kept: tuple[int, ...] = ()  # cells whose tokens the request brings; the steps decide the others
     jacobi: int = 0  # inputs that a runner may run ahead on drafts in one call; 0: the steps as they stand
+    rows: RowRules | None = None  # rows start when an image's tokens allow it; the steps are those if they always did
 
     @property
     def cells(self) -> int:
@@ -76,7 +89,18 @@ class Schedule:
         """The distinct numbers of inputs that a call may have, ascending."""
         if self.jacobi:
             return 1, self.jacobi
+        if self.rows:
+            return tuple(range(1, max(step.width for step in self.steps) + 1))
         return tuple(sorted({step.width for step in self.steps}))
+
+    @property
+    def pace(self) -> str | None:
+        """How an image's calls differ from the steps, in words; None where they are the steps."""
+        if self.jacobi:
+            return f"an image takes as many calls as its drafts need, of up to {self.jacobi} tokens"
+        if self.rows:
+            return "an image takes at least these steps: a row starts when its first token has settled"
+        return None
 
     def outputs(self, step: Step) -> int:
         """How many tokens the step samples for an image, wanted or not."""
@@ -137,6 +161,7 @@ class Schedule:
             "queries": self.queries,
             "kept": list(self.kept),
             "jacobi": self.jacobi,
+            "rows": None if self.rows is None else asdict(self.rows),
             "slots": self.slots,
             "steps": steps,
             "order": list(self.order),

@@ -27,25 +27,28 @@ class Kind:
     order: str  # of cells that a model must have been trained for
     keeps: bool = False  # whether it can start from cells that are known
     row_ends: Callable[..., Schedule] | None = None  # builds for models whose rows end in a token; options as there
+    mark: str = ":"  # between the kind and its number
+    table: str | None = None  # the kind whose tables its schedules hold, where that is another
 
 
-CFG_INTERVAL = {"cfg-interval": (INTEGER, "-1")}
+RASTER = {"cfg-interval": (INTEGER, "-1"), "jacobi": (INTEGER, "0")}
 ROW_END_OPTIONS = ("cfg-interval", "jacobi")
+ZIPAR = {
+    "first-row": (("published", "windowed"), "published"),
+    "seed": (("published", "nearest"), "published"),
+    "holes": (("published", "masked"), "published"),
+}
 KINDS = {
-    "ntp": Kind(
-        raster.next_token, None, {**CFG_INTERVAL, "jacobi": (INTEGER, "0")}, "raster", row_ends=row_ends.next_token
-    ),
-    "zipar": Kind(
-        raster.zipar,
+    "ntp": Kind(raster.next_token, None, RASTER, "raster", row_ends=row_ends.next_token),
+    "zipar": Kind(raster.zipar, "window", {**ZIPAR, **RASTER}, "raster", row_ends=row_ends.zipar),
+    "zipar:adaptive": Kind(
+        raster.adaptive_zipar,
         "window",
-        {
-            "first-row": (("published", "windowed"), "published"),
-            "seed": (("published", "nearest"), "published"),
-            "holes": (("published", "masked"), "published"),
-            **CFG_INTERVAL,
-        },
+        {**ZIPAR, "cfg-interval": RASTER["cfg-interval"]},
         "raster",
-        row_ends=row_ends.zipar,
+        row_ends=row_ends.adaptive_zipar,
+        mark="=",
+        table="zipar",
     ),
     "par": Kind(regions.par, "regions", {}, "regions"),
     "arpg": Kind(
@@ -70,7 +73,7 @@ class Specification:
     options: tuple[tuple[str, str], ...]  # only those that differ from the default, sorted
 
     def __str__(self) -> str:
-        head = self.kind if self.number is None else f"{self.kind}:{self.number}"
+        head = self.kind if self.number is None else f"{self.kind}{KINDS[self.kind].mark}{self.number}"
         return ",".join([head, *(f"{name}={value}" for name, value in self.options)])
 
 
@@ -79,14 +82,14 @@ def parse(text: str) -> Specification:
     if not isinstance(text, str):
         raise ScheduleError(f"schedule {text!r} is no text: use one such as 'ntp'")
     head, *options = text.strip().split(",")
-    name, colon, number = head.partition(":")
-    if name == "jacobi" and colon:
+    name, mark, number = _parts(head)
+    if name == "jacobi" and mark == ":":
         return parse(",".join(["ntp", f"jacobi={number}", *options]))
     kind = KINDS.get(name)
     if kind is None:
         raise ScheduleError(f"unknown schedule {text!r}: {_suggest(name, KINDS)}")
-    if (kind.number is not None) != bool(colon):
-        form = name if kind.number is None else f"{name}:{kind.number.upper()}"
+    if mark != ("" if kind.number is None else kind.mark):
+        form = name if kind.number is None else f"{name}{kind.mark}{kind.number.upper()}"
         raise ScheduleError(f"schedule {text!r} is malformed: write it as {form}, options after commas")
     given: dict[str, str] = {}
     for option in options:
@@ -98,13 +101,14 @@ def parse(text: str) -> Specification:
         words, _ = kind.options[key]
         given[key] = str(_integer(value, f"option {key}")) if words is INTEGER else _word(key, value, words)
     kept = sorted((key, value) for key, value in given.items() if value != kind.options[key][1])
-    return Specification(name, _integer(number, f"schedule {name}") if colon else None, tuple(kept))
+    return Specification(name, _integer(number, f"schedule {name}") if mark else None, tuple(kept))
 
 
 def as_it_stands(text: str) -> str:
-    """The specification of the same table of steps, followed without running ahead on drafts."""
+    """The specification of the same table of steps, followed as it stands: without drafts, without rows on trial."""
     parsed = parse(text)
-    return str(replace(parsed, options=tuple(option for option in parsed.options if option[0] != "jacobi")))
+    options = tuple(option for option in parsed.options if option[0] != "jacobi")
+    return str(replace(parsed, kind=KINDS[parsed.kind].table or parsed.kind, options=options))
 
 
 def compile_schedule(
@@ -190,6 +194,13 @@ def require_specials(schedule: Schedule, specials: int, row_end: int | None = No
             f"schedule {schedule.specification} needs {schedule.specials} special tokens, the model was trained with "
             f"{specials}: use the schedule that it was trained for"
         )
+
+
+def _parts(head: str) -> tuple[str, str, str]:
+    """Name, mark and number of a kind; the latter two empty where there are none."""
+    if head in KINDS:
+        return head, "", ""
+    return head.rpartition("=") if "=" in head else head.partition(":")
 
 
 def _integer(text: str, what: str) -> int:

@@ -60,7 +60,8 @@ typedef struct arforge_options {
   int32_t check_hashes;  /* default 0; otherwise every file of the bundle is read and its sha256 compared */
 } arforge_options;
 
-/* Called after every step; a value other than 0 cancels the request. */
+/* Called after every engine call with the steps that all images of a batch have behind them, and all steps of the
+ * request; a value other than 0 cancels the request. */
 typedef int32_t (*arforge_progress)(void* user, int64_t done, int64_t steps);
 
 typedef struct arforge_request {
@@ -136,8 +137,10 @@ ARFORGE_API const int64_t* arforge_result_tokens(const arforge_result* result, s
                                                  size_t* columns);
 /* uint8 (images, height, width, 3); NULL where the bundle has no tokenizer. */
 ARFORGE_API const uint8_t* arforge_result_pixels(const arforge_result* result, size_t* height, size_t* width);
-/* Engine calls an image took. */
+/* Engine calls until the last image of a batch was done. */
 ARFORGE_API int64_t arforge_result_steps(const arforge_result* result);
+/* int64 (images), engine calls until each was done: fewer where it runs ahead on drafts; valid as the tokens are. */
+ARFORGE_API const int64_t* arforge_result_passes(const arforge_result* result, size_t* images);
 /* Wall clock of decoding tokens, of that inside ONNX Runtime, and of tokens to pixels. */
 ARFORGE_API void arforge_result_seconds(const arforge_result* result, double* decoding, double* engine, double* images);
 /* Wall clock of prompts to filled caches; nothing for classes. */

@@ -115,7 +115,8 @@ struct Request {
   // empty.
   std::function<void(const std::uint8_t* pixels, std::int64_t images, std::int64_t height, std::int64_t width)> receive;
 
-  // Called after every step, with the steps done and all steps of the request; false cancels.
+  // Called after every engine call, with the steps that all images of a batch have behind them, and all steps of the
+  // request; false cancels.
   std::function<bool(std::int64_t done, std::int64_t steps)> progress;
   const std::atomic<bool>* cancel = nullptr; // looked at before every step; true cancels
 };
@@ -128,11 +129,12 @@ struct Result {
   std::vector<std::uint8_t> pixels; // (images, height, width, 3); empty where none are made, or all are received
   std::int64_t height = 0, width = 0;
 
-  std::int64_t steps = 0;                           // engine calls an image took
+  std::int64_t steps = 0;                           // engine calls until the last image of a batch was done
+  std::vector<std::int64_t> passes;                 // (images) until each was: fewer where it runs ahead on drafts
   double seconds = 0;                               // decoding of tokens, wall clock
   double image_seconds = 0;                         // tokens to pixels, wall clock
   double condition_seconds = 0;                     // prompts to filled caches, wall clock; nothing for classes
-  std::vector<double> step_seconds, engine_seconds; // (steps of the request): a whole step, and the engine's part of it
+  std::vector<double> step_seconds, engine_seconds; // (calls of the request): a whole step, and the engine's part of it
 };
 
 // What a caller may want to know of an open bundle.

@@ -255,6 +255,14 @@ const uint8_t* arforge_result_pixels(const arforge_result* result, size_t* heigh
 
 int64_t arforge_result_steps(const arforge_result* result) { return result == nullptr ? 0 : result->result.steps; }
 
+const int64_t* arforge_result_passes(const arforge_result* result, size_t* images) {
+  if (result == nullptr) {
+    return nullptr;
+  }
+  store(images, result->result.passes.size());
+  return result->result.passes.data();
+}
+
 void arforge_result_seconds(const arforge_result* result, double* decoding, double* engine, double* images) {
   const arforge::Result none;
   const arforge::Result& found = result == nullptr ? none : result->result;

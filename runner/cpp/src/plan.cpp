@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "arforge.hpp"
 #include "conditions.h"
@@ -64,19 +65,78 @@ PlannedStep planned(const Step& step, const Plan& plan, bool queries, const std:
   return result;
 }
 
-// The mask of the prompt slots, which each row has of its own.
-void show_prompt(const PlannedStep& step, const Plan& plan, std::int64_t before, std::uint8_t* mask) {
-  for (std::int64_t input = 0; input < step.shape.width; input++) {
-    std::uint8_t* const slots = mask + input * step.shape.slots + plan.zero_slots;
-    std::fill_n(slots, plan.prompt_slots - before, std::uint8_t{0});
-    std::fill_n(slots + plan.prompt_slots - before, before, std::uint8_t{1});
+// The line of a schedule that `checked` finds to be one, of whose steps these are the planned ones.
+Line make_line(const Schedule& schedule, const Plan& plan) {
+  Line line;
+  line.deciders.resize(static_cast<std::size_t>(plan.cells));
+  for (std::size_t index = 0; index < schedule.steps.size(); index++) {
+    const Step& step = schedule.steps[index];
+    for (const std::int32_t slot : step.retire) {
+      line.until[static_cast<std::size_t>(slot - schedule.zero_slots)] = line.inputs();
+    }
+    for (std::size_t input = 0; input < step.inputs.size(); input++) {
+      const Input& given = step.inputs[input];
+      line.columns.push_back(plan.steps[index].columns[input]);
+      line.positions.push_back(given.position);
+      line.sources.push_back(given.source == Source::cell ? given.value : -1);
+      line.targets.push_back(-1);
+      line.guidance.push_back(step.guidance);
+      line.ranks.push_back(given.rank);
+      line.holes.push_back(given.holes);
+      line.until.push_back(std::numeric_limits<std::int64_t>::max());
+      line.steps.push_back(static_cast<std::int64_t>(index));
+    }
+    for (const auto& [row, cell] : step.targets) {
+      const std::size_t place = line.targets.size() - step.inputs.size() + static_cast<std::size_t>(row);
+      line.targets[place] = cell;
+      line.deciders[static_cast<std::size_t>(cell)] = static_cast<std::int64_t>(place);
+    }
+  }
+  line.steps.push_back(static_cast<std::int64_t>(schedule.steps.size()));
+  return line;
+}
+
+void enter(const Shape& shape, std::vector<Shape>& shapes) {
+  if (std::find(shapes.begin(), shapes.end(), shape) == shapes.end()) {
+    shapes.push_back(shape);
+  }
+}
+
+// Gives every step the slots of its call.
+void shape_steps(Plan& plan) {
+  std::int64_t live = 0; // never less than before
+  for (PlannedStep& step : plan.steps) {
+    const std::int64_t needed = step.write_index + step.shape.width;
+    live = needed > live ? plan.live(needed) : live;
+    step.shape.slots = live;
+    enter(step.shape, plan.shapes);
+  }
+}
+
+// Makes a plan run ahead: calls of two widths, with slots wherever images can be.
+void plan_ahead(Plan& plan, const Schedule& schedule, const std::vector<std::int64_t>& widths) {
+  plan.line = make_line(schedule, plan);
+  plan.first_width = engine_width(1, widths);
+  plan.jacobi_width = engine_width(plan.jacobi, widths);
+  const std::int64_t begin = plan.steps.front().write_index;
+  plan.slots = begin + plan.line->inputs() + plan.jacobi_width;
+  plan.shapes = {{plan.first_width, 0, plan.live(begin + plan.first_width)}};
+  for (std::int64_t live = 0; live < plan.slots;) {
+    live = plan.live(std::max(begin + 1 + plan.jacobi_width, live + 1));
+    enter({plan.jacobi_width, 0, live}, plan.shapes);
   }
 }
 
 } // namespace
 
+std::int64_t Plan::live(std::int64_t needed) const {
+  return growth == 0 ? slots : std::min(slots, (needed + growth - 1) / growth * growth);
+}
+
+std::int64_t Plan::calls() const { return line ? line->inputs() : static_cast<std::int64_t>(steps.size()); }
+
 Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth,
-               std::int64_t prompt_slots) {
+               std::int64_t prompt_slots, std::int64_t exact_width) {
   if (!widths.empty()) {
     schedule = narrowed(std::move(schedule), *std::max_element(widths.begin(), widths.end()));
   }
@@ -88,7 +148,13 @@ Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::
             schedule.cells(),
             schedule.conditions,
             specials_of(schedule),
-            schedule.kept};
+            schedule.columns,
+            schedule.kept,
+            growth,
+            {},
+            exact_width == 0 ? schedule.jacobi : std::min(schedule.jacobi, exact_width),
+            0,
+            0};
   std::int64_t write_index = schedule.zero_slots + prompt_slots;
   for (const Step& step : schedule.steps) {
     plan.steps.push_back(planned(step, plan, schedule.queries, widths));
@@ -96,16 +162,10 @@ Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::
     plan.slots = std::max(plan.slots, write_index + plan.steps.back().shape.width);
     write_index += step.commit;
   }
-  std::int64_t live = growth == 0 ? plan.slots : 0;
-  for (PlannedStep& step : plan.steps) {
-    const std::int64_t needed = step.write_index + step.shape.width;
-    if (needed > live) {
-      live = std::min(plan.slots, (needed + growth - 1) / growth * growth);
-    }
-    step.shape.slots = live;
-    if (std::find(plan.shapes.begin(), plan.shapes.end(), step.shape) == plan.shapes.end()) {
-      plan.shapes.push_back(step.shape);
-    }
+  if (plan.jacobi > 0) {
+    plan_ahead(plan, schedule, widths);
+  } else {
+    shape_steps(plan);
   }
   return plan;
 }
@@ -113,7 +173,7 @@ Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::
 State start_of(const Plan& plan, const ModelFacts& model, std::int64_t images, const std::vector<Prompt>& prompts,
                const std::vector<std::int64_t>& tokens) {
   const auto rows = static_cast<std::int64_t>(prompts.size());
-  State state{{}, plan.cells + plan.conditions + plan.specials, images, rows, {}, {}, {}};
+  State state{{}, plan.cells + plan.conditions + plan.specials, images, rows, {}, {}};
   state.known.resize(static_cast<std::size_t>(state.rows * state.columns));
   for (std::int64_t row = 0; row < state.rows; row++) {
     const Prompt& prompt = prompts[static_cast<std::size_t>(row)];
@@ -130,45 +190,7 @@ State start_of(const Plan& plan, const ModelFacts& model, std::int64_t images, c
       known[plan.cells + plan.conditions + index] = model.specials[static_cast<std::size_t>(index)];
     }
   }
-  state.visibility.start(plan.slots);
   return state;
-}
-
-void fill(const PlannedStep& step, const Plan& plan, State& state, StepBuffers& buffers) {
-  const std::int64_t width = step.shape.width;
-  for (std::int64_t row = 0; row < state.rows; row++) {
-    const std::int64_t* known = state.known.data() + row * state.columns;
-    std::int64_t* tokens = buffers.tokens.data() + row * width;
-    for (std::int64_t input = 0; input < width; input++) {
-      tokens[input] = known[step.columns[static_cast<std::size_t>(input)]];
-    }
-    const std::int64_t first = state.places[static_cast<std::size_t>(row)];
-    std::transform(step.positions.begin(), step.positions.end(), buffers.positions.data() + row * width,
-                   [first](std::int64_t position) { return first + position; });
-    std::copy(step.query_positions.begin(), step.query_positions.end(),
-              buffers.query_positions.data() + row * step.shape.queries);
-    buffers.write_index[static_cast<std::size_t>(row)] = step.write_index;
-  }
-  std::uint8_t* mask = buffers.mask.data();
-  const auto one = static_cast<std::int64_t>(buffers.mask.size()) / state.rows; // of a row
-  state.visibility.enter(step, step.shape.slots, plan.zero_slots, mask);
-  for (std::int64_t row = 1; row < state.rows; row++) {
-    std::copy_n(mask, one, mask + row * one);
-  }
-  for (std::int64_t row = 0; row < state.rows && plan.prompt_slots > 0; row++) {
-    show_prompt(step, plan, state.before[static_cast<std::size_t>(row)], mask + row * one);
-  }
-}
-
-void store(const PlannedStep& step, const StepBuffers& buffers, State& state) {
-  const auto outputs = static_cast<std::int64_t>(buffers.next_tokens.size()) / state.images;
-  for (std::int64_t row = 0; row < state.rows; row++) {
-    const std::int64_t* drawn = buffers.next_tokens.data() + row % state.images * outputs;
-    std::int64_t* known = state.known.data() + row * state.columns;
-    for (std::size_t target = 0; target < step.target_cells.size(); target++) {
-      known[step.target_cells[target]] = drawn[step.target_rows[target]];
-    }
-  }
 }
 
 } // namespace arforge

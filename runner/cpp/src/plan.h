@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "bundle/facts.h"
@@ -22,49 +23,73 @@ struct PlannedStep : RankedStep {
   std::vector<std::int64_t> target_rows;     // (targets)
   std::vector<std::int64_t> target_cells;    // (targets)
   double guidance;
+};
 
-  // This step's guidance scale in a request of scale `guidance`.
-  [[nodiscard]] double scale(double request) const { return 1 + (request - 1) * guidance; }
+// The inputs of a table in the order of their cache slots. Each stays, and sees only what stands before it.
+struct Line {
+  std::vector<std::int64_t> columns;   // (inputs) of the known tokens that hold theirs
+  std::vector<std::int64_t> positions; // (inputs)
+  std::vector<std::int64_t> sources;   // (inputs) the cell that each is the token of; -1 where it is no cell's
+  std::vector<std::int64_t> targets;   // (inputs) the cell that each decides; -1 where it decides none
+  std::vector<double> guidance;        // (inputs) weights of guidance
+  std::vector<std::int64_t> deciders;  // (cells) the input that decides each
+  std::vector<std::int32_t> ranks;     // (inputs)
+  std::vector<std::int32_t> holes;     // (inputs) zero slots that each sees
+  std::vector<std::int64_t> until;     // (inputs) the first input that no longer sees it, since it is retired
+  std::vector<std::int64_t> steps;     // (inputs + 1) steps of the table that the first so many inputs are all of
+
+  [[nodiscard]] std::int64_t inputs() const { return static_cast<std::int64_t>(columns.size()); }
+  // Whether an input sees another, which is not behind it.
+  [[nodiscard]] bool sees(std::int64_t input, std::int64_t other) const {
+    const auto from = static_cast<std::size_t>(input);
+    const auto to = static_cast<std::size_t>(other);
+    return input < until[to] && ranks[to] <= ranks[from];
+  }
 };
 
 struct Plan {
   std::vector<PlannedStep> steps;
-  std::vector<Shape> shapes;                // of the steps, each once, in the order of their first
+  std::vector<Shape> shapes;                // of the calls, each once, the first call's first
   std::int64_t slots;                       // of the cache, all of them
   std::int64_t zero_slots, prompt_slots;    // at its beginning, in this order
   std::int64_t cells, conditions, specials; // columns of the known tokens, in this order
+  std::int64_t across;                      // cells of a row of the grid
   std::vector<std::int32_t> kept;           // cells whose tokens the request brings
+  std::int64_t growth;                      // of the slots that a call is given; 0: always all
+  std::optional<Line> line;                 // of a schedule that runs ahead on drafts
+  std::int64_t jacobi;                      // inputs that a call of it has at most
+  std::int64_t jacobi_width;                // of those calls but the first, which has the condition alone
+  std::int64_t first_width;                 // of that one
+
+  // The slots that a call is given which reaches to slot `needed`.
+  [[nodiscard]] std::int64_t live(std::int64_t needed) const;
+  // Calls that a generation takes at most.
+  [[nodiscard]] std::int64_t calls() const;
 };
 
-// `widths`: those that the engine was built for, ascending or not; empty: any. `growth`: a step is given the slots that
+// `widths`: those that the engine was built for, ascending or not; empty: any. `growth`: a call is given the slots that
 // are in use, rounded up to a multiple of it; 0: always all. `prompt_slots`: slots that prompts fill before the first
-// step, between the zero slots and the schedule's own. Throws Error (engine) if all widths are too narrow.
+// step, between the zero slots and the schedule's own. `exact_width`: the engine's, 0 where it is not known; running
+// ahead keeps to it, since wider calls could round to other tokens. Throws Error (engine) if all widths are too narrow.
 Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth,
-               std::int64_t prompt_slots);
+               std::int64_t prompt_slots, std::int64_t exact_width = 0);
 
 // The same decoding in steps of at most `widest` inputs, wherever steps can be cut: before an input that no earlier
 // one of the step sees, if what comes before is kept and decides nothing.
 Schedule narrowed(Schedule schedule, std::int64_t widest);
 
-// What a generation holds between steps.
+// What a generation knows between steps.
 struct State {
   std::vector<std::int64_t> known; // (rows, columns): cells, condition tokens, special tokens
   std::int64_t columns;
   std::int64_t images, rows;        // rows beyond the images are unconditional
   std::vector<std::int64_t> before; // (rows) how many prompt slots each sees, the last ones
   std::vector<std::int64_t> places; // (rows) added to a step's positions: what stands before, where those are in line
-  Visibility visibility;
 };
 
 // The tokens known before the first step, a prompt a row: the images', then those of unconditional rows. `tokens`
 // (images, cells): those of kept cells count.
 State start_of(const Plan& plan, const ModelFacts& model, std::int64_t images, const std::vector<Prompt>& prompts,
                const std::vector<std::int64_t>& tokens);
-
-// Writes a step's tokens, places and masks; the tokens come from what is known. Allocates nothing, nor does `store`.
-void fill(const PlannedStep& step, const Plan& plan, State& state, StepBuffers& buffers);
-
-// Enters the sampled tokens into every row, conditional and not.
-void store(const PlannedStep& step, const StepBuffers& buffers, State& state);
 
 } // namespace arforge

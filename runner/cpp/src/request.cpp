@@ -1,8 +1,8 @@
 #include "request.h"
 
 #include <algorithm>
+#include <numeric>
 
-#include "randomness.h"
 #include "text.h"
 
 namespace arforge {
@@ -113,31 +113,23 @@ bool Sampling::guided(std::int64_t first, std::int64_t images) const {
   return std::any_of(begin, begin + images, [](double scale) { return scale != 1; });
 }
 
-void fill_settings(const PlannedStep& step, const Sampling& sampling, std::int64_t first, std::int64_t images,
-                   StepBuffers& buffers) {
-  const std::int64_t outputs = static_cast<std::int64_t>(buffers.guidance.size()) / images;
+void fill_settings(const Sampling& sampling, std::int64_t first, std::int64_t images, StepBuffers& buffers) {
   for (std::int64_t image = 0; image < images; image++) {
     const auto given = static_cast<std::size_t>(first + image);
     const auto place = static_cast<std::size_t>(image);
-    std::fill_n(buffers.guidance.begin() + image * outputs, outputs,
-                static_cast<float>(step.scale(sampling.guidance[given])));
     buffers.temperature[place] = static_cast<float>(sampling.temperature[given]);
     buffers.top_k[place] = sampling.top_k[given];
     buffers.top_p[place] = static_cast<float>(sampling.top_p[given]);
   }
 }
 
-std::vector<float> uniforms_of(const Request& request, std::int64_t cells) {
-  std::vector<float> numbers;
-  const auto images = static_cast<std::size_t>(images_of(request));
-  numbers.reserve(images * static_cast<std::size_t>(cells));
-  for (std::size_t image = 0; image < images; image++) {
-    const std::uint64_t seed = request.seeds.empty() ? image : request.seeds[image];
-    for (std::int64_t cell = 0; cell < cells; cell++) {
-      numbers.push_back(uniform(seed, static_cast<std::uint64_t>(cell)));
-    }
+std::vector<std::uint64_t> seeds_of(const Request& request) {
+  std::vector<std::uint64_t> seeds = request.seeds;
+  if (seeds.empty()) {
+    seeds.resize(static_cast<std::size_t>(images_of(request)));
+    std::iota(seeds.begin(), seeds.end(), 0);
   }
-  return numbers;
+  return seeds;
 }
 
 } // namespace arforge

@@ -7,7 +7,7 @@
 
 #include "arforge.hpp"
 #include "bundle/facts.h"
-#include "plan.h"
+#include "step_graph.h"
 
 namespace arforge {
 
@@ -37,11 +37,10 @@ Sampling sampling_of(const Request& request, const SamplerDefaults& usual);
 void check_images(const std::optional<ImageTokenizerFacts>& tokenizer, std::int64_t images, std::int64_t height,
                   std::int64_t width);
 
-// Writes a step's settings of the images from `first` on. Allocates nothing.
-void fill_settings(const PlannedStep& step, const Sampling& sampling, std::int64_t first, std::int64_t images,
-                   StepBuffers& buffers);
+// Writes the settings of the images from `first` on, guidance excepted. Allocates nothing.
+void fill_settings(const Sampling& sampling, std::int64_t first, std::int64_t images, StepBuffers& buffers);
 
-// Uniform numbers (images, cells) of the request's seeds.
-std::vector<float> uniforms_of(const Request& request, std::int64_t cells);
+// A seed an image: the request's, or their places in it.
+std::vector<std::uint64_t> seeds_of(const Request& request);
 
 } // namespace arforge

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <list>
 #include <mutex>
+#include <utility>
 
 #include "arforge.hpp"
 #include "backends/image_codec.h"
@@ -10,6 +11,7 @@
 #include "bundle/bundle.h"
 #include "canvas.h"
 #include "conditioner.h"
+#include "decoding.h"
 #include "device.h"
 #include "numerics.h"
 #include "plan.h"
@@ -34,8 +36,8 @@ struct Generation {
   const Request& request;
   Sampling sampling;
   Conditions conditions;
-  std::vector<float> uniforms; // (images, canvas cells)
-  std::int64_t done, steps;    // of the whole request
+  std::vector<std::uint64_t> seeds; // (images)
+  std::int64_t done, steps;         // of the whole request
   Result& result;
 };
 
@@ -110,8 +112,9 @@ const Plan& Runner::Implementation::plan(const std::string& schedule, const std:
     plans.splice(plans.begin(), plans, found);
   } else {
     Schedule found_schedule = find_schedule(bundle, schedule, kept);
-    plans.push_front({schedule, kept, prompt_slots,
-                      make_plan(std::move(found_schedule), engine.widths(), engine.growth(), prompt_slots)});
+    plans.push_front(
+        {schedule, kept, prompt_slots,
+         make_plan(std::move(found_schedule), engine.widths(), engine.growth(), prompt_slots, engine.exact_width())});
   }
   return plans.front().plan;
 }
@@ -128,42 +131,40 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
   const double filled = conditioned(bundle.model) ? seconds_since(filling) : 0;
   generation.result.condition_seconds += filled;
   generation.result.seconds -= filled; // of which it is a part otherwise
-  State state = start_of(plan, bundle.model, images, prompts, canvas.take(window, batch.first, images));
-  for (const PlannedStep& step : plan.steps) {
+  const std::vector<std::int64_t> tokens = canvas.take(window, batch.first, images);
+  const Drawing drawing{generation.seeds, window.cells, generation.sampling.guidance, batch.first};
+  const std::unique_ptr<Decoding> decoding =
+      decoding_of(plan, start_of(plan, bundle.model, images, prompts, tokens), drawing);
+  const std::int64_t before = generation.done;
+  bool first = true;
+  while (const std::optional<Shape> shape = decoding->shape()) {
     if (request.cancel != nullptr && request.cancel->load()) {
       throw Error(Code::cancelled, text("cancelled after ", generation.done, " of ", generation.steps, " steps"));
     }
     const Clock::time_point begin = Clock::now();
-    StepBuffers& buffers = engine.buffers(step.shape);
-    fill(step, plan, state, buffers);
-    fill_settings(step, generation.sampling, batch.first, images, buffers);
-    const auto outputs = static_cast<std::int64_t>(buffers.uniforms.size()) / images;
-    for (std::int64_t image = 0; image < images; image++) {
-      for (std::size_t target = 0; target < step.target_cells.size(); target++) {
-        buffers.uniforms[static_cast<std::size_t>(image * outputs + step.target_rows[target])] =
-            generation.uniforms[canvas.place(window, batch.first + image, step.target_cells[target])];
-      }
-    }
+    StepBuffers& buffers = engine.buffers(*shape);
+    decoding->fill(buffers);
+    fill_settings(generation.sampling, batch.first, images, buffers);
     const Clock::time_point start = Clock::now();
-    engine.run(step.shape, &step == &plan.steps.front());
+    engine.run(*shape, std::exchange(first, false));
     generation.result.engine_seconds.push_back(seconds_since(start));
-    if (const std::int64_t spoilt = spoilt_image(step, buffers, bundle.model, images); spoilt >= 0) {
+    if (const std::int64_t spoilt = spoilt_image(*decoding, buffers, bundle.model, images); spoilt >= 0) {
       engine.clear();
-      throw Error(Code::numerics, text("step ", &step - plan.steps.data(), " of ", plan.steps.size(), ", image ",
+      throw Error(Code::numerics, text("step ", decoding->done(), " of ", plan.steps.size(), ", image ",
                                        batch.first + spoilt, ": the logits are non-finite, or tokens outside 0..",
                                        bundle.model.vocabulary - 1, "; check the weights: arforge verify"));
     }
-    store(step, buffers, state);
+    decoding->store(buffers);
     generation.result.step_seconds.push_back(seconds_since(begin));
-    generation.done++;
+    generation.done = before + decoding->done();
     if (request.progress && !request.progress(generation.done, generation.steps)) {
       throw Error(Code::cancelled, text("cancelled after ", generation.done, " of ", generation.steps, " steps"));
     }
   }
   for (std::int64_t image = 0; image < images; image++) {
+    generation.result.passes[static_cast<std::size_t>(batch.first + image)] += decoding->passes(image);
     for (std::int64_t cell = 0; cell < plan.cells; cell++) {
-      canvas.tokens[canvas.place(window, batch.first + image, cell)] =
-          state.known[static_cast<std::size_t>(image * state.columns + cell)];
+      canvas.tokens[canvas.place(window, batch.first + image, cell)] = decoding->token(image, cell);
     }
   }
 }
@@ -185,17 +186,19 @@ Result Runner::Implementation::generate(const Request& request) {
   std::vector<const Plan*> window_plans;
   Result result;
   result.condition_seconds = seconds_since(begin);
+  result.passes.resize(static_cast<std::size_t>(images));
+  std::int64_t steps = 0;
+  std::int64_t calls = 0;
   const std::int64_t slots = prompt_slots(bundle.model, conditions.longest());
   for (const Window& window : canvas.windows) {
     window_plans.push_back(&plan(schedule, window.kept, slots));
-    result.steps += static_cast<std::int64_t>(window_plans.back()->steps.size());
+    steps += static_cast<std::int64_t>(window_plans.back()->steps.size());
+    calls += window_plans.back()->calls();
   }
   const std::int64_t batches = (images + request.batch - 1) / request.batch;
-  Generation generation{
-      request, sampling, std::move(conditions), uniforms_of(request, canvas.cells()), 0, batches * result.steps,
-      result};
-  result.step_seconds.reserve(static_cast<std::size_t>(generation.steps)); // so that the loop allocates nothing
-  result.engine_seconds.reserve(static_cast<std::size_t>(generation.steps));
+  Generation generation{request, sampling, std::move(conditions), seeds_of(request), 0, batches * steps, result};
+  result.step_seconds.reserve(static_cast<std::size_t>(batches * calls)); // so that the loop allocates nothing
+  result.engine_seconds.reserve(static_cast<std::size_t>(batches * calls));
   ImageCodec::Receive receive = request.receive;
   if (bundle.image_tokenizer && !receive) {
     const std::int64_t side = bundle.image_tokenizer->downsampling;
@@ -221,6 +224,7 @@ Result Runner::Implementation::generate(const Request& request) {
     result.height = canvas.rows * bundle.image_tokenizer->downsampling;
     result.width = canvas.columns * bundle.image_tokenizer->downsampling;
   }
+  result.steps = *std::max_element(result.passes.begin(), result.passes.end());
   result.images = images;
   result.rows = canvas.rows;
   result.columns = canvas.columns;

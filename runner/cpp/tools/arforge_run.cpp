@@ -99,9 +99,9 @@ void write_tokens(const std::string& path, const arforge::Result& result) {
 }
 
 void write_timings(const std::string& path, const arforge::Result& result) {
-  const auto list = [](std::ostream& out, const std::vector<double>& seconds) {
+  const auto list = [](std::ostream& out, const auto& numbers) {
     const char* comma = "[";
-    for (const double each : seconds) {
+    for (const auto each : numbers) {
       out << comma << each;
       comma = ", ";
     }
@@ -111,7 +111,9 @@ void write_timings(const std::string& path, const arforge::Result& result) {
   std::ostream& json = output.stream();
   json << std::setprecision(9) << "{\"images\": " << result.images << ", \"steps\": " << result.steps
        << ", \"seconds\": " << result.seconds << ", \"image_seconds\": " << result.image_seconds
-       << ", \"condition_seconds\": " << result.condition_seconds << ", \"step_seconds\": ";
+       << ", \"condition_seconds\": " << result.condition_seconds << ", \"passes\": ";
+  list(json, result.passes);
+  json << ", \"step_seconds\": ";
   list(json, result.step_seconds);
   json << ", \"engine_seconds\": ";
   list(json, result.engine_seconds);

@@ -91,7 +91,7 @@ def test_arforge_run_shows_progress_and_timings(release: Any, bundle: Path, tmp_
     words = (bundle, "--class", 1, "--schedule", "zipar:2", "--output", tmp_path / "x.ppm", "--timings", timings)
     assert "28 of 28 steps" in call(release.program("arforge-run"), *words)
     found = json.loads(timings.read_text())
-    assert (found["images"], found["steps"]) == (1, 28)
+    assert (found["images"], found["steps"], found["passes"]) == (1, 28, [28])
     assert len(found["engine_seconds"]) == len(found["step_seconds"]) == 28
     assert all(0 < engine < step for engine, step in zip(found["engine_seconds"], found["step_seconds"], strict=True))
     assert sum(found["step_seconds"]) < found["seconds"]

@@ -50,6 +50,18 @@ def test_the_step_loop_allocates_nothing(
     assert f"{steps - 1} allocations" in provoked  # the counter-check
 
 
+@pytest.mark.parametrize(("name", "passes"), [("bundle", 0), ("text_bundle", 6), ("ids_bundle", 6)])
+def test_running_ahead_allocates_nothing_either(
+    release: Any, request: pytest.FixtureRequest, name: str, passes: int
+) -> None:
+    """`passes`: as above; the calls are as many as the slowest image takes."""
+    said = output([release.program("allocations"), request.getfixturevalue(name), "jacobi:8"])
+    found = [tuple(map(int, re.findall(r"\d+", line))) for line in said.splitlines()]
+    steps = found[0][0]
+    assert 8 < steps < 64
+    assert found == [(steps, steps + one, 0) for one in (passes, passes // 2, passes // 2)]
+
+
 @pytest.mark.parametrize(("name", "count"), [("grouped_bundle", 1000), ("text_bundle", 300), ("ids_bundle", 300)])
 def test_many_generations_do_not_grow(release: Any, request: pytest.FixtureRequest, name: str, count: int) -> None:
     said = output([release.program("generations"), "growth", request.getfixturevalue(name), count])
@@ -98,6 +110,10 @@ def corpus(
         shutil.copy(root / "manifest.json", folder / f"manifest-{index}")
         for path in (root / "schedules").iterdir():
             shutil.copy(path, folder / f"{index}-{path.name}")
+    for row_end in (None, 0):
+        for kind in ("ntp", "zipar:3"):
+            line = compile_schedule(f"{kind},jacobi=5", (3, 5), row_end=row_end)
+            (folder / f"{kind}-{row_end}").write_bytes(dump(line))
     (folder / "kept").write_bytes(dump(compile_schedule("arpg:4", (3, 5), (2, 9, 14))))
     for text in (
         "ntp,cfg-interval=3",
@@ -105,6 +121,8 @@ def corpus(
         "par:4",
         "arpg:7,ratio=cosine,order=5",
         "zipar:13",
+        "jacobi:5,cfg-interval=9",
+        "zipar:3,jacobi=7",
     ):
         (folder / text.replace(":", "-")).write_text(text)
     return folder

@@ -44,6 +44,7 @@ def compare(ours: cpp_abi.Runner, theirs: Runner, *arguments: Any, **settings: A
     expected = theirs.generate(*arguments, **settings)
     found = ours.generate(*arguments, **settings)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.passes, expected.passes)
     assert (found.steps, found.grid) == (expected.steps, expected.grid)
     if expected.images is None:
         assert found.images is None

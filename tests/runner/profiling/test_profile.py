@@ -63,6 +63,12 @@ def test_a_schedule_that_runs_ahead_says_how_it_got_on(bundle: Path) -> None:
     assert set(row["step_widths"]) == set(range(1, 9)) & set(row["step_widths"])
     assert row["step_widths"][0] == 1
     assert "steps_per_call" not in summary(profiled(bundle, "ntp", repeats=1), traffic, None)
+    over_zipar = summary(profiled(bundle, "zipar:6,jacobi=7", repeats=1), traffic, None)
+    assert over_zipar["steps_per_call"] == 52 / over_zipar["steps"] > 1
+    adaptive = summary(profiled(bundle, "zipar:adaptive=2", repeats=1), traffic, None)
+    assert adaptive["steps"] == adaptive["measured_steps"] < 64
+    assert adaptive["steps_per_call"] == 64 / adaptive["steps"]  # cells
+    json.dumps([over_zipar, adaptive], allow_nan=False)
 
 
 @pytest.mark.parametrize("name", ["images", "repeats", "max_steps"])

@@ -20,6 +20,9 @@ from arforge.runner.schedules.specification import KINDS, parse, require_order
         ("zipar:16,first-row=published,seed=published,holes=published", "zipar:16"),
         ("zipar:8,seed=nearest,first-row=windowed", "zipar:8,first-row=windowed,seed=nearest"),
         ("zipar:8,holes=masked,cfg-interval=3", "zipar:8,cfg-interval=3,holes=masked"),
+        ("zipar:8,jacobi=16,holes=masked", "zipar:8,holes=masked,jacobi=16"),
+        ("zipar:adaptive=04,holes=published", "zipar:adaptive=4"),
+        ("zipar:adaptive=4,seed=nearest,cfg-interval=3", "zipar:adaptive=4,cfg-interval=3,seed=nearest"),
     ],
 )
 def test_the_canonical_form_drops_defaults_and_sorts(text: str, canonical: str) -> None:
@@ -44,6 +47,13 @@ def test_the_canonical_form_drops_defaults_and_sorts(text: str, canonical: str) 
         ("zipar:4,holes", "unknown option 'holes' of schedule zipar"),
         ("zipar:4,", "unknown option '' of schedule zipar"),
         ("ntp,holes=masked", "unknown option 'holes=masked' of schedule ntp.*known: cfg-interval"),
+        ("zipar:adaptive", "malformed: write it as zipar:adaptive=WINDOW"),
+        ("zipar:adaptive:4", "schedule zipar needs a whole number, not 'adaptive:4'"),
+        ("zipar:adaptive=", "schedule zipar:adaptive needs a whole number, not ''"),
+        ("zipar:adaptve=4", "unknown schedule 'zipar:adaptve=4': did you mean 'zipar:adaptive'"),
+        ("zipar=4", "malformed: write it as zipar:WINDOW"),
+        ("jacobi=4", "unknown schedule 'jacobi=4'"),
+        ("zipar:adaptive=4,jacobi=8", "unknown option 'jacobi=8' of schedule zipar:adaptive.*known: first-row"),
         ("zipar:4,holes=none", "option holes is one of published, masked, not 'none'"),
         ("zipar:4,seed=masked", "option seed is one of published, nearest"),
         ("ntp,cfg-interval=x", "option cfg-interval needs a whole number, not 'x'"),
@@ -97,7 +107,7 @@ def test_options_reach_the_schedule() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("order", ["raster", "regions", "random"])
 def test_an_order_takes_its_own_kinds_and_no_others(kind: str, order: str) -> None:
-    text = kind if KINDS[kind].number is None else f"{kind}:4"
+    text = kind if KINDS[kind].number is None else f"{kind}{KINDS[kind].mark}4"
     assert (order == "raster") is (KINDS[kind].order == order) or kind not in ("ntp", "zipar")
     if KINDS[kind].order == order:
         require_order(text, order)

@@ -26,6 +26,8 @@ public:
   Engine(const Bundle& bundle, const EngineIdentity& identity, const Options& options);
 
   [[nodiscard]] const std::vector<std::int64_t>& widths() const { return widths_; }
+  // The widest step in which a token gets the bits that it gets alone; 0 where that is not known.
+  [[nodiscard]] std::int64_t exact_width() const { return exact_width_; }
   [[nodiscard]] std::int64_t growth() const { return device_ == nullptr ? 64 : 0; } // of the slots that are bound
 
   // Makes caches and buffers ready for steps of these shapes, the first `zero_slots` slots zero: nothing is allocated
@@ -71,6 +73,7 @@ private:
 
   const Bundle& bundle_;
   std::vector<std::int64_t> widths_;
+  std::int64_t exact_width_;
   Type cache_type_;
   Contract contract_;
   Ort::Env env_;

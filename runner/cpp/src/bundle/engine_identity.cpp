@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::size_t MAX_NAME_BYTES = 800; // 200 letters
 constexpr std::size_t MAX_WIDTHS = 4096;
-constexpr std::int64_t MAX_EXACT = 1 << 30;
+constexpr std::int64_t MAX_EXACT_WIDTH = 1 << 30;
 
 // The bundle's path of one of an identity's graphs; throws Error (engine) unless it is the one of then.
 std::string graph_of(const Bundle& bundle, const Json& identity, const std::string& part) {
@@ -63,12 +63,11 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
     }
     result.standard.clear();
   }
-  if (identity.contains("exact_width")) {
-    const Json& exact = identity["exact_width"];
-    if (!exact.is_number_integer() || exact <= 0 || exact > MAX_EXACT) {
-      refuse(text("has exact width ", exact.dump()));
+  if (const auto exact = identity.find("exact_width"); exact != identity.end()) {
+    if (!exact->is_number_integer() || *exact < 1 || *exact > MAX_EXACT_WIDTH) {
+      refuse(text("has an exact_width of ", exact->dump()));
     }
-    result.exact_width = exact.get<std::int64_t>();
+    result.exact_width = exact->get<std::int64_t>();
   }
   if (!identity.contains("widths")) {
     refuse("lacks its widths");

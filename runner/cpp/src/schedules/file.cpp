@@ -21,6 +21,7 @@ struct Header {
   std::int64_t rows, columns;
   std::int64_t conditions, zero_slots, queries;
   std::int64_t steps, inputs, targets, retired, kept; // entries in each kind of column
+  std::int64_t jacobi;
 };
 
 // One column of a file, 4 bytes an entry.
@@ -62,9 +63,9 @@ Header header_of(const std::string& content, const std::string& name) {
   if (!grid.is_array() || grid.size() != 2) {
     refuse(name, ": grid must be [rows, columns]");
   }
+  const auto fits = [](const Json& value) { return value.is_number_integer() && value >= 0 && value <= MAX_ROWS; };
   const auto size = [&](const Json& value) {
-    const bool whole = value.is_number_integer() && value >= 0 && value <= MAX_ROWS;
-    if (!whole) {
+    if (!fits(value)) {
       refuse(name, ": header has a size that is missing or out of range");
     }
     return value.get<std::int64_t>();
@@ -80,7 +81,17 @@ Header header_of(const std::string& content, const std::string& name) {
                field("inputs"),
                field("targets"),
                field("retired"),
-               field("kept")};
+               field("kept"),
+               0};
+  if (const auto given = header.find("jacobi"); given != header.end()) {
+    if (!fits(*given)) {
+      refuse(name, text(": jacobi must be a whole number of inputs, not ", given->dump()));
+    }
+    found.jacobi = given->get<std::int64_t>();
+  }
+  if (header.contains("rows")) {
+    refuse(name, ": its rows start as each image's tokens allow, which the Python runner alone does so far");
+  }
   if (found.queries > 1) {
     refuse(name, text(": queries must be 0 or 1, not ", found.queries));
   }
@@ -132,7 +143,8 @@ Schedule assembled(Header header, const Columns& c, const std::string& name) {
                     header.conditions,
                     header.zero_slots,
                     header.queries == 1,
-                    {}};
+                    {},
+                    header.jacobi};
   schedule.steps.reserve(static_cast<std::size_t>(header.steps));
   std::int64_t input = 0;
   std::int64_t target = 0;

@@ -14,15 +14,19 @@ namespace arforge {
 void check_interval(std::int64_t cfg_interval);
 double weight_after(std::int64_t decoded, std::int64_t cfg_interval);
 
-// One cell a step, in raster order. Cells after `cfg_interval` + 1 (if not -1) use conditional logits alone.
-void next_token(Schedule& schedule, std::int64_t cfg_interval);
+// Throws unless that many inputs can run ahead on drafts in the grid; sets `jacobi`, 0 being none.
+void run_ahead(Schedule& schedule, std::int64_t jacobi);
+
+// One cell a step, in raster order. Cells after `cfg_interval` + 1 (if not -1) use conditional logits alone. `jacobi`:
+// inputs that a call runs ahead on drafts, with the same tokens; so below.
+void next_token(Schedule& schedule, std::int64_t cfg_interval, std::int64_t jacobi);
 
 struct ZiparOptions {
   std::int64_t window; // a row starts once the one above has that many tokens
   bool windowed;       // so does row 1; otherwise it waits for the whole of row 0, as published
   bool nearest;        // a row starts from the nearest decided cell; otherwise as published
   bool masked;         // cells that are not written yet are hidden; otherwise they are zero slots, as published
-  std::int64_t cfg_interval;
+  std::int64_t cfg_interval, jacobi;
 };
 
 // ZipAR (arXiv 2412.04062); sets `zero_slots`.
@@ -34,8 +38,9 @@ void zipar(Schedule& schedule, const ZiparOptions& options);
 //
 // ZipAR as Lumina-mGPT's published loop has it: a row starts once the row above has `window` - 1 cells. The end of the
 // row above is counted in the window, as the first of the new row's inputs. A window of width + 1 is next-token order.
-void next_token_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t cfg_interval);
-void zipar_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t window, std::int64_t cfg_interval);
+void next_token_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t cfg_interval, std::int64_t jacobi);
+void zipar_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t window, std::int64_t cfg_interval,
+                    std::int64_t jacobi);
 
 // PAR (arXiv 2412.15119): one cell of every region a step.
 void par(Schedule& schedule, std::int64_t regions);

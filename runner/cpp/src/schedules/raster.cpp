@@ -159,8 +159,18 @@ double weight_after(std::int64_t decoded, std::int64_t cfg_interval) {
   return -1 < cfg_interval && cfg_interval < decoded ? 0.0 : 1.0;
 }
 
-void next_token(Schedule& schedule, std::int64_t cfg_interval) {
+void run_ahead(Schedule& schedule, std::int64_t jacobi) {
+  const std::int64_t cells = schedule.cells();
+  if (jacobi != 0 && (jacobi < 2 || jacobi > cells)) {
+    throw Error(Code::schedule, text("jacobi ", jacobi, " is out of range on ", cells, " cells: use 2 to ", cells,
+                                     ", or leave it out"));
+  }
+  schedule.jacobi = jacobi;
+}
+
+void next_token(Schedule& schedule, std::int64_t cfg_interval, std::int64_t jacobi) {
   check_interval(cfg_interval);
+  run_ahead(schedule, jacobi);
   for (std::int64_t cell = 0; cell < schedule.cells(); cell++) {
     const Input given = cell == 0 ? CLASS_TOKEN : input_at(cell - 1, cell - 1);
     schedule.steps.push_back(
@@ -169,6 +179,7 @@ void next_token(Schedule& schedule, std::int64_t cfg_interval) {
 }
 
 void zipar(Schedule& schedule, const ZiparOptions& options) {
+  run_ahead(schedule, options.jacobi);
   if (options.window < 1 || options.window > schedule.columns) {
     throw Error(Code::schedule, text("window ", options.window, " does not fit a grid of ", schedule.rows, "x",
                                      schedule.columns, ": use zipar:1 to zipar:", schedule.columns));

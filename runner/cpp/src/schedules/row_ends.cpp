@@ -23,7 +23,6 @@ Input input_before(const Schedule& schedule, std::int64_t row_end, std::int64_t 
 
 // Every started row gains one cell a step; the row below starts when it has `delay` cells.
 void decode_rows(Schedule& schedule, std::int64_t row_end, std::int64_t delay, std::int64_t cfg_interval) {
-  check_interval(cfg_interval);
   const std::int64_t width = schedule.columns;
   const std::int64_t steps = (schedule.rows - 1) * delay + width;
   for (std::int64_t index = 0; index < steps; index++) {
@@ -50,16 +49,21 @@ void decode_rows(Schedule& schedule, std::int64_t row_end, std::int64_t delay, s
 
 } // namespace
 
-void next_token_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t cfg_interval) {
+void next_token_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t cfg_interval, std::int64_t jacobi) {
+  run_ahead(schedule, jacobi);
+  check_interval(cfg_interval);
   decode_rows(schedule, row_end, schedule.columns, cfg_interval);
 }
 
-void zipar_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t window, std::int64_t cfg_interval) {
+void zipar_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t window, std::int64_t cfg_interval,
+                    std::int64_t jacobi) {
+  run_ahead(schedule, jacobi);
   if (window < 2 || window > schedule.columns + 1) {
     throw Error(Code::schedule,
                 text("window ", window, " does not fit a grid of ", schedule.rows, "x", schedule.columns,
                      " whose rows end in a token: use zipar:2 to zipar:", schedule.columns + 1));
   }
+  check_interval(cfg_interval);
   decode_rows(schedule, row_end, window - 1, cfg_interval);
 }
 

@@ -94,6 +94,17 @@ std::string Checker::targets(const Step& step) {
   return "";
 }
 
+// Whether every input stays, and sees only what stands before it: such a table can be run ahead on drafts.
+bool is_line(const Schedule& schedule) {
+  const auto stays = [](const Step& step) {
+    const auto falls = [](const Input& before, const Input& after) { return before.rank >= after.rank; };
+    return step.commit == static_cast<std::int64_t>(step.inputs.size()) &&
+           std::adjacent_find(step.inputs.begin(), step.inputs.end(), falls) == step.inputs.end();
+  };
+  return schedule.jacobi >= 2 && schedule.jacobi <= schedule.cells() && !schedule.queries && schedule.kept.empty() &&
+         std::all_of(schedule.steps.begin(), schedule.steps.end(), stays);
+}
+
 } // namespace
 
 std::int64_t slots_of(const Schedule& schedule) {
@@ -156,6 +167,9 @@ Schedule checked(Schedule schedule) {
     if (!problem.empty()) {
       refuse(text(", step ", index, ": ", problem));
     }
+  }
+  if (schedule.jacobi != 0 && !is_line(schedule)) {
+    refuse(": its inputs are no line to run ahead of on drafts");
   }
   if (const auto missing = std::count(checker.decided.begin(), checker.decided.end(), false); missing > 0) {
     refuse(text(": ", missing, " cells are never decided"));

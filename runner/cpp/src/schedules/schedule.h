@@ -48,6 +48,7 @@ struct Schedule {
   std::int64_t zero_slots;
   bool queries;                   // the model is asked for the targets' cells, not for what follows each input
   std::vector<std::int32_t> kept; // cells whose tokens the request brings; the steps decide the others
+  std::int64_t jacobi = 0;        // inputs that may run ahead on drafts in one call; 0: the steps as they stand
 
   [[nodiscard]] std::int64_t cells() const { return rows * columns; }
 };

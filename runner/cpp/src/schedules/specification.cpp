@@ -26,11 +26,14 @@ struct Kind {
 };
 
 constexpr const char* CFG_INTERVAL = "cfg-interval";
+constexpr const char* JACOBI = "jacobi";
+constexpr const char* ADAPTIVE = "zipar:adaptive";
 
 const std::vector<Kind>& kinds() {
   static const Option interval = {CFG_INTERVAL, {}, "-1"};
+  static const Option jacobi = {JACOBI, {}, "0"};
   static const std::vector<Kind> known = {
-      {"ntp", "", "raster", false, true, {interval}},
+      {"ntp", "", "raster", false, true, {interval, jacobi}},
       {"zipar",
        "WINDOW",
        "raster",
@@ -39,7 +42,8 @@ const std::vector<Kind>& kinds() {
        {{"first-row", {"published", "windowed"}, "published"},
         {"seed", {"published", "nearest"}, "published"},
         {"holes", {"published", "masked"}, "published"},
-        interval}},
+        interval,
+        jacobi}},
       {"par", "REGIONS", "regions", false, false, {}},
       {"arpg",
        "STEPS",
@@ -104,13 +108,18 @@ std::vector<std::string> split(const std::string& given, char separator) {
   return parts;
 }
 
-void enter_option(Specification& specification, std::map<std::string, std::string>& met, const std::string& option) {
+// `given`: the specification that has the option.
+void enter_option(Specification& specification, std::map<std::string, std::string>& met, const std::string& option,
+                  const std::string& given) {
   const Kind& kind = kind_of(specification.kind, specification.kind);
   const std::size_t equals = option.find('=');
   const auto known = find_named(kind.options, option.substr(0, equals));
   if (known == kind.options.end() || equals == std::string::npos) {
     const std::string all = names_of(kind.options, [](const Option&) { return true; });
     throw Error(Code::schedule, text("unknown option '", option, "' of schedule ", kind.name, ": known: ", all));
+  }
+  if (met.count(known->name) > 0) {
+    throw Error(Code::schedule, text("schedule '", given, "' gives option ", known->name, " twice"));
   }
   std::string value = option.substr(equals + 1);
   if (known->words.empty()) {
@@ -119,9 +128,7 @@ void enter_option(Specification& specification, std::map<std::string, std::strin
     throw Error(Code::schedule,
                 text("option ", known->name, " is one of ", listed(known->words), ", not '", value, "'"));
   }
-  if (!met.emplace(known->name, value).second) {
-    throw Error(Code::schedule, text("a schedule gives option ", known->name, " twice"));
-  }
+  met[known->name] = value;
   if (value != known->usual) {
     specification.options[known->name] = value;
   }
@@ -132,6 +139,10 @@ std::string option_of(const Specification& specification, const char* key, const
   return found == specification.options.end() ? usual : found->second;
 }
 
+std::int64_t number_of(const Specification& specification, const char* key, const char* usual) {
+  return integer(option_of(specification, key, usual), text("option ", key));
+}
+
 // For models whose rows end in a token; throws for a kind, or an option, that has no meaning there.
 void build_row_ends(Schedule& schedule, const Specification& specification, std::int64_t row_end) {
   if (!kind_of(specification.kind, schedule.specification).row_ends) {
@@ -139,17 +150,17 @@ void build_row_ends(Schedule& schedule, const Specification& specification, std:
                 text("schedule '", schedule.specification, "' knows no rows that end in a token, as this model's do"));
   }
   for (const auto& [name, value] : specification.options) {
-    if (name != CFG_INTERVAL) {
+    if (name != CFG_INTERVAL && name != JACOBI) {
       throw Error(Code::schedule, text("schedule '", schedule.specification,
                                        "': this model's rows end in a token, which leaves nothing for ", name,
                                        " to decide: leave it out"));
     }
   }
-  const std::int64_t interval = integer(option_of(specification, CFG_INTERVAL, "-1"), "option cfg-interval");
+  const std::int64_t interval = number_of(specification, CFG_INTERVAL, "-1");
   if (specification.number) {
-    zipar_row_ends(schedule, row_end, *specification.number, interval);
+    zipar_row_ends(schedule, row_end, *specification.number, interval, number_of(specification, JACOBI, "0"));
   } else {
-    next_token_row_ends(schedule, row_end, interval);
+    next_token_row_ends(schedule, row_end, interval, number_of(specification, JACOBI, "0"));
   }
 }
 
@@ -157,14 +168,15 @@ void build(Schedule& schedule, const Specification& specification) {
   const auto option = [&](const char* key, const char* usual) { return option_of(specification, key, usual); };
   const std::int64_t number = specification.number.value_or(0);
   if (specification.kind == "ntp") {
-    next_token(schedule, integer(option(CFG_INTERVAL, "-1"), "option cfg-interval"));
+    next_token(schedule, number_of(specification, CFG_INTERVAL, "-1"), number_of(specification, JACOBI, "0"));
   } else if (specification.kind == "zipar") {
     zipar(schedule, {number, option("first-row", "") == "windowed", option("seed", "") == "nearest",
-                     option("holes", "") == "masked", integer(option(CFG_INTERVAL, "-1"), "option cfg-interval")});
+                     option("holes", "") == "masked", number_of(specification, CFG_INTERVAL, "-1"),
+                     number_of(specification, JACOBI, "0")});
   } else if (specification.kind == "par") {
     par(schedule, number);
   } else {
-    const std::int64_t order = integer(option("order", "0"), "option order");
+    const std::int64_t order = number_of(specification, "order", "0");
     if (order < 0) {
       throw Error(Code::schedule, text("order seed ", order, " is out of range: use 0 to 2**63 - 1"));
     }
@@ -176,7 +188,16 @@ void build(Schedule& schedule, const Specification& specification) {
 } // namespace
 
 Specification parse_specification(const std::string& given) {
-  const std::vector<std::string> parts = split(stripped(given), ',');
+  const std::string whole = stripped(given);
+  if (const std::string alias = text(JACOBI, ":"); whole.rfind(alias, 0) == 0) {
+    return parse_specification(text("ntp,", JACOBI, "=", whole.substr(alias.size())));
+  }
+  if (whole.rfind(ADAPTIVE, 0) == 0) {
+    throw Error(Code::schedule, text("schedule '", given,
+                                     "' starts rows as each image's tokens allow, which the Python "
+                                     "runner alone does so far: use zipar:WINDOW"));
+  }
+  const std::vector<std::string> parts = split(whole, ',');
   const std::string& head = parts.front();
   const std::size_t colon = head.find(':');
   Specification specification{head.substr(0, colon), {}, {}};
@@ -188,7 +209,7 @@ Specification parse_specification(const std::string& given) {
   }
   std::map<std::string, std::string> met;
   for (std::size_t index = 1; index < parts.size(); index++) {
-    enter_option(specification, met, parts[index]);
+    enter_option(specification, met, parts[index], given);
   }
   if (colon != std::string::npos) {
     specification.number = integer(head.substr(colon + 1), "schedule " + kind.name);
