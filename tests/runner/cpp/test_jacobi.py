@@ -278,6 +278,14 @@ def test_files_that_cannot_run_ahead_are_refused_in_pythons_words(
         assert refused.value.message.removeprefix("schedules/") == str(expected.value)
 
 
+def test_a_file_whose_rows_start_by_themselves_is_refused(library: Any, bundle_copy: Path) -> None:
+    fitted(NTP, dump(compile_schedule("zipar:adaptive=2", (8, 8))))(bundle_copy)
+    ours = cpp_abi.Runner(library, bundle_copy, threads=1)
+    with pytest.raises(Failure, match="its rows start by themselves, which the runner in Python decodes"):
+        ours.generate([1], schedule="ntp")
+    ours.close()
+
+
 def test_progress_is_pythons_and_a_cancelled_request_leaves_nothing(
     both: tuple[cpp_abi.Runner, Runner], kind: str
 ) -> None:
