@@ -18,8 +18,8 @@ namespace arforge {
 // What the cells of a batch are drawn with; refers to what a request has, of whose images `first` is the batch's first.
 struct Drawing {
   const std::vector<std::uint64_t>& seeds; // (images of the request)
-  const std::vector<std::int64_t>& cells; // (cells of the plan's grid) that of the canvas which each is
-  const std::vector<double>& guidance;    // (images of the request)
+  const std::vector<std::int64_t>& cells;  // (cells of the plan's grid) that of the canvas which each is
+  const std::vector<double>& guidance;     // (images of the request)
   std::int64_t first;
 
   // Writes what `output` of an image samples a cell of the grid with, where the weight of guidance is `weight`.

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "arforge.hpp"
 #include "conditions.h"
@@ -70,6 +71,9 @@ Line make_line(const Schedule& schedule, const Plan& plan) {
   line.deciders.resize(static_cast<std::size_t>(plan.cells));
   for (std::size_t index = 0; index < schedule.steps.size(); index++) {
     const Step& step = schedule.steps[index];
+    for (const std::int32_t slot : step.retire) {
+      line.until[static_cast<std::size_t>(slot - schedule.zero_slots)] = line.inputs();
+    }
     for (std::size_t input = 0; input < step.inputs.size(); input++) {
       const Input& given = step.inputs[input];
       line.columns.push_back(plan.steps[index].columns[input]);
@@ -77,6 +81,9 @@ Line make_line(const Schedule& schedule, const Plan& plan) {
       line.sources.push_back(given.source == Source::cell ? given.value : -1);
       line.targets.push_back(-1);
       line.guidance.push_back(step.guidance);
+      line.ranks.push_back(given.rank);
+      line.holes.push_back(given.holes);
+      line.until.push_back(std::numeric_limits<std::int64_t>::max());
       line.steps.push_back(static_cast<std::int64_t>(index));
     }
     for (const auto& [row, cell] : step.targets) {

@@ -25,7 +25,7 @@ struct PlannedStep : RankedStep {
   double guidance;
 };
 
-// The inputs of a table that is one line, one after another: each sees all before it, and stays in the cache.
+// The inputs of a table in the order of their cache slots. Each stays, and sees only what stands before it.
 struct Line {
   std::vector<std::int64_t> columns;   // (inputs) of the known tokens that hold theirs
   std::vector<std::int64_t> positions; // (inputs)
@@ -33,9 +33,18 @@ struct Line {
   std::vector<std::int64_t> targets;   // (inputs) the cell that each decides; -1 where it decides none
   std::vector<double> guidance;        // (inputs) weights of guidance
   std::vector<std::int64_t> deciders;  // (cells) the input that decides each
-  std::vector<std::int64_t> steps;     // (inputs + 1) how many steps of the table the first inputs are
+  std::vector<std::int32_t> ranks;     // (inputs)
+  std::vector<std::int32_t> holes;     // (inputs) zero slots that each sees
+  std::vector<std::int64_t> until;     // (inputs) the first input that no longer sees it, since it is retired
+  std::vector<std::int64_t> steps;     // (inputs + 1) steps of the table that the first so many inputs are all of
 
   [[nodiscard]] std::int64_t inputs() const { return static_cast<std::int64_t>(columns.size()); }
+  // Whether an input sees another, which is not behind it.
+  [[nodiscard]] bool sees(std::int64_t input, std::int64_t other) const {
+    const auto from = static_cast<std::size_t>(input);
+    const auto to = static_cast<std::size_t>(other);
+    return input < until[to] && ranks[to] <= ranks[from];
+  }
 };
 
 struct Plan {

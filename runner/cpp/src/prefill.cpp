@@ -44,7 +44,7 @@ void fill_chunk(const Prompt& prompt, std::int64_t first, bool in_sequence, cons
     std::fill_n(mask + seen, shape.slots - seen, std::uint8_t{0});
   }
   std::fill(buffers.write_index.begin(), buffers.write_index.end(), first);
-  std::copy_n(prompt.rows->begin(), buffers.condition.size(), buffers.condition.begin()); // all rows but the last
+  std::copy_n(prompt.rows->begin(), buffers.condition.size(), buffers.condition.begin());  // all rows but the last
   for (auto* const settings : {&buffers.guidance, &buffers.temperature, &buffers.top_p}) { // no guidance, no filters
     std::fill(settings->begin(), settings->end(), 1.0F);
   }

@@ -1,5 +1,6 @@
 // Numbers for each image and cell, whatever the schedule or batch: one a cell, or one for each token that it could get,
-// as the step graph's sampler draws. Philox4x64-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+// as the step graph's sampler draws. Philox4x64-10: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
+// 2011.
 #pragma once
 
 #include <array>

@@ -37,7 +37,7 @@ struct Generation {
   Sampling sampling;
   Conditions conditions;
   std::vector<std::uint64_t> seeds; // (images)
-  std::int64_t done, steps;    // of the whole request
+  std::int64_t done, steps;         // of the whole request
   Result& result;
 };
 
@@ -196,8 +196,7 @@ Result Runner::Implementation::generate(const Request& request) {
     calls += window_plans.back()->calls();
   }
   const std::int64_t batches = (images + request.batch - 1) / request.batch;
-  Generation generation{request,         sampling, std::move(conditions), seeds_of(request), 0,
-                        batches * steps, result};
+  Generation generation{request, sampling, std::move(conditions), seeds_of(request), 0, batches * steps, result};
   result.step_seconds.reserve(static_cast<std::size_t>(batches * calls)); // so that the loop allocates nothing
   result.engine_seconds.reserve(static_cast<std::size_t>(batches * calls));
   ImageCodec::Receive receive = request.receive;

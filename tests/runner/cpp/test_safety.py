@@ -111,8 +111,9 @@ def corpus(
         for path in (root / "schedules").iterdir():
             shutil.copy(path, folder / f"{index}-{path.name}")
     for row_end in (None, 0):
-        line = compile_schedule("jacobi:5", (3, 5), row_end=row_end)
-        (folder / f"line-{row_end}").write_bytes(dump(line))
+        for kind in ("ntp", "zipar:3"):
+            line = compile_schedule(f"{kind},jacobi=5", (3, 5), row_end=row_end)
+            (folder / f"{kind}-{row_end}").write_bytes(dump(line))
     (folder / "kept").write_bytes(dump(compile_schedule("arpg:4", (3, 5), (2, 9, 14))))
     for text in (
         "ntp,cfg-interval=3",
@@ -121,6 +122,7 @@ def corpus(
         "arpg:7,ratio=cosine,order=5",
         "zipar:13",
         "jacobi:5,cfg-interval=9",
+        "zipar:3,jacobi=7",
     ):
         (folder / text.replace(":", "-")).write_text(text)
     return folder

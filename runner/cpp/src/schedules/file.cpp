@@ -90,7 +90,7 @@ Header header_of(const std::string& content, const std::string& name) {
     found.jacobi = given->get<std::int64_t>();
   }
   if (header.contains("rows")) {
-    refuse(name, ": its rows start by themselves, which the runner in Python decodes");
+    refuse(name, ": its rows start as each image's tokens allow, which the Python runner alone does so far");
   }
   if (found.queries > 1) {
     refuse(name, text(": queries must be 0 or 1, not ", found.queries));

@@ -26,7 +26,7 @@ struct ZiparOptions {
   bool windowed;       // so does row 1; otherwise it waits for the whole of row 0, as published
   bool nearest;        // a row starts from the nearest decided cell; otherwise as published
   bool masked;         // cells that are not written yet are hidden; otherwise they are zero slots, as published
-  std::int64_t cfg_interval;
+  std::int64_t cfg_interval, jacobi;
 };
 
 // ZipAR (arXiv 2412.04062); sets `zero_slots`.
@@ -39,7 +39,8 @@ void zipar(Schedule& schedule, const ZiparOptions& options);
 // ZipAR as Lumina-mGPT's published loop has it: a row starts once the row above has `window` - 1 cells. The end of the
 // row above is counted in the window, as the first of the new row's inputs. A window of width + 1 is next-token order.
 void next_token_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t cfg_interval, std::int64_t jacobi);
-void zipar_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t window, std::int64_t cfg_interval);
+void zipar_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t window, std::int64_t cfg_interval,
+                    std::int64_t jacobi);
 
 // PAR (arXiv 2412.15119): one cell of every region a step.
 void par(Schedule& schedule, std::int64_t regions);

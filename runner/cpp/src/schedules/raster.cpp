@@ -179,6 +179,7 @@ void next_token(Schedule& schedule, std::int64_t cfg_interval, std::int64_t jaco
 }
 
 void zipar(Schedule& schedule, const ZiparOptions& options) {
+  run_ahead(schedule, options.jacobi);
   if (options.window < 1 || options.window > schedule.columns) {
     throw Error(Code::schedule, text("window ", options.window, " does not fit a grid of ", schedule.rows, "x",
                                      schedule.columns, ": use zipar:1 to zipar:", schedule.columns));

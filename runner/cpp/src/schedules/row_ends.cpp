@@ -50,12 +50,14 @@ void decode_rows(Schedule& schedule, std::int64_t row_end, std::int64_t delay, s
 } // namespace
 
 void next_token_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t cfg_interval, std::int64_t jacobi) {
-  check_interval(cfg_interval);
   run_ahead(schedule, jacobi);
+  check_interval(cfg_interval);
   decode_rows(schedule, row_end, schedule.columns, cfg_interval);
 }
 
-void zipar_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t window, std::int64_t cfg_interval) {
+void zipar_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t window, std::int64_t cfg_interval,
+                    std::int64_t jacobi) {
+  run_ahead(schedule, jacobi);
   if (window < 2 || window > schedule.columns + 1) {
     throw Error(Code::schedule,
                 text("window ", window, " does not fit a grid of ", schedule.rows, "x", schedule.columns,

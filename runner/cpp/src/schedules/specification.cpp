@@ -27,11 +27,13 @@ struct Kind {
 
 constexpr const char* CFG_INTERVAL = "cfg-interval";
 constexpr const char* JACOBI = "jacobi";
+constexpr const char* ADAPTIVE = "zipar:adaptive";
 
 const std::vector<Kind>& kinds() {
   static const Option interval = {CFG_INTERVAL, {}, "-1"};
+  static const Option jacobi = {JACOBI, {}, "0"};
   static const std::vector<Kind> known = {
-      {"ntp", "", "raster", false, true, {interval, {JACOBI, {}, "0"}}},
+      {"ntp", "", "raster", false, true, {interval, jacobi}},
       {"zipar",
        "WINDOW",
        "raster",
@@ -40,7 +42,8 @@ const std::vector<Kind>& kinds() {
        {{"first-row", {"published", "windowed"}, "published"},
         {"seed", {"published", "nearest"}, "published"},
         {"holes", {"published", "masked"}, "published"},
-        interval}},
+        interval,
+        jacobi}},
       {"par", "REGIONS", "regions", false, false, {}},
       {"arpg",
        "STEPS",
@@ -155,7 +158,7 @@ void build_row_ends(Schedule& schedule, const Specification& specification, std:
   }
   const std::int64_t interval = number_of(specification, CFG_INTERVAL, "-1");
   if (specification.number) {
-    zipar_row_ends(schedule, row_end, *specification.number, interval);
+    zipar_row_ends(schedule, row_end, *specification.number, interval, number_of(specification, JACOBI, "0"));
   } else {
     next_token_row_ends(schedule, row_end, interval, number_of(specification, JACOBI, "0"));
   }
@@ -168,7 +171,8 @@ void build(Schedule& schedule, const Specification& specification) {
     next_token(schedule, number_of(specification, CFG_INTERVAL, "-1"), number_of(specification, JACOBI, "0"));
   } else if (specification.kind == "zipar") {
     zipar(schedule, {number, option("first-row", "") == "windowed", option("seed", "") == "nearest",
-                     option("holes", "") == "masked", number_of(specification, CFG_INTERVAL, "-1")});
+                     option("holes", "") == "masked", number_of(specification, CFG_INTERVAL, "-1"),
+                     number_of(specification, JACOBI, "0")});
   } else if (specification.kind == "par") {
     par(schedule, number);
   } else {
@@ -187,6 +191,11 @@ Specification parse_specification(const std::string& given) {
   const std::string whole = stripped(given);
   if (const std::string alias = text(JACOBI, ":"); whole.rfind(alias, 0) == 0) {
     return parse_specification(text("ntp,", JACOBI, "=", whole.substr(alias.size())));
+  }
+  if (whole.rfind(ADAPTIVE, 0) == 0) {
+    throw Error(Code::schedule, text("schedule '", given,
+                                     "' starts rows as each image's tokens allow, which the Python "
+                                     "runner alone does so far: use zipar:WINDOW"));
   }
   const std::vector<std::string> parts = split(whole, ',');
   const std::string& head = parts.front();
