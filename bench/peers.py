@@ -17,7 +17,7 @@ from arforge.runner.backends.engine import StepBuffers
 from arforge.runner.bundle import Bundle, open_bundle
 
 ROWS = 2  # one image with guidance
-SPARE = 64  # slots beside the grid's, for a prompt and the widest step
+SPARE = 192  # slots beside the grid's, for a prompt and for stand-ins of ZipAR
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,16 @@ void show_prompt(const PlannedStep& step, const Plan& plan, std::int64_t before,
   }
 }
 
+// Slots to bind for those in use: few sizes, since growing moves all of them, and little that is read in vain.
+std::int64_t rounded_slots(std::int64_t needed, std::int64_t growth) {
+  constexpr std::int64_t SIZES = 8; // between a power of two and the next
+  std::int64_t unit = growth;
+  while (unit * 2 * SIZES < needed) {
+    unit *= 2;
+  }
+  return (needed + unit - 1) / unit * unit;
+}
+
 } // namespace
 
 Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth,
@@ -100,7 +110,7 @@ Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::
   for (PlannedStep& step : plan.steps) {
     const std::int64_t needed = step.write_index + step.shape.width;
     if (needed > live) {
-      live = std::min(plan.slots, (needed + growth - 1) / growth * growth);
+      live = std::min(plan.slots, rounded_slots(needed, growth));
     }
     step.shape.slots = live;
     if (std::find(plan.shapes.begin(), plan.shapes.end(), step.shape) == plan.shapes.end()) {
