@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 GROWTH = 64  # slots by which the bound part of the caches grows at least
-SIZES = 8  # of the bound part between a power of two and the next
+SIZES = 16  # of the bound part between a power of two and the next
 
 
 class OnnxRuntimeEngine:

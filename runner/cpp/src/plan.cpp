@@ -75,7 +75,7 @@ void show_prompt(const PlannedStep& step, const Plan& plan, std::int64_t before,
 
 // Slots to bind for those in use: few sizes, since growing moves all of them, and little that is read in vain.
 std::int64_t rounded_slots(std::int64_t needed, std::int64_t growth) {
-  constexpr std::int64_t SIZES = 8; // between a power of two and the next
+  constexpr std::int64_t SIZES = 16; // between a power of two and the next
   std::int64_t unit = growth;
   while (unit * 2 * SIZES < needed) {
     unit *= 2;
