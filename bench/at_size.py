@@ -4,8 +4,9 @@ python bench/at_size.py --work FOLDER --output FILE.json --family lumina [--prec
 
 Each command runs in a process of its own, whose peak is what the system counts as its largest resident set. The engine
 is opened in another: anonymous memory is what library and caches hold, mapped memory what of the files is resident too,
-which the system may drop. Steps are of one image with guidance, two rows. Needs 2 bytes a parameter on disk and the
-bundle's; `--keep` leaves the bundles there, and takes those that are.
+which the system may drop. Steps are of one image with guidance, two rows; with one thread their CPU time tells what
+they take beside other work. Needs 2 bytes a parameter on disk and the bundle's; `--keep` leaves the bundles there, and
+takes those that are.
 """
 
 from __future__ import annotations
@@ -62,18 +63,20 @@ def open_and_step(root: Path, precision: str, widths: list[int], steps: int, thr
 
 
 def timed(engine: Engine, slot: int, width: int, steps: int) -> dict[str, Any]:
-    taken = []
+    """The first step, in which caches grow, is not counted."""
+    taken, cpu = [], []
     for index in range(steps + 1):
         fill(engine.buffers(width), slot + index * width, width)
-        start = time.perf_counter()
+        start, before = time.perf_counter(), time.process_time()
         engine.run(width)
         taken.append(1000 * (time.perf_counter() - start))
+        cpu.append(1000 * (time.process_time() - before))
     return {
         "width": width,
         "slot": slot,
         "bound": engine.cache("key_cache_0").shape[2],
-        "first_milliseconds": round(taken[0], 1),  # with the growing of caches
         "milliseconds": round(statistics.median(taken[1:]), 1),
+        "cpu_milliseconds": round(statistics.median(cpu[1:]), 1),
     }
 
 
