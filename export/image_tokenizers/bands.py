@@ -1,6 +1,6 @@
 """Bounds what a decoder's activations take in memory: from the first upsampling on, some rows at a time.
 
-An image of 720x720 pixels with 512 channels is 1.1 GB, and ONNX Runtime holds several such at once. In bands, activations
+Of 720x720 pixels with 512 channels one tensor is 1.1 GB, and ONNX Runtime holds several. In bands, activations
 are as many tensors as there are bands, never one: a convolution takes a row of each neighbour along, norms add the
 bands' sums. What is held whole is what the architecture asks for: the ends of a residual block.
 """
