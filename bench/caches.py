@@ -81,13 +81,13 @@ class Attention:
         return 1000 * statistics.median(taken[1:]) / self.layers
 
 
-def growing(kv_heads: int, size: int, slots: int, *, few: bool) -> float:
-    """Seconds that one cache takes to grow from nothing to `slots`, in the engine's sizes or 64 at a time."""
+def growing(kv_heads: int, size: int, slots: int, sizes: int) -> float:
+    """Seconds that one cache takes to grow to `slots`, in so many sizes from a power of two to the next."""
     memory = np.zeros(ROWS * kv_heads * slots * size, np.float32)
     memory[:] = 1  # the system gives the memory now
     seconds, live = 0.0, GROWTH
     while live < slots:
-        after = min(slots, rounded_slots(live + 1, GROWTH) if few else live + GROWTH)
+        after = min(slots, rounded_slots(live + 1, GROWTH, sizes))
         old, new = (memory[: ROWS * kv_heads * n * size].reshape(-1, n * size) for n in (live, after))
         start = time.process_time()
         for head in reversed(range(len(old))):
@@ -121,9 +121,12 @@ def main() -> None:
                 taken = layers * attention.milliseconds(used, bound, options.rounds)
                 row["attention_ms"].append({"type": kind, "used": used, "bound": bound, "ms": round(taken, 2)})
                 print(family, row["attention_ms"][-1], flush=True)
-        for name, few in (("64 at a time", False), ("few sizes", True)):
-            row[f"growing_s, {name}"] = round(2 * layers * growing(kv_heads, size, slots, few=few), 2)
-            print(family, name, row[f"growing_s, {name}"], flush=True)
+        row["growing"] = []
+        for sizes in (4, 8, 16, 32, slots):
+            count = len({rounded_slots(needed, GROWTH, sizes) for needed in range(1, slots + 1)})
+            seconds = round(2 * layers * growing(kv_heads, size, slots, sizes), 2)
+            row["growing"].append({"sizes_an_octave": sizes, "sizes": count, "seconds": seconds})
+            print(family, row["growing"][-1], flush=True)
         found.append(row)
     if options.output:
         record = {

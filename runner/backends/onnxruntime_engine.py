@@ -181,10 +181,10 @@ class OnnxRuntimeEngine:
         return binding
 
 
-def rounded_slots(needed: int, growth: int) -> int:
+def rounded_slots(needed: int, growth: int, sizes: int = SIZES) -> int:
     """Slots to bind for those in use: few sizes, since growing moves all of them, and little that is read in vain."""
     unit = growth
-    while 2 * SIZES * unit < needed:
+    while 2 * sizes * unit < needed:
         unit *= 2
     return -(-needed // unit) * unit
 
