@@ -37,8 +37,9 @@ struct Plan {
 };
 
 // `widths`: those that the engine was built for, ascending or not; empty: any. `growth`: a step is given the slots that
-// are in use, rounded up to a multiple of it, or of twice it and so on where they are many; 0: always all. `prompt_slots`: slots that prompts fill before the first
-// step, between the zero slots and the schedule's own. Throws Error (engine) if all widths are too narrow.
+// are in use, rounded up to a multiple of it, or of twice it and so on where they are many; 0: always all.
+// `prompt_slots`: slots that prompts fill before the first step, between the zero slots and the schedule's own. Throws
+// Error (engine) if all widths are too narrow.
 Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth,
                std::int64_t prompt_slots);
 
