@@ -255,7 +255,6 @@ def slots_of(root: Path, slots: int) -> None:
         "jacobi:",
         "zipar:2,jacobi=1",
         "zipar:99,jacobi=4",
-        "par:4,jacobi=4",
         "jacobi:4,jacobi=4",
     ],
 )
