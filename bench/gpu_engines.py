@@ -33,6 +33,7 @@ class DeviceEngine(ABC):
     prefill_widths: tuple[int, ...] | None = None
     largest_batch: int | None = None
     one_mask = False
+    own_mask = False
     exact_width: int | None = None
 
     def __init__(self, bundle: Bundle, precision: str, device: str) -> None:

@@ -49,6 +49,7 @@ class PairedEngine:
     prefill_widths: tuple[int, ...] | None = None
     largest_batch: int | None = None
     one_mask = False
+    own_mask = False
     exact_width: int | None = None
 
     def __init__(

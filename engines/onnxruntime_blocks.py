@@ -6,7 +6,7 @@ batch changes another. Blocks that the bundle stores are read where they lie; ot
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -22,17 +22,25 @@ WIDEST = {8: 256, 4: 64}  # inputs that share a scale, at most
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy level of that name
 COLUMNS = 1 << 25  # bytes of float32 that are quantised at once
 
+Choice = Callable[[str, int], tuple[int, int]]
+"""The bits and the widest block of a matrix, by its name and the bits that the precision gives it."""
 
-def quantize_products(model: ir.Model, precision: str) -> int:
+
+def by_rule(name: str, bits: int) -> tuple[int, int]:  # noqa: ARG001
+    return bits, WIDEST[bits]
+
+
+def quantize_products(model: ir.Model, precision: str, choice: Choice = by_rule) -> int:
     """Replace each product with a stored matrix by one with blocks of it, in place. Returns how many.
 
-    Blocks that are stored stay as they are; the others have the bits of the precision, those of the logits at least 8.
+    Blocks that are stored stay as they are; the others have the bits of the precision, those of the logits at least 8,
+    unless `choice` gives them others.
     """
     products = [node for node in model.graph if node.op_type == "MatMul"]
     quantized = 0
     for node in products:
         bits = max(BITS[precision], LAST) if node is products[-1] else BITS[precision]
-        found = shared_blocks(model, node.inputs[1]) or made_blocks(model, node.inputs[1], bits)
+        found = shared_blocks(model, node.inputs[1]) or made_blocks(model, node.inputs[1], bits, choice)
         if found is None:
             continue
         facts, stored = found
@@ -83,7 +91,7 @@ def shared_blocks(model: ir.Model, factor: ir.Value | None) -> Blocks | None:
     return facts, [model.graph.initializers[name], scales]
 
 
-def made_blocks(model: ir.Model, factor: ir.Value | None, bits: int) -> Blocks | None:
+def made_blocks(model: ir.Model, factor: ir.Value | None, bits: int, choice: Choice = by_rule) -> Blocks | None:
     """Those of a float matrix, made when they are written; None for a factor that is no stored matrix."""
     weight = factor
     if factor is not None and (cast := factor.producer()) is not None and cast.op_type == "Cast":
@@ -91,7 +99,8 @@ def made_blocks(model: ir.Model, factor: ir.Value | None, bits: int) -> Blocks |
     if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
         return None
     inputs, outputs = (int(size) for size in weight.const_value.shape.numpy())
-    block = block_size(inputs, WIDEST[bits]) or FINEST
+    bits, widest = choice(str(weight.name), bits)
+    block = block_size(inputs, widest) or FINEST
     count = -(-inputs // block)
     maker = Maker(weight.const_value, bits, block)
     kinds = {

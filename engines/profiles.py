@@ -23,6 +23,7 @@ from arforge.runner.errors import EngineError
 from arforge.runner.plan import make_plan
 from arforge.runner.prefill import CHUNK
 from arforge.runner.schedules.schedule import Schedule
+from arforge.runner.schedules.visibility import sees_all_before
 from arforge.runner.step_graph import conditioned, guided_rows, lowered_step
 
 SLOT_MULTIPLE = 8
@@ -49,6 +50,7 @@ class Profiles:
     slots: int
     profiles: tuple[Profile, ...]
     prefill_widths: tuple[int, ...] = ()  # of passes of prompts; empty where the model takes none
+    own_mask: bool = False  # whether the graph makes its mask, since all schedules see all that is before
 
 
 def plan_profiles(
@@ -89,7 +91,9 @@ def plan_profiles(
     slots = max(plan.slots for plan in plans) + prompt_slots(bundle.model, most)
     if passes:
         slots = max(slots, -(-most // passes[-1]) * passes[-1])  # of a prompt alone, padded
-    found = Profiles(chosen, -(-slots // SLOT_MULTIPLE) * SLOT_MULTIPLE, tuple(profiles), passes)
+    ahead = any(schedule.jacobi for schedule in schedules)  # which has images at places of their own
+    own_mask = ahead and not conditioned(bundle.model) and all(map(sees_all_before, schedules))
+    found = Profiles(chosen, -(-slots // SLOT_MULTIPLE) * SLOT_MULTIPLE, tuple(profiles), passes, own_mask)
     check_sizes(bundle, found)
     return found
 

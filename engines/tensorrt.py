@@ -109,7 +109,9 @@ def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
         bundle = replace(bundle, graphs=(*bundle.graphs, *entries(bundle, job.precision)))
     batches = sorted(set(job.images))
     one = batches[0] if len(batches) == 1 else None
-    lowered = lower_for_tensorrt(bundle, job.precision, profiles.slots, one, filters, job.attention)
+    lowered = lower_for_tensorrt(
+        bundle, job.precision, profiles.slots, one, filters, job.attention, own_mask=profiles.own_mask
+    )
     graph = write_model(
         lowered.model, bundle.graph(bundle.sampler.graph, source_precision(job.precision)).parent, GRAPH
     )
@@ -293,6 +295,7 @@ def describe(
         "tf32": job.precision != "fp32",
         "attention": asdict(ready.lowered.attention),
         "filters": ready.filters,
+        "own_mask": profiles.own_mask,
         "strip_weights": job.strip_weights,
         "slots": profiles.slots,
         "widths": list(profiles.widths),

@@ -19,6 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from arforge.engines.attention import Choice, choose_attention, decompose_attention, prepare_fused
 from arforge.engines.precision import TYPES, lower_precision
 from arforge.engines.tensorrt_blocks import blocks_for_tensorrt
+from arforge.engines.tensorrt_mask import make_mask
 from arforge.export.wide_weights import widen
 from arforge.runner.bundle import Bundle
 from arforge.runner.bundle.writer import new_file, settle, write_hashed
@@ -38,12 +39,40 @@ class Lowered:
 
 
 def lower_for_tensorrt(
-    bundle: Bundle, precision: str, slots: int, images: int | None, filters: bool, attention: str
+    bundle: Bundle,
+    precision: str,
+    slots: int,
+    images: int | None,
+    filters: bool,
+    attention: str,
+    *,
+    own_mask: bool = False,
 ) -> Lowered:
     """The step graph of that precision for TensorRT. Raises EngineError if it cannot be made.
 
-    `images`: the one batch that it is for, None for several. An int8 graph keeps its quantised products, one for int4
-    has blocks of 4 bits in the float32 graph's; all else in them becomes float16.
+    `images`: the one batch that it is for, None for several. `own_mask`: each row sees what lies before its inputs, by
+    a mask that the graph makes.
+    """
+    model = typed_graph(bundle, precision)
+    attentions = sum(node.op_type == "Attention" for node in model.graph)
+    choice = choose_attention(model, attention)
+    if choice.lowering == "fused":
+        prepare_fused(model)
+    else:
+        decompose_attention(model)
+    if own_mask:
+        make_mask(model, slots)
+    one_mask = not own_mask and not conditioned(bundle.model)
+    fix_dimensions(model, bundle.model.caches, slots, images, one_mask=one_mask)
+    settle_filters(model, filters)
+    return Lowered(model, choice, attentions)
+
+
+def typed_graph(bundle: Bundle, precision: str) -> ir.Model:
+    """The step graph in the types of that precision. Raises EngineError if the bundle has none to make it of.
+
+    An int8 graph keeps its quantised products, one for int4 has blocks of 4 bits in the float32 graph's; all else in
+    them becomes float16.
     """
     try:
         model = ir.load(bundle.graph(bundle.sampler.graph, source_precision(precision)))
@@ -58,15 +87,7 @@ def lower_for_tensorrt(
         blocks_for_tensorrt(model)
     if precision in ("int8", "int4"):
         lower_precision(model, TYPES["fp16"])
-    attentions = sum(node.op_type == "Attention" for node in model.graph)
-    choice = choose_attention(model, attention)
-    if choice.lowering == "fused":
-        prepare_fused(model)
-    else:
-        decompose_attention(model)
-    fix_dimensions(model, bundle.model.caches, slots, images, one_mask=not conditioned(bundle.model))
-    settle_filters(model, filters)
-    return Lowered(model, choice, attentions)
+    return model
 
 
 def source_precision(precision: str) -> str:

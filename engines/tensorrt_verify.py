@@ -9,15 +9,23 @@ from typing import Any
 import onnx_ir as ir
 
 from arforge.engines.compare import compare_precision
-from arforge.engines.tensorrt_layers import Layer, attention_kernels, check_layers, expected, is_product, load_layers
+from arforge.engines.tensorrt_layers import (
+    Layer,
+    attention_kernels,
+    check_layers,
+    expected,
+    is_int4_product,
+    is_product,
+    load_layers,
+)
 from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.runner.backends.cuda import gpu_compute_capability
-from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES, build_command, check_identity, devices
+from arforge.runner.backends.tensorrt_identity import build_command, check_identity, devices, lowered_of
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import BuiltEngine, Bundle
 from arforge.runner.errors import EngineError, VerificationError
 from arforge.runner.report import Report
-from arforge.runner.step_graph import cache_names, lowered_step, written_name
+from arforge.runner.step_graph import cache_names, written_name
 
 TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "bool": "BOOL"}  # the library's
 COMPARED_STEPS = 16
@@ -96,9 +104,7 @@ def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, 
             again = build_command(bundle.root, identity)
             raise VerificationError(f"{identity['lowered']}: {problem}. Rebuild the engine with `{again}`")
 
-    wanted_graph = lowered_step(
-        bundle.model, ELEMENT_TYPES[identity["types"]], identity["filters"], bundle.sampler.graph
-    )
+    wanted_graph = lowered_of(bundle, identity)
     caches = cache_names(bundle.model.caches)
     for name in caches:
         kind = TYPES[wanted_graph[name].dtype]
@@ -165,6 +171,11 @@ def check_listing(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model) 
 
 
 def summary(layers: list[Layer]) -> str:
-    kinds = Counter(next((t.dtype.lower() for t in layer.inputs), "none") for layer in layers if is_product(layer))
+    """Products are counted by the type of what they read, or of weights that are narrower still."""
+    kinds = Counter(
+        "int4" if is_int4_product(layer) else next((t.dtype.lower() for t in layer.inputs), "none")
+        for layer in layers
+        if is_product(layer)
+    )
     products = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
     return f"{len(layers)} layers, products: {products}, attention kernels: {len(attention_kernels(layers))}"

@@ -22,6 +22,7 @@ class ModuleEngine:
     prefill_widths: tuple[int, ...] | None = None
     largest_batch: int | None = None
     one_mask = False
+    own_mask = False
     exact_width: int | None = None
 
     def __init__(self, module: Any, model: ModelFacts) -> None:

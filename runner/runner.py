@@ -50,6 +50,7 @@ from arforge.runner.request import (
     whole,
 )
 from arforge.runner.schedules.specification import require_keeping
+from arforge.runner.schedules.visibility import sees_all_before
 from arforge.runner.targets import default_precision
 
 ENGINES: dict[str, Callable[[Bundle, str, int | None], Engine]] = {
@@ -315,8 +316,13 @@ class Runner:
         return decoding.known[:count, : plan.schedule.cells], decoding.passes
 
     def _make_plan(self, schedule: str, kept: tuple[int, ...], prompt_slots: int) -> Plan:
-        engine = self._live_engine()
-        return make_plan(self.bundle.schedule(schedule, kept), engine.widths, prompt_slots, engine.exact_width)
+        engine, table = self._live_engine(), self.bundle.schedule(schedule, kept)
+        if engine.own_mask and not sees_all_before(table):
+            raise EngineError(
+                "the engine was built for next-token decoding, in which all that is before is seen: build it again "
+                f"with --schedule {schedule}"
+            )
+        return make_plan(table, engine.widths, prompt_slots, engine.exact_width)
 
     def _live_engine(self) -> Engine:
         if self._engine is None:

@@ -108,14 +108,18 @@ def step(model: ModelFacts, graph: str, cache_type: str) -> Contract:
     return Contract((*inputs, *caches(model, cache_type)), (*given, *written(model, cache_type)))
 
 
-def lowered_step(model: ModelFacts, cache_type: str, filters: bool, graph: str = "step") -> Contract:
+def lowered_step(
+    model: ModelFacts, cache_type: str, filters: bool, graph: str = "step", *, own_mask: bool = False
+) -> Contract:
     """The step `graph` as TensorRT is given it: limits only where there are `filters`, and one mask for all rows.
 
-    Where a model takes prompts, which are of unequal lengths, each row keeps a mask of its own.
+    Where a model takes prompts, which are of unequal lengths, each row keeps a mask of its own. `own_mask`: the graph
+    makes it, for each row.
     """
     plain = step(model, graph, cache_type)
-    kept = [tensor for tensor in plain.inputs if filters or tensor.name not in LIMITS]
-    if conditioned(model):
+    left_out = (*(() if filters else LIMITS), *(("mask",) if own_mask else ()))
+    kept = [tensor for tensor in plain.inputs if tensor.name not in left_out]
+    if conditioned(model) or own_mask:
         return Contract(tuple(kept), plain.outputs)
     return Contract(
         tuple(replace(tensor, shape=(1, *tensor.shape[1:])) if tensor.name == "mask" else tensor for tensor in kept),

@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 
 from arforge.runner import Runner
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
-from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES
+from arforge.runner.backends.tensorrt_identity import lowered_of
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import Bundle
-from arforge.runner.step_graph import lowered_step
 
 NUMPY = {
     "tensor(int64)": np.int64,
@@ -274,7 +273,7 @@ class FakeTensorRT:
         """Let it know a bundle's engines."""
         model, profiles = bundle.model, identity["profiles"]
         steps, images = [], []
-        step = lowered_step(model, ELEMENT_TYPES[identity["types"]], identity["filters"], bundle.sampler.graph)
+        step = lowered_of(bundle, identity)
         for profile in profiles:
             dimensions = {**profile, "rows": 2 * profile["images"], "slots": identity["slots"]}
             steps.append({tensor.name: tensor.sizes(dimensions) for tensor in (*step.inputs, *step.outputs)})

@@ -77,11 +77,11 @@ def llama_weights(config: Mapping[str, Any], seed: int, norm_groups: int | None 
     return weights
 
 
-def janus_weights(seed: int) -> dict[str, Tensor]:
+def janus_weights(seed: int, config: Mapping[str, Any] = JANUS) -> dict[str, Tensor]:
     """Those of the decoder, and of the table and the head of images."""
     generator = torch.Generator().manual_seed(seed + 1)
-    weights = llama_weights(JANUS["language_config"], seed)
-    dim, hidden = LLAMA["hidden_size"], JANUS["gen_head_config"]["params"]["image_token_embed"]
+    weights = llama_weights(config["language_config"], seed)
+    dim, hidden = config["language_config"]["hidden_size"], config["gen_head_config"]["params"]["image_token_embed"]
     weights["gen_embed.weight"] = random((CODES, CODE_WIDTH), generator, 1.0)
     sizes = {
         "gen_aligner.layers.0": (dim, CODE_WIDTH),
@@ -105,11 +105,11 @@ def save_folder(folder: Path, weights: Mapping[str, Tensor], config: Mapping[str
     return folder
 
 
-def save_janus(folder: Path, weights: Mapping[str, Tensor]) -> Path:
+def save_janus(folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any] = JANUS) -> Path:
     """With a part that only sees images, and the head of words."""
     head = {"language_model.lm_head.weight": weights["lm_head.weight"], "vision_model.norm.weight": torch.ones(3)}
     others = {name: value for name, value in weights.items() if name != "lm_head.weight"}
-    return save_folder(folder, {**others, **head}, JANUS, "language_model.model.")
+    return save_folder(folder, {**others, **head}, config, "language_model.model.")
 
 
 def save_tokenizer(folder: Path, special: Mapping[str, int]) -> Path:

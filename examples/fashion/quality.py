@@ -3,6 +3,7 @@
     python examples/fashion/quality.py sets       # real images as array files, also for `arforge evaluate`
     python examples/fashion/quality.py measure    # hours on two cores; a run that was cut off goes on
     python examples/fashion/quality.py int8       # what int8 costs: the same seeds once more
+    python examples/fashion/quality.py int4       # and what weights of 4 bits cost
     python examples/fashion/quality.py time       # milliseconds an image, on an otherwise idle machine
     python examples/fashion/quality.py render     # the tables of docs/quality.md and its picture
 
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import blocks
 import click
 import data
 import demo
@@ -68,6 +70,7 @@ SCHEDULES = {
     ),
 }
 INT8 = {"llamagen": ("ntp", "zipar:2"), "par": ("par:4",), "arpg": ("arpg:8",)}
+INT4 = {"llamagen": ("ntp", "zipar:2"), "arpg": ("arpg:8",)}
 CALIBRATED = 32  # images a schedule that the ranges of the static kind come from
 OTHER_SEEDS = (10_000, 20_000)  # the first schedule again, for the spread of the measure
 FLOORS = (0, 10_000, 20_000)  # where the training images that stand for a perfect generator start
@@ -162,7 +165,7 @@ class Bench:
     reference: Gaussian
     extractor: FeatureExtractor
     classifier: Classifier
-    facts: Mapping[str, str] = field(default_factory=dict)  # of the engine, beside the job's
+    facts: Mapping[str, Any] = field(default_factory=dict)  # of the engine, beside the job's
 
     def row(self, job: Measurement) -> dict[str, Any]:
         """The job as it stands in the figures, without a result."""
@@ -185,6 +188,7 @@ IDENTITY = {
     "guidance": ("family", "schedule", "first_seed", "guidance"),
     "schedules": ("family", "schedule", "first_seed"),
     "int8": ("family", "schedule", "quantization"),
+    "int4": ("family", "schedule", "bits", "block", "head_bits"),
 }
 
 
@@ -226,6 +230,37 @@ def int8(threads: int | None, families: tuple[str, ...], file: Path, output: Pat
                     if row["family"] == family and row["schedule"] in INT8[family]:
                         job = Measurement(row["schedule"], row["guidance"], row["samples"])
                         run_once(bench, job, figures, "int8", file)
+
+
+@main.command()
+@click.option("--threads", type=int, help="CPU threads.  [default: one a core]")
+@click.option("--family", "families", type=click.Choice(list(INT4)), multiple=True, help="[default: all]")
+@click.option("--schedule", "chosen", multiple=True, help="[default: all of the family]")
+@FILE
+@OUTPUT
+@FOLDER
+def int4(
+    threads: int | None, families: tuple[str, ...], chosen: tuple[str, ...], file: Path, output: Path, folder: Path
+) -> None:
+    """Weights in blocks of 4 bits on the schedules measured in float32, with the same seeds and guidance."""
+    figures = json.loads(file.read_text())
+    sets = real_sets(output, folder, figures["samples"])
+    extractor = FeatureExtractor(feature_side(sets["test"].size), threads)
+    reference = quality.gaussian_of(sets["test"], extractor)
+    classifier = Classifier(demo.CHECKPOINTS / "classifier.onnx", sets["test"].size, len(data.CLASSES), threads)
+    figures.setdefault("int4", [])
+    for family in families or INT4:
+        bundle = open_bundle(current_bundle(family, output))
+        checkpoint = bundle.provenance["checkpoint"]["sha256"]
+        for row in quality_page.first_seeds(figures):
+            if row["family"] != family or row["schedule"] not in (chosen or INT4[family]):
+                continue
+            for case in blocks.INT4:
+                with blocks.open_in_blocks(bundle, case, threads) as runner:
+                    bench = Bench(runner, checkpoint, reference, extractor, classifier, asdict(case))
+                    run_once(
+                        bench, Measurement(row["schedule"], row["guidance"], row["samples"]), figures, "int4", file
+                    )
 
 
 @main.command(name="time")

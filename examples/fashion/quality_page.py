@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,10 @@ def write_page(file: Path, order: Sequence[tuple[str, str]]) -> None:
         "guidance": guidance_table(figures["guidance"]),
         "schedules": schedule_table(rows),
         "seeds": seed_table(figures["schedules"]),
-        "int8": int8_table(rows, figures.get("int8", [])),
+        "int8": changes_table(rows, figures.get("int8", []), {"int8": "quantization"}),
+        "int4": changes_table(
+            rows, figures.get("int4", []), {"inputs a scale": "block", "bits of the head": "head_bits"}
+        ),
     }
     for mark, content in tables.items():
         opening, closing = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
@@ -107,18 +110,18 @@ def seed_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def int8_table(plain: Sequence[Row], rows: Sequence[Row]) -> str:
-    """Each int8 row with what it changes against its float32 one."""
+def changes_table(plain: Sequence[Row], rows: Sequence[Row], facts: Mapping[str, str]) -> str:
+    """Each quantised row with what it changes against its float32 one; `facts`: its own columns, and where they are."""
     floats = {(row["family"], row["schedule"]): row for row in plain}
     lines = [
-        "| model | schedule | int8 | distance | change | class accuracy | change |",
-        "|---|---|---|---:|---:|---:|---:|",
+        f"| model | schedule | {' | '.join(facts)} | distance | change | class accuracy | change |",
+        f"|---|---|{'---|' * len(facts)}---:|---:|---:|---:|",
     ]
     for row in rows:
         before = floats[row["family"], row["schedule"]]
         distance = 100 * (row[DISTANCE] / before[DISTANCE] - 1)
         accuracy = 100 * (row["class_accuracy"] - before["class_accuracy"])
-        name = f"{row['family']} | `{row['schedule']}` | {row['quantization']}"
+        name = " | ".join([row["family"], f"`{row['schedule']}`", *(str(row[fact]) for fact in facts.values())])
         lines.append(f"| {name} | {row[DISTANCE]:.2f} | {distance:+.2f} % | {percent(row)} | {accuracy:+.2f} points |")
     return "\n".join(lines) + "\n"
 

@@ -58,6 +58,8 @@ class Engine(Protocol):
     """Images that it decodes together at most; None where it takes any number."""
     one_mask: bool
     """Whether all rows of a step must see the same slots."""
+    own_mask: bool
+    """Whether the graph makes its mask: then all inputs see all before them, whatever the buffers' masks say."""
     exact_width: int | None
     """The widest step in which a token gets the bits that it gets alone; None where that is not known."""
 

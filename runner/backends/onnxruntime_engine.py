@@ -32,6 +32,7 @@ class OnnxRuntimeEngine:
 
     largest_batch: int | None = None
     one_mask = False
+    own_mask = False
 
     def __init__(
         self,

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from arforge.runner.backends.cuda import Gpu
 from arforge.runner.backends.engine import RequestBuffers, StepBuffers, StepMemory
-from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES, build_command, choose
+from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES, build_command, choose, lowered_of
 from arforge.runner.backends.tensorrt_library import Library, load_library
 from arforge.runner.backends.tensorrt_program import LoadedEngine, Program
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
-from arforge.runner.step_graph import bound_caches, cache_names, guided_rows, lowered_step, written_name
+from arforge.runner.step_graph import bound_caches, cache_names, guided_rows, written_name
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,11 @@ class TensorRTEngine:
         self.largest_batch: int | None = self.batches[-1]
         lowered = bundle.path(identity["lowered"]) if identity["strip_weights"] else None
         self._loaded = LoadedEngine(bundle.path(identity["engine"]), library, gpu, lowered)
-        step = lowered_step(bundle.model, ELEMENT_TYPES[identity["types"]], identity["filters"], bundle.sampler.graph)
+        step = lowered_of(bundle, identity)
         taken = {tensor.name: tensor.shape for tensor in step.inputs}
         self._inputs = {n: shape[0] for n, shape in taken.items() if n != "condition" and "slots" not in shape}
-        self.one_mask = taken["mask"][0] == 1
+        self.own_mask = "mask" not in taken
+        self.one_mask = not self.own_mask and taken["mask"][0] == 1
         self.exact_width: int | None = None
         self._caches = self._place_caches()
         self._programs: dict[tuple[int, int, int, int], Program] = {}  # as in _profiles
@@ -119,8 +120,9 @@ class TensorRTEngine:
                 f"the rows of a step see different slots, and {self.library.name} has one mask for all: decode images "
                 "that are at other steps apart"
             )
-        mask = buffers.mask[:1] if self.one_mask else buffers.mask[step.rows]
-        inputs["mask"][..., : self._memory.slots] = mask
+        if not self.own_mask:
+            mask = buffers.mask[:1] if self.one_mask else buffers.mask[step.rows]
+            inputs["mask"][..., : self._memory.slots] = mask
         if self.settings.condition is not None:
             inputs["condition"][:, : self._memory.condition] = self.settings.condition[step.rows]
         given = {**vars(self.settings), **vars(buffers)}
@@ -195,7 +197,8 @@ class TensorRTEngine:
     def _step(self, width: int, queries: int) -> Step:
         memory, batch = self._memory, self._batch
         program, buffers = self._program(batch, width, queries), memory.buffers(width, queries)
-        program.inputs["mask"][..., memory.slots :] = False
+        if not self.own_mask:
+            program.inputs["mask"][..., memory.slots :] = False
         images, rows = self._places
         shared = (memory.images, memory.rows) == (batch, len(rows))
         if shared:

@@ -9,10 +9,17 @@ from typing import Any
 from arforge.runner.bundle import Bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.errors import EngineError
+from arforge.runner.step_graph import Contract, lowered_step
 
 ELEMENT_TYPES = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
 """Of caches, by an identity's `types`, in the words of a contract."""
 RTX_DEFAULT = "8.6"  # the least that TensorRT-RTX builds for where nothing else is asked
+
+
+def lowered_of(bundle: Bundle, identity: Mapping[str, Any]) -> Contract:
+    """The step that an engine was built from."""
+    types, own_mask = ELEMENT_TYPES[identity["types"]], identity.get("own_mask", False)
+    return lowered_step(bundle.model, types, identity["filters"], bundle.sampler.graph, own_mask=own_mask)
 
 
 def check_identity(

@@ -84,7 +84,7 @@ class TimedEngine:
         self._engine = engine
         self.widths, self.prefill_widths = engine.widths, engine.prefill_widths
         self.largest_batch, self.one_mask = engine.largest_batch, engine.one_mask
-        self.exact_width = engine.exact_width
+        self.exact_width, self.own_mask = engine.exact_width, engine.own_mask
         self.prepared = 0.0
         self.prompt_slots = 0  # of all rows, since then
         self.first_step: float | None = None  # when the first step of all ended

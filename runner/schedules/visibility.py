@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,3 +41,12 @@ def masks(schedule: Schedule, slots: int) -> Iterator[NDArray[np.bool_]]:
     state = Visibility(slots, schedule.zero_slots)
     for step, write_index in zip(schedule.steps, schedule.write_indices, strict=True):
         yield state.mask(step, write_index)
+
+
+def sees_all_before(schedule: Schedule) -> bool:
+    """Whether every input sees the slots up to its own and no others, as next-token decoding's do."""
+    inputs = [given for step in schedule.steps for given in step.inputs]
+    ranks = [given.rank for given in inputs]
+    rising = all(earlier < later for earlier, later in pairwise(ranks))
+    kept = all(step.commit == step.width and not step.retire for step in schedule.steps)
+    return rising and kept and not schedule.queries and not any(given.holes for given in inputs)

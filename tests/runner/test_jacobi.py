@@ -152,7 +152,7 @@ def test_passes_are_those_of_the_loop_by_hand(window: int, seed: int) -> None:
         cache.update({first + place: int(token) for place, token in enumerate(buffers.tokens[0])})
         for place in range(shape[0]):
             seen = np.flatnonzero(buffers.mask[0, 0, place])
-            assert seen.tolist() == list(range(first + place + 1))
+            assert seen.tolist() == list(range(min(first + place + 1, 20)))  # behind the line nothing is seen
             buffers.next_tokens[0, place] = rule.after([cache[slot] for slot in seen[1:]])  # without the condition
         decoding.store(buffers)
     tokens, passes = jacobi_by_hand(rule, grid, window)

@@ -252,6 +252,7 @@ def slots_of(root: Path, slots: int) -> None:
         "jacobi:65",
         "jacobi:-3",
         "ntp,jacobi=x",
+        "jacobi",
         "jacobi:",
         "zipar:2,jacobi=1",
         "zipar:99,jacobi=4",
@@ -278,10 +279,17 @@ def fallen(schedule: Schedule) -> Schedule:
     return replace(schedule, steps=tuple(steps))
 
 
+def test_rows_that_start_by_themselves_are_refused(both: tuple[cpp_abi.Runner, Runner], kind: str) -> None:
+    ours, _ = both
+    with pytest.raises(Failure, match="starts rows as each image's tokens allow, which the Python"):
+        ours.generate(**asked(kind), schedule="zipar:adaptive=2")
+
+
 @pytest.mark.parametrize(
     "content",
     [
         dump(fallen(replace(compile_schedule("zipar:4", (8, 8)), jacobi=4))),
+        dump(replace(compile_schedule("par:4", (8, 8)), jacobi=4)),
         dump(replace(compile_schedule("ntp", (8, 8)), jacobi=65)),
         dump(compile_schedule("jacobi:4", (8, 8))).replace(b'"jacobi": 4', b'"jacobi": -'),
         dump(compile_schedule("jacobi:11", (8, 8))).replace(b'"jacobi": 11', b'"jacobi": -1'),

@@ -1,0 +1,51 @@
+"""Engines with weights in blocks of other bits and sizes than `arforge build` takes; links in each folder lead here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from arforge.engines.onnxruntime_attention import narrow_width
+from arforge.engines.onnxruntime_graph import lower_for_onnxruntime
+from arforge.engines.tensorrt_graph import write_model
+from arforge.runner import Runner
+from arforge.runner.backends.image_codec import OnnxRuntimeCodec
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
+from arforge.runner.bundle import Bundle
+from arforge.runner.conditioner import Conditioner
+
+HEAD = "output.weight"  # the last product, which makes the logits
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Bits and inputs a scale of all products but the last one, and the bits of that."""
+
+    bits: int
+    block: int
+    head_bits: int
+
+    def __call__(self, name: str, bits: int) -> tuple[int, int]:
+        return (self.head_bits, self.head_block) if name == HEAD else (self.bits, self.block)
+
+    @property
+    def head_block(self) -> int:
+        return 256 if self.head_bits == 8 else self.block
+
+
+INT8 = Blocks(8, 256, 8)  # as `arforge build --precision int8` takes them
+INT4 = (Blocks(4, 64, 8), Blocks(4, 32, 8), Blocks(4, 64, 4))  # the first as `--precision int4` does
+
+
+def open_in_blocks(bundle: Bundle, blocks: Blocks, threads: int | None) -> Runner:
+    """A runner of the bundle's float32 weights in such blocks; its engine's files are gone once it is open."""
+    narrow = narrow_width(bundle.model)
+    model = lower_for_onnxruntime(
+        bundle.graph(bundle.sampler.graph, "fp32"), f"int{blocks.bits}", narrow, choice=blocks
+    )
+    with TemporaryDirectory() as folder:
+        path = write_model(model, Path(folder), "step")[0]
+        engine = OnnxRuntimeEngine(bundle, f"int{blocks.bits}", threads, path=path)
+    engine.exact_width = narrow
+    return Runner(bundle, engine, OnnxRuntimeCodec(bundle, threads), Conditioner(bundle, threads))
