@@ -102,7 +102,7 @@ def test_a_choice_gives_a_matrix_other_bits_and_blocks(bundle: Path) -> None:
             for node in nodes
         }
 
-    assert kinds(by_rule) == {(False, 4, 64), (False, 4, 32), (True, 8, 64)}
+    assert kinds(by_rule) == {(False, 4, 64), (True, 8, 64)}
     assert kinds(lambda _, bits: (bits, 16)) == {(False, 4, 16), (True, 8, 16)}
     assert (True, 4, 32) in kinds(lambda name, bits: (4, 32) if name == "output.weight" else (bits, 64))
 
