@@ -51,6 +51,11 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
     help="ONNX Runtime: see which jacobi:L is quickest here, by the calls of whole images and what a call costs.",
 )
 @click.option(
+    "--trial/--no-trial",
+    default=True,
+    help="ONNX Runtime: open the engine and run a step, which takes its memory.  [default: trial]",
+)
+@click.option(
     "--quantization",
     type=click.Choice(["blocks", "static"]),
     help="ONNX Runtime, int8: weights in blocks, which needs no calibration, or the graph of `arforge calibrate`.  "
@@ -92,6 +97,7 @@ def command(
     prefill_widths: tuple[tuple[int, ...], ...],
     measure_widths: bool,
     measure_jacobi: bool,
+    trial: bool,
     quantization: str | None,
     images: tuple[tuple[int, ...], ...],
     schedules: tuple[str, ...],
@@ -124,7 +130,13 @@ def command(
         }
         refuse([name for name, value in given.items() if value])
         build_onnxruntime(
-            bundle, precision, flat, quantization, measure_widths=measure_widths, measure_jacobi=measure_jacobi
+            bundle,
+            precision,
+            flat,
+            quantization,
+            measure_widths=measure_widths,
+            measure_jacobi=measure_jacobi,
+            trial=trial,
         )
         return
     if quantization:
@@ -133,6 +145,8 @@ def command(
         raise EngineError("--graphs goes with --dry-run: a build keeps its graphs in the bundle")
     if measure_widths:
         raise EngineError("--measure-widths is for ONNX Runtime: name TensorRT's widths with --width")
+    if not trial:
+        raise EngineError("--no-trial is for ONNX Runtime: TensorRT's builder opens no engine")
     if measure_jacobi:
         raise EngineError("--measure-jacobi is for ONNX Runtime: compare windows with `arforge profile` on the device")
     from arforge.engines.tensorrt import BuildJob, build
@@ -184,16 +198,24 @@ def build_onnxruntime(
     *,
     measure_widths: bool,
     measure_jacobi: bool,
+    trial: bool,
 ) -> None:
     from arforge.engines import onnxruntime
 
     built = onnxruntime.build(
-        bundle, precision, widths, quantization, measure_widths=measure_widths, measure_jacobi=measure_jacobi
+        bundle,
+        precision,
+        widths,
+        quantization,
+        measure_widths=measure_widths,
+        measure_jacobi=measure_jacobi,
+        trial=trial,
     )
     identity = built.identity
+    loaded = "not tried" if built.load_seconds is None else f"loaded in {built.load_seconds:.2f} s"
     click.echo(
         f"built {identity['target']} {precision} for {identity['device']}: {identity['library']}, "
-        f"{identity['machine']}, loaded in {built.load_seconds:.2f} s"
+        f"{identity['machine']}, {loaded}"
     )
     if measure_widths:
         click.echo(measured_widths(identity))

@@ -16,6 +16,7 @@ from arforge.runner.step_graph import guided_rows
 
 FLOAT_BYTES = 4
 UNCONDITIONAL = {"padded": "it padded", "image": "those alone", "negative": "a negative prompt"}
+OWN_PACE = ("jacobi=", "adaptive=")  # in the specifications of schedules that leave their table
 
 
 @click.command()
@@ -58,6 +59,8 @@ def command(bundle: Path, as_json: bool) -> None:
             f"  {entry['specification']:28} {entry['steps']:5}  {100 * entry['steps_saved']:4.1f}%  {widths:>13}  "
             f"{entry['slots']:5}  {human(entry['cache_bytes'])}"
         )
+        if any(word in entry["specification"] for word in OWN_PACE):
+            click.echo("    steps of its table; each image takes calls of its own (Result.passes, profile)")
     if model.caches != model.layers and facts["schedules"]:
         alone, most = facts["decoder_only_cache_bytes"], max(entry["cache_bytes"] for entry in facts["schedules"])
         click.echo(

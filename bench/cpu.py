@@ -1,11 +1,13 @@
 """Time of a decoding step on the CPU against others, in one run, peer after peer in every round.
 
 python bench/cpu.py --bundle l.bundle --output bench/results/cpu.json [--width 1 …] [--slot 288] [--rounds 9]
+python bench/cpu.py --bundle j-int8.bundle --bundle j-int4.bundle --schedule ntp --schedule zipar:8 --rounds 2 …
 python bench/cpu.py --make LlamaGen-L.bundle
 
 One image with guidance is two rows; each peer decodes the same number of tokens a row after the same number of tokens
-before. Peers live in processes of their own, and wait while another is measured. `--make` exports random weights and
-builds the engines. Needs the extra `bench`.
+before. Peers live in processes of their own, and wait while another is measured. With `--schedule`, whole images are
+decoded, every step of them. `--make` exports random weights and builds the engines; `bench/at_size.py` those of other
+families. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import statistics
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -27,23 +31,29 @@ from typing import Any
 
 from peers import PEERS, Setting
 
+from arforge.runner.bundle import open_bundle
 from arforge.runner.device import device_name, streaming_bandwidth
+from arforge.runner.plan import make_plan
+
+Steps = list[tuple[int, int]]  # slot and width of each
+FOUR_BITS = ("int4", "Q4_0")
 
 
 def serve(connection: Connection, name: str, setting: Setting) -> None:
-    """The process of one peer: takes (slot, width, steps), gives the seconds of each step."""
+    """The process of one peer: takes steps as (slot, width), gives the seconds of all but the first.
+
+    With the first the caches are filled up to its slot.
+    """
     try:
         peer = PEERS[name](setting)
         connection.send(peer.version)
         while (asked := connection.recv()) is not None:
-            slot, width, steps = asked
-            peer.step(slot, width)  # the caches are filled up to the slot, outside of the figures
             seconds = []
-            for index in range(1, steps + 1):
+            for slot, width in asked:
                 start = time.perf_counter()
-                peer.step(slot + index * width, width)
+                peer.step(slot, width)
                 seconds.append(time.perf_counter() - start)
-            connection.send(seconds)
+            connection.send(seconds[1:])
     except (Exception, SystemExit):  # noqa: BLE001 -- whatever it is, the parent says it and stops
         connection.send(traceback.format_exc())
 
@@ -70,8 +80,8 @@ class Remote:
             raise SystemExit(f"{self.name} failed:\n{given}")
         return given
 
-    def measure(self, slot: int, width: int, steps: int) -> list[float]:
-        self.connection.send((slot, width, steps))
+    def measure(self, steps: Steps) -> list[float]:
+        self.connection.send(steps)
         seconds: list[float] = self.answer(list)
         return seconds
 
@@ -80,28 +90,41 @@ class Remote:
         self.process.join()
 
 
-def compare(remotes: list[Remote], slot: int, width: int, steps: int, rounds: int) -> dict[str, Any]:
-    """Median milliseconds of each peer, and the median over rounds of its time to the first peer's."""
-    for remote in remotes:
-        remote.measure(slot, width, 2)  # warm-up: memory, and compilation
+def compare(remotes: list[Remote], steps: Steps, rounds: int, figure: Callable[[list[float]], float]) -> dict[str, Any]:
+    """Median of each peer's `figure` of its steps, and the median over rounds of what it is to the first peer's."""
     taken: dict[str, list[float]] = {remote.name: [] for remote in remotes}
     bandwidth = []
     for _ in range(rounds):
         bandwidth.append(streaming_bandwidth(remotes[0].setting.threads))
         for remote in remotes:
-            taken[remote.name].append(1000 * statistics.median(remote.measure(slot, width, steps)))
+            taken[remote.name].append(figure(remote.measure(steps)))
     first = taken[remotes[0].name]
     return {
-        "width": width,
-        "slot": slot,
-        "ms_per_step": {name: statistics.median(values) for name, values in taken.items()},
-        "rounds_ms": taken,
+        "medians": {name: statistics.median(values) for name, values in taken.items()},
+        "rounds": taken,
         "rounds_memory_bytes_per_second": bandwidth,
         "times_of_the_first": {
             name: statistics.median(theirs / ours for theirs, ours in zip(values, first, strict=True))
             for name, values in taken.items()
         },
     }
+
+
+def compare_steps(remotes: list[Remote], slot: int, width: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a step."""
+    for remote in remotes:
+        remote.measure([(slot, width)] * 3)  # warm-up: memory, and compilation
+    asked = [(slot + index * width, width) for index in range(steps + 1)]
+    figures = compare(remotes, asked, rounds, lambda seconds: 1000 * statistics.median(seconds))
+    return {"width": width, "slot": slot, "unit": "ms", **figures}
+
+
+def compare_images(remotes: list[Remote], schedule: str, bundle: Path, prompt: int, rounds: int) -> dict[str, Any]:
+    """Seconds of all steps of an image behind a prompt."""
+    plan = make_plan(open_bundle(bundle).schedule(schedule), widths=None)
+    steps = [(prompt + step.write_index, step.width) for step in plan.steps]
+    figures = compare(remotes, [(prompt - 1, 1), *steps], rounds, sum)
+    return {"schedule": schedule, "prompt": prompt, "steps": len(steps), "unit": "s", **figures}
 
 
 def make(bundle: Path) -> None:
@@ -118,10 +141,12 @@ def make(bundle: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--make", type=Path, metavar="BUNDLE", help="make the bundle that is measured, and stop")
-    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--bundle", type=Path, action="append", help="repeatable: arforge runs one with its engine")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    parser.add_argument("--peer", action="append", choices=list(PEERS), help="default: all")
+    parser.add_argument("--peer", action="append", choices=list(PEERS), help="default: all of 8 bits and more")
     parser.add_argument("--width", action="append", type=int, help="tokens a row and step; default 1, 4, 24")
+    parser.add_argument("--schedule", action="append", help="time whole images in place of steps, such as zipar:8")
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt before a whole image")
     parser.add_argument("--slot", type=int, default=288, help="tokens before the measured ones: half of an image")
     parser.add_argument("--steps", type=int, default=4, help="in a row, of which a round takes the median")
     parser.add_argument("--rounds", type=int, default=9)
@@ -132,26 +157,35 @@ def main() -> None:
         return
     if not arguments.bundle or not arguments.output:
         parser.error("--bundle and --output are needed")
-    setting = Setting(arguments.bundle, arguments.threads, arguments.bundle.resolve().parent)
-    names = arguments.peer or list(PEERS)
+    bundles = tuple(arguments.bundle)
+    setting = Setting(bundles, arguments.threads, bundles[0].resolve().parent)
+    names = arguments.peer or [name for name in PEERS if not name.endswith(FOUR_BITS)]
     remotes = [Remote(name, setting) for name in names]
     figures: dict[str, Any] = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["python", *sys.argv],
         "machine": device_name(),
         "versions": {"arforge": version("arforge"), **{remote.name: remote.version for remote in remotes}},
-        "model": arguments.bundle.stem,
+        "model": bundles[0].stem,
         "rows": 2,
         "threads": arguments.threads,
         "cpus": os.cpu_count(),
-        "steps": [],
+        "measured": [],
     }
-    for width in arguments.width or (1, 4, 24):
-        row = compare(remotes, arguments.slot, width, arguments.steps, arguments.rounds)
-        figures["steps"].append(row)
-        print(f"width {width}, {arguments.slot} tokens before", flush=True)
+    measures = [
+        partial(compare_steps, remotes, arguments.slot, width, arguments.steps)
+        for width in arguments.width or ([] if arguments.schedule else [1, 4, 24])
+    ]
+    measures += [
+        partial(compare_images, remotes, schedule, bundles[0], arguments.prompt)
+        for schedule in arguments.schedule or []
+    ]
+    for measure in measures:
+        row = measure(arguments.rounds)
+        figures["measured"].append(row)
+        print(f"width {row['width']}" if "width" in row else f"{row['schedule']}, {row['steps']} steps", flush=True)
         for name, ratio in row["times_of_the_first"].items():
-            print(f"  {name:22} {row['ms_per_step'][name]:8.2f} ms  {ratio:6.2f} × {names[0]}", flush=True)
+            print(f"  {name:22} {row['medians'][name]:8.2f} {row['unit']}  {ratio:6.2f} × {names[0]}", flush=True)
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
     for remote in remotes:

@@ -11,95 +11,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-SHARD = 5 << 30  # bytes at which a shard is full
+from checkpoints import BYTES, MODELS, write_checkpoint
+
 LIBRARIES = ("arforge", "torch", "onnx-ir", "onnxscript", "onnxruntime", "safetensors")
-LLAMA = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "hidden_act": "silu"}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lumina": (
-        "48x48",
-        {
-            **LLAMA, "model_type": "chameleon", "intermediate_size": 11008, "num_key_value_heads": 32,
-            "vocab_size": 65536, "model_parallel_size": 1, "swin_norm": False, "max_position_embeddings": 4096,
-        },
-    ),
-    "emu3": (
-        "90x90",
-        {
-            **LLAMA, "model_type": "Emu3", "intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 184622,
-            "max_position_embeddings": 9216, "image_area": 720 * 720,
-        },
-    ),
-}  # fmt: skip
-"""By family, the grid and what `config.json` says of the published size."""
-BYTES = {"fp32": ("F32", 4), "bf16": ("BF16", 2), "fp16": ("F16", 2)}
-
-
-def sparse_checkpoint(folder: Path, shapes: Mapping[str, tuple[int, ...]], stored: str) -> int:
-    """Write shards of zeros that take no space, and their index; returns the number of parameters."""
-    folder.mkdir(parents=True)
-    kind, size = BYTES[stored]
-    shards: list[dict[str, tuple[int, ...]]] = [{}]
-    filled = 0
-    for name, shape in shapes.items():
-        if filled and filled + size * math.prod(shape) > SHARD:
-            shards.append({})
-            filled = 0
-        shards[-1][name] = shape
-        filled += size * math.prod(shape)
-    places = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        header, end = {}, 0
-        for name, shape in shard.items():
-            start, end = end, end + size * math.prod(shape)
-            header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
-            places[name] = file
-        text = json.dumps(header).encode()
-        with (folder / file).open("wb") as out:
-            out.write(len(text).to_bytes(8, "little") + text)
-            out.truncate(8 + len(text) + end)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    return sum(math.prod(shape) for shape in shapes.values())
-
-
-def shapes_of(family: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The published tensors of a model of these dimensions."""
-    dim, hidden, heads = (config[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads"))
-    keys, vocabulary = dim // heads * config["num_key_value_heads"], config["vocab_size"]
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, dim)}
-    for layer in range(config["num_hidden_layers"]):
-        at = f"model.layers.{layer}."
-        for part, width in {"q": dim, "k": keys, "v": keys}.items():
-            shapes[f"{at}self_attn.{part}_proj.weight"] = (width, dim)
-        shapes[f"{at}self_attn.o_proj.weight"] = (dim, dim)
-        for part, shape in {"gate": (hidden, dim), "up": (hidden, dim), "down": (dim, hidden)}.items():
-            shapes[f"{at}mlp.{part}_proj.weight"] = shape
-        for part in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{at}{part}.weight"] = (dim,)
-        for part in ("q_norm", "k_norm") if family == "lumina" else ():
-            shapes[f"{at}self_attn.{part}.weight"] = shapes[f"{at}self_attn.{part}.bias"] = (1, dim // heads)
-    return {**shapes, "model.norm.weight": (dim,), "lm_head.weight": (vocabulary, dim)}
-
-
-def checkpoint_of(family: str, stored: str, work: Path) -> tuple[Path, int]:
-    """A checkpoint folder, and the number of parameters."""
-    folder, config = work / f"{family}-{stored}", MODELS[family][1]
-    shutil.rmtree(folder, ignore_errors=True)
-    parameters = sparse_checkpoint(folder, shapes_of(family, config), stored)
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder, parameters
 
 
 def measured(*command: str | Path) -> dict[str, Any]:
@@ -122,7 +46,8 @@ def measured(*command: str | Path) -> dict[str, Any]:
 
 
 def measure(family: str, stored: str, precision: str, work: Path, *, keep: bool) -> dict[str, Any]:
-    folder, parameters = checkpoint_of(family, stored, work)
+    folder = work / f"{family}-{stored}"
+    parameters = write_checkpoint(family, folder, stored, "zeros")
     bundle = work / f"{family}-{precision}.bundle"
     export = measured(
         "export", family, "--checkpoint", folder, "--grid", MODELS[family][0], "--precision", precision,

@@ -1,6 +1,7 @@
-"""llama.cpp on random weights of a bundle's dimensions, in Q8_0: both rows of a guided image as two sequences.
+"""llama.cpp on random weights of a bundle's dimensions, in Q8_0 or Q4_0: both rows of a guided image as two sequences.
 
-What it leaves out is in its favour: guidance and sampling. Keys and values are its default, float16.
+What it leaves out is in its favour: guidance and sampling, norms of heads, Janus's first layer of the head; its head
+gives image tokens alone, in 4 bits where the others have them. Keys and values are its default, float16.
 """
 
 from __future__ import annotations
@@ -8,26 +9,27 @@ from __future__ import annotations
 import ctypes
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from peers import ROWS, SPARE, Setting
+
+from arforge.runner.bundle import Bundle, open_bundle
 
 PROMPT = 64  # tokens a row of the steps that fill the cache
 
 
 class LlamaCpp:
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, kind: str) -> None:
+        """`kind`: "Q8_0" or "Q4_0"."""
         import llama_cpp as library
-
-        from arforge.runner.bundle import open_bundle
 
         self.library = library
         self.version = f"llama-cpp-python {version('llama-cpp-python')}"
-        model = open_bundle(setting.bundle).model
-        path = setting.work / f"{setting.bundle.stem}-q8_0.gguf"
+        bundle = open_bundle(setting.bundles[0])
+        model = bundle.model
+        path = setting.work / f"{setting.bundles[0].stem}-{kind.lower()}.gguf"
         if not path.exists():
-            write_random_gguf(path, model.config, model.vocabulary)
+            write_random_gguf(path, bundle, kind)
         library.llama_backend_init()
         silence = library.llama_log_callback(lambda level, text, data: None)
         library.llama_log_set(silence, ctypes.c_void_p(0))
@@ -74,13 +76,14 @@ class LlamaCpp:
         self.library.llama_synchronize(self.context)
 
 
-def write_random_gguf(path: Path, config: Any, vocabulary: int) -> None:
-    """A Llama of those dimensions: as many bytes to read a step as the image generator has in Q8_0."""
+def write_random_gguf(path: Path, bundle: Bundle, name: str) -> None:
+    """A Llama of the bundle's dimensions: as many bytes to read a step as the image generator has in that kind."""
     import gguf
 
-    from arforge.export.families.llamagen import LlamaGenConfig
+    from arforge.export.verify import configuration
 
-    dims = LlamaGenConfig(**config)
+    _, dims = configuration(bundle)
+    vocabulary, kind = bundle.model.vocabulary, gguf.GGMLQuantizationType[name]
     partial = path.with_suffix(".partial")
     writer = gguf.GGUFWriter(partial, "llama")
     writer.add_context_length(4096)
@@ -93,9 +96,8 @@ def write_random_gguf(path: Path, config: Any, vocabulary: int) -> None:
     writer.add_layer_norm_rms_eps(dims.norm_eps)
     writer.add_vocab_size(vocabulary)
     writer.add_tokenizer_model("no_vocab")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{name}"])
     random = np.random.default_rng(0)
-    kind = gguf.GGMLQuantizationType.Q8_0
 
     def matrix(name: str, outputs: int, inputs: int) -> None:
         weight = random.standard_normal((outputs, inputs), dtype=np.float32) / inputs**0.5

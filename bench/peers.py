@@ -14,18 +14,24 @@ from typing import Any, Protocol
 import numpy as np
 
 from arforge.runner.backends.engine import StepBuffers
+from arforge.runner.bundle import Bundle, open_bundle
 
 ROWS = 2  # one image with guidance
-SPARE = 24  # slots behind the grid's, for the widest step
+SPARE = 192  # slots beside the grid's, for a prompt and for stand-ins of ZipAR
 
 
 @dataclass(frozen=True)
 class Setting:
     """What all peers are given."""
 
-    bundle: Path
+    bundles: tuple[Path, ...]  # of one model, stored in this and that
     threads: int
     work: Path  # for files that a peer makes once
+
+    def built(self, precision: str) -> Bundle:
+        """The first bundle with that engine, or the first."""
+        opened = [open_bundle(path) for path in self.bundles]
+        return next((one for one in opened if any(e.precision == precision for e in one.engines)), opened[0])
 
 
 class Peer(Protocol):
@@ -39,11 +45,10 @@ class Arforge:
 
     def __init__(self, setting: Setting, precision: str) -> None:
         from arforge.runner.backends.onnxruntime_session import load_library
-        from arforge.runner.bundle import open_bundle
         from arforge.runner.runner import open_engine
 
         self.version = f"onnxruntime {load_library().__version__}"
-        bundle = open_bundle(setting.bundle)
+        bundle = setting.built(precision)
         self.slots = 1 + bundle.model.cells + SPARE
         self.engine = open_engine(bundle, "onnxruntime", precision, setting.threads)
         self.engine.prepare(images=1, rows=ROWS, slots=self.slots, zero_slots=0)
@@ -69,14 +74,13 @@ class Torch:
 
         from arforge.export import layers, sampler
         from arforge.export.verify import load_module
-        from arforge.runner.bundle import open_bundle
 
         self.torch, self.sample = torch, sampler.sample
         self.version = f"torch {torch.__version__}"
         torch.set_num_threads(setting.threads)
         layers.write_cache = write_in_place
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        bundle = open_bundle(setting.bundle)
+        bundle = open_bundle(setting.bundles[0])
         module = load_module(bundle).to(dtype)
         self.slots = 1 + bundle.model.cells + SPARE
         self.caches = [(key.to(dtype), value.to(dtype)) for key, value in module.empty_caches(ROWS, self.slots)]
@@ -101,16 +105,18 @@ def write_in_place(cache: Any, update: Any, slots: Any) -> Any:
     return cache.index_copy_(2, slots, update)
 
 
-def llama_cpp(setting: Setting) -> Peer:
+def llama_cpp(setting: Setting, kind: str) -> Peer:
     from llama_peer import LlamaCpp
 
-    return LlamaCpp(setting)
+    return LlamaCpp(setting, kind)
 
 
 PEERS: dict[str, Callable[[Setting], Peer]] = {
     "arforge int8": lambda setting: Arforge(setting, "int8"),
     "arforge fp32": lambda setting: Arforge(setting, "fp32"),
-    "llama.cpp Q8_0": llama_cpp,
+    "llama.cpp Q8_0": lambda setting: llama_cpp(setting, "Q8_0"),
+    "arforge int4": lambda setting: Arforge(setting, "int4"),
+    "llama.cpp Q4_0": lambda setting: llama_cpp(setting, "Q4_0"),
     "torch eager fp32": lambda setting: Torch(setting, "fp32", compiled=False),
     "torch eager bf16": lambda setting: Torch(setting, "bf16", compiled=False),
     "torch compiled bf16": lambda setting: Torch(setting, "bf16", compiled=True),

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,7 +39,7 @@ QUANTIZATIONS = ("blocks", "static")  # of int8: weights in blocks, or the graph
 @dataclass(frozen=True)
 class Built:
     identity: dict[str, Any]
-    load_seconds: float
+    load_seconds: float | None  # None: it was not opened
 
 
 def build(
@@ -50,11 +50,13 @@ def build(
     *,
     measure_widths: bool = False,
     measure_jacobi: bool = False,
+    trial: bool = True,
 ) -> Built:
     """Build and enter the engine. `widths`: pad steps to these widths only (empty: run every width as it is).
 
     `measure_widths`: time a step of every width that the stored schedules use, and pad where that is quicker.
     `measure_jacobi`: see how far next-token decoding had best run ahead on drafts; it takes whole images.
+    `trial`: open it and run a step, which takes the engine's memory; building without takes that of a few blocks.
     `quantization`, of int8 alone: "blocks" (the default) needs no calibration, "static" is the calibrated graph.
     Raises EngineError for a precision that the target lacks, or a graph that fails its trial step.
     """
@@ -67,6 +69,8 @@ def build(
         )
     if widths and measure_widths:
         raise EngineError("widths are either given or measured: leave one out")
+    if not trial and (measure_widths or measure_jacobi):
+        raise EngineError("what is not opened is not measured: leave the trial in")
     if widths and measure_jacobi:
         raise EngineError("running ahead on drafts is measured at widths of its own: leave the widths out")
     if any(width < 1 for width in widths):
@@ -76,7 +80,7 @@ def build(
         if max(widths, default=1) > bundle.model.position_rows:
             raise EngineError(f"width {max(widths)} is more than the model's {bundle.model.position_rows} positions")
         chosen = tuple(sorted(set(widths))) or None
-        return _build(bundle, precision, chosen, quantization, measure_widths, measure_jacobi)
+        return _build(bundle, precision, chosen, quantization, measure_widths, measure_jacobi, trial)
 
 
 def _build(
@@ -86,6 +90,7 @@ def _build(
     quantization: str | None,
     measure_widths: bool,
     measure_jacobi: bool,
+    trial: bool,
 ) -> Built:
     folder = f"engines/{TARGET}-{precision}-{DEVICE}"
     check_stored(bundle, precision)
@@ -95,22 +100,14 @@ def _build(
     else:
         graph, new = lowered(bundle, precision, bundle.path(folder))
     graph["graph_sha256"] = sha256_of(bundle.path(graph["graph"]))
-    start = time.perf_counter()
-    engine = OnnxRuntimeEngine(bundle, precision, widths=widths, path=bundle.path(graph["graph"]))
-    seconds = time.perf_counter() - start
-    engine.exact_width = graph.get("exact_width")
-    measured: dict[int, float] = {}
-    windows: list[Window] = []
-    try:
-        try_out(bundle, engine)
-        if measure_jacobi and (tried := windows_to_try(bundle, engine)):
-            costs = measure(engine, bundle, [1, *tried])
-            windows = rated(bundle.model.cells, count_calls(bundle, engine, tried), costs)
-        if measure_widths:
-            measured = measure(engine, bundle, stored_widths(bundle))
-            widths = choose(measured)
-    finally:
-        engine.close()
+    path = bundle.path(graph["graph"])
+    found = Trial(widths)
+    if trial:
+        start = time.perf_counter()
+        engine = OnnxRuntimeEngine(bundle, precision, widths=widths, path=path)
+        seconds, engine.exact_width = time.perf_counter() - start, graph.get("exact_width")
+        tried = measured(bundle, engine, measure_widths=measure_widths, measure_jacobi=measure_jacobi)
+        found = replace(tried, load_seconds=seconds)
     identity: dict[str, Any] = {
         "target": TARGET,
         "precision": precision,
@@ -118,18 +115,47 @@ def _build(
         **graph,
         "library": f"onnxruntime {load_library().__version__}",
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "widths": None if widths is None else list(widths),
+        "widths": None if found.widths is None else list(found.widths),
     }
     if measure_widths:
-        identity["width_milliseconds"] = {str(width): round(1000 * one, 3) for width, one in measured.items()}
+        identity["width_milliseconds"] = {str(width): round(1000 * one, 3) for width, one in found.costs.items()}
     if measure_jacobi:
-        identity["jacobi"] = [window.to_json() for window in windows]
+        identity["jacobi"] = [window.to_json() for window in found.windows]
     if precision in IN_BLOCKS:
         identity["quantization"] = quantization or QUANTIZATIONS[0]
     kind = BuiltEngine(TARGET, precision, DEVICE, folder)
     gone = unused_graphs(bundle, kind, {graph["graph"], graph.get("weights", "")})
     add_engine(bundle, kind, identity, new, gone)
-    return Built(identity, seconds)
+    return Built(identity, found.load_seconds)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What trying an engine told."""
+
+    widths: tuple[int, ...] | None  # of its steps; None: any
+    costs: Mapping[int, float] = field(default_factory=dict)  # seconds of a step by width
+    windows: Sequence[Window] = ()
+    load_seconds: float | None = None  # None: it was not opened
+
+
+def measured(bundle: Bundle, engine: OnnxRuntimeEngine, *, measure_widths: bool, measure_jacobi: bool) -> Trial:
+    """Try an engine that has just been opened, measure what is asked for, and close it.
+
+    Raises EngineError if its trial step fails.
+    """
+    widths, costs, windows = engine.widths, {}, []
+    try:
+        try_out(bundle, engine)
+        if measure_jacobi and (tried := windows_to_try(bundle, engine)):
+            one = measure(engine, bundle, [1, *tried])
+            windows = rated(bundle.model.cells, count_calls(bundle, engine, tried), one)
+        if measure_widths:
+            costs = measure(engine, bundle, stored_widths(bundle))
+            widths = choose(costs)
+    finally:
+        engine.close()
+    return Trial(widths, costs, windows)
 
 
 def check_stored(bundle: Bundle, precision: str) -> None:

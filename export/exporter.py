@@ -14,6 +14,7 @@ from arforge.export.checkpoint import Checkpoint, open_checkpoint
 from arforge.export.families.family import Configuration, Family
 from arforge.export.image_tokenizers import graphs as image_graphs
 from arforge.export.image_tokenizers.attention import attend_in_blocks, blocks_for
+from arforge.export.image_tokenizers.bands import bands_for, decode_in_bands
 from arforge.export.image_tokenizers.image_tokenizer import ImageTokenizer
 from arforge.export.image_tokenizers.opening import OpenedImageTokenizer, open_image_tokenizer
 from arforge.export.layers import pad_heads, pad_values
@@ -203,6 +204,7 @@ def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path, cells: int
             models["encoder"] = image_graphs.trace_encoder(model)
     for graph in models.values():
         attend_in_blocks(graph, blocks_for(cells))
+    decode_in_bands(models["decoder"], bands_for(models["decoder"], cells))
     return write_graphs(models, "model.", "tokenizer.weights", opened.parameter, stage)
 
 

@@ -68,7 +68,7 @@ def chain_of(softmax: ir.Node) -> list[ir.Node]:
 
 def edges_of(put: Inserter, query: ir.Value, blocks: int) -> Sequence[ir.Value]:
     """Where the blocks begin, and where the last one ends or would end: int64 [1] each."""
-    positions = put("Shape", [query], [ir.AttrInt64("start", POSITIONS), ir.AttrInt64("end", POSITIONS + 1)], INT64)
+    positions = put.shape_of(query, POSITIONS)
     more = put("Add", [positions, put.constant("more", [blocks - 1])], dtype=INT64)
     size = put("Div", [more, put.constant("blocks", [blocks])], dtype=INT64)
     every = put("Mul", [size, put.constant("edges", list(range(blocks + 1)))], dtype=INT64)
@@ -99,11 +99,22 @@ class Inserter:
         )
         return output
 
+    def shape_of(self, value: ir.Value, axis: int) -> ir.Value:
+        """int64 [1]."""
+        return self("Shape", [value], [ir.AttrInt64("start", axis), ir.AttrInt64("end", axis + 1)], INT64)
+
     def constant(self, name: str, numbers: list[int]) -> ir.Value:
+        return self._constant(name, ir.tensor(numbers, dtype=INT64))
+
+    def number(self, name: str, number: float) -> ir.Value:
+        return self._constant(name, ir.tensor([number], dtype=ir.DataType.FLOAT))
+
+    def _constant(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         name = f"{self.place.outputs[0].name}.{name}"
-        value = ir.Value(name=name, const_value=ir.tensor(numbers, dtype=INT64, name=name))
-        self.graph.register_initializer(value)
-        return value
+        if name not in self.graph.initializers:
+            tensor.name = name
+            self.graph.register_initializer(ir.Value(name=name, const_value=tensor))
+        return self.graph.initializers[name]
 
     def name(self) -> str:
         self.count += 1

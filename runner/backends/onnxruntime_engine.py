@@ -24,7 +24,8 @@ from arforge.runner.step_graph import Contract, cache_names, contract, differenc
 if TYPE_CHECKING:
     import onnxruntime
 
-GROWTH = 64  # slots by which the bound part of the caches grows
+GROWTH = 64  # slots by which the bound part of the caches grows at least
+SIZES = 16  # of the bound part between a power of two and the next
 
 
 class OnnxRuntimeEngine:
@@ -122,7 +123,7 @@ class OnnxRuntimeEngine:
 
     def _rounded(self, needed: int) -> int:
         """The slots to bind where `needed` are in use."""
-        return min(self._steps.slots, -(-max(needed, 1) // GROWTH) * GROWTH)
+        return min(self._steps.slots, rounded_slots(max(needed, 1), GROWTH))
 
     def _unbind(self, live: int) -> None:
         self._live = live
@@ -184,6 +185,14 @@ class OnnxRuntimeEngine:
         for name in self._extra:
             binding.bind_output(name, "cpu")
         return binding
+
+
+def rounded_slots(needed: int, growth: int, sizes: int = SIZES) -> int:
+    """Slots to bind for those in use: few sizes, since growing moves all of them, and little that is read in vain."""
+    unit = growth
+    while 2 * sizes * unit < needed:
+        unit *= 2
+    return -(-needed // unit) * unit
 
 
 def place_of(array: NDArray[Any]) -> tuple[str, int, type[np.generic], tuple[int, ...], int]:

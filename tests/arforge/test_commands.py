@@ -130,6 +130,8 @@ def test_schedule_dumps_json_and_pictures(tmp_path: Path) -> None:
 
 def test_schedule_dumps_json_to_standard_output() -> None:
     assert json.loads(succeed("schedule", "ntp", "--grid", "4x6", "--json", "-"))["grid"] == [4, 6]
+    assert "an image takes at least these steps" in succeed("schedule", "zipar:adaptive=2", "--grid", "4x6")
+    assert "of up to 7 tokens" in succeed("schedule", "zipar:2,jacobi=7", "--grid", "4x6")
 
 
 def test_schedule_shows_rows_that_end_in_a_token() -> None:

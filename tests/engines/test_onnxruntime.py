@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as runtime
 import pytest
+from click.testing import CliRunner
 
+from arforge.cli import main
 from arforge.engines import onnxruntime
 from arforge.runner import EngineError, Runner, open_bundle
 
@@ -83,3 +85,15 @@ def test_a_width_that_the_graph_cannot_run_is_refused_when_building(bundle_copy:
     """The runtime's rotary operator takes no more inputs than its table has rows: 1 + 64 here."""
     with pytest.raises(EngineError, match="66"):
         onnxruntime.build(bundle_copy, widths=[2, 66])
+
+
+def test_an_engine_that_is_not_tried_is_the_same(bundle_copy: Path) -> None:
+    wanted = onnxruntime.build(bundle_copy, "int8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "OnnxRuntimeEngine", None)  # nothing opens it
+        done = CliRunner().invoke(main, ["build", str(bundle_copy), "--precision", "int8", "--no-trial"])
+    assert done.exit_code == 0, done.output
+    assert "not tried" in done.output
+    assert open_bundle(bundle_copy).engine("onnxruntime", "int8") == wanted.identity
+    with pytest.raises(EngineError, match="what is not opened is not measured"):
+        onnxruntime.build(bundle_copy, measure_widths=True, trial=False)

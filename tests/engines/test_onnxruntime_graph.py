@@ -17,7 +17,7 @@ from arforge.calibration.agreement import Comparison
 from arforge.calibration.requests import generate, spread
 from arforge.calibration.taps import PairedEngine
 from arforge.engines import onnxruntime
-from arforge.engines.onnxruntime_blocks import CONTRIB, quantize_products, quantized_blocks
+from arforge.engines.onnxruntime_blocks import CONTRIB, Choice, by_rule, quantize_products, quantized_blocks
 from arforge.engines.onnxruntime_graph import fuse_norms, lower_for_onnxruntime
 from arforge.engines.tensorrt_graph import write_model
 from arforge.engines.verify import verify_bundle
@@ -88,6 +88,23 @@ def test_the_runtime_computes_the_quantised_product_row_by_row(inputs: int, tmp_
     for row in range(5):
         alone = session.run(None, {"x": x[row : row + 1]})[0][0]
         np.testing.assert_allclose(alone, together[row], atol=1e-5 * np.abs(alone).max())
+
+
+def test_a_choice_gives_a_matrix_other_bits_and_blocks(bundle: Path) -> None:
+    source = open_bundle(bundle).graph("step", "fp32")
+
+    def kinds(choice: Choice) -> set[tuple[bool, int, int]]:
+        """Whether it is the head, bits and inputs a scale."""
+        model = lower_for_onnxruntime(source, "int4", 5, choice=choice)
+        nodes = [node for node in model.graph if node.op_type == "MatMulNBits"]
+        return {
+            (node is nodes[-1], node.attributes["bits"].as_int(), node.attributes["block_size"].as_int())
+            for node in nodes
+        }
+
+    assert kinds(by_rule) == {(False, 4, 64), (True, 8, 64)}
+    assert kinds(lambda _, bits: (bits, 16)) == {(False, 4, 16), (True, 8, 16)}
+    assert (True, 4, 32) in kinds(lambda name, bits: (4, 32) if name == "output.weight" else (bits, 64))
 
 
 def operators(path: Path) -> Counter[str]:

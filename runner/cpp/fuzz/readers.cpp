@@ -49,15 +49,15 @@ arforge::StepBuffers buffers_of(const arforge::Shape& shape) {
 void follow(const Plan& plan) {
   std::vector<std::int64_t> cells(static_cast<std::size_t>(plan.cells));
   std::iota(cells.begin(), cells.end(), 0);
-  const std::vector<float> uniforms(static_cast<std::size_t>(IMAGES * plan.cells));
+  const std::vector<std::uint64_t> seeds(static_cast<std::size_t>(IMAGES));
   const std::vector<double> guidance(static_cast<std::size_t>(IMAGES), 2);
   std::vector<arforge::Prompt> prompts(static_cast<std::size_t>(2 * IMAGES));
   prompts.front().length = 1 + plan.prompt_slots;
   arforge::ModelFacts model{};
   model.specials.resize(static_cast<std::size_t>(plan.specials));
-  const std::vector<std::int64_t> known(uniforms.size());
-  const auto decoding = arforge::decoding_of(plan, arforge::start_of(plan, model, IMAGES, prompts, known),
-                                             {uniforms, plan.cells, cells, guidance, 0});
+  const std::vector<std::int64_t> known(static_cast<std::size_t>(IMAGES * plan.cells));
+  const auto decoding =
+      arforge::decoding_of(plan, arforge::start_of(plan, model, IMAGES, prompts, known), {seeds, cells, guidance, 0});
   std::uint32_t hat = 1;
   while (const std::optional<arforge::Shape> shape = decoding->shape()) {
     if (std::find(plan.shapes.begin(), plan.shapes.end(), *shape) == plan.shapes.end()) {

@@ -127,10 +127,20 @@ void plan_ahead(Plan& plan, const Schedule& schedule, const std::vector<std::int
   }
 }
 
+// Slots to bind for those in use: few sizes, since growing moves all of them, and little that is read in vain.
+std::int64_t rounded_slots(std::int64_t needed, std::int64_t growth) {
+  constexpr std::int64_t SIZES = 16; // between a power of two and the next
+  std::int64_t unit = growth;
+  while (unit * 2 * SIZES < needed) {
+    unit *= 2;
+  }
+  return (needed + unit - 1) / unit * unit;
+}
+
 } // namespace
 
 std::int64_t Plan::live(std::int64_t needed) const {
-  return growth == 0 ? slots : std::min(slots, (needed + growth - 1) / growth * growth);
+  return growth == 0 ? slots : std::min(slots, rounded_slots(needed, growth));
 }
 
 std::int64_t Plan::calls() const { return line ? line->inputs() : static_cast<std::int64_t>(steps.size()); }

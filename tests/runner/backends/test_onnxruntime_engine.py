@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from arforge.runner import EngineError, Runner, open_bundle
-from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine, check_identity
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine, check_identity, rounded_slots
 from arforge.runner.backends.onnxruntime_session import load_library, open_session
 from arforge.runner.step_graph import cache_names
 
@@ -288,7 +288,7 @@ def test_caches_grow_with_the_steps_and_keep_what_was_written(
 ) -> None:
     """Bound a few slots at a time or all at once, caches and tokens are the same."""
     found: dict[int, tuple[dict[str, Any], list[int], list[int]]] = {}
-    for growth in (4, 1000):
+    for growth in (1, 4, 1000):
         monkeypatch.setattr("arforge.runner.backends.onnxruntime_engine.GROWTH", growth)
         engine = OnnxRuntimeEngine(open_bundle(bundle), "fp32", threads=1)
         engine.prepare(images=rows, rows=rows, slots=22, zero_slots=2)
@@ -300,12 +300,21 @@ def test_caches_grow_with_the_steps_and_keep_what_was_written(
             tokens += engine.buffers(width).next_tokens.ravel().tolist()
         found[growth] = ({name: engine.cache(name).copy() for name in cache_names(LAYERS)}, live, tokens)
         engine.close()
+    assert found[1][1] == [3, 6, 7, 8, 17, 18, 22]
     assert found[4][1] == [4, 8, 8, 8, 20, 20, 22]
     assert found[1000][1] == 7 * [22]
-    assert found[4][2] == found[1000][2]
-    for name, expected in found[1000][0].items():
-        assert not found[4][0][name][:, :, :2].any()
-        np.testing.assert_allclose(found[4][0][name], expected, rtol=1e-4, atol=1e-5)
+    for growth in (1, 4):
+        assert found[growth][2] == found[1000][2]
+        for name, expected in found[1000][0].items():
+            assert not found[growth][0][name][:, :, :2].any()
+            np.testing.assert_allclose(found[growth][0][name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_long_caches_grow_in_few_sizes() -> None:
+    sizes = [rounded_slots(needed, 64) for needed in range(1, 8201)]
+    assert all(0 <= size - needed < max(64, needed / 16) for needed, size in enumerate(sizes, 1))
+    assert sorted(set(sizes))[30:35] == [1984, 2048, 2176, 2304, 2432]
+    assert len(set(sizes)) == 65
 
 
 def test_buffers_stay_where_they_are_while_caches_grow(engine: OnnxRuntimeEngine) -> None:

@@ -134,5 +134,5 @@ def test_fuzzing_the_readers_finds_nothing(sanitized: Any, corpus: Path, tmp_pat
     said = output(command, **SANITIZERS)
     runs = re.search(r"Done (\d+) runs in", said)
     assert runs is not None, said
-    assert int(runs[1]) > 1000
+    assert int(runs[1]) > 200  # each follows all calls of a plan
     assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,17 @@ def test_a_bundle_that_stores_blocks_runs_them_where_nobody_names_a_precision(
     ours.close()
     with pytest.raises(Failure, match="has no onnxruntime fp32 engine"):
         cpp_abi.Runner(library, root, precision="fp32")
+
+
+def test_long_caches_grow_alike(library: Any, checkpoint: Path, tmp_path: Path) -> None:
+    """Beyond 2,048 slots the bound part grows by more at a time: what a step reads in vain must be as much."""
+    root = tmp_path / "long.bundle"
+    export_bundle(ExportJob(FAMILY, replace(CONFIG, grid=(46, 46)), checkpoint, None, root, ["ntp"]))
+    onnxruntime.build(root, "fp32")
+    ours = cpp_abi.Runner(library, root, threads=1)
+    with Runner.open(root, threads=1) as theirs:
+        compare(ours, theirs, CLASSES[:1], SEEDS[:1])
+    ours.close()
 
 
 def test_int8_in_blocks_is_for_the_cpu_alone(library: Any, int8_bundle: Path) -> None:

@@ -45,8 +45,9 @@ std::size_t Engine::line_bytes() const { return entries_of({bundle_.model.head_s
 
 Engine::Engine(const Bundle& bundle, const EngineIdentity& identity, const Options& options)
     : bundle_(bundle), widths_(identity.widths), exact_width_(options.provider == "cpu" ? identity.exact_width : 0),
-      cache_type_(cache_type(options.precision)), contract_(contract_of(bundle.model, bundle.sampler.graph(), cache_type_)),
-      env_(open_environment()), session_(open_session(env_, graph_for(identity, options), options, false)),
+      cache_type_(cache_type(options.precision)),
+      contract_(contract_of(bundle.model, bundle.sampler.graph(), cache_type_)), env_(open_environment()),
+      session_(open_session(env_, graph_for(identity, options), options, false)),
       host_(Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault)) {
   check_session(session_, contract_, text("the step graph of ", bundle.root.string()));
   for (const std::string& name : cache_names(bundle.model.caches)) {
