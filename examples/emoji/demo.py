@@ -42,7 +42,7 @@ def main(output: Path) -> None:
         f"\n{len(PROMPTS)} prompts a schedule, fp32, one batch, onnxruntime {load_library().__version__}, "
         f"{platform.machine()} CPU, {os.cpu_count()} cores"
     )
-    click.echo(f"{'model':9} {'schedule':9} {'steps':>5} {'ms/image':>9} {'prompts':>9}  images")
+    click.echo(f"{'model':10} {'schedule':9} {'steps':>5} {'ms/image':>9} {'prompts':>9}  images")
     for name, bundle in bundles.items():
         with Runner.open(bundle) as runner:
             for schedule in SCHEDULES:
@@ -53,7 +53,7 @@ def main(output: Path) -> None:
                 save_png(picture, result.images, columns=5, zoom=3)
                 seconds = result.condition_seconds + result.seconds + result.image_seconds
                 each, prompts = (1000 * taken / len(PROMPTS) for taken in (seconds, result.condition_seconds))
-                click.echo(f"{name:9} {schedule:9} {result.steps:5} {each:9.1f} {prompts:6.1f} ms  {picture}")
+                click.echo(f"{name:10} {schedule:9} {result.steps:5} {each:9.1f} {prompts:6.1f} ms  {picture}")
     click.echo(f"prompts, row by row: {'; '.join(PROMPTS)}")
 
 

@@ -24,7 +24,7 @@ FOLDER = "emu3"
 PIECES = 1200  # words and parts of words of prompts
 CODES, GRID, POSITIONS = 1024, (10, 10), 192
 SPECIAL = ("eol", "bos", "img", "boi", "eoi")  # behind the pieces, in the published order; codes follow
-ORDINARY = 200  # times that the template's words are among the texts that pieces are made of: each becomes one
+ORDINARY = 200  # times that the template's words are among the texts that pieces are made of: few pieces each
 DROPOUT = 0.1  # of batches see the flaws in place of captions, as unconditional rows do
 TOKEN_DROPOUT = 0.05
 IGNORED = -100
@@ -35,6 +35,8 @@ def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
     made = captions.train_tokenizer([*texts, *[QUALITY, FLAWS] * ORDINARY], PIECES)
     plain = json.loads(made.to_str())
     plain["post_processor"] = None  # the template brings what begins and ends a prompt
+    # what has no piece is no special word, which the runner would refuse in a prompt
+    plain["added_tokens"] = [word for word in plain["added_tokens"] if word["content"] != captions.UNKNOWN]
     tokenizer = Tokenizer.from_str(json.dumps(plain))
     tokenizer.add_special_tokens([AddedToken(NAMES[name], normalized=False, special=True) for name in SPECIAL])
     return tokenizer

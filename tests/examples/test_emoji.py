@@ -270,6 +270,7 @@ def test_emu3_is_trained_on_what_the_runner_feeds(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     onnxruntime.build(output)
     with Runner.open(output, threads=1) as runner:
+        assert runner.generate(prompts=["a red ♥; <eos>"], schedule="zipar:3").tokens.shape == (1, 100)
         found = runner.generate(prompts=prompts, schedule="ntp", guidance=2.0, greedy=True, top_k=0)
         condition = runner.bundle.model.condition
     model, tokenizer = emu3.load_folder(CHECKPOINTS / "emu3")
