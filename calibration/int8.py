@@ -104,7 +104,7 @@ class Study:
         smooth(model, self.folds, self.scales)
         kept = [layer for layer in self.layers if layer.name not in excluded]
         (root / FOLDER).mkdir(parents=True)
-        names = write_graphs(quantize(model, kept, self.limits), root / FOLDER, self.bundle.sampler)
+        names = write_graphs(quantize(model, kept, self.limits), root / FOLDER, self.bundle.sampler.kind)
         graphs = tuple(Graph(name, PRECISION, f"{FOLDER}/{name}.onnx", f"{FOLDER}/{WEIGHTS}") for name in names)
         return replace(self.bundle, root=root, graphs=graphs)
 

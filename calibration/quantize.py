@@ -17,7 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from arforge.calibration.layers import Layer
 from arforge.export.noise import drawing_step
 from arforge.runner.backends.onnxruntime_session import load_library
-from arforge.runner.bundle import SamplerDefaults
+from arforge.runner.bundle.facts import STEPS
 
 PRECISION = "int8"
 FOLDER = f"graphs/{PRECISION}"
@@ -67,7 +67,7 @@ def quantize(model: onnx.ModelProto, layers: Sequence[Layer], limits: Mapping[st
     return quantized
 
 
-def write_graphs(model: onnx.ModelProto, folder: Path, sampler: SamplerDefaults) -> list[str]:
+def write_graphs(model: onnx.ModelProto, folder: Path, sampler: str = "uniform") -> list[str]:
     """Write `model`, a step-logits graph, and the step graph that draws; they share one weights file.
 
     Returns the graphs' names. `folder` must exist; the weights go to `WEIGHTS` below it.
@@ -77,5 +77,5 @@ def write_graphs(model: onnx.ModelProto, folder: Path, sampler: SamplerDefaults)
     full.graph.sort()  # the quantiser appends its nodes
     RemoveUnusedNodesPass()(full)
     ir.save(full, folder / "step-logits.onnx", external_data=WEIGHTS, size_threshold_bytes=1024)
-    ir.save(drawing_step(ir.load(folder / "step-logits.onnx"), sampler.kind), folder / f"{sampler.graph}.onnx")
-    return [sampler.graph, "step-logits"]
+    ir.save(drawing_step(ir.load(folder / "step-logits.onnx"), sampler), folder / f"{STEPS[sampler]}.onnx")
+    return [STEPS[sampler], "step-logits"]

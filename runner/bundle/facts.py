@@ -130,6 +130,10 @@ class ImageTokenizerFacts:
     image_size: tuple[int, int]  # height, width
 
 
+STEPS = {"uniform": "step", "noise": "step-noise"}
+"""The step graph by what it draws with."""
+
+
 @dataclass(frozen=True)
 class SamplerDefaults:
     """Which sampler is traced into the step graphs, and a request's settings where it names none."""
@@ -143,7 +147,7 @@ class SamplerDefaults:
     @property
     def graph(self) -> str:
         """The step graph that draws so."""
-        return "step-noise" if self.kind == "noise" else "step"
+        return STEPS[self.kind]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from arforge.runner.decoding import Drawing, decoding_of
 from arforge.runner.errors import NumericsError
 from arforge.runner.numerics import check_step
 from arforge.runner.plan import NO_PREFIXES, make_plan
+from arforge.runner.randomness import Randomness
 
 ONE, OFF = torch.ones(1), torch.zeros(1, dtype=torch.int64)
 Poison = Callable[[OnnxRuntimeEngine, int], None]
@@ -51,7 +52,7 @@ def decode(engine: OnnxRuntimeEngine, bundle: Path, poison: Poison) -> np.ndarra
     prompts = class_conditions(opened.model, [1, 2]).rows(guided=True)
     engine.prepare(2, 4, plan.slots, plan.schedule.zero_slots)
     engine.settings.temperature[:] = 0
-    drawing = Drawing(np.zeros((2, plan.schedule.cells), np.float32), np.full(2, 2.0))
+    drawing = Drawing(Randomness.of(np.zeros(2, np.uint64), plan.schedule.cells), np.full(2, 2.0))
     decoding = decoding_of(plan, opened.model, prompts, NO_PREFIXES, drawing)
     while (shape := decoding.shape) is not None:
         poison(engine, decoding.done)

@@ -70,8 +70,8 @@ struct Plan {
 // `widths`: those that the engine was built for, ascending or not; empty: any. `growth`: a call is given the slots that
 // are in use, rounded up to a multiple of it, or of twice it and so on where they are many; 0: always all.
 // `prompt_slots`: slots that prompts fill before the first step, between the zero slots and the schedule's own.
-// `exact_width`: the engine's, 0 where it is not known; running ahead keeps to it, since wider calls could round to other
-// tokens. Throws Error (engine) if all widths are too narrow.
+// `exact_width`: the engine's, 0 where it is not known; running ahead keeps to it, since wider calls could round to
+// other tokens. Throws Error (engine) if all widths are too narrow.
 Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth,
                std::int64_t prompt_slots, std::int64_t exact_width = 0);
 
