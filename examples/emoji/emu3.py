@@ -13,12 +13,13 @@ from pathlib import Path
 import captions
 import torch
 import torch.nn.functional as F
+from model import PlainAttention
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 
 from arforge.export.families.emu3 import FLAWS, NAMES, QUALITY, Emu3Config
-from arforge.export.layers import Attention, Block, Cache, RMSNorm, Rotary, line_table
+from arforge.export.layers import Block, RMSNorm, Rotary, line_table
 
 FOLDER = "emu3"
 PIECES = 1200  # words and parts of words of prompts
@@ -50,22 +51,6 @@ def config_of(tokenizer: Tokenizer) -> Emu3Config:
         max_positions=POSITIONS, multiple_of=1, ffn_dim_multiplier=640.5 / 682, row_end=ids["eol"],
         first_word=ids["bos"], image_word=ids["img"], size_word=ids["boi"],
     )  # fmt: skip
-
-
-class PlainAttention(Attention):
-    """Without a cache written out: on CPUs that is the faster way to train."""
-
-    def forward(
-        self, x: Tensor, rotary: Rotary, mask: Tensor, write_index: Tensor | None, cache: Cache | None
-    ) -> tuple[Tensor, Cache]:
-        widths = [self.heads, self.kv_heads, self.kv_heads]
-        heads = self.wqkv(x).unflatten(2, (sum(widths), -1)).transpose(1, 2)
-        query, key, value = heads.split(widths, dim=1)
-        query, key = rotary.turn(query), rotary.turn(key)
-        key, value = (part.repeat_interleave(self.heads // self.kv_heads, dim=1) for part in (key, value))
-        scores = (query @ key.transpose(2, 3)) * self.head_size**-0.5
-        out = torch.softmax(scores + torch.where(mask, 0.0, -1e9).to(scores.dtype), dim=-1) @ value
-        return self.wo(out.transpose(1, 2).flatten(2)), (key, value)
 
 
 class Emu3(nn.Module):

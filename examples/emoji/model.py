@@ -46,8 +46,11 @@ class PlainAttention(Attention):
     ) -> tuple[Tensor, Cache]:
         if cache is not None:
             return super().forward(x, rotary, mask, write_index, cache)
-        query, key, value = self.wqkv(x).unflatten(2, (3 * self.heads, -1)).transpose(1, 2).chunk(3, dim=1)
+        widths = [self.heads, self.kv_heads, self.kv_heads]
+        query, key, value = self.wqkv(x).unflatten(2, (sum(widths), -1)).transpose(1, 2).split(widths, dim=1)
         query, key = rotary.turn(query), rotary.turn(key)
+        if self.heads != self.kv_heads:
+            key, value = (part.repeat_interleave(self.heads // self.kv_heads, dim=1) for part in (key, value))
         scores = (query @ key.transpose(2, 3)) * self.head_size**-0.5
         out = torch.softmax(scores + torch.where(mask, 0.0, -1e9).to(scores.dtype), dim=-1) @ value
         return self.wo(out.transpose(1, 2).flatten(2)), (key, value)

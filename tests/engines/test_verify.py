@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from arforge.engines import onnxruntime, onnxruntime_attention
-from arforge.engines.verify import check_contract, verify_bundle
+from arforge.engines.verify import check_contract, check_drafts, drafted_window, verify_bundle
 from arforge.runner import ScheduleError, open_bundle
 from arforge.runner.errors import HashError, VerificationError
 
@@ -76,3 +76,14 @@ def test_a_graph_of_another_kind_is_found(bundle: Path, name: str, file: str, me
     check_contract(opened, file, "fp32", opened.graph(file, "fp32"))
     with pytest.raises(VerificationError, match=message):
         check_contract(opened, name, "fp32", opened.graph(file, "fp32"))
+
+
+@pytest.mark.parametrize(("widths", "window"), [([1], 0), ([1, 4], 4), ([1, 16], 8), ([], 8)])
+def test_drafts_keep_to_the_widths_that_an_engine_has(bundle_copy: Path, widths: list[int], window: int) -> None:
+    onnxruntime.build(bundle_copy, widths=widths)
+    opened = open_bundle(bundle_copy)
+    assert drafted_window(opened, opened.engines[0]) == window
+    if window:
+        assert (
+            check_drafts(opened, opened.engines[0], window) == f"jacobi:{window} gives ntp's tokens for 4 of 4 images"
+        )

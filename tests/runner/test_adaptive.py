@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import TEXT_CONFIG
-from tiny_ids import prompt_of
+from own_paces import OneMask, asked
 
 from arforge.engines import onnxruntime
 from arforge.runner import Cancelled, Runner, Schedule, ScheduleError, compile_schedule, open_bundle
-from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle
 from arforge.runner.plan import make_plan
 from arforge.runner.schedules.check import checked
@@ -26,20 +24,7 @@ from arforge.runner.schedules.rows import rows_of
 from arforge.runner.schedules.schedule import RowRules, Step
 from arforge.runner.schedules.specification import as_it_stands
 
-IMAGES = 5
 OPTIONS = ("", ",first-row=windowed", ",seed=nearest,first-row=windowed", ",holes=masked", ",cfg-interval=9")
-
-
-def asked(kind: str) -> dict[str, Any]:
-    settings: dict[str, Any] = {"seeds": [5, 1, 9, 2, 5], "guidance": [1.0, 3.0, 1.0, 2.0, 5.0], "top_k": 12}
-    random = np.random.default_rng(0)
-    width = TEXT_CONFIG.caption_dim
-    subjects: dict[str, Any] = {
-        "classes": {"classes": list(range(IMAGES))},
-        "ids": {"ids": [prompt_of(6 + 3 * index, seed=index) for index in range(IMAGES)]},
-        "features": {"features": [0.5 * random.standard_normal((1 + 4 * n, width), np.float32) for n in range(IMAGES)]},
-    }
-    return {**settings, **subjects[kind]}
 
 
 def table_of(grid: tuple[int, int], rules: RowRules, starts: Callable[[int, int], bool]) -> Schedule:
@@ -141,17 +126,6 @@ def test_an_engine_of_fixed_widths_pads_to_them(bundle_copy: Path, runner: Runne
         found = padded.generate(**settings)
     np.testing.assert_array_equal(found.tokens, wanted.tokens)
     np.testing.assert_array_equal(found.passes, wanted.passes)
-
-
-class OneMask(OnnxRuntimeEngine):
-    """As TensorRT's engines of models of classes: all rows of a step must see the same slots."""
-
-    one_mask = True
-
-    def run(self, width: int, queries: int = 0) -> None:
-        mask = self.buffers(width, queries).mask
-        assert (mask == mask[:1]).all()
-        super().run(width, queries)
 
 
 def test_images_are_decoded_one_at_a_time_where_rows_share_a_mask(bundle: Path, runner: Runner) -> None:

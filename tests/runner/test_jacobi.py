@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from own_paces import OneMask
 from tiny import TEXT_CONFIG
 from tiny_ids import prompt_of
 
@@ -208,17 +209,6 @@ def test_an_engine_of_fixed_widths_pads_to_them(bundle_copy: Path, runner: Runne
         np.testing.assert_array_equal(padded.generate(**settings).tokens, runner.generate(**settings).tokens)
         with pytest.raises(EngineError, match="decodes 9 tokens in a step, the engine was built for widths 1, 8"):
             padded.generate(**{**settings, "schedule": "jacobi:9"})
-
-
-class OneMask(OnnxRuntimeEngine):
-    """As TensorRT's engines of models of classes: all rows of a step must see the same slots."""
-
-    one_mask = True
-
-    def run(self, width: int, queries: int = 0) -> None:
-        mask = self.buffers(width, queries).mask
-        assert (mask == mask[:1]).all()
-        super().run(width, queries)
 
 
 def test_images_are_decoded_one_at_a_time_where_rows_share_a_mask(bundle: Path, runner: Runner) -> None:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import TEXT_CONFIG
-from tiny_ids import prompt_of
+from own_paces import asked
 
 from arforge.engines import onnxruntime
 from arforge.runner import Runner, compile_schedule
@@ -18,20 +17,7 @@ from arforge.runner.plan import make_plan
 from arforge.runner.schedules.file import dump, load
 from arforge.runner.schedules.visibility import masks
 
-IMAGES = 5
 RULES = ("", ",first-row=windowed", ",seed=nearest", ",holes=masked,first-row=windowed", ",cfg-interval=9")
-
-
-def asked(kind: str) -> dict[str, Any]:
-    settings: dict[str, Any] = {"seeds": [5, 1, 9, 2, 5], "guidance": [1.0, 3.0, 1.0, 2.0, 5.0], "top_k": 12}
-    random = np.random.default_rng(0)
-    width = TEXT_CONFIG.caption_dim
-    subjects: dict[str, Any] = {
-        "classes": {"classes": list(range(IMAGES))},
-        "ids": {"ids": [prompt_of(6 + 3 * index, seed=index) for index in range(IMAGES)]},
-        "features": {"features": [0.5 * random.standard_normal((1 + 4 * n, width), np.float32) for n in range(IMAGES)]},
-    }
-    return {**settings, **subjects[kind]}
 
 
 def equal(opened: Runner, settings: dict[str, Any], base: str, window: int) -> tuple[np.ndarray, int]:
