@@ -44,6 +44,10 @@ class Decoding(Protocol):
         """(images) engine calls until an image was done."""
 
     @property
+    def decided(self) -> NDArray[np.bool_]:
+        """(images, cells) whose tokens in `known` are final."""
+
+    @property
     def shape(self) -> tuple[int, int] | None:
         """Width and queries of the next call; None where all is decided."""
 
@@ -86,6 +90,13 @@ class TableDecoding:
     def __init__(self, plan: Plan, known: NDArray[np.int64], prefixes: Prefixes, drawing: Drawing) -> None:
         self.known, self.done = known, 0
         self._steps, self._prefixes, self._drawing = plan.steps, prefixes, drawing
+        self._cells, self._kept = plan.schedule.cells, plan.schedule.kept
+
+    @property
+    def decided(self) -> NDArray[np.bool_]:
+        known = [np.array(self._kept, np.int64), *(step.target_cells for step in self._steps[: self.done])]
+        facts = np.isin(np.arange(self._cells), np.concatenate(known))
+        return np.tile(facts, (len(self._drawing.random), 1))
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -133,8 +144,8 @@ class JacobiDecoding:
         self._plan, self._line, self._prefixes, self._drawing = plan, line, prefixes, drawing
         self._slot = plan.steps[0].write_index  # of the line's first input
         self._at = np.zeros(images, np.int64)  # inputs in the cache that are right
-        self._decided = np.zeros((images, plan.schedule.cells), np.bool_)
-        self._drafted = np.zeros_like(self._decided)  # cells that are decided, or have a draft
+        self.decided = np.zeros((images, plan.schedule.cells), np.bool_)
+        self._drafted = np.zeros_like(self.decided)  # cells that are decided, or have a draft
         self._lanes = len(known) // images  # rows of an image
         self._window = np.zeros((images, 0), np.int64)  # of the next call: places in the line
         self._sees = np.zeros((images, 0, len(line)), np.bool_)  # of the line, by its inputs
@@ -185,12 +196,12 @@ class JacobiDecoding:
         right = np.cumprod(~wrong, axis=1).sum(axis=1)
         cells = line.targets[window]
         first = self._at[:, None] + np.arange(window.shape[1]) < len(line)  # no repeated last input
-        images, places = np.nonzero(first & (cells >= 0) & ~self._of_cells(self._decided, cells))
+        images, places = np.nonzero(first & (cells >= 0) & ~self._of_cells(self.decided, cells))
         stored = images, cells[images, places]
         for lane in range(self._lanes):
             self.known[images + lane * len(window), stored[1]] = drawn[images, places]
         self._drafted[stored] = True
-        self._decided[stored] = ~misled[images, places]
+        self.decided[stored] = ~misled[images, places]
         self.passes += running
         self._at += np.minimum(right, len(line) - self._at)
 
@@ -200,7 +211,7 @@ class JacobiDecoding:
         An input is wrong if it was fed a draft that did not come out again, or that came out of an output so misled.
         """
         sources = self._line.sources[self._window]
-        drafted = (sources >= 0) & ~self._of_cells(self._decided, sources)
+        drafted = (sources >= 0) & ~self._of_cells(self.decided, sources)
         output = np.where(drafted, self._line.deciders[sources] - self._window[:, :1], 0)  # that decides a draft's cell
         differs = drafted & (np.take_along_axis(drawn, output, axis=1) != fed)
         sees = np.take_along_axis(self._sees, self._window[:, None], axis=2)  # (images, width, width)
@@ -240,7 +251,7 @@ class AdaptiveDecoding:
     ) -> None:
         count = len(drawing.random)
         every = np.arange(plan.schedule.cells)
-        self.known = known
+        self.known, self.decided = known, np.zeros((count, plan.schedule.cells), np.bool_)
         self._plan, self._prefixes, self._drawing = plan, prefixes, drawing
         self._images = [RowImage(plan, rules) for _ in range(count)]
         self._random = [drawing.random.part(slice(image, image + 1), every) for image in range(count)]
@@ -286,6 +297,7 @@ class AdaptiveDecoding:
                 drawn = buffers.next_tokens[index]
                 for row, cell in image.take(drawn):
                     self.known[index :: len(self._images), cell] = drawn[row]
+                    self.decided[index, cell] = True
 
 
 class RowImage:

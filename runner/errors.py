@@ -25,6 +25,14 @@ class Cancelled(ArforgeError):
     """The caller cancelled a generation between two steps."""
 
 
+class QueueFull(ArforgeError):
+    """A batcher has as many images waiting as it takes."""
+
+
+class DeadlineExceeded(ArforgeError):
+    """A request's time was up before its images were done."""
+
+
 class BundleError(ArforgeError):
     """A bundle that cannot be used. Subclasses name the way in which it is wrong."""
 

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from arforge.runner.backends.engine import RequestBuffers
 from arforge.runner.bundle import ImageTokenizerFacts, ModelFacts, SamplerDefaults
 from arforge.runner.errors import Cancelled, RequestError
 from arforge.runner.labels import class_of
+
+if TYPE_CHECKING:
+    from arforge.runner.preview import Preview
 
 MAX_SEED = 2**64 - 1
 MAX_SCALE = 1000  # of guidance and temperature
@@ -233,15 +236,18 @@ def check_images(images: NDArray[np.uint8], tokenizer: ImageTokenizerFacts | Non
 class Watch:
     """Counts the steps of a request, tells the caller of them, and stops where the caller asks."""
 
-    steps: int
-    progress: Progress | None
-    cancel: CancelFlag | None
+    progress: Progress | None = None
+    cancel: CancelFlag | None = None
+    preview: Preview | None = None
+    steps: int = 0
     done: int = 0
 
     def __post_init__(self) -> None:
         """Raises RequestError for what cannot be called, before the work."""
         if self.progress is not None and not callable(self.progress):
             raise RequestError(f"progress {self.progress!r} cannot be called: give a function of steps done and steps")
+        if self.preview is not None and not callable(self.preview):
+            raise RequestError(f"preview {self.preview!r} cannot be called: give a function of partial images")
         if self.cancel is not None and not callable(getattr(self.cancel, "is_set", None)):
             raise RequestError(f"cancel {self.cancel!r} has no is_set(): give something like threading.Event()")
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -26,13 +26,14 @@ from arforge.runner.bundle import Bundle, use_bundle
 from arforge.runner.canvas import make_canvas
 from arforge.runner.conditioner import Conditioner
 from arforge.runner.conditions import Conditions, prompt_slots
-from arforge.runner.decoding import Drawing, decoding_of
+from arforge.runner.decoding import Decoding, Drawing, decoding_of
 from arforge.runner.device import check_threads
 from arforge.runner.errors import EngineError, RequestError
 from arforge.runner.images import Keep, Pixels
 from arforge.runner.numerics import check_step
 from arforge.runner.plan import Plan, make_plan
 from arforge.runner.prefill import Prefill
+from arforge.runner.preview import Partial, Preview, partial_of
 from arforge.runner.randomness import Randomness
 from arforge.runner.request import (
     DEFAULT_BATCH,
@@ -148,6 +149,7 @@ class Runner:
         *,
         progress: Progress | None = None,
         cancel: CancelFlag | None = None,
+        preview: Preview | None = None,
         images: Keep = True,
     ) -> Result: ...
     @overload
@@ -165,6 +167,7 @@ class Runner:
         *,
         progress: Progress | None = None,
         cancel: CancelFlag | None = None,
+        preview: Preview | None = None,
         known: NDArray[np.int64] | None = None,
         prompts: Sequence[str] | None = None,
         features: Sequence[NDArray[np.float32]] | None = None,
@@ -182,24 +185,26 @@ class Runner:
         *given: Any,
         progress: Progress | None = None,
         cancel: CancelFlag | None = None,
+        preview: Preview | None = None,
         images: Keep = True,
         **settings: Any,
     ) -> Result:
         """Generate the images of a `Request`, or of one made from these arguments, which are its fields.
 
-        `progress` is called after every step. `cancel` is looked at between steps and raises Cancelled. `images`:
+        `progress` is called after every step. `cancel` is looked at between steps and raises Cancelled. `preview` is
+        called after every step with the `Partial` images, which cost only what it asks of them. `images`:
         whether the result holds pixels, where the bundle has an image tokenizer; or a function that is given those of
         each batch in their place, uint8 [images, height, width, 3] in order: any number of them in little memory.
         Raises RequestError, ScheduleError or EngineError for a request that does not fit, NumericsError for the step
         in which logits are non-finite; the runner can be used on.
         """
         if not (given and isinstance(given[0], Request)):
-            return self._generate(Request(*given, **settings), progress, cancel, images)
+            return self._generate(Request(*given, **settings), Watch(progress, cancel, preview), images)
         if len(given) > 1 or settings:
             raise RequestError("a Request says all of it: give no other arguments beside it (dataclasses.replace)")
-        return self._generate(given[0], progress, cancel, images)
+        return self._generate(given[0], Watch(progress, cancel, preview), images)
 
-    def _generate(self, request: Request, progress: Progress | None, cancel: CancelFlag | None, keep: Keep) -> Result:
+    def _generate(self, request: Request, watch: Watch, keep: Keep) -> Result:
         model = self.bundle.model
         count = len(asked_of(request)[1])
         sampling = sampling_of(request, self.bundle.sampler, count)
@@ -223,7 +228,8 @@ class Runner:
                 together = 1  # since images get on at paces of their own
             parts = [slice(first, first + together) for first in range(0, count, together)]
             steps = sum(plan.length for plan in plans)
-            watch = Watch(steps * len(parts), progress, cancel)
+            watch.steps = steps * len(parts)
+            codec = None if self.bundle.image_tokenizer is None else self._codec
             pixels = Pixels(count, keep) if keep and self.bundle.image_tokenizer is not None else None
             passes = np.zeros(count, np.int64)
             seconds = image_seconds = 0.0
@@ -234,7 +240,8 @@ class Runner:
                         place = (part, window.cells)
                         own = random.part(part, window.cells)
                         images = Images(part.start, conditions.part(part), sampling.part(part), own)
-                        canvas.tokens[place], taken = self._decode(plan, images, canvas.tokens[place], watch)
+                        seen = partial(partial_of, canvas, part, window, codec, steps)
+                        canvas.tokens[place], taken = self._decode(plan, images, canvas.tokens[place], watch, seen)
                         passes[part] += taken
                     decoded = time.perf_counter()
                     seconds += decoded - start
@@ -295,7 +302,12 @@ class Runner:
         self.close()
 
     def _decode(
-        self, plan: Plan, images: Images, tokens: NDArray[np.int64], watch: Watch
+        self,
+        plan: Plan,
+        images: Images,
+        tokens: NDArray[np.int64],
+        watch: Watch,
+        seen: Callable[[Decoding, int], Partial],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The tokens (images, cells) of one window, from those of its kept cells, and the calls each image took."""
         engine, count = self._live_engine(), len(images.conditions)
@@ -313,6 +325,8 @@ class Runner:
             check_step(engine, self.bundle.model, plan, decoding, images.first)
             decoding.store(buffers)
             watch.after_step(before + decoding.done)
+            if watch.preview is not None:
+                watch.preview(seen(decoding, watch.done))
         return decoding.known[:count, : plan.schedule.cells], decoding.passes
 
     def _make_plan(self, schedule: str, kept: tuple[int, ...], prompt_slots: int) -> Plan:
