@@ -107,7 +107,7 @@ async def _images(
     service: Service, http: Request, asked: Generation, event: str, kept: list[bytes | None] | None = None
 ) -> Response:
     """The answer of /v1/images, whatever happens."""
-    model = asked.model if asked.model in service.models else next(iter(service.models), "")
+    model = service.name_of(asked.model)
     start = time.perf_counter()
     service.begin()
 
