@@ -64,6 +64,12 @@ class Triton:
         (stats,) = self.get(f"models/{model}/stats")["model_stats"]
         return {int(one["batch_size"]): int(one["compute_infer"]["count"]) for one in stats["batch_stats"]}
 
+    def figures(self) -> str:
+        """What Prometheus is given."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=START) as answer:
+            text: str = answer.read().decode()
+        return text
+
     @property
     def alive(self) -> bool:
         return self.process.poll() is None

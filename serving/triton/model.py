@@ -1,10 +1,12 @@
 """The file that Triton's Python backend loads: tensors in, tensors out; all else is in arforge.serving.triton.
 
-Tensors pass by DLPack: with numpy 2, backends before 24.12 give wrong values by `as_numpy`, without an error.
+With numpy 2 tensors pass by DLPack: in backends before 24.12 `as_numpy` then gives wrong values without an error. With
+numpy 1 they do not: what those backends make of its DLPack capsules ends the process.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,7 @@ from arforge.runner.errors import Cancelled, DeadlineExceeded, QueueFull
 from arforge.serving.triton.answers import Images, answers
 from arforge.serving.triton.inputs import Call, call_of
 
+BY_DLPACK = int(np.__version__.partition(".")[0]) >= 2
 CODES = {  # names, since the backend adds them once this file is loaded
     RequestError: "INVALID_ARG",
     ScheduleError: "INVALID_ARG",
@@ -84,19 +87,28 @@ class TritonPythonModel:
         for name, kind in self._kinds.items():
             tensor = pb_utils.get_input_tensor_by_name(request, name)
             if tensor is not None:
-                arrays[name] = tensor.as_numpy() if kind == "TYPE_STRING" else np.from_dlpack(tensor)
+                arrays[name] = tensor.as_numpy() if kind == "TYPE_STRING" or not BY_DLPACK else np.from_dlpack(tensor)
         return call_of(arrays, request.parameters(), stream=self._stream)
 
 
 def texts_are_sound() -> bool:
     """Whether arrays of this numpy come out of the backend as they went in."""
     probe = np.arange(3, dtype=np.int64)
-    return np.array_equal(pb_utils.Tensor.from_dlpack("probe", probe).as_numpy(), probe)
+    return np.array_equal(tensor_of("probe", probe).as_numpy(), probe)
+
+
+def tensor_of(name: str, array: Any) -> Any:
+    if not BY_DLPACK:
+        return pb_utils.Tensor(name, array)
+    capsule = array.__dlpack__()
+    # the tensor frees it; numpy's own destructor complains, since the backend has given it another name
+    ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(capsule), None)
+    return pb_utils.Tensor.from_dlpack(name, capsule)
 
 
 def success(images: Images, *, stream: bool) -> Any:
     found = images.arrays(stream=stream).items()
-    return pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack(name, array) for name, array in found])
+    return pb_utils.InferenceResponse([tensor_of(name, array) for name, array in found])
 
 
 def failure(error: BaseException) -> Any:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import queue
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +57,10 @@ def triton(
         write_models(open_bundle(path), model, folder / "models", previews=streams)
     with running(folder / "models", folder / "log") as server:
         yield server
-        assert server.alive, server.log.read_text()[-4000:]
+        text = server.log.read_text()
+        assert server.alive, text[-4000:]
+        assert "Traceback" not in text
+        assert "Exception" not in text
 
 
 @contextmanager
@@ -109,9 +110,7 @@ def test_prompts_come_as_bytes_of_utf_8_or_as_ids(triton: Triton, ids_runner: Ru
     texts = ["a cat", "a dog and a cat on the mat"]
     with ThreadPoolExecutor(4) as pool:
         words = [
-            pool.submit(
-                triton.infer, "ids", {"prompt": np.frombuffer(text.encode(), np.uint8)[None], "seed": seeds(3)}
-            )
+            pool.submit(triton.infer, "ids", {"prompt": np.frombuffer(text.encode(), np.uint8)[None], "seed": seeds(3)})
             for text in texts
         ]
         ids = [prompt_of(6, seed=1), prompt_of(11, seed=2)]
@@ -120,12 +119,14 @@ def test_prompts_come_as_bytes_of_utf_8_or_as_ids(triton: Triton, ids_runner: Ru
             equal(future.result(WAIT), ids_runner.generate(prompts=[text], seeds=[3]))
         for one, future in zip(ids, others, strict=True):
             equal(future.result(WAIT), ids_runner.generate(ids=[one], seeds=[4]))
-    both = {"prompt": np.frombuffer(b"a cat\0a dog", np.uint8).reshape(2, -1)[:, :5], "ids": ids[0][None]}
-    status, message = triton.infer("ids", {**both, "prompt": both["prompt"][:1], "seed": seeds(1)})
-    assert (status, message) == (
-        400,
-        "prompt and ids is given: give one of the model's inputs class, prompt, features, ids",
+    padded = np.frombuffer(b"a cat\0\0\0\0a red dog", np.uint8).reshape(2, 9)
+    equal(
+        triton.infer("ids", {"prompt": padded, "seed": seeds(1, 2)}),
+        ids_runner.generate(prompts=["a cat", "a red dog"], seeds=[1, 2]),
     )
+    status, message = triton.infer("ids", {"prompt": padded[:1], "ids": ids[0][None], "seed": seeds(1)})
+    assert status == 400
+    assert message == "prompt and ids is given: give one of the model's inputs class, prompt, features, ids"
 
 
 def test_prompts_come_as_texts_with_numpy_1(triton: Triton, words_bundle: Path) -> None:
@@ -186,8 +187,7 @@ def test_a_full_queue_refuses_and_who_waits_too_long_is_told(triton: Triton) -> 
 
 def test_metrics_and_health_are_tritons(triton: Triton) -> None:
     assert triton.get("models/tiny/ready") is None
-    with urllib.request.urlopen(f"http://127.0.0.1:{triton.metrics}/metrics", timeout=WAIT) as answer:
-        assert 'nv_inference_request_success{model="tiny"' in answer.read().decode()
+    assert 'nv_inference_request_success{model="tiny"' in triton.figures()
 
 
 class Stream:
@@ -258,35 +258,38 @@ def test_streams_come_over_http_too(triton: Triton, runner: Runner) -> None:
 
 def test_a_client_that_cancels_stops_its_request(triton: Triton, runner: Runner) -> None:
     stream = Stream(triton)
-    done = threading.Event()
-    answers: list[Any] = []
-
-    def answered(result: Any, error: Any) -> None:
-        answers.append(error or result)
-        done.set()
-
-    many = partial(stream.inputs, column(*range(8)), seeds(*range(8)))
+    answers = queue.Queue[Any]()
+    kept = cancelled(triton)
     calls = [
-        stream.client.async_infer("tiny", many(), answered, parameters={"schedule": "ntp", "guidance": 2.0})
+        stream.client.async_infer(
+            "tiny",
+            stream.inputs(column(*range(8)), seeds(*range(8))),
+            lambda result, error: answers.put(error or result),
+            parameters={"schedule": "ntp", "guidance": 2.0},
+        )
         for _ in range(6)
     ]
     for call in calls:
         call.cancel()
-    assert done.wait(WAIT)
+    assert all("cancelled" in str(answers.get(timeout=WAIT)).lower() for _ in calls)
     equal(triton.infer("tiny", {"class": column(7), "seed": seeds(3)}), runner.generate([7], seeds=[3]))
-    (stats,) = triton.get("models/tiny/stats")["model_stats"]
-    assert stats["inference_stats"]["cancel"]["count"] >= 1
-    assert any("cancel" in str(one).lower() for one in answers)
+    assert cancelled(triton) > kept
+
+
+def cancelled(triton: Triton) -> int:
+    """Requests that the server counts as cancelled."""
+    lines = [line for line in triton.figures().splitlines() if 'model="tiny"' in line and "CANCELED" in line]
+    return sum(int(line.rpartition(" ")[2]) for line in lines)
 
 
 def test_whatever_comes_in_the_server_answers_and_lives(triton: Triton, runner: Runner) -> None:
     random = np.random.default_rng(0)
     kinds = ["INT64", "UINT64", "UINT8", "FP32", "BYTES", "INT32", "BOOL", "FP16", "none", 3, None]
-    shapes: list[Any] = [[1, 1], [2, 1], [0, 1], [1, 0], [1], [], [9, 1], [1, 2], [1, -1], [2**40, 1], "1", None, [1.5]]
+    shapes: list[Any] = [[1, 1], [2, 1], [0, 1], [1, 0], [1], [], [9, 1], [1, 2], [1, -1], [64, 1], "1", None, [1.5]]
     values: list[Any] = [[7], [7, 8], [], [-1], [2**63], [1.5], ["7"], ["\u0000"], [None], [[7]], {}, "7", None]
     settings: list[Any] = [
         "schedule", "guidance", "top_k", "greedy", "captions", "negative", "previews", "timeout", "priority",
-        "sequence_id", "binary_data_output", "triton_x", "", "seed",
+        "sequence_id", "triton_x", "", "seed",
     ]  # fmt: skip
     given: list[Any] = ["ntp", "zipar:2", "x" * 9999, "zipar:999999", 1, 0, -1, 2**62, 1e300, True, "", [], {}, None]
     statuses: dict[int, int] = {}
