@@ -30,6 +30,7 @@ COMMANDS = {
     "calibrate": Entry("Give a bundle int8 graphs.", "calibrating", "build"),
     "build": Entry("Build an engine of a bundle.", "building", "build"),
     "run": Entry("Generate images.", "running", "cpu"),
+    "serve": Entry("Serve bundles over HTTP.", "serving", "serve"),
     "evaluate": Entry("Judge schedules against real images.", "evaluating", "evaluate"),
     "profile": Entry("Show where the time of a schedule goes.", "profiling", "cpu"),
     "schedule": Entry("Show, dump or plot a decoding schedule.", "showing a schedule", "cpu"),

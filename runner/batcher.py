@@ -18,10 +18,11 @@ from itertools import groupby
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from arforge.runner.errors import Cancelled, DeadlineExceeded, EngineError, QueueFull
 from arforge.runner.preview import Partial, Preview
-from arforge.runner.request import Progress, Request, number, whole
+from arforge.runner.request import Progress, Request, check_images, number, whole
 from arforge.runner.request_parts import images_of, joined, kind_of
 from arforge.runner.runner import Result, Runner
 
@@ -89,6 +90,9 @@ class _Image:
     kind: Hashable
 
 
+_Coding = tuple[NDArray[np.uint8], Future[NDArray[np.int64]]]
+
+
 class Batcher:
     """Takes requests from any thread and decodes what fits together when the engine is free, in order of arrival.
 
@@ -107,6 +111,7 @@ class Batcher:
         self._batch = whole("batch", batch, 1, MAX_WAITING)
         self._most = whole("waiting", waiting, 1, MAX_WAITING)
         self._queue: deque[_Image] = deque()
+        self._codings: list[_Coding] = []
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="arforge-batcher", daemon=True)
@@ -154,6 +159,21 @@ class Batcher:
         with self._changed:
             yield
 
+    def encode(self, images: NDArray[np.uint8]) -> Future[NDArray[np.int64]]:
+        """The tokens of images as `Runner.encode`, before the next batch is decoded.
+
+        Raises QueueFull for more than may wait, RequestError for images that do not fit, EngineError if it is closed.
+        """
+        check_images(images, self._runner.bundle.image_tokenizer)
+        with self._changed:
+            self._check_open()
+            if len(self._codings) >= self._most:
+                raise QueueFull(f"{len(self._codings)} images wait to be encoded: try again when some are done")
+            future: Future[NDArray[np.int64]] = Future()
+            self._codings.append((images, future))
+            self._changed.notify()
+        return future
+
     @property
     def waiting(self) -> int:
         """Images that wait."""
@@ -192,23 +212,35 @@ class Batcher:
             self._queue = deque(image for image in self._queue if not image.job.gone)
 
     def _work(self) -> None:
-        while images := self._take():
-            self._decode(images)
+        while True:
+            codings, images = self._take()
+            if not codings and not images:
+                return
+            for pixels, future in codings:
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(self._runner.encode(pixels))
+                    except Exception as error:  # noqa: BLE001
+                        future.set_exception(error)
+            if images:
+                self._decode(images)
 
-    def _take(self) -> list[_Image]:
-        """The next batch; none when the batcher is closed and nothing waits."""
+    def _take(self) -> tuple[list[_Coding], list[_Image]]:
+        """What waits to be encoded, and the next batch; nothing when the batcher is closed and nothing waits."""
         with self._changed:
             while True:
                 self._expire(self._queue)
                 self._drop_gone()
-                if self._queue or self._closed:
+                if self._queue or self._codings or self._closed:
                     break
                 self._changed.wait()
             kind = self._queue[0].kind if self._queue else None
             taken = [image for image in self._queue if image.kind == kind][: self._batch]
             chosen = set(map(id, taken))
             self._queue = deque(image for image in self._queue if id(image) not in chosen)
-            return taken
+            codings = list(self._codings)
+            self._codings.clear()
+            return codings, taken
 
     def _decode(self, images: Sequence[_Image]) -> None:
         """Decode and answer. Of images that fail together the halves are tried, until the one that fails is alone."""

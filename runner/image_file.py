@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import warnings
 from collections.abc import Iterator
@@ -28,13 +29,17 @@ ORIENTATION = 0x0112  # of EXIF; from 5 on, height and width are exchanged
 SIDEWAYS = 5
 
 
+Source = Path | bytes
+"""An image file, or what one would hold."""
+
+
 @dataclass(frozen=True)
 class Picture:
     pixels: NDArray[np.uint8]  # (height, width, 3), RGB
     transparent: NDArray[np.bool_] | None  # (height, width): not wholly opaque; None where the file has no transparency
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Source) -> tuple[int, int]:
     """Height and width as the picture is seen, from the header where that tells. Raises ImageError."""
     with _opened(path) as image:
         if image.format == "TIFF":  # versions of Pillow differ in when they turn it
@@ -45,7 +50,7 @@ def image_size(path: Path) -> tuple[int, int]:
         return (image.width, image.height) if sideways else (image.height, image.width)
 
 
-def read_image(path: Path) -> Picture:
+def read_image(path: Source) -> Picture:
     """An image file's pixels. Raises ImageError for what is no still image of at most 16 bits, or is damaged."""
     with _opened(path) as image:
         shown = _eight_bits(_upright(image), str(image.format))
@@ -56,17 +61,19 @@ def read_image(path: Path) -> Picture:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(source: Source) -> Iterator[Image.Image]:
     """A still image of a known format, not yet decoded; what fails inside becomes an ImageError."""
     from PIL import Image, UnidentifiedImageError
 
+    path = name_of(source)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
             raise ImageError(path, "it is no file")
         Image.init()
+        opened = source if isinstance(source, Path) else io.BytesIO(source)
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+            image = Image.open(opened, formats=[name for name in FORMATS if name in Image.OPEN])
         with image:
             # a phone's JPEG may come with previews, which Pillow calls frames of an MPO
             if image.format != "MPO" and getattr(image, "is_animated", False):
@@ -80,6 +87,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ImageError(path, f"{error.strerror or error}") from error
     except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
         raise ImageError(path, f"{error or type(error).__name__}: save it as a PNG") from error
+
+
+def name_of(source: Source) -> object:
+    """For messages."""
+    return source if isinstance(source, Path) else f"of {len(source)} bytes"
 
 
 def _upright(image: Image.Image) -> Image.Image:

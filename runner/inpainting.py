@@ -5,14 +5,14 @@ The whole image is encoded; a cell is kept where none of its pixels is to be pai
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.canvas import UNKNOWN
 from arforge.runner.errors import RequestError
-from arforge.runner.image_file import image_size, read_image
+from arforge.runner.image_file import Source, image_size, name_of, read_image
 from arforge.runner.runner import Runner
 
 PAINTED = 128  # a mask's pixels of this lightness or more are painted
@@ -20,13 +20,21 @@ LIGHTNESS = np.array([299, 587, 114])  # thousandths of red, green and blue
 
 
 def known_tokens(
-    runner: Runner, image: Path, mask: Path | None = None, grid: tuple[int, int] | None = None
+    runner: Runner,
+    image: Source,
+    mask: Source | None = None,
+    grid: tuple[int, int] | None = None,
+    *,
+    clear_paints: bool = False,
+    encode: Callable[[NDArray[np.uint8]], NDArray[np.int64]] | None = None,
 ) -> NDArray[np.int64]:
-    """The `known` of `Runner.generate`, int64 [rows, columns], from an image file and what of it to paint anew.
+    """The `known` of `Runner.generate`, int64 [rows, columns], from an image and what of it to paint anew.
 
     `mask`: an image of the same size, white where to paint; without it the image's own transparency says so.
-    `grid`: the tokens of the image, a side; default the model's. Raises RequestError for files that cannot be read,
-    sizes that do not fit, and masks that leave nothing to paint or nothing to keep.
+    `clear_paints`: a mask that is transparent somewhere is painted there. `grid`: the tokens of the image, a side;
+    default the model's. `encode`: in place of `Runner.encode`. Raises
+    RequestError for files that cannot be read, sizes that do not fit, and masks that leave nothing to paint or nothing
+    to keep.
     """
     tokenizer = runner.bundle.image_tokenizer
     if tokenizer is None:
@@ -36,20 +44,20 @@ def known_tokens(
     size = image_size(image)
     if size != (rows * side, columns * side):
         raise RequestError(
-            f"{image} is {size[0]}x{size[1]} pixels (height x width), a grid of {rows}x{columns} makes "
+            f"{name_of(image)} is {size[0]}x{size[1]} pixels (height x width), a grid of {rows}x{columns} makes "
             f"{rows * side}x{columns * side}: resize it"
         )
     picture = read_image(image)
-    painted = picture.transparent if mask is None else read_mask(mask, size)
+    painted = picture.transparent if mask is None else read_mask(mask, size, clear_paints=clear_paints)
     if painted is None:
-        raise RequestError(f"{image} has no transparent part: name a mask that is white where to paint")
-    name = mask or image
+        raise RequestError(f"{name_of(image)} has no transparent part: name a mask that is white where to paint")
+    name = name_of(mask or image)
     if not painted.any():
         raise RequestError(f"{name} leaves nothing to paint: make it white (or the image transparent) where to paint")
     kept = kept_cells(painted, side)
     if not kept.any():
         raise RequestError(f"{name} keeps no token whole ({side}x{side} pixels): paint less, or leave out the image")
-    known: NDArray[np.int64] = runner.encode(picture.pixels[None])[0]
+    known: NDArray[np.int64] = (encode or runner.encode)(picture.pixels[None])[0]
     known[~kept] = UNKNOWN
     return known
 
@@ -62,16 +70,23 @@ def kept_cells(painted: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     return ~touched
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Bool [height, width], true where the mask is light. Raises RequestError for another size, or transparency."""
+def read_mask(path: Source, size: tuple[int, int], *, clear_paints: bool = False) -> NDArray[np.bool_]:
+    """Bool [height, width], true where the mask is light, or transparent if that paints.
+
+    Raises RequestError for another size, or transparency that does not paint.
+    """
     found = image_size(path)
     if found != size:
         raise RequestError(
-            f"mask {path} is {found[0]}x{found[1]} pixels (height x width), the image "
+            f"mask {name_of(path)} is {found[0]}x{found[1]} pixels (height x width), the image "
             f"{size[0]}x{size[1]}: make them the same size"
         )
     mask = read_image(path)
     if mask.transparent is not None and mask.transparent.any():
-        raise RequestError(f"mask {path} has transparent pixels: make it opaque, white where to paint and else black")
+        if clear_paints:
+            return mask.transparent
+        raise RequestError(
+            f"mask {name_of(path)} has transparent pixels: make it opaque, white where to paint and else black"
+        )
     light: NDArray[np.bool_] = mask.pixels.astype(np.int64) @ LIGHTNESS >= PAINTED * LIGHTNESS.sum()
     return light

@@ -357,3 +357,18 @@ def test_many_threads_at_once(runner: Runner) -> None:
     for index, result in found.items():
         equal(result, expected[index])
     assert len(found) == 48
+
+
+def test_images_are_encoded_between_batches(arpg_runner: Runner) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
+    with Batcher(arpg_runner, waiting=1) as batcher:
+        with held(batcher, Request([0], schedule="arpg:4")):
+            future = batcher.encode(pixels)
+            with pytest.raises(QueueFull, match="1 images wait to be encoded"):
+                batcher.encode(pixels)
+            with pytest.raises(RequestError, match="use uint8"):
+                batcher.encode(pixels[0])
+            assert not future.done()
+        np.testing.assert_array_equal(future.result(WAIT), arpg_runner.encode(pixels))
+    with pytest.raises(EngineError, match="is closed"):
+        batcher.encode(pixels)

@@ -68,6 +68,20 @@ def test_one_painted_pixel_paints_its_cell() -> None:
     assert kept_cells(painted, 2).tolist() == [[True, False, True], [True, True, True]]
 
 
+def test_bytes_are_as_good_as_files_and_a_clear_mask_may_paint(
+    arpg_runner: Runner, tmp_path: Path, image: Path, mask: Path
+) -> None:
+    expected = known_tokens(arpg_runner, image, mask)
+    found = known_tokens(arpg_runner, image.read_bytes(), mask.read_bytes(), encode=arpg_runner.encode)
+    np.testing.assert_array_equal(found, expected)
+    opacity = np.dstack([np.zeros((*SIZE, 3), np.uint8), 255 - left_half()])
+    clear = save(tmp_path / "clear.png", opacity)
+    np.testing.assert_array_equal(known_tokens(arpg_runner, image, clear, clear_paints=True), expected)
+    np.testing.assert_array_equal(known_tokens(arpg_runner, image, mask, clear_paints=True), expected)
+    with pytest.raises(RequestError, match="of 3 bytes: it is none of PNG"):
+        known_tokens(arpg_runner, b"GIF")
+
+
 @pytest.mark.parametrize("schedule", ["arpg:1", "arpg:7", "arpg:24", "arpg:7,order=5,cfg=constant"])
 def test_kept_cells_come_back_and_the_others_are_decided(arpg_runner: Runner, schedule: str) -> None:
     known = nothing_known(GRID)
