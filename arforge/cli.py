@@ -35,6 +35,7 @@ COMMANDS = {
     "profile": Entry("Show where the time of a schedule goes.", "profiling", "cpu"),
     "schedule": Entry("Show, dump or plot a decoding schedule.", "showing a schedule", "cpu"),
     "inspect": Entry("Show what a bundle holds.", "inspecting", "cpu"),
+    "triton": Entry("Write a model for Triton Inference Server.", "writing a model", "cpu"),
     "verify": Entry("Check a bundle and its engines.", "verifying", "build"),
 }
 OWN_EXTRA = ("tensorrt-rtx", "tensorrt")  # targets

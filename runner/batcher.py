@@ -10,8 +10,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Self
@@ -151,6 +152,12 @@ class Batcher:
             self._queue.extend(images)
             self._changed.notify()
         return job.future
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What one thread submits within the block can be one batch: the batcher sees all of it at once."""
+        with self._changed:
+            yield
 
     def encode(self, images: NDArray[np.uint8]) -> Future[NDArray[np.int64]]:
         """The tokens of images as `Runner.encode`, before the next batch is decoded.
@@ -318,9 +325,12 @@ def _each_preview(images: Sequence[_Image]) -> Preview | None:
     parts = _parts(images)
 
     def preview(partial: Partial) -> None:
-        for first, part, job in parts:
-            if job.preview is not None:
-                job.call(job.preview, partial.part(part, first))
+        for first, part, job in parts:  # of an engine that decodes fewer at a time, `partial` has some of them
+            start = max(part.start, partial.first)
+            stop = min(part.stop, partial.first + partial.count)
+            if job.preview is not None and start < stop:
+                own = slice(start - partial.first, stop - partial.first)
+                job.call(job.preview, partial.part(own, first + start - part.start))
 
     return preview
 

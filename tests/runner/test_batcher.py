@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from tiny_ids import prompt_of
 
 from arforge.runner import EngineError, Request, RequestError, Result, Runner, ScheduleError
+from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.batcher import Batch, Batcher
 from arforge.runner.errors import DeadlineExceeded, NumericsError, QueueFull
 from arforge.runner.preview import Partial
@@ -257,6 +259,38 @@ def test_previews_of_one_request_in_a_batch(runner: Runner, batcher: Batcher) ->
     assert [(first, done) for first, done, _ in seen] == [(0, step + 1) for step in range(len(seen))]
     for _, _, partial in seen:
         np.testing.assert_array_equal(partial[partial >= 0], tokens[partial >= 0])
+
+
+def test_previews_of_an_engine_that_decodes_fewer_at_a_time(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, batches: list[Batch]
+) -> None:
+    monkeypatch.setattr(OnnxRuntimeEngine, "largest_batch", 2)
+    seen: list[tuple[int, int]] = []
+
+    def show(partial: Partial) -> None:
+        tokens = partial.tokens()
+        assert len(tokens) == len(partial.pixels()) == partial.count
+        seen.append((partial.first, partial.count))
+
+    with Runner.open(bundle, threads=1) as own, Batcher(own, observe=batches.append) as batcher:
+        with batcher.together():
+            first = batcher.submit(Request([9], schedule="zipar:2"))
+            future = batcher.submit(Request([3, 4, 5], seeds=[1, 2, 3], schedule="zipar:2"), preview=show)
+        equal(first.result(WAIT), own.generate([9], schedule="zipar:2"))
+        result = future.result(WAIT)
+    assert len(result.tokens) == 3
+    assert [batch.images for batch in batches] == [4]
+    assert list(dict.fromkeys(seen)) == [(0, 1), (1, 2)]
+
+
+def test_what_is_submitted_together_is_one_batch(runner: Runner, batcher: Batcher, batches: list[Batch]) -> None:
+    requests = [Request([label], schedule="zipar:2") for label in range(4)]
+    with batcher.together():
+        futures = [batcher.submit(request) for request in requests]
+    for request, future in zip(requests, futures, strict=True):
+        equal(future.result(WAIT), runner.generate(request))
+    batcher.close()
+    assert [batch.images for batch in batches] == [4]
 
 
 def test_a_hook_that_raises_is_its_own_requests_failure(runner: Runner, batcher: Batcher) -> None:
