@@ -35,6 +35,7 @@ COMMANDS = {
     "profile": Entry("Show where the time of a schedule goes.", "profiling", "cpu"),
     "schedule": Entry("Show, dump or plot a decoding schedule.", "showing a schedule", "cpu"),
     "inspect": Entry("Show what a bundle holds.", "inspecting", "cpu"),
+    "generate": Entry("Fill a folder with any number of images.", "generating", "cpu"),
     "triton": Entry("Write a model for Triton Inference Server.", "writing a model", "cpu"),
     "verify": Entry("Check a bundle and its engines.", "verifying", "build"),
 }

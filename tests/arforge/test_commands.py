@@ -39,7 +39,7 @@ def test_help_names_every_option_and_ends_well(command: str) -> None:
 
 
 def test_unknown_command_is_refused() -> None:
-    assert "No such command 'generate'" in fail("generate")
+    assert "No such command 'paint'" in fail("paint")
 
 
 def test_run_writes_png_npz_and_tokens_that_agree(bundle: Path, tmp_path: Path) -> None:
