@@ -13,7 +13,7 @@ from typing import Any
 from arforge.engines.low_precision import add_graphs, entries, has_graphs
 from arforge.engines.precision import TYPES
 from arforge.engines.profiles import Profiles, Shapes, plan_profiles, shapes
-from arforge.engines.tensorrt_graph import Lowered, lower_for_tensorrt, source_precision, write_model
+from arforge.engines.tensorrt_graph import Lowered, decoder_graph, lower_for_tensorrt, source_precision, write_model
 from arforge.engines.tensorrt_layers import check_layers, dump_layers, expected, parse_layers
 from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.runner.backends.cuda import gpu_compute_capability
@@ -248,11 +248,15 @@ def build_decoder(
     if bundle.image_tokenizer is None:
         return None, "the bundle has no image tokenizer"
     report("building the image decoder")
+    graph, new = decoder_graph(bundle)
     try:
         given = decoder_shapes(ready.job, bundle)
-        return run_builder(library, bundle.graph("decoder", "fp32"), given, ready.job, devices, None).engine, None
+        return run_builder(library, graph, given, ready.job, devices, None).engine, None
     except EngineError as error:
         return None, f"stays on ONNX Runtime: {error}"
+    finally:
+        for path in new:  # the engine has all that they hold
+            path.unlink(missing_ok=True)
 
 
 def decoder_shapes(job: BuildJob, bundle: Bundle) -> list[Shapes]:

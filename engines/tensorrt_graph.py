@@ -28,6 +28,7 @@ from arforge.runner.step_graph import LIMITS, cache_names, conditioned, guided_r
 
 ALIGNMENT = 4096  # lets a runtime map a tensor straight from the file
 MASK_RANK = 4
+DECODER = "decoder-tensorrt"  # the name of a graph beside the bundle's, before a hash
 OUTSIDE = 1024  # bytes from which a tensor is stored outside the graph
 
 
@@ -88,6 +89,19 @@ def typed_graph(bundle: Bundle, precision: str) -> ir.Model:
     if precision in ("int8", "int4"):
         lower_precision(model, TYPES["fp16"])
     return model
+
+
+def decoder_graph(bundle: Bundle) -> tuple[Path, tuple[Path, ...]]:
+    """The graph of the image decoder with all weights in float32, and the files written for it beside the bundle's own.
+
+    Where the bundle stores float32, that is its own graph, and no file is new.
+    """
+    own = bundle.graph("decoder", "fp32")
+    model = ir.load(own)
+    if not widen(model):
+        return own, ()
+    new = write_model(model, own.parent, DECODER)
+    return new[0], new
 
 
 def source_precision(precision: str) -> str:

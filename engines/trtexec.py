@@ -15,6 +15,7 @@ import onnx_ir as ir
 from arforge.engines.low_precision import has_graphs
 from arforge.engines.profiles import Shapes
 from arforge.engines.tensorrt import GRAPH, BuildJob, check_precision, decoder_shapes, prepare
+from arforge.engines.tensorrt_graph import decoder_graph
 from arforge.runner.backends.tensorrt_library import RTX
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.errors import EngineError
@@ -44,7 +45,7 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
             commands = [command(job, graph, f"{graph.stem.removeprefix(f'{GRAPH}-')}-{job.precision}", ready.shapes)]
             read = [ready.graph, *outside(ready.graph)]
             if bundle.image_tokenizer is not None:
-                decoder = scratch.graph("decoder", "fp32")
+                decoder, _ = decoder_graph(scratch)
                 commands.append(
                     command(job, decoder.relative_to(scratch.root), "decoder-fp32", decoder_shapes(job, bundle))
                 )

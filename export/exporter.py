@@ -22,7 +22,7 @@ from arforge.export.noise import drawing_step
 from arforge.export.recognition import check_shapes, part_of
 from arforge.export.rows import Values
 from arforge.export.step_graph import trace_condition, trace_step
-from arforge.export.storage import Storage, storage_of, store
+from arforge.export.storage import Storage, storage_of, store, store_unrounded
 from arforge.export.text_encoders.text_encoder import TextEncoder, check_precision, open_text_encoder
 from arforge.export.trace import fake_module
 from arforge.runner.bundle import (
@@ -45,7 +45,7 @@ from arforge.runner.schedules.schedule import Schedule
 from arforge.runner.schedules.specification import compile_schedule, parse, require_order, require_specials
 
 PRECISION = "fp32"
-DECODER = "decoder."  # before the names of weights in a traced step
+DECODER, IMAGES = "decoder.", "model."  # before the names of weights in a traced step, and in an image tokenizer
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,9 @@ def export_image_tokenizer(opened: OpenedImageTokenizer, stage: Path, cells: int
     for graph in models.values():
         attend_in_blocks(graph, blocks_for(cells))
     decode_in_bands(models["decoder"], bands_for(models["decoder"], cells))
-    return write_graphs(models, "model.", "tokenizer.weights", opened.parameter, stage)
+    for graph in models.values():
+        store_unrounded(graph, lambda name: opened.dtype(name.removeprefix(IMAGES)))
+    return write_graphs(models, IMAGES, "tokenizer.weights", opened.parameter, stage)
 
 
 def export_text_encoder(opened: TextEncoder, stage: Path, precision: str = PRECISION) -> tuple[list[Graph], str]:

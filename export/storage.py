@@ -7,6 +7,8 @@
 - Tables are in 16 bits then, the checkpoint's own where it has some; so are products that no block fits.
 - Where no precision is asked for, each matrix keeps the checkpoint's.
 - Vectors, rotary tables and whatever else there is stay float32.
+
+Image tokenizers keep every tensor as their checkpoint has it, whatever is asked for the decoder: pictures stay exact.
 """
 
 from __future__ import annotations
@@ -77,6 +79,20 @@ def store(model: ir.Model, storage: Storage, type_of: Callable[[str], torch.dtyp
             dtype = storage.floats_of(type_of(str(weight.name)))
             if dtype != ir.DataType.FLOAT:
                 in_floats(model, weight, dtype)
+
+
+def store_unrounded(model: ir.Model, type_of: Callable[[str], torch.dtype]) -> None:
+    """Store each of a traced graph's weights as the checkpoint has it, in place; float32 is made before all else."""
+    first = model.graph[0]
+    for weight in filter(is_weight, list(model.graph.initializers.values())):
+        dtype = Storage(None).floats_of(type_of(str(weight.name)))
+        if dtype != ir.DataType.FLOAT:
+            high = ir.Value(name=f"{weight.name}.float", shape=weight.shape, type=ir.TensorType(ir.DataType.FLOAT))
+            weight.replace_all_uses_with(high)
+            weight.type = ir.TensorType(dtype)  # a new one: clones of a graph share theirs
+            weight.const_value = weight_reference(weight, location="", offset=0)
+            to = ir.AttrInt64("to", ir.DataType.FLOAT)
+            model.graph.insert_before(first, ir.Node("", "Cast", [weight], [to], outputs=[high], name=high.name))
 
 
 def readers(weight: ir.Value) -> list[ir.Node]:

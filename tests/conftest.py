@@ -97,6 +97,19 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, exported_bundle: Path) -> P
 
 
 @pytest.fixture(scope="session")
+def bf16_tokenizer_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, tokenizer_model: VQModel) -> Path:
+    """The same with an image tokenizer of bf16. Tests must leave it as it is."""
+
+    def make(path: Path) -> None:
+        state = {name: tensor.bfloat16() for name, tensor in tokenizer_model.state_dict().items()}
+        torch.save({"model": state}, path.with_name("bf16-vq.pt"))
+        export_bundle(ExportJob(FAMILY, CONFIG, checkpoint, path.with_name("bf16-vq.pt"), path, ("ntp", "zipar:4")))
+        onnxruntime.build(path)
+
+    return made_once(tmp_path_factory, "bf16-vq.bundle", make)
+
+
+@pytest.fixture(scope="session")
 def noise_bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     """The same model without a tokenizer, whose tokens are drawn by noise. Tests must leave it as it is."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from arforge.export.checkpoint import Checkpoint, open_checkpoint, some
@@ -35,6 +36,10 @@ class OpenedImageTokenizer:
     def parameter(self, name: str) -> Tensor:
         """One of the module's, by its name there."""
         return self.kind.parameter(self.checkpoint.tensor(self.layout.name(name)), self.shapes[name])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """What the checkpoint has a parameter in."""
+        return self.checkpoint.rows(self.layout.name(name)).dtype
 
 
 def open_image_tokenizer(path: Path, vocabulary: int, table: str | None = None) -> OpenedImageTokenizer:

@@ -12,14 +12,15 @@ TEXT_TOKENIZER = "text/tokenizer.json"
 HASH = "[0-9a-f]{12}"
 PRECISION = "(?:fp32|fp16|bf16|int8|int4)"
 ENGINE = rf"engines/(?:onnxruntime|tensorrt|tensorrt-rtx)-{PRECISION}-\w+(?:\+\w+)*"
+LOWERED = "(?:step-onnxruntime|step-tensorrt|decoder-tensorrt)"
 PARTIAL = r"\.arforge-[0-9a-f]{16}\.partial"
 SCRATCH = rf"\.{PARTIAL}\.\w+"  # onnx-ir's, for a file of that name
 FOLDERS = rf"(?:graphs/{PRECISION}|{ENGINE})(?:/weights)?"
 # Of builds and calibrations, which are cut off at times; graphs of fp32 come from the exporter alone, which writes all.
 ADDED = "|".join(
     (
-        rf"graphs/{PRECISION}/step-(?:onnxruntime|tensorrt)-{HASH}\.onnx",
-        rf"graphs/{PRECISION}/weights/step-(?:onnxruntime|tensorrt)-{HASH}\.weights",
+        rf"graphs/{PRECISION}/{LOWERED}-{HASH}\.onnx",
+        rf"graphs/{PRECISION}/weights/{LOWERED}-{HASH}\.weights",
         r"graphs/(?:fp16|bf16|int8|int4)/(?:step|step-logits|step-noise)\.onnx",
         r"graphs/(?:fp16|bf16|int8|int4)/weights/model\.weights",
         r"graphs/int8/calibration\.json",

@@ -71,6 +71,16 @@ def test_tokens_and_images_are_pythons(library: Any, request: pytest.FixtureRequ
     ours.close()
 
 
+def test_a_tokenizer_of_bf16_codes_images_as_pythons(library: Any, bf16_tokenizer_bundle: Path) -> None:
+    ours = cpp_abi.Runner(library, bf16_tokenizer_bundle, threads=1)
+    with Runner.open(bf16_tokenizer_bundle, threads=1) as theirs:
+        compare(ours, theirs, CLASSES, SEEDS, schedule="zipar:4")
+        images = np.random.default_rng(0).integers(0, 256, (3, 16, 8, 3), dtype=np.uint8)
+        expected = theirs.encode(images)
+    np.testing.assert_array_equal(ours.encode(images, expected.size).reshape(expected.shape), expected)
+    ours.close()
+
+
 MIXED: dict[str, list[Any]] = {
     "guidance": [1.0, 2.5, 1.5, 1.0],
     "temperature": [0.7, 0.0, 1.3, 1.0],
