@@ -30,6 +30,7 @@ from arforge.runner.decoding import Drawing, decoding_of
 from arforge.runner.device import check_threads
 from arforge.runner.errors import EngineError, RequestError
 from arforge.runner.images import Keep, Pixels
+from arforge.runner.looped import looped
 from arforge.runner.numerics import check_step
 from arforge.runner.plan import Plan, make_plan
 from arforge.runner.prefill import Prefill
@@ -303,14 +304,17 @@ class Runner:
         prefixes = self._prefill.start(plan, count, prompts, images.first)
         images.sampling.fill(engine.settings)
         drawing = Drawing(images.random, images.sampling.guidance)
-        decoding = decoding_of(plan, self.bundle.model, prompts, prefixes, drawing, tokens)
+        model = self.bundle.model
+        decoding = looped(engine, plan, model, prompts, prefixes, drawing) or decoding_of(
+            plan, model, prompts, prefixes, drawing, tokens
+        )
         before = watch.done
         while (shape := decoding.shape) is not None:
             watch.before_step()
             buffers = engine.buffers(*shape)
             decoding.fill(buffers)
-            engine.run(*shape)
-            check_step(engine, self.bundle.model, plan, decoding, images.first)
+            decoding.run(engine)
+            check_step(engine, model, plan, decoding, buffers, images.first)
             decoding.store(buffers)
             watch.after_step(before + decoding.done)
         return decoding.known[:count, : plan.schedule.cells], decoding.passes
