@@ -16,7 +16,7 @@ from arforge.engines.profiles import Profiles, Shapes, plan_profiles, shapes
 from arforge.engines.tensorrt_graph import Lowered, lower_for_tensorrt, source_precision, write_model
 from arforge.engines.tensorrt_layers import Layer, check_layers, dump_layers, expected, parse_layers
 from arforge.engines.tensorrt_library import load_builder, quiet
-from arforge.engines.tensorrt_loop import LoopPlan, check_loop, loop_graph, loop_shapes, plan_loop
+from arforge.engines.tensorrt_loop import LoopPlan, check_loop, loop_content, loop_shapes, plan_loop
 from arforge.runner.backends.cuda import gpu_compute_capability
 from arforge.runner.backends.tensorrt_library import RTX, Library
 from arforge.runner.bundle import BuiltEngine, Bundle
@@ -286,7 +286,7 @@ def build_loop(library: Library, ready: Prepared, devices: Sequence[str]) -> Bui
     plan, reason = loop_of(ready)
     if plan is None:
         return BuiltLoop(None, reason)
-    graph = loop_graph(bundle.model, plan.sizes, bundle.sampler.graph).SerializeToString(deterministic=True)
+    graph = loop_content(bundle, plan)
     with TemporaryDirectory() as scratch:
         path = Path(scratch) / "loop.onnx"
         path.write_bytes(graph)
@@ -296,7 +296,7 @@ def build_loop(library: Library, ready: Prepared, devices: Sequence[str]) -> Bui
         except EngineError as error:
             return BuiltLoop(None, f"stays with the host: {error}")
     layers = parse_layers(made.listing)
-    if problem := check_loop(made.listing, layers, len(plan.profiles)):
+    if problem := check_loop(layers, len(plan.profiles)):
         return BuiltLoop(None, f"stays with the host: {problem}")
     return BuiltLoop(plan, None, graph, made.engine, layers)
 

@@ -17,7 +17,7 @@ import onnx
 import onnx.parser
 
 from arforge.engines.profiles import Profiles, Shapes
-from arforge.engines.tensorrt_layers import Layer
+from arforge.engines.tensorrt_layers import FROM_HOST, Layer
 from arforge.runner.bundle import Bundle, ModelFacts
 from arforge.runner.loop_graph import LoopSizes, loop_contract
 from arforge.runner.looped import line_of, loop_widths
@@ -26,7 +26,6 @@ from arforge.runner.step_graph import Contract, Tensor, conditioned, guided_rows
 
 OPSET, IR_VERSION = 23, 11
 LARGEST_NOISE = 1 << 30  # bytes, on the device and on the host each
-FROM_HOST = "ShapeHostToDevice"  # in a listing: a layer that copies what the host works out
 TYPES = {"int64": "int64", "float32": "float", "bool": "bool"}  # in ONNX's text
 
 ADVANCE = """
@@ -216,6 +215,11 @@ def plan_loop(
     return LoopPlan(sizes, tuple(sorted(found))), None
 
 
+def loop_content(bundle: Bundle, plan: LoopPlan) -> bytes:
+    """The graph as a file."""
+    return loop_graph(bundle.model, plan.sizes, bundle.sampler.graph).SerializeToString(deterministic=True)
+
+
 def loop_shapes(bundle: Bundle, plan: LoopPlan) -> list[Shapes]:
     """For each profile, the shapes of the inputs that have free dimensions."""
     inputs = loop_contract(bundle.model, plan.sizes, bundle.sampler.graph).inputs
@@ -224,10 +228,10 @@ def loop_shapes(bundle: Bundle, plan: LoopPlan) -> list[Shapes]:
     return [{tensor.name: tensor.sizes(one) for tensor in free} for one in sizes]
 
 
-def check_loop(listing: str, layers: Sequence[Layer], profiles: int) -> str | None:
-    """Why a built loop cannot be launched without the host; None where it can."""
-    if FROM_HOST in listing:
-        return "it waits for sizes from the host"
+def check_loop(layers: Sequence[Layer], profiles: int) -> str | None:
+    """Why a built loop graph cannot be launched between two calls; None where it can, or nothing is listed."""
+    if copies := [layer for layer in layers if layer.kind == FROM_HOST]:
+        return f"{copies[0].name} waits for the host"
     if layers and {layer.profile for layer in layers} != set(range(profiles)):
         return "not all of its profiles are listed"
     return None
