@@ -189,7 +189,8 @@ def command(
     click.echo(
         f"built {target} {precision} for {identity['device']}: {identity['library']}, {len(identity['profiles'])} "
         f"profiles up to {widest['images']} images of width {widest['width']}, {identity['slots']} slots, {prefilled}"
-        f"attention {identity['attention']['lowering']}, {calls_a_launch(identity)}, {human(built.engine_bytes)}, in {built.seconds:.1f} s"
+        f"attention {identity['attention']['lowering']}, {calls_a_launch(identity)}, "
+        f"{human(built.engine_bytes)}, in {built.seconds:.1f} s"
     )
 
 

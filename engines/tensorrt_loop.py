@@ -31,7 +31,6 @@ TYPES = {"int64": "int64", "float32": "float", "bool": "bool"}  # in ONNX's text
 ADVANCE = """
     zero = Constant <value_ints = [0]> ()
     one = Constant <value_ints = [1]> ()
-    two = Constant <value_ints = [2]> ()
     inputs = Constant <value_ints = [{inputs}]> ()
     last = Constant <value_ints = [{last}]> ()
     across = Constant <value_ints = [{across}]> ()
@@ -122,7 +121,8 @@ UNIFORMS = """
     uniforms = GatherElements <axis = 1> (cell_uniforms, target_cell)
 """
 NOISE = """
-    asked = Unsqueeze (target_cell, two)
+    innermost = Constant <value_ints = [2]> ()
+    asked = Unsqueeze (target_cell, innermost)
     noise = GatherND <batch_dims = 1> (cell_noise, asked)
 """
 ONE_MASK = """
@@ -132,6 +132,7 @@ MASK = """
     slots = Constant <value = int64[{slots}] {{{slot_numbers}}}> ()
     mask_from = Unsqueeze ({masked}, one)
     own_slots = Add (mask_from, offsets)
+    two = Constant <value_ints = [2]> ()
     own_slot = Unsqueeze (own_slots, two)
     not_later = LessOrEqual (slots, own_slot)
     of_line = GreaterOrEqual (slots, first_slot)
@@ -217,7 +218,8 @@ def plan_loop(
 
 def loop_content(bundle: Bundle, plan: LoopPlan) -> bytes:
     """The graph as a file."""
-    return loop_graph(bundle.model, plan.sizes, bundle.sampler.graph).SerializeToString(deterministic=True)
+    content: bytes = loop_graph(bundle.model, plan.sizes, bundle.sampler.graph).SerializeToString(deterministic=True)
+    return content
 
 
 def loop_shapes(bundle: Bundle, plan: LoopPlan) -> list[Shapes]:
