@@ -48,7 +48,8 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
             read = [ready.graph, *outside(ready.graph)]
             if (loop := write_loop(ready)) is not None:
                 path, shapes = loop
-                commands.append(command(job, path.relative_to(scratch.root), path.stem, shapes))
+                plain = replace(job, strip_weights=False)  # it has none
+                commands.append(command(plain, path.relative_to(scratch.root), path.stem, shapes))
                 read.append(path)
             if bundle.image_tokenizer is not None:
                 decoder = scratch.graph("decoder", "fp32")

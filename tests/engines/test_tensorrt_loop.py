@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
+from fake_gpu import RTX, FakeGpu, fake_library
+from made_once import made_once
 from numpy.typing import NDArray
 
-from arforge.engines.tensorrt_loop import loop_graph
+from arforge.calibration.int8 import CalibrationJob, calibrate
+from arforge.calibration.ranges import Rule
+from arforge.cli import main
+from arforge.engines import tensorrt
+from arforge.engines.tensorrt import BuildJob
+from arforge.engines.tensorrt_layers import FROM_HOST, attention_kernels, check_layers, expected, load_layers
+from arforge.engines.tensorrt_loop import check_loop, loop_graph
+from arforge.engines.verify import verify_bundle
+from arforge.runner import Runner, open_bundle
 from arforge.runner.backends.engine import LoopProgress, StepBuffers
+from arforge.runner.backends.tensorrt_engine import TensorRTEngine
+from arforge.runner.backends.tensorrt_identity import build_command
+from arforge.runner.bundle import Bundle
 from arforge.runner.decoding import Drawing, JacobiDecoding
+from arforge.runner.errors import VerificationError
 from arforge.runner.loop_graph import STATE, LoopSizes, loop_contract, next_name
 from arforge.runner.looped import LoopedDecoding, line_of
 from arforge.runner.plan import Plan, Prefixes, make_plan
@@ -206,3 +225,92 @@ def test_what_is_no_token_stops_all_images_where_they_are(token: int, call: int)
             for name in ("known", "place", "passes"):
                 np.testing.assert_array_equal(loop.state[name], before[name])
     assert loop.calls[-1].tokens[:, 0].tolist() == loop.calls[call].tokens[:, 0].tolist()  # the same again
+
+
+@pytest.fixture(scope="module")
+def opened(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """LlamaGen's in fp16 and int8, for one image and three."""
+
+    def make(path: Path) -> None:
+        shutil.copytree(bundle, path)
+        calibrate(CalibrationJob(path, Rule("max", 100.0), ["ntp"], samples=2, check=0))
+        for precision in ("fp16", "int8"):
+            tensorrt.build(BuildJob(path, RTX, precision, schedules=["ntp", "jacobi:6"], images=[1, 3]))
+
+    return open_bundle(made_once(tmp_path_factory, "rtx-loop.bundle", make))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_built_loops_wait_for_nobody_and_steps_are_as_without(opened: Bundle, precision: str) -> None:
+    identity = opened.engine(RTX, precision)
+    between = load_layers(opened.path(identity["loop_layers"]).read_bytes())
+    pairs = [(1, 1), (1, 6), (6, 6)]
+    assert [(one["fed"], one["width"]) for one in identity["loop_profiles"]] == pairs * 2
+    assert check_loop(between, 6) is None
+    assert {layer.kind for layer in between} == {"kgen"}
+    assert all(sum(layer.profile == profile for layer in between) <= 6 for profile in range(6))
+    step = load_layers(opened.path(identity["layers"]).read_bytes())
+    model = ir.load(opened.path(identity["lowered"]))
+    assert check_layers(step, expected(model, opened.model.caches), 4) == []
+    assert len(attention_kernels(step)) == 4 * opened.model.layers
+    assert opened.files[identity["loop"]].bytes < 4e6  # no weights
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("schedule", ["ntp", "jacobi:6"])
+def test_tokens_and_calls_are_those_of_the_same_engine_without_a_loop(
+    opened: Bundle, precision: str, schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARFORGE_CACHE", str(tmp_path / "kernels"))
+    found = []
+    identity = opened.engine(RTX, precision)
+    for one in (identity, {**identity, "loop": None}):
+        gpu = FakeGpu()
+        library = fake_library(gpu, identity["library"].split()[1])
+        library.trt.add(opened, identity)
+        plain = replace(opened, image_tokenizer=None)
+        with Runner(plain, TensorRTEngine(plain, one, library, gpu)) as runner:  # type: ignore[arg-type]
+            made = runner.generate([3, 1, 4, 1, 5], [9, 2**64 - 1, 6, 5, 0], schedule, guidance=2.0, batch=3)
+        found.append((made.tokens.tolist(), made.passes.tolist(), gpu.launches))
+    assert found[0][:2] == found[1][:2]
+    assert found[0][2] < found[1][2] / 4
+
+
+def test_verify_inspect_and_the_build_command_name_it(opened: Bundle, bundle: Path) -> None:
+    lines: list[str] = []
+    verify_bundle(opened.root, lines.append, target=RTX)
+    assert (
+        sum(bool(re.search(r": loop: 8 calls a launch, \d kernels between two calls, none", one)) for one in lines) == 2
+    )
+    shown = CliRunner().invoke(main, ["inspect", str(opened.root)]).output
+    assert "without top-k and top-p, 8 calls of width 1, 6 a launch" in shown
+    identity = opened.engine(RTX, "fp16")
+    assert "--no-loop" not in build_command(opened.root, identity)
+    without = {**identity, "options": {**identity["options"], "loop": False}}
+    assert "--no-loop --no-filters" in build_command(opened.root, without)
+    refused = CliRunner().invoke(main, ["build", str(bundle), "--no-loop"])
+    assert "--no-loop is for TensorRT: leave it out for --target onnxruntime" in refused.output
+
+
+def test_what_waits_for_the_host_is_found(opened: Bundle, tmp_path: Path) -> None:
+    from arforge.engines.tensorrt_verify import verify_engine
+
+    root = Path(shutil.copytree(opened.root, tmp_path / "copy.bundle"))
+    copied = open_bundle(root)
+    identity = copied.engine(RTX, "fp16")
+    path = copied.path(identity["loop_layers"])
+    path.write_text(path.read_text().replace('"kgen"', f'"{FROM_HOST}"', 1))
+    entry = next(one for one in copied.engines if (one.target, one.precision) == (RTX, "fp16"))
+    with pytest.raises(VerificationError, match=r"waits for the host\. Rebuild the engine with `arforge build"):
+        verify_engine(copied, entry, lambda line: None)
+
+
+def test_bundles_without_next_token_schedules_say_why_there_is_none(
+    rtx_bundle: Path, rtx_arpg_bundle: Path, bundle_copy: Path
+) -> None:
+    for path in (rtx_bundle, rtx_arpg_bundle):
+        identity = open_bundle(path).engine(RTX, "fp16")
+        assert (identity["loop"], identity["loop_reason"]) == (None, "no schedule is next-token decoding")
+    built = tensorrt.build(BuildJob(bundle_copy, RTX, "fp16", schedules=["ntp"], loop=False))
+    assert (built.identity["loop"], built.identity["loop_reason"]) == (None, "as asked")
+    assert not list((bundle_copy / "engines").rglob("loop-*"))
