@@ -188,7 +188,8 @@ class Runner:
     ) -> Result:
         """Generate the images of a `Request`, or of one made from these arguments, which are its fields.
 
-        `progress` is called after every step. `cancel` is looked at between steps and raises Cancelled. `images`:
+        `progress` is called after every step, `cancel` is looked at between steps and raises Cancelled; where a device
+        makes several calls by itself (`looped.py`), after and between those. `images`:
         whether the result holds pixels, where the bundle has an image tokenizer; or a function that is given those of
         each batch in their place, uint8 [images, height, width, 3] in order: any number of them in little memory.
         Raises RequestError, ScheduleError or EngineError for a request that does not fit, NumericsError for the step

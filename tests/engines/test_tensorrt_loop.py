@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 from fake_gpu import RTX, FakeGpu, fake_library
@@ -22,18 +22,22 @@ from numpy.typing import NDArray
 from arforge.calibration.int8 import CalibrationJob, calibrate
 from arforge.calibration.ranges import Rule
 from arforge.cli import main
-from arforge.engines import tensorrt
+from arforge.engines import tensorrt, tensorrt_loop
+from arforge.engines.profiles import plan_profiles
 from arforge.engines.tensorrt import BuildJob
 from arforge.engines.tensorrt_layers import FROM_HOST, attention_kernels, check_layers, expected, load_layers
-from arforge.engines.tensorrt_loop import check_loop, loop_graph
+from arforge.engines.tensorrt_loop import check_loop, loop_graph, plan_loop
 from arforge.engines.verify import verify_bundle
+from arforge.options import calls_a_launch
 from arforge.runner import Runner, open_bundle
 from arforge.runner.backends.engine import LoopProgress, StepBuffers
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.backends.tensorrt_identity import build_command
 from arforge.runner.bundle import Bundle
+from arforge.runner.bundle.engine_identity import SCHEMAS
 from arforge.runner.decoding import Drawing, JacobiDecoding
-from arforge.runner.errors import VerificationError
+from arforge.runner.errors import EngineError, VerificationError
+from arforge.runner.json_file import check_schema
 from arforge.runner.loop_graph import STATE, LoopSizes, loop_contract, next_name
 from arforge.runner.looped import LoopedDecoding, line_of
 from arforge.runner.plan import Plan, Prefixes, make_plan
@@ -303,6 +307,29 @@ def test_what_waits_for_the_host_is_found(opened: Bundle, tmp_path: Path) -> Non
     entry = next(one for one in copied.engines if (one.target, one.precision) == (RTX, "fp16"))
     with pytest.raises(VerificationError, match=r"waits for the host\. Rebuild the engine with `arforge build"):
         verify_engine(copied, entry, lambda line: None)
+
+
+def test_noise_beyond_what_fits_leaves_the_calls_to_the_host(
+    noise_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_bundle(noise_bundle)
+    profiles = plan_profiles(opened, ["jacobi:6"], [2], [])
+    plan, reason = plan_loop(opened, ["jacobi:6"], [2], profiles)
+    assert plan is not None
+    assert reason is None
+    size = 2 * 64 * 32 * 4  # images, cells, tokens of the vocabulary, bytes
+    monkeypatch.setattr(tensorrt_loop, "LARGEST_NOISE", size - 1)
+    refused = None, f"the noise of 2 images takes {size} bytes, allowed are {size - 1}"
+    assert plan_loop(opened, ["jacobi:6"], [2], profiles) == refused
+
+
+def test_engines_from_before_say_so(opened: Bundle) -> None:
+    identity = opened.engine(RTX, "fp16")
+    before = {name: value for name, value in identity.items() if not name.startswith("loop")}
+    check_schema(before, SCHEMAS[RTX], "it", EngineError)
+    assert calls_a_launch(before) == "1 call a launch (built before there were more)"
+    with pytest.raises(EngineError, match="it does not follow the format"):
+        check_schema({**before, "loop": identity["loop"]}, SCHEMAS[RTX], "it", EngineError)
 
 
 def test_bundles_without_next_token_schedules_say_why_there_is_none(
