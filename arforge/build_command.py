@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from arforge.engine import precision_of
-from arforge.options import PATH, Numbers, human, measured_jacobi, measured_widths
+from arforge.options import PATH, Numbers, calls_a_launch, human, measured_jacobi, measured_widths
 from arforge.runner.errors import EngineError
 from arforge.runner.targets import TARGETS
 
@@ -84,6 +84,11 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
     default=None,
     help="TensorRT: with top-k and top-p, which then run in every step.  [default: if the bundle's requests use them]",
 )
+@click.option(
+    "--loop/--no-loop",
+    default=True,
+    help="TensorRT, next-token schedules: several calls a launch, without the host.  [default: where it can be]",
+)
 @click.option("--strip-weights", is_flag=True, help="TensorRT: leave the weights out, to be refitted on the device.")
 @click.option(
     "--dry-run", is_flag=True, help="TensorRT: print the commands that build without Python, and write nothing."
@@ -104,6 +109,7 @@ def command(
     compute_capabilities: tuple[str, ...],
     attention: str,
     filters: bool | None,
+    loop: bool,
     strip_weights: bool,
     dry_run: bool,
     graphs: Path | None,
@@ -124,6 +130,7 @@ def command(
             "--compute-capability": compute_capabilities,
             "--attention": attention != "auto",
             "--filters": filters is not None,
+            "--no-loop": not loop,
             "--strip-weights": strip_weights,
             "--dry-run": dry_run,
             "--graphs": graphs is not None,
@@ -164,6 +171,7 @@ def command(
         filters,
         strip_weights,
         [width for group in prefill_widths for width in group],
+        loop,
     )
     if dry_run:
         from arforge.engines.trtexec import dry_run as commands
@@ -181,7 +189,8 @@ def command(
     click.echo(
         f"built {target} {precision} for {identity['device']}: {identity['library']}, {len(identity['profiles'])} "
         f"profiles up to {widest['images']} images of width {widest['width']}, {identity['slots']} slots, {prefilled}"
-        f"attention {identity['attention']['lowering']}, {human(built.engine_bytes)}, in {built.seconds:.1f} s"
+        f"attention {identity['attention']['lowering']}, {calls_a_launch(identity)}, "
+        f"{human(built.engine_bytes)}, in {built.seconds:.1f} s"
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arforge.runner.device import check_threads
+from arforge.runner.loop_graph import PASSES
 from arforge.runner.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -100,6 +101,14 @@ def measured_jacobi(identity: Mapping[str, Any]) -> str:
     best = min(windows, key=lambda one: one["time"])
     verdict = f"jacobi:{best['inputs']} is the quickest" if best["time"] < 1 else "ntp is the quickest"
     return f"jacobi:L, calls an image and time of ntp's: {listed}; {verdict}"
+
+
+def calls_a_launch(identity: Mapping[str, Any]) -> str:
+    """Whether a TensorRT engine's calls follow one another without the host, by its identity."""
+    if identity.get("loop") is None:
+        return f"1 call a launch ({identity.get('loop_reason', 'built before there were more')})"
+    widths = sorted({profile["width"] for profile in identity["loop_profiles"]})
+    return f"{PASSES} calls of width {', '.join(map(str, widths))} a launch"
 
 
 def measured_widths(identity: Mapping[str, Any]) -> str:

@@ -97,6 +97,9 @@ class PairedEngine:
         if not self._prompt:
             self._compare(mine.logits, theirs.logits)
 
+    def loop(self, first: int, later: int, inputs: int) -> None:
+        """The host makes the calls."""
+
     def cache(self, name: str) -> NDArray[Any]:
         return np.concatenate([self._leader.cache(name), self._follower.cache(name)], axis=1)
 

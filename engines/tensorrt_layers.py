@@ -17,6 +17,8 @@ LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
     r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), StreamId.*?(?:Metadata: (?P<origin>.*))?$"
 )
+FROM_HOST = "ShapeHostToDevice"  # copies sizes that the host works out
+COPY = re.compile(rf"Name: (.*?), LayerType: {FROM_HOST},")
 TENSOR = re.compile(r"\{ Name: (.*?), Dimensions: \[([\d,-]*)\].*?Datatype: (\w+)")
 ORIGIN = re.compile(r"\[ONNX Layer: (.*?)\]")
 PROFILE = re.compile(r" \[profile (\d+)\]")
@@ -68,7 +70,9 @@ def parse_layers(text: str) -> list[Layer]:
     for number, match in zip(numbers, matches, strict=True):
         marks = PROFILE.findall(match[0])
         profiles[number] = max(profiles.get(number, 0), *(int(mark) for mark in marks), 0)
-    return [
+    copies = [match[1] for line in text.splitlines() if (match := COPY.match(line))]
+    marked = [(name, max(*(int(mark) for mark in PROFILE.findall(name)), 0, 0)) for name in copies]
+    return [Layer(name, FROM_HOST, profile, (), (), (), ()) for name, profile in marked] + [
         Layer(
             match["name"],
             match["kind"],

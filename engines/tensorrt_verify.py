@@ -19,15 +19,19 @@ from arforge.engines.tensorrt_layers import (
     load_layers,
 )
 from arforge.engines.tensorrt_library import load_builder, quiet
+from arforge.engines.tensorrt_loop import check_loop
 from arforge.runner.backends.cuda import gpu_compute_capability
-from arforge.runner.backends.tensorrt_identity import build_command, check_identity, devices, lowered_of
+from arforge.runner.backends.tensorrt_identity import build_command, check_identity, devices, loop_of, lowered_of
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import BuiltEngine, Bundle
 from arforge.runner.errors import EngineError, VerificationError
+from arforge.runner.loop_graph import PASSES
 from arforge.runner.report import Report
 from arforge.runner.step_graph import cache_names, written_name
 
 TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "bool": "BOOL"}  # the library's
+Kinds = dict[str, tuple[str, tuple[int, ...]]]
+"""Type and shape of tensors, by name."""
 COMPARED_STEPS = 16
 TOLERANCE = 3e-2  # of logits, relative to the largest
 
@@ -56,6 +60,8 @@ def verify_engine(bundle: Bundle, engine: BuiltEngine, report: Report, required:
             report(f"{name}: {line}")
     for line in check_listing(bundle, identity, model):
         report(f"{name}: {line}")
+    if identity.get("loop") is not None:
+        report(f"{name}: {check_loop_engine(bundle, identity, library)}")
     if library is not None and capability is not None:
         report(f"{name}: {check_run(bundle, identity, library)}")
     if engine.precision == "fp16":  # ONNX Runtime's CPU provider runs no bf16; int8 is compared by `calibrate`
@@ -84,12 +90,12 @@ def check_run(bundle: Bundle, identity: Mapping[str, Any], library: Library) -> 
     )
 
 
-def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, library: Library) -> list[str]:
-    """Parse the graph as the builder did: inputs and outputs, caches updated in place, attention as recorded."""
-    with quiet(f"{library.name} cannot read {identity['lowered']}", library):
+def parsed(bundle: Bundle, graph: str, library: Library) -> tuple[dict[str, Kinds], Counter[str]]:
+    """What the library reads a graph as: its inputs and outputs, and how many layers there are of each kind."""
+    with quiet(f"{library.name} cannot read {graph}", library):
         from polygraphy.backend.trt import network_from_onnx_path
 
-        _, network, _ = network_from_onnx_path(str(bundle.path(identity["lowered"])))
+        _, network, _ = network_from_onnx_path(str(bundle.path(graph)))
         kinds = Counter(network.get_layer(index).type.name for index in range(network.num_layers))
         tensors = {
             what: {t.name: (t.dtype.name, tuple(t.shape)) for t in (get(index) for index in range(count))}
@@ -98,6 +104,12 @@ def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, 
                 ("output", network.get_output, network.num_outputs),
             )
         }
+    return tensors, kinds
+
+
+def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, library: Library) -> list[str]:
+    """Parse the graph as the builder did: inputs and outputs, caches updated in place, attention as recorded."""
+    tensors, kinds = parsed(bundle, identity["lowered"], library)
 
     def require(fine: bool, problem: str) -> None:
         if not fine:
@@ -135,6 +147,27 @@ def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, 
     why = identity["attention"]["reason"]
     line = f"{len(caches)} caches updated in place, attention {lowering} ({why}), {raised} casts to float32"
     return [f"network: {line}, inputs and outputs as the format says"]
+
+
+def check_loop_engine(bundle: Bundle, identity: Mapping[str, Any], library: Library | None) -> str:
+    """Parse the loop graph where there is a library, and look at the layers that the builder listed."""
+    again = f"Rebuild the engine with `{build_command(bundle.root, identity)}`"
+    if library is not None:
+        tensors, _ = parsed(bundle, identity["loop_graph"], library)
+        wanted = loop_of(bundle, identity)
+        for what, part in (("input", wanted.inputs), ("output", wanted.outputs)):
+            kinds = {tensor.name: TYPES[tensor.dtype] for tensor in part}
+            found = {name: dtype for name, (dtype, _) in tensors[what].items()}
+            if found != kinds:
+                raise VerificationError(f"{identity['loop_graph']}: its {what}s are {found}, expected {kinds}. {again}")
+    if identity["loop_layers"] is None:
+        return f"loop: {identity['library']} lists no layers while it builds, so none were looked at"
+    layers = load_layers(bundle.path(identity["loop_layers"]).read_bytes())
+    profiles = len(identity["loop_profiles"])
+    if problem := check_loop(layers, profiles):
+        raise VerificationError(f"{identity['loop']}: {problem}. {again}")
+    most = max(Counter(layer.profile for layer in layers).values())
+    return f"loop: {PASSES} calls a launch, {most} kernels between two calls, none of which waits for the host"
 
 
 def casts_to_float(model: ir.Model) -> int:

@@ -14,13 +14,16 @@ import onnx_ir as ir
 
 from arforge.engines.low_precision import has_graphs
 from arforge.engines.profiles import Shapes
-from arforge.engines.tensorrt import GRAPH, BuildJob, check_precision, decoder_shapes, prepare
+from arforge.engines.tensorrt import GRAPH, BuildJob, Prepared, check_precision, decoder_shapes, loop_of, prepare
 from arforge.engines.tensorrt_graph import decoder_graph
+from arforge.engines.tensorrt_loop import loop_content, loop_shapes
 from arforge.runner.backends.tensorrt_library import RTX
 from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.bundle.writer import write_hashed
 from arforge.runner.errors import EngineError
 from arforge.runner.step_graph import PROMPT_GRAPHS
 
+LOOP = "loop-tensorrt"
 PROGRAMS = {"tensorrt": "trtexec", RTX: "tensorrt_rtx"}
 
 
@@ -44,6 +47,11 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
             graph = ready.graph.relative_to(scratch.root)
             commands = [command(job, graph, f"{graph.stem.removeprefix(f'{GRAPH}-')}-{job.precision}", ready.shapes)]
             read = [ready.graph, *outside(ready.graph)]
+            if (loop := write_loop(ready)) is not None:
+                path, shapes = loop
+                plain = replace(job, strip_weights=False)  # it has none
+                commands.append(command(plain, path.relative_to(scratch.root), path.stem, shapes))
+                read.append(path)
             if bundle.image_tokenizer is not None:
                 decoder, _ = decoder_graph(scratch)
                 commands.append(
@@ -59,6 +67,16 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
         where = folder or error.filename or "a scratch folder"
         raise EngineError(f"cannot write {where}: {error.strerror or error}") from error
     return commands
+
+
+def write_loop(ready: Prepared) -> tuple[Path, list[Shapes]] | None:
+    """The loop graph, beside the step's, and the shapes that it is built for; None where there is none."""
+    plan, _ = loop_of(ready)
+    if plan is None:
+        return None
+    bundle = ready.bundle
+    graph = write_hashed(ready.graph.parent, LOOP, ".onnx", loop_content(bundle, plan))
+    return graph, loop_shapes(bundle, plan)
 
 
 def scratch_copy(bundle: Bundle, precision: str, root: Path) -> Bundle:

@@ -67,6 +67,9 @@ class ModuleEngine:
         buffers.logits[:] = guided
         buffers.next_tokens[:] = guided.argmax(-1)
 
+    def loop(self, first: int, later: int, inputs: int) -> None:
+        """The host makes the calls."""
+
     def cache(self, name: str) -> NDArray[Any]:
         held: NDArray[Any] = self._place(name).numpy()
         return held

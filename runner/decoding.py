@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.runner.backends.engine import StepBuffers
+from arforge.runner.backends.engine import Engine, StepBuffers
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.conditions import Prompt
 from arforge.runner.plan import Line, Plan, PlannedStep, Prefixes, column_of, fitting_width, plan_step
@@ -56,6 +56,9 @@ class Decoding(Protocol):
         """How much of the plan's `length` every image has behind it."""
 
     def fill(self, buffers: StepBuffers) -> None: ...
+
+    def run(self, engine: Engine) -> None:
+        """The call whose buffers are filled, or several in a row where a device makes them."""
 
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
         """The sampled tokens that count, (images, n), -1 among them where logits were non-finite."""
@@ -115,6 +118,10 @@ class TableDecoding:
         step.fill(buffers, self.known, self._prefixes)
         self._drawing.random.fill(buffers, step.target_cells, step.target_rows)
         buffers.guidance[:] = step.scale(self._drawing.guidance)[:, None]
+
+    def run(self, engine: Engine) -> None:
+        assert self.shape is not None
+        engine.run(*self.shape)
 
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
         return buffers.next_tokens[:, self._step.target_rows]
@@ -185,6 +192,10 @@ class JacobiDecoding:
         cells = line.targets[self._window]
         self._drawing.random.fill(buffers, np.maximum(cells, 0))
         buffers.guidance[:] = 1 + (self._drawing.guidance[:, None] - 1) * line.guidance[self._window]
+
+    def run(self, engine: Engine) -> None:
+        assert self.shape is not None
+        engine.run(*self.shape)
 
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
         return buffers.next_tokens
@@ -287,6 +298,10 @@ class AdaptiveDecoding:
             step.fill(part, self.known[own], self._prefixes.of(own))
             random.fill(part, step.target_cells, step.target_rows)
             part.guidance[:] = step.scale(self._drawing.guidance[index])
+
+    def run(self, engine: Engine) -> None:
+        assert self.shape is not None
+        engine.run(*self.shape)
 
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
         return buffers.next_tokens

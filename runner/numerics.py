@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from arforge.runner.backends.engine import Engine
+from arforge.runner.backends.engine import Engine, StepBuffers
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.decoding import Decoding
 from arforge.runner.errors import NumericsError
@@ -18,14 +18,14 @@ from arforge.runner.step_graph import cache_names
 NO_TOKEN = -1
 
 
-def check_step(engine: Engine, model: ModelFacts, plan: Plan, decoding: Decoding, first_image: int = 0) -> None:
-    """Raise NumericsError unless the call of `decoding` that has just run gave tokens for all its cells.
+def check_step(
+    engine: Engine, model: ModelFacts, plan: Plan, decoding: Decoding, buffers: StepBuffers, first_image: int = 0
+) -> None:
+    """Raise NumericsError unless the call of `decoding` that has just run in `buffers` gave tokens for all its cells.
 
     The error names the images, counted from `first_image`, and the first cache that is spoilt. The caches are cleared
     before: NaN in a slot that no mask lets through would still reach the next request.
     """
-    assert decoding.shape is not None
-    buffers = engine.buffers(*decoding.shape)
     drawn = decoding.drawn(buffers)
     if not drawn.size or (drawn.min() >= 0 and drawn.max() < model.vocabulary):
         return

@@ -81,6 +81,13 @@ class Randomness:
     def __len__(self) -> int:
         return len(self.seeds)
 
+    def noise_of_cells(self, vocabulary: int) -> NDArray[np.float32]:
+        """The numbers of every cell of the window for each token, (images, window, vocabulary)."""
+        numbers = np.empty((len(self), len(self.cells), vocabulary), np.float32)
+        for image, place in np.ndindex(numbers.shape[:2]):
+            numbers[image, place] = noise(int(self.seeds[image]), int(self.cells[place]), vocabulary)
+        return numbers
+
     def fill(self, buffers: StepBuffers, cells: NDArray[np.int64], rows: NDArray[np.int64] | None = None) -> None:
         """Write the numbers of cells of the window, (targets) or (images, targets), into the outputs `rows`.
 

@@ -30,6 +30,7 @@ from arforge.runner.decoding import Decoding, Drawing, decoding_of
 from arforge.runner.device import check_threads
 from arforge.runner.errors import EngineError, RequestError
 from arforge.runner.images import Keep, Pixels
+from arforge.runner.looped import looped
 from arforge.runner.numerics import check_step
 from arforge.runner.plan import Plan, make_plan
 from arforge.runner.prefill import Prefill
@@ -191,8 +192,9 @@ class Runner:
     ) -> Result:
         """Generate the images of a `Request`, or of one made from these arguments, which are its fields.
 
-        `progress` is called after every step. `cancel` is looked at between steps and raises Cancelled. `preview` is
-        called after every step with the `Partial` images, which cost only what it asks of them. `images`:
+        `progress` is called after every step, `cancel` is looked at between steps and raises Cancelled; where a device
+        makes several calls by itself (`looped.py`), after and between those. `preview` is called as `progress`, with
+        the `Partial` images, which cost only what it asks of them. `images`:
         whether the result holds pixels, where the bundle has an image tokenizer; or a function that is given those of
         each batch in their place, uint8 [images, height, width, 3] in order: any number of them in little memory.
         Raises RequestError, ScheduleError or EngineError for a request that does not fit, NumericsError for the step
@@ -315,14 +317,17 @@ class Runner:
         prefixes = self._prefill.start(plan, count, prompts, images.first)
         images.sampling.fill(engine.settings)
         drawing = Drawing(images.random, images.sampling.guidance)
-        decoding = decoding_of(plan, self.bundle.model, prompts, prefixes, drawing, tokens)
+        model = self.bundle.model
+        decoding = looped(engine, plan, model, prompts, prefixes, drawing) or decoding_of(
+            plan, model, prompts, prefixes, drawing, tokens
+        )
         before = watch.done
         while (shape := decoding.shape) is not None:
             watch.before_step()
             buffers = engine.buffers(*shape)
             decoding.fill(buffers)
-            engine.run(*shape)
-            check_step(engine, self.bundle.model, plan, decoding, images.first)
+            decoding.run(engine)
+            check_step(engine, model, plan, decoding, buffers, images.first)
             decoding.store(buffers)
             watch.after_step(before + decoding.done)
             if watch.preview is not None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from arforge.runner import Runner
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
-from arforge.runner.backends.tensorrt_identity import lowered_of
+from arforge.runner.backends.tensorrt_identity import loop_of, lowered_of
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import Bundle
 
@@ -46,7 +46,7 @@ class FakeGpu:
         self.memory: dict[int, NDArray[np.uint8]] = {}
         self.queued: list[Work] = []
         self.captured: list[Work] | None = None
-        self.launches = 0
+        self.launches = self.waits = self.moved = 0  # moved: bytes of all copies that were done
         self.copied: list[int] = []  # bytes of every copy that was queued outside of graphs
         self.capturable, self.closed = True, False
 
@@ -65,12 +65,16 @@ class FakeGpu:
     def upload(self, address: int, source: NDArray[Any]) -> None:
         assert source.flags.c_contiguous
         self.copied.append(source.nbytes)
-        self.do(lambda: ctypes.memmove(address, source.ctypes.data, source.nbytes))
+        self.do(lambda: self.move(address, source.ctypes.data, source.nbytes))
 
     def download(self, target: NDArray[Any], address: int) -> None:
         assert target.flags.c_contiguous
         self.copied.append(target.nbytes)
-        self.do(lambda: ctypes.memmove(target.ctypes.data, address, target.nbytes))
+        self.do(lambda: self.move(target.ctypes.data, address, target.nbytes))
+
+    def move(self, target: int, source: int, size: int) -> None:
+        self.moved += size
+        ctypes.memmove(target, source, size)
 
     def upload_rows(self, address: int, pitch: int, source: NDArray[Any]) -> None:
         for index, row in enumerate(source):
@@ -102,6 +106,7 @@ class FakeGpu:
         self.queued.extend(graph)
 
     def synchronize(self) -> None:
+        self.waits += 1
         queued, self.queued = self.queued, []
         for work in queued:
             work()
@@ -278,6 +283,14 @@ class FakeTensorRT:
             dimensions = {**profile, "rows": 2 * profile["images"], "slots": identity["slots"]}
             steps.append({tensor.name: tensor.sizes(dimensions) for tensor in (*step.inputs, *step.outputs)})
         self.known[digest(bundle.path(identity["engine"]).read_bytes())] = (bundle.path(identity["lowered"]), steps)
+        if identity.get("loop"):
+            sizes = [{**one, "rows": 2 * one["images"]} for one in identity["loop_profiles"]]
+            loop = loop_of(bundle, identity)
+            passes = [{t.name: t.sizes(one) for t in (*loop.inputs, *loop.outputs)} for one in sizes]
+            self.known[digest(bundle.path(identity["loop"]).read_bytes())] = (
+                bundle.path(identity["loop_graph"]),
+                passes,
+            )
         if identity["decoder"]:
             assert bundle.image_tokenizer is not None
             for count in sorted({profile["images"] for profile in profiles}):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -49,6 +49,28 @@ class RequestBuffers:
     condition: NDArray[np.float32] | None = None  # (rows, condition, dim), of models that take prompts
 
 
+@dataclass(frozen=True)
+class LoopProgress:
+    """How far a loop has come, each int64 (images)."""
+
+    place: NDArray[np.int64]  # inputs of the line that are right and in the cache
+    passes: NDArray[np.int64]  # calls until each image was done
+    fault: NDArray[np.int64]  # what came where a token should, by which all have stopped; 0: nothing
+
+
+class Loop(Protocol):
+    """Calls that follow one another on a device: each is made from what the one before it sampled."""
+
+    def begin(self, tables: Mapping[str, NDArray[Any]]) -> None:
+        """What a batch's calls are made of, by the names of `loop_contract`; the first call's buffers are filled."""
+
+    def run(self) -> LoopProgress:
+        """Some calls, from where the last ones ended. Raises EngineError if the runtime fails."""
+
+    def tokens(self) -> NDArray[np.int64]:
+        """Of all cells, (images, cells): decided, or drafts."""
+
+
 class Engine(Protocol):
     widths: tuple[int, ...] | None
     """Step widths that it was built for; None where it takes any."""
@@ -89,6 +111,12 @@ class Engine(Protocol):
 
     def run(self, width: int, queries: int = 0) -> None:
         """Execute one step from those buffers. Raises EngineError if the runtime fails."""
+
+    def loop(self, first: int, later: int, inputs: int) -> Loop | None:
+        """What makes the calls of a batch that is prepared for, over a line of so many inputs; None: the host does.
+
+        The first call has the width `first`, all others `later`.
+        """
 
     def cache(self, name: str) -> NDArray[Any]:
         """What a cache holds now, (rows, kv_heads, slots, head_size); slots beyond those written may be left out."""

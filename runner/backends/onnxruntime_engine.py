@@ -113,6 +113,9 @@ class OnnxRuntimeEngine:
             needed = len(self._caches) * size * self._cache_type.itemsize / 2**30
             raise EngineError(f"no memory for caches of {needed:.1f} GiB: use a smaller batch") from None
 
+    def loop(self, first: int, later: int, inputs: int) -> None:
+        """The host makes the calls."""
+
     def cache(self, name: str) -> NDArray[Any]:
         """The live part of one cache, float32 or float16 (rows, kv_heads, live slots, head_size)."""
         shape = (self._steps.rows, self._bundle.model.kv_heads, self._live, self._bundle.model.head_size)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.backends.cuda import Gpu
-from arforge.runner.backends.engine import RequestBuffers, StepBuffers, StepMemory
+from arforge.runner.backends.engine import Loop, RequestBuffers, StepBuffers, StepMemory
 from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES, build_command, choose, lowered_of
 from arforge.runner.backends.tensorrt_library import Library, load_library
+from arforge.runner.backends.tensorrt_loop import BatchLoop, Loops
 from arforge.runner.backends.tensorrt_program import LoadedEngine, Program
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
@@ -60,6 +62,7 @@ class TensorRTEngine:
         self._programs: dict[tuple[int, int, int, int], Program] = {}  # as in _profiles
         self._memory = StepMemory(bundle.model, bundle.sampler.graph)
         self._steps: dict[tuple[int, int], Step] = {}  # width, queries -> of this request
+        self._loops = Loops(bundle, identity, library, gpu)
 
     @classmethod
     def built(cls, target: str, bundle: Bundle, precision: str) -> Self:
@@ -88,7 +91,8 @@ class TensorRTEngine:
     @property
     def captured(self) -> bool:
         """Whether every step that has run is a CUDA graph now."""
-        return all(program.captured for program in self._programs.values() if program.captured is not None)
+        programs = (program.captured for program in self._programs.values() if program.captured is not None)
+        return all((*programs, self._loops.captured))
 
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
         if condition > max(self._prompt, 1):
@@ -112,7 +116,28 @@ class TensorRTEngine:
 
     def run(self, width: int, queries: int = 0) -> None:
         step = self._steps[width, queries]
-        inputs, outputs, buffers = step.program.inputs, step.program.outputs, step.buffers
+        self._stage(step)
+        step.program.run()
+        if not step.shared:
+            next_tokens = step.buffers.next_tokens
+            next_tokens[:] = step.program.outputs["next_tokens"][: len(next_tokens)]
+
+    def loop(self, first: int, later: int, inputs: int) -> Loop | None:
+        if not self._loops.fits(self._batch, first, later, inputs):
+            return None
+        for width in (first, later):
+            self.buffers(width)
+        steps = self._steps[first, 0], self._steps[later, 0]
+        loop = self._loops.of(self._batch, first, later, (steps[0].program, steps[1].program))
+        return BatchLoop(loop, self._memory.images, self._places, partial(self._stage, *steps))
+
+    def _stage(self, *steps: Step) -> None:
+        for step in steps:
+            self._stage_one(step)
+
+    def _stage_one(self, step: Step) -> None:
+        """Put what the buffers and settings hold into the inputs of the step's program."""
+        inputs, buffers = step.program.inputs, step.buffers
         if "top_k" not in inputs and ((self.settings.top_k > 0).any() or (self.settings.top_p < 1).any()):
             self._refuse("it was built without top-k and top-p", "--filters")
         if self.one_mask and (buffers.mask[1:] != buffers.mask[:-1]).any():
@@ -129,9 +154,6 @@ class TensorRTEngine:
         for name, first in self._inputs.items():
             if not (step.shared and hasattr(buffers, name)):
                 np.take(given[name], step.images if first == "images" else step.rows, axis=0, out=inputs[name])
-        step.program.run()
-        if not step.shared:
-            buffers.next_tokens[:] = outputs["next_tokens"][: len(buffers.next_tokens)]
 
     def cache(self, name: str) -> NDArray[Any]:
         """A copy of one cache of the present request, (rows, kv_heads, slots, head_size)."""
@@ -152,6 +174,7 @@ class TensorRTEngine:
 
     def close(self) -> None:
         self._loaded.close()
+        self._loops.close()
         self._programs.clear()
         self._steps.clear()
         self._memory.clear()

@@ -9,7 +9,8 @@ from typing import Any
 from arforge.runner.bundle import Bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.errors import EngineError
-from arforge.runner.step_graph import Contract, lowered_step
+from arforge.runner.loop_graph import LoopSizes, loop_contract
+from arforge.runner.step_graph import Contract, conditioned, lowered_step
 
 ELEMENT_TYPES = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
 """Of caches, by an identity's `types`, in the words of a contract."""
@@ -20,6 +21,14 @@ def lowered_of(bundle: Bundle, identity: Mapping[str, Any]) -> Contract:
     """The step that an engine was built from."""
     types, own_mask = ELEMENT_TYPES[identity["types"]], identity.get("own_mask", False)
     return lowered_step(bundle.model, types, identity["filters"], bundle.sampler.graph, own_mask=own_mask)
+
+
+def loop_of(bundle: Bundle, identity: Mapping[str, Any]) -> Contract:
+    """The loop graph of an engine that has one."""
+    own_mask = identity["own_mask"]
+    one_mask = not own_mask and not conditioned(bundle.model)
+    sizes = LoopSizes(identity["loop_inputs"], identity["slots"], one_mask, own_mask)
+    return loop_contract(bundle.model, sizes, bundle.sampler.graph)
 
 
 def check_identity(
@@ -81,6 +90,8 @@ def build_command(root: Path, identity: Mapping[str, Any]) -> str:
             words += [f"--{name}", value]
     if options["attention"] != "auto":
         words += ["--attention", options["attention"]]
+    if not options.get("loop", True):
+        words.append("--no-loop")
     words.append("--filters" if identity["filters"] else "--no-filters")
     if identity["strip_weights"]:
         words.append("--strip-weights")

@@ -7,12 +7,11 @@ wait. Tensors that stay on the device, the caches, have a place of their own and
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from arforge.runner.backends.cuda import Gpu
 from arforge.runner.backends.kernel_cache import KernelCache
@@ -86,13 +85,65 @@ class LoadedEngine:
             raise EngineError(f"{self.library.name} cannot put the weights of {graph} into {self.path}: {reason}")
 
 
+class Block:
+    """Tensors side by side in device memory, with `arrays` on the host that they are copied from and to."""
+
+    def __init__(self, gpu: Gpu, kinds: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> None:
+        """`kinds`: shape and type of each. The arrays are zero, device memory is as it was."""
+        self._gpu = gpu
+        sizes = {name: int(np.prod(shape)) * dtype.itemsize for name, (shape, dtype) in kinds.items()}
+        offsets, end = {}, 0
+        for name, size in sizes.items():
+            offsets[name] = end
+            end += -(-size // ALIGNMENT) * ALIGNMENT
+        self._address, self._host = gpu.allocate(end), gpu.pinned(end)
+        self._host[:] = 0
+        self.addresses = {name: self._address + offset for name, offset in offsets.items()}
+        self._bytes = {name: self._host[offsets[name] : offsets[name] + size] for name, size in sizes.items()}
+        self.arrays = {name: self._bytes[name].view(dtype).reshape(shape) for name, (shape, dtype) in kinds.items()}
+
+    def upload(self) -> None:
+        """Queue one copy of all of them to the device."""
+        self._gpu.upload(self._address, self._host)
+
+    def upload_some(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._gpu.upload(self.addresses[name], self._bytes[name])
+
+    def download(self) -> None:
+        """Queue one copy of all of them to the host."""
+        self._gpu.download(self._host, self._address)
+
+
+class Launch:
+    """Work that is queued call by call the first time, and is one CUDA graph from then on."""
+
+    def __init__(self, gpu: Gpu, queue: Callable[[], None], capturable: Callable[[], bool]) -> None:
+        self._gpu, self._queue, self._capturable = gpu, queue, capturable
+        self._graph: Any = None
+        self.captured: bool | None = None  # None before the first run
+
+    def run(self) -> None:
+        """Do the work and wait for it. Raises EngineError if the engine or the GPU fails."""
+        if self._graph is not None:
+            self._gpu.launch(self._graph)
+            self._gpu.synchronize()
+            return
+        self._queue()  # the first time as it is, since the library may compile and allocate
+        self._gpu.synchronize()
+        if self.captured is None:
+            self.captured = self._capturable()
+            if self.captured:
+                with self._gpu.capturing() as graphs:
+                    self._queue()
+                self._graph = graphs[0]
+
+
 class Program:
     """`inputs` and `outputs` are host arrays, one for each tensor that does not stay on the device."""
 
     def __init__(self, loaded: LoadedEngine, context: Any, profile: int, placed: Mapping[str, int]) -> None:
-        self._loaded, self._context, self._gpu = loaded, context, loaded.gpu
-        self._graph: Any = None
-        self.captured: bool | None = None  # None before the first run
+        self._loaded, self._context = loaded, context
         engine, trt = loaded.engine, loaded.library.trt
         moving: dict[Any, list[str]] = {trt.TensorIOMode.INPUT: [], trt.TensorIOMode.OUTPUT: []}
         for name in loaded.names:
@@ -103,51 +154,43 @@ class Program:
                 context.set_tensor_address(name, placed[name])
             else:
                 moving[mode].append(name)
-        self._input, self.inputs = self._place(moving[trt.TensorIOMode.INPUT])
-        self._output, self.outputs = self._place(moving[trt.TensorIOMode.OUTPUT])
+        self.input = self._place(moving[trt.TensorIOMode.INPUT])
+        self.output = self._place(moving[trt.TensorIOMode.OUTPUT])
+        self.inputs, self.outputs = self.input.arrays, self.output.arrays
+        self._launch = Launch(loaded.gpu, self._queue, self.capturable)
+
+    @property
+    def captured(self) -> bool | None:
+        """Whether a run is a CUDA graph; None before the first."""
+        return self._launch.captured
 
     def run(self) -> None:
         """Execute on `inputs` and fill `outputs`. Raises EngineError if the engine or the GPU fails."""
-        if self._graph is not None:
-            self._gpu.launch(self._graph)
-            self._gpu.synchronize()
-            return
-        self._queue()  # the first time as it is, since the library may compile and allocate
-        self._gpu.synchronize()
-        if self.captured is None:
-            self._capture()
+        self._launch.run()
 
-    def _capture(self) -> None:
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._context.get_tensor_shape(name))
+
+    def capturable(self) -> bool:
         """Only TensorRT-RTX tells whether it can be captured; TensorRT can, since the graphs have no branches."""
         ask = getattr(self._context, "is_stream_capturable", None)
-        self.captured = ask is None or bool(ask(self._gpu.stream))
-        if self.captured:
-            with self._gpu.capturing() as graphs:
-                self._queue()
-            self._graph = graphs[0]
+        return ask is None or bool(ask(self._loaded.gpu.stream))
 
-    def _queue(self) -> None:
-        self._gpu.upload(*self._input)
-        if not self._context.execute_async_v3(self._gpu.stream):
+    def execute(self) -> None:
+        """Queue the engine alone, on what lies on the device. Raises EngineError if it fails."""
+        if not self._context.execute_async_v3(self._loaded.gpu.stream):
             library = self._loaded.library
             raise EngineError(f"{library.name} failed in {self._loaded.path}: {library.reason('no reason given')}")
-        address, host = self._output
-        self._gpu.download(host, address)
 
-    def _place(self, names: list[str]) -> tuple[tuple[int, NDArray[np.uint8]], dict[str, NDArray[Any]]]:
-        """One block on the device and one on the host for those tensors: the blocks, and the tensors on the host."""
+    def _queue(self) -> None:
+        self.input.upload()
+        self.execute()
+        self.output.download()
+
+    def _place(self, names: list[str]) -> Block:
         engine, trt = self._loaded.engine, self._loaded.library.trt
-        shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in names}
-        types = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
-        offsets, end = {}, 0
-        for name in names:
-            offsets[name] = end
-            end += -(-int(np.prod(shapes[name])) * types[name].itemsize // ALIGNMENT) * ALIGNMENT
-        address, host = self._gpu.allocate(end), self._gpu.pinned(end)
-        arrays = {}
-        for name in names:
-            self._context.set_tensor_address(name, address + offsets[name])
-            size = int(np.prod(shapes[name])) * types[name].itemsize
-            arrays[name] = host[offsets[name] : offsets[name] + size].view(types[name]).reshape(shapes[name])
-            arrays[name][...] = 0
-        return (address, host), arrays
+        kinds = {name: (self.shape(name), np.dtype(trt.nptype(engine.get_tensor_dtype(name)))) for name in names}
+        block = Block(self._loaded.gpu, kinds)
+        for name, address in block.addresses.items():
+            self._context.set_tensor_address(name, address)
+        return block

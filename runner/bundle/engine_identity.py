@@ -15,13 +15,14 @@ SCHEMAS = {
     "tensorrt": "tensorrt-identity.schema.json",
     "tensorrt-rtx": "tensorrt-identity.schema.json",
 }
-COUNTS = ("widths", "exact_width", "prefill_widths", "slots", "profiles", "options")
+COUNTS = ("widths", "exact_width", "prefill_widths", "slots", "profiles", "loop_inputs", "loop_profiles", "options")
 SAME = ("target", "precision", "device")
+TENSORRT_FILES = ("lowered", "engine", "decoder", "layers", "timing_cache", "loop", "loop_graph", "loop_layers")
 # Files of the engine itself. What it was made from is compared by its hash when the engine is used.
 OWN = {
     "onnxruntime": ("weights",),
-    "tensorrt": ("lowered", "engine", "decoder", "layers", "timing_cache"),
-    "tensorrt-rtx": ("lowered", "engine", "decoder", "layers", "timing_cache"),
+    "tensorrt": TENSORRT_FILES,
+    "tensorrt-rtx": TENSORRT_FILES,
 }
 
 

@@ -366,11 +366,15 @@ def test_a_dry_run_prints_commands_and_needs_no_library(bundle_copy: Path, monke
 
 
 def test_a_dry_run_for_tensorrt(bundle_copy: Path) -> None:
-    step, _ = dry_run(BuildJob(bundle_copy, "tensorrt", "fp32", schedules=["ntp"], images=[1, 2], strip_weights=True))
+    step, loop, _ = dry_run(
+        BuildJob(bundle_copy, "tensorrt", "fp32", schedules=["ntp"], images=[1, 2], strip_weights=True)
+    )
     words = step.split()
     assert words[0] == "trtexec"
     assert {"--noTF32", "--stripWeights", "--refit", "--profile=1"} <= set(words)
     assert any(word.startswith("--maxShapes=tokens:4x1,") and "key_cache_0:4x4x64x16" in word for word in words)
+    assert "--optShapes=known:2x64,place:2,passes:2,fault:2,drawn:2x1," in loop
+    assert "--stripWeights" not in loop
     with pytest.raises(EngineError, match="leave --compute-capability out"):
         dry_run(BuildJob(bundle_copy, "tensorrt", "fp16", ["8.6"]))
 

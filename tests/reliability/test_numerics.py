@@ -59,7 +59,7 @@ def decode(engine: OnnxRuntimeEngine, bundle: Path, poison: Poison) -> np.ndarra
         buffers = engine.buffers(*shape)
         decoding.fill(buffers)
         engine.run(*shape)
-        check_step(engine, opened.model, plan, decoding, first_image=10)
+        check_step(engine, opened.model, plan, decoding, buffers, first_image=10)
         decoding.store(buffers)
     return decoding.known[:2, : plan.schedule.cells].copy()
 
