@@ -151,11 +151,15 @@ class JacobiDecoding:
         self._plan, self._line, self._prefixes, self._drawing = plan, line, prefixes, drawing
         self._slot = plan.steps[0].write_index  # of the line's first input
         self._at = np.zeros(images, np.int64)  # inputs in the cache that are right
-        self.decided = np.zeros((images, plan.schedule.cells), np.bool_)
-        self._drafted = np.zeros_like(self.decided)  # cells that are decided, or have a draft
+        self._decided = np.zeros((images, plan.schedule.cells), np.bool_)
+        self._drafted = np.zeros_like(self._decided)  # cells that are decided, or have a draft
         self._lanes = len(known) // images  # rows of an image
         self._window = np.zeros((images, 0), np.int64)  # of the next call: places in the line
         self._sees = np.zeros((images, 0, len(line)), np.bool_)  # of the line, by its inputs
+
+    @property
+    def decided(self) -> NDArray[np.bool_]:
+        return self._decided
 
     @property
     def done(self) -> int:
@@ -207,12 +211,12 @@ class JacobiDecoding:
         right = np.cumprod(~wrong, axis=1).sum(axis=1)
         cells = line.targets[window]
         first = self._at[:, None] + np.arange(window.shape[1]) < len(line)  # no repeated last input
-        images, places = np.nonzero(first & (cells >= 0) & ~self._of_cells(self.decided, cells))
+        images, places = np.nonzero(first & (cells >= 0) & ~self._of_cells(self._decided, cells))
         stored = images, cells[images, places]
         for lane in range(self._lanes):
             self.known[images + lane * len(window), stored[1]] = drawn[images, places]
         self._drafted[stored] = True
-        self.decided[stored] = ~misled[images, places]
+        self._decided[stored] = ~misled[images, places]
         self.passes += running
         self._at += np.minimum(right, len(line) - self._at)
 
@@ -222,7 +226,7 @@ class JacobiDecoding:
         An input is wrong if it was fed a draft that did not come out again, or that came out of an output so misled.
         """
         sources = self._line.sources[self._window]
-        drafted = (sources >= 0) & ~self._of_cells(self.decided, sources)
+        drafted = (sources >= 0) & ~self._of_cells(self._decided, sources)
         output = np.where(drafted, self._line.deciders[sources] - self._window[:, :1], 0)  # that decides a draft's cell
         differs = drafted & (np.take_along_axis(drawn, output, axis=1) != fed)
         sees = np.take_along_axis(self._sees, self._window[:, None], axis=2)  # (images, width, width)

@@ -63,6 +63,11 @@ class LoopedDecoding(JacobiDecoding):
         self._fault = np.zeros(len(drawing.random), np.int64)
 
     @property
+    def decided(self) -> NDArray[np.bool_]:
+        self._fetch()
+        return self._line.deciders < self._at[:, None]
+
+    @property
     def shape(self) -> tuple[int, int] | None:
         if self.done == len(self._plan.steps):
             return None
@@ -87,7 +92,11 @@ class LoopedDecoding(JacobiDecoding):
 
     def store(self, buffers: StepBuffers) -> None:
         if self.shape is None:
-            self.known[:, : self._plan.schedule.cells] = np.tile(self._loop.tokens(), (self._lanes, 1))
+            self._fetch()
+
+    def _fetch(self) -> None:
+        """The tokens so far, drafts among them."""
+        self.known[:, : self._plan.schedule.cells] = np.tile(self._loop.tokens(), (self._lanes, 1))
 
     def _tables(self, buffers: StepBuffers) -> dict[str, NDArray[Any]]:
         """By the names of `loop_contract`, for the images and rows of this batch."""
