@@ -206,4 +206,4 @@ def subjects_line(facts: Mapping[str, Any]) -> str:
 
 def line_of(row: Quality) -> str:
     accuracy = "" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
-    return f"{row.schedule:44} {row.steps:5}  {row.milliseconds:8.1f}  {row.distance:8.3f}  {accuracy:>14}"
+    return f"{row.schedule:44} {row.steps:5.4g}  {row.milliseconds:8.1f}  {row.distance:8.3f}  {accuracy:>14}"

@@ -120,6 +120,10 @@ def main() -> None:
         case.runner.close()
         rows.append(row)
         print(json.dumps(row), flush=True)
+        save(arguments, rows)  # so that a run that is cut off leaves what it has
+
+
+def save(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     figures = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["python", *sys.argv],

@@ -163,7 +163,7 @@ def make_plan(
     `prompt_slots`: slots that prompts fill before the first step, between the zero slots and the schedule's own.
     `exact_width`: the engine's; running ahead keeps to it, since wider calls could round to other tokens.
     """
-    if widths is not None:
+    if widths is not None and not schedule.rows:  # those of images are as wide as they are
         schedule = narrowed(schedule, max(widths))
     column = column_of(schedule)
     pairs = list(zip(schedule.write_indices, schedule.steps, strict=True))

@@ -72,7 +72,7 @@ class Quality:
     """One schedule's row."""
 
     schedule: str
-    steps: int
+    steps: float  # engine calls until an image was done, the mean of all
     token_ms: float  # prompts and decoding of tokens, wall clock, an image
     decoder_ms: float  # tokens to pixels, wall clock, an image
     distance: float
@@ -108,7 +108,7 @@ def evaluate_schedule(
     Raises EvaluationError for a bundle that gives tokens only.
     """
     image_size(runner.bundle)
-    moments, hits, token_seconds, decoder_seconds, steps = Moments(), 0, 0.0, 0.0, 0
+    moments, hits, token_seconds, decoder_seconds, calls = Moments(), 0, 0.0, 0.0, 0
     done = 0
     for index, (asked, seeds) in enumerate(samples.parts()):
         request: dict[str, Any] = {"schedule": schedule, "batch": samples.batch, **asdict(samples.sampling)}
@@ -119,7 +119,7 @@ def evaluate_schedule(
         moments.add(extractor(result.images))
         if classifier is not None:
             hits += classifier.hits(result.images, asked["classes"])
-        steps = result.steps
+        calls += int(result.passes.sum())
         token_seconds += result.condition_seconds + result.seconds
         decoder_seconds += result.image_seconds
         done += len(seeds)
@@ -127,7 +127,7 @@ def evaluate_schedule(
             progress(done, samples.count)
     return Quality(
         schedule=schedule,
-        steps=steps,
+        steps=calls / samples.count,
         token_ms=1000 * token_seconds / samples.count,
         decoder_ms=1000 * decoder_seconds / samples.count,
         distance=frechet_distance(moments.gaussian(), reference),

@@ -17,7 +17,7 @@ LOGARITHMIC = 8  # ratio of the largest to the smallest value from which an axis
 class Point:
     label: str
     group: str  # one colour each; "" for no legend
-    steps: int
+    steps: float
     milliseconds: float  # an image
     distance: float
 

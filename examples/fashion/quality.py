@@ -61,6 +61,7 @@ SCHEDULES = {
     "llamagen": (
         *("ntp", "zipar:6", "zipar:4", "zipar:3", "zipar:2"),
         *(f"zipar:{window},{option}" for window in (2, 4) for option in ZIPAR_OPTIONS),
+        *("jacobi:4", "zipar:4,jacobi=8", "zipar:adaptive=1", "zipar:adaptive=2"),
     ),
     "par": ("par:4",),
     "arpg": (

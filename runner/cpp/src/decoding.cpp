@@ -4,21 +4,13 @@
 #include <numeric>
 #include <utility>
 
+#include "adaptive_decoding.h"
+#include "at.h"
 #include "randomness.h"
 #include "schedules/visibility.h"
 
 namespace arforge {
 namespace {
-
-template <class T>
-const T& at(const std::vector<T>& list, std::int64_t place) {
-  return list[static_cast<std::size_t>(place)];
-}
-
-template <class T>
-T& at(std::vector<T>& list, std::int64_t place) {
-  return list[static_cast<std::size_t>(place)];
-}
 
 // All images are at the same step.
 class TableDecoding : public Decoding {
@@ -46,24 +38,14 @@ private:
 
 void TableDecoding::fill(StepBuffers& buffers) {
   const PlannedStep& now = step();
-  const std::int64_t width = now.shape.width;
   for (std::int64_t row = 0; row < state_.rows; row++) {
-    const std::int64_t* tokens = known(row);
-    for (std::int64_t input = 0; input < width; input++) {
-      at(buffers.tokens, row * width + input) = tokens[at(now.columns, input)];
-      at(buffers.positions, row * width + input) = at(state_.places, row) + at(now.positions, input);
-    }
+    feed(now, row, buffers);
     std::copy(now.query_positions.begin(), now.query_positions.end(),
               buffers.query_positions.data() + row * now.shape.queries);
-    at(buffers.write_index, row) = now.write_index;
   }
   fill_masks(buffers);
-  const std::int64_t outputs = static_cast<std::int64_t>(buffers.guidance.size()) / state_.images;
   for (std::int64_t image = 0; image < state_.images; image++) {
-    std::fill_n(buffers.guidance.begin() + image * outputs, outputs, drawing_.scale(image, now.guidance));
-    for (std::size_t target = 0; target < now.target_cells.size(); target++) {
-      drawing_.fill(buffers, image, now.target_rows[target], now.target_cells[target]);
-    }
+    draw_with(now, image, buffers);
   }
 }
 
@@ -269,6 +251,23 @@ float Drawing::scale(std::int64_t image, double weight) const {
 Decoding::Decoding(const Plan& plan, State start, const Drawing& drawing)
     : plan_(plan), state_(std::move(start)), drawing_(drawing) {}
 
+void Decoding::feed(const PlannedStep& step, std::int64_t row, StepBuffers& buffers) {
+  const std::int64_t width = step.shape.width;
+  for (std::int64_t input = 0; input < width; input++) {
+    at(buffers.tokens, row * width + input) = known(row)[at(step.columns, input)];
+    at(buffers.positions, row * width + input) = at(state_.places, row) + at(step.positions, input);
+  }
+  at(buffers.write_index, row) = step.write_index;
+}
+
+void Decoding::draw_with(const PlannedStep& step, std::int64_t image, StepBuffers& buffers) const {
+  const std::int64_t outputs = static_cast<std::int64_t>(buffers.guidance.size()) / state_.images;
+  std::fill_n(buffers.guidance.begin() + image * outputs, outputs, drawing_.scale(image, step.guidance));
+  for (std::size_t target = 0; target < step.target_cells.size(); target++) {
+    drawing_.fill(buffers, image, step.target_rows[target], step.target_cells[target]);
+  }
+}
+
 void Decoding::show_prompt(std::int64_t row, std::int64_t width, std::int64_t slots, std::uint8_t* mask) const {
   const std::int64_t before = at(state_.before, row);
   for (std::int64_t input = 0; input < width && plan_.prompt_slots > 0; input++) {
@@ -279,6 +278,9 @@ void Decoding::show_prompt(std::int64_t row, std::int64_t width, std::int64_t sl
 }
 
 std::unique_ptr<Decoding> decoding_of(const Plan& plan, State start, const Drawing& drawing) {
+  if (plan.rules) {
+    return std::make_unique<AdaptiveDecoding>(plan, std::move(start), drawing);
+  }
   if (plan.line) {
     return std::make_unique<JacobiDecoding>(plan, std::move(start), drawing);
   }

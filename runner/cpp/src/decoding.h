@@ -1,8 +1,8 @@
 // The calls of a batch of images, one after another, each made from what the ones before it sampled.
 //
-// A table of steps is followed as it stands. A line of inputs, next-token, can also be run ahead on drafts: a random
-// number belongs to an image's seed and a cell, so deciding a cell again is no other draw, and a draft that comes out
-// again, behind inputs that are all right, is what next-token decoding samples there.
+// A table of steps is followed as it stands, or run ahead on drafts: a random number belongs to an image's seed and a
+// cell, so deciding a cell again is no other draw, and a draft that comes out again, behind inputs that are all right,
+// is what the table samples there. Or each image has a table of its own, which is made as its rows start.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ public:
 
   // Of the next call; none where all is decided.
   [[nodiscard]] virtual std::optional<Shape> shape() const = 0;
-  // How many of the plan's steps every image has behind it.
+  // How much of the plan's length every image has behind it.
   [[nodiscard]] virtual std::int64_t done() const = 0;
   // Engine calls until an image was done.
   [[nodiscard]] virtual std::int64_t passes(std::int64_t image) const = 0;
@@ -56,6 +56,10 @@ public:
 protected:
   // The known tokens of a row.
   std::int64_t* known(std::int64_t row) { return state_.known.data() + row * state_.columns; }
+  // Writes a step's tokens, positions and write index into one row.
+  void feed(const PlannedStep& step, std::int64_t row, StepBuffers& buffers);
+  // Writes what an image's targets of a step are drawn with.
+  void draw_with(const PlannedStep& step, std::int64_t image, StepBuffers& buffers) const;
   // Writes what is seen of prompts into one row's mask (width, slots).
   void show_prompt(std::int64_t row, std::int64_t width, std::int64_t slots, std::uint8_t* mask) const;
 

@@ -10,59 +10,10 @@
 namespace arforge {
 namespace {
 
-// The least of an engine's widths (none: any) that is at least `width`.
-std::int64_t engine_width(std::int64_t width, const std::vector<std::int64_t>& widths) {
-  std::int64_t best = widths.empty() ? width : 0;
-  for (const std::int64_t known : widths) {
-    best = known >= width && (best == 0 || known < best) ? known : best;
-  }
-  if (best == 0) {
-    throw Error(Code::engine,
-                text("the schedule decodes ", width, " tokens in a step, the engine was built for widths ",
-                     listed(widths), ": rebuild it with `arforge build --width ", width, "`"));
-  }
-  return best;
-}
-
 // The list with its last entry repeated up to `width`.
 template <class T>
 void pad(std::vector<T>& list, std::int64_t width) {
   list.resize(static_cast<std::size_t>(width), list.back());
-}
-
-PlannedStep planned(const Step& step, const Plan& plan, bool queries, const std::vector<std::int64_t>& widths) {
-  PlannedStep result{};
-  const std::int64_t first[] = {0, plan.cells, plan.cells + plan.conditions}; // columns of each source
-  for (const Input& given : step.inputs) {
-    result.columns.push_back(first[static_cast<std::size_t>(given.source)] + given.value);
-    result.positions.push_back(given.position);
-    result.ranks.push_back(given.rank);
-    result.holes.push_back(given.holes);
-  }
-  result.inputs = static_cast<std::int64_t>(step.inputs.size());
-  result.shape.width = engine_width(result.inputs, widths);
-  pad(result.columns, result.shape.width);
-  pad(result.positions, result.shape.width);
-  pad(result.ranks, result.shape.width);
-  pad(result.holes, result.shape.width);
-  for (const auto& [row, cell] : step.targets) {
-    result.target_rows.push_back(row);
-    result.target_cells.push_back(cell);
-    if (queries) {
-      result.query_positions.push_back(1 + cell);
-    }
-  }
-  if (queries) { // a step that decides nothing asks for one cell all the same, and drops it
-    result.query_positions.resize(std::max<std::size_t>(result.query_positions.size(), 1));
-    result.shape.queries = engine_width(static_cast<std::int64_t>(result.query_positions.size()), widths);
-    pad(result.query_positions, result.shape.queries);
-  }
-  for (const std::int32_t slot : step.retire) {
-    result.retire.push_back(slot + static_cast<std::int32_t>(plan.prompt_slots));
-  }
-  result.commit = step.commit;
-  result.guidance = step.guidance;
-  return result;
 }
 
 // The line of a schedule that `checked` finds to be one, of whose steps these are the planned ones.
@@ -114,10 +65,10 @@ void shape_steps(Plan& plan) {
 }
 
 // Makes a plan run ahead: calls of two widths, with slots wherever images can be.
-void plan_ahead(Plan& plan, const Schedule& schedule, const std::vector<std::int64_t>& widths) {
+void plan_ahead(Plan& plan, const Schedule& schedule) {
   plan.line = make_line(schedule, plan);
-  plan.first_width = engine_width(1, widths);
-  plan.jacobi_width = engine_width(plan.jacobi, widths);
+  plan.first_width = engine_width(1, plan.widths);
+  plan.jacobi_width = engine_width(plan.jacobi, plan.widths);
   const std::int64_t begin = plan.steps.front().write_index;
   plan.slots = begin + plan.line->inputs() + plan.jacobi_width;
   plan.shapes = {{plan.first_width, 0, plan.live(begin + plan.first_width)}};
@@ -137,17 +88,87 @@ std::int64_t rounded_slots(std::int64_t needed, std::int64_t growth) {
   return (needed + unit - 1) / unit * unit;
 }
 
+// Makes a plan of rows that start by themselves: calls of any width, with slots that come as they are needed.
+void plan_rows(Plan& plan, const Schedule& schedule) {
+  std::size_t widest = 0;
+  for (const Step& step : schedule.steps) {
+    widest = std::max(widest, step.inputs.size());
+  }
+  // at most a stand-in or an end of each row, beside the cells and the condition
+  const std::int64_t begin = plan.steps.front().write_index;
+  plan.slots = begin + plan.cells + plan.down + engine_width(static_cast<std::int64_t>(widest), plan.widths);
+  const std::int64_t first = engine_width(1, plan.widths);
+  plan.shapes = {{first, 0, plan.live(begin + first)}};
+  for (std::size_t width = 1; width <= widest; width++) {
+    enter({engine_width(static_cast<std::int64_t>(width), plan.widths), 0, plan.slots}, plan.shapes);
+  }
+}
+
 } // namespace
+
+std::int64_t engine_width(std::int64_t width, const std::vector<std::int64_t>& widths) {
+  std::int64_t best = widths.empty() ? width : 0;
+  for (const std::int64_t known : widths) {
+    best = known >= width && (best == 0 || known < best) ? known : best;
+  }
+  if (best == 0) {
+    throw Error(Code::engine,
+                text("the schedule decodes ", width, " tokens in a step, the engine was built for widths ",
+                     listed(widths), ": rebuild it with `arforge build --width ", width, "`"));
+  }
+  return best;
+}
+
+void plan_step(const Step& step, const Plan& plan, bool queries, std::int64_t width, PlannedStep& planned) {
+  planned.columns.clear();
+  planned.positions.clear();
+  planned.ranks.clear();
+  planned.holes.clear();
+  planned.target_rows.clear();
+  planned.target_cells.clear();
+  planned.query_positions.clear();
+  planned.retire.clear();
+  const std::int64_t first[] = {0, plan.cells, plan.cells + plan.conditions}; // columns of each source
+  for (const Input& given : step.inputs) {
+    planned.columns.push_back(first[static_cast<std::size_t>(given.source)] + given.value);
+    planned.positions.push_back(given.position);
+    planned.ranks.push_back(given.rank);
+    planned.holes.push_back(given.holes);
+  }
+  planned.inputs = static_cast<std::int64_t>(step.inputs.size());
+  planned.shape.width = engine_width(width, plan.widths);
+  pad(planned.columns, planned.shape.width);
+  pad(planned.positions, planned.shape.width);
+  pad(planned.ranks, planned.shape.width);
+  pad(planned.holes, planned.shape.width);
+  for (const auto& [row, cell] : step.targets) {
+    planned.target_rows.push_back(row);
+    planned.target_cells.push_back(cell);
+    if (queries) {
+      planned.query_positions.push_back(1 + cell);
+    }
+  }
+  if (queries) { // a step that decides nothing asks for one cell all the same, and drops it
+    planned.query_positions.resize(std::max<std::size_t>(planned.query_positions.size(), 1));
+    planned.shape.queries = engine_width(static_cast<std::int64_t>(planned.query_positions.size()), plan.widths);
+    pad(planned.query_positions, planned.shape.queries);
+  }
+  planned.retire.assign(step.retire.begin(), step.retire.end());
+  planned.commit = step.commit;
+  planned.guidance = step.guidance;
+}
 
 std::int64_t Plan::live(std::int64_t needed) const {
   return growth == 0 ? slots : std::min(slots, rounded_slots(needed, growth));
 }
 
-std::int64_t Plan::calls() const { return line ? line->inputs() : static_cast<std::int64_t>(steps.size()); }
+std::int64_t Plan::length() const { return rules ? cells : static_cast<std::int64_t>(steps.size()); }
+
+std::int64_t Plan::calls() const { return line ? line->inputs() : length(); }
 
 Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth,
                std::int64_t prompt_slots, std::int64_t exact_width) {
-  if (!widths.empty()) {
+  if (!widths.empty() && !schedule.rules) { // those of images are as wide as they are
     schedule = narrowed(std::move(schedule), *std::max_element(widths.begin(), widths.end()));
   }
   Plan plan{{},
@@ -158,22 +179,30 @@ Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::
             schedule.cells(),
             schedule.conditions,
             specials_of(schedule),
+            schedule.rows,
             schedule.columns,
             schedule.kept,
             growth,
             {},
             exact_width == 0 ? schedule.jacobi : std::min(schedule.jacobi, exact_width),
             0,
-            0};
+            0,
+            schedule.rules,
+            widths};
   std::int64_t write_index = schedule.zero_slots + prompt_slots;
   for (const Step& step : schedule.steps) {
-    plan.steps.push_back(planned(step, plan, schedule.queries, widths));
+    plan_step(step, plan, schedule.queries, static_cast<std::int64_t>(step.inputs.size()), plan.steps.emplace_back());
     plan.steps.back().write_index = write_index;
+    for (std::int32_t& slot : plan.steps.back().retire) {
+      slot += static_cast<std::int32_t>(prompt_slots);
+    }
     plan.slots = std::max(plan.slots, write_index + plan.steps.back().shape.width);
     write_index += step.commit;
   }
   if (plan.jacobi > 0) {
-    plan_ahead(plan, schedule, widths);
+    plan_ahead(plan, schedule);
+  } else if (plan.rules) {
+    plan_rows(plan, schedule);
   } else {
     shape_steps(plan);
   }

@@ -53,16 +53,20 @@ struct Plan {
   std::int64_t slots;                       // of the cache, all of them
   std::int64_t zero_slots, prompt_slots;    // at its beginning, in this order
   std::int64_t cells, conditions, specials; // columns of the known tokens, in this order
-  std::int64_t across;                      // cells of a row of the grid
+  std::int64_t down, across;                // rows of the grid, and cells of each
   std::vector<std::int32_t> kept;           // cells whose tokens the request brings
   std::int64_t growth;                      // of the slots that a call is given; 0: always all
   std::optional<Line> line;                 // of a schedule that runs ahead on drafts
   std::int64_t jacobi;                      // inputs that a call of it has at most
   std::int64_t jacobi_width;                // of those calls but the first, which has the condition alone
   std::int64_t first_width;                 // of that one
+  std::optional<RowRules> rules;            // of images whose rows start by themselves
+  std::vector<std::int64_t> widths;         // of the engine; empty: any
 
   // The slots that a call is given which reaches to slot `needed`.
   [[nodiscard]] std::int64_t live(std::int64_t needed) const;
+  // What a decoding of it counts up to: steps, or cells where rows start by themselves.
+  [[nodiscard]] std::int64_t length() const;
   // Calls that a generation takes at most.
   [[nodiscard]] std::int64_t calls() const;
 };
@@ -74,6 +78,13 @@ struct Plan {
 // other tokens. Throws Error (engine) if all widths are too narrow.
 Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth,
                std::int64_t prompt_slots, std::int64_t exact_width = 0);
+
+// The step at the least width of the engine that is at least `width`, over `planned`; allocates nothing where that has
+// room. Write index and slots are the caller's.
+void plan_step(const Step& step, const Plan& plan, bool queries, std::int64_t width, PlannedStep& planned);
+
+// The least of an engine's widths (none: any) that is at least `width`. Throws Error (engine) if all are too narrow.
+std::int64_t engine_width(std::int64_t width, const std::vector<std::int64_t>& widths);
 
 // The same decoding in steps of at most `widest` inputs, wherever steps can be cut: before an input that no earlier
 // one of the step sees, if what comes before is kept and decides nothing.

@@ -150,7 +150,7 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
     generation.result.engine_seconds.push_back(seconds_since(start));
     if (const std::int64_t spoilt = spoilt_image(*decoding, buffers, bundle.model, images); spoilt >= 0) {
       engine.clear();
-      throw Error(Code::numerics, text("step ", decoding->done(), " of ", plan.steps.size(), ", image ",
+      throw Error(Code::numerics, text("step ", decoding->done(), " of ", plan.length(), ", image ",
                                        batch.first + spoilt, ": the logits are non-finite, or tokens outside 0..",
                                        bundle.model.vocabulary - 1, "; check the weights: arforge verify"));
     }
@@ -192,7 +192,7 @@ Result Runner::Implementation::generate(const Request& request) {
   const std::int64_t slots = prompt_slots(bundle.model, conditions.longest());
   for (const Window& window : canvas.windows) {
     window_plans.push_back(&plan(schedule, window.kept, slots));
-    steps += static_cast<std::int64_t>(window_plans.back()->steps.size());
+    steps += window_plans.back()->length();
     calls += window_plans.back()->calls();
   }
   const std::int64_t batches = (images + request.batch - 1) / request.batch;

@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import cpp_abi
 import pytest
+from cpp_paces import BUNDLES
+
+from arforge.runner import Runner
 
 ROOT = Path(__file__).parents[3]
 SOURCE = ROOT / "runner/cpp"
@@ -150,3 +154,15 @@ def sanitized(builds: dict[str, tuple[Build, subprocess.Popen]]) -> Build:
 @pytest.fixture(scope="session")
 def library(release: Build) -> cpp_abi.ctypes.CDLL:
     return cpp_abi.load(release.library)
+
+
+@pytest.fixture(params=BUNDLES)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def both(library: Any, request: pytest.FixtureRequest, kind: str) -> Iterator[tuple[cpp_abi.Runner, Runner]]:
+    ours = cpp_abi.Runner(library, request.getfixturevalue(BUNDLES[kind]), threads=1)
+    yield ours, request.getfixturevalue(BUNDLES[kind].replace("bundle", "runner"))
+    ours.close()

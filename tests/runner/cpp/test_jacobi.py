@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import cpp_abi
 import numpy as np
 import pytest
 from cpp_abi import STATUS, Failure
+from cpp_paces import BUNDLES, SETTINGS, asked, compare
 from hostile_cases import NTP, fitted, identity, manifest
-from tiny import CONFIG, TEXT_CONFIG
-from tiny_ids import prompt_of
+from tiny import CONFIG
 
 from arforge.calibration.int8 import CalibrationJob, calibrate
 from arforge.calibration.ranges import Rule
@@ -25,45 +25,6 @@ from arforge.export.families.llamagen import FAMILY
 from arforge.runner import Cancelled, Runner, Schedule, ScheduleError, compile_schedule
 from arforge.runner.schedules.file import dump
 from arforge.runner.schedules.schedule import Source
-
-BUNDLES = {"classes": "bundle", "features": "text_bundle", "ids": "ids_bundle"}
-SEEDS = [5, 1, 2**64 - 1, 2, 6, 5]
-SETTINGS: list[dict[str, Any]] = [
-    {"guidance": 2.5, "top_k": 12},
-    {"guidance": [1.0, 3.0, 1.0, 2.0, 5.0, 3.0], "temperature": [1.0, 0.0, 0.7, 1.3, 1.0, 0.0], "batch": 4},
-]
-
-
-def asked(kind: str) -> dict[str, Any]:
-    """Six images, of prompts of unequal lengths."""
-    if kind == "classes":
-        return {"classes": list(range(6)), "seeds": SEEDS}
-    if kind == "ids":
-        return {"ids": [prompt_of(6 + 3 * index, seed=index) for index in range(6)], "seeds": SEEDS}
-    random = np.random.default_rng(0)
-    features = [0.5 * random.standard_normal((1 + 4 * n, TEXT_CONFIG.caption_dim), np.float32) for n in range(6)]
-    return {"features": features, "seeds": SEEDS}
-
-
-def compare(ours: cpp_abi.Runner, theirs: Runner, **settings: Any) -> cpp_abi.Result:
-    """What C++ gives, which is what Python does, to the calls of each image."""
-    expected, found = theirs.generate(**settings), ours.generate(**settings)
-    np.testing.assert_array_equal(found.tokens, expected.tokens)
-    np.testing.assert_array_equal(found.passes, expected.passes)
-    assert found.steps == expected.steps
-    return found
-
-
-@pytest.fixture(params=BUNDLES)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def both(library: Any, request: pytest.FixtureRequest, kind: str) -> Iterator[tuple[cpp_abi.Runner, Runner]]:
-    ours = cpp_abi.Runner(library, request.getfixturevalue(BUNDLES[kind]), threads=1)
-    yield ours, request.getfixturevalue(BUNDLES[kind].replace("bundle", "runner"))
-    ours.close()
 
 
 @pytest.mark.parametrize("window", [2, 3, 8, 64])
@@ -276,12 +237,6 @@ def fallen(schedule: Schedule) -> Schedule:
         for step in schedule.steps
     ]
     return replace(schedule, steps=tuple(steps))
-
-
-def test_rows_that_start_by_themselves_are_refused(both: tuple[cpp_abi.Runner, Runner], kind: str) -> None:
-    ours, _ = both
-    with pytest.raises(Failure, match="starts rows as each image's tokens allow, which the Python"):
-        ours.generate(**asked(kind), schedule="zipar:adaptive=2")
 
 
 @pytest.mark.parametrize(

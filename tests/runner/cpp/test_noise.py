@@ -29,7 +29,7 @@ def ours(library: Any, noise_bundle: Path) -> Iterator[cpp_abi.Runner]:
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("schedule", ["ntp", "zipar:3", "jacobi:7"])
+@pytest.mark.parametrize("schedule", ["ntp", "zipar:3", "jacobi:7", "zipar:adaptive=1,first-row=windowed"])
 def test_tokens_are_pythons(
     ours: cpp_abi.Runner, noise_runner: Runner, schedule: str, settings: dict[str, Any]
 ) -> None:

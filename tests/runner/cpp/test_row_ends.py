@@ -15,7 +15,8 @@ from arforge.runner import compile_schedule
 def test_schedules_of_rows_that_end_in_a_token_are_pythons(sanitized: Any, grid: tuple[int, int]) -> None:
     ahead = [f"jacobi:{grid[0] * grid[1]}", "ntp,jacobi=2,cfg-interval=1"] if grid != (1, 1) else []
     specifications = ["ntp", "ntp,cfg-interval=4", *ahead, *(f"zipar:{window}" for window in range(2, grid[1] + 2))]
-    for specification in [*specifications, "zipar:2,cfg-interval=0"]:
+    adaptive = f"zipar:adaptive={grid[1] + 1}"
+    for specification in [*specifications, adaptive, "zipar:adaptive=2", "zipar:2,cfg-interval=0"]:
         command = [sanitized.program("internals"), "schedule", specification, *grid, 3]
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]

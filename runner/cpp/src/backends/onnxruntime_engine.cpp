@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "text.h"
 
@@ -9,11 +10,14 @@ namespace arforge {
 namespace {
 
 // Throws where the masks of all kinds of steps would not fit into any sensible memory.
-void check_masks(std::int64_t rows, const std::vector<Shape>& shapes) {
+void check_masks(const Extent& extent, const std::vector<Shape>& shapes) {
   constexpr std::size_t MOST = std::size_t{1} << 33; // bytes
+  std::set<std::int64_t> widths;
   std::size_t bytes = 0;
   for (const Shape& shape : shapes) {
-    bytes += std::min(MOST, entries_of({rows, shape.width, shape.slots}));
+    if (widths.insert(shape.width).second) {
+      bytes += std::min(MOST, entries_of({extent.rows, shape.width, extent.slots}));
+    }
     if (bytes >= MOST) {
       throw std::bad_alloc();
     }
@@ -77,19 +81,16 @@ void Engine::find_device() {
 void Engine::prepare(const Extent& extent, const std::vector<Shape>& shapes, std::int64_t zero_slots) {
   try {
     if (!(extent_ == extent)) {
-      bound_.clear();
+      forget_shapes();
       extent_ = extent;
       allocate_caches();
     }
-    check_masks(extent.rows, shapes);
+    check_masks(extent, shapes);
     for (const Shape& shape : shapes) {
-      if (bound_.find(shape) == bound_.end()) {
-        bind(shape);
-      }
+      bind(shape);
     }
   } catch (...) { // what is half made must not be found again
-    bound_.clear();
-    extent_ = {};
+    forget_shapes();
     throw;
   }
   live_ = shapes.front().slots;
@@ -140,14 +141,36 @@ void Engine::spread(std::int64_t slots) {
   live_ = slots;
 }
 
-// Allocates the buffers of one kind of step and binds them and the caches, as the contract says.
+StepBuffers& Engine::buffers(const Shape& shape) {
+  try {
+    bind(shape);
+  } catch (...) {
+    forget_shapes();
+    throw;
+  }
+  return buffers_.find({shape.width, shape.queries})->second;
+}
+
+void Engine::forget_shapes() {
+  bound_.clear();
+  buffers_.clear();
+  extent_ = {};
+}
+
+// Allocates the buffers of one kind of step and binds them and the caches, as the contract says, unless that is done.
 void Engine::bind(const Shape& shape) {
+  if (bound_.find(shape) != bound_.end()) {
+    return;
+  }
+  const auto [own, missing] = buffers_.try_emplace({shape.width, shape.queries});
+  if (missing) {
+    own->second = make_buffers(contract_, step_sizes(extent_, {shape.width, shape.queries, extent_.slots}));
+  }
   const Sizes sizes = step_sizes(extent_, shape);
   Bound& bound = bound_[shape];
-  bound.buffers = make_buffers(contract_, sizes);
   for (Ort::IoBinding* binding : {&bound.first, &bound.later}) {
     *binding = Ort::IoBinding(session_);
-    bound.buffers.each([&](const char* name, auto& buffer) {
+    own->second.each([&](const char* name, auto& buffer) {
       const Tensor* input = find_tensor(contract_.inputs, name);
       const Tensor* tensor = input != nullptr ? input : find_tensor(contract_.outputs, name);
       if (tensor == nullptr) {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "arforge.hpp"
@@ -31,11 +32,12 @@ public:
   [[nodiscard]] std::int64_t growth() const { return device_ == nullptr ? 64 : 0; } // of the slots that are bound
 
   // Makes caches and buffers ready for steps of these shapes, the first `zero_slots` slots zero: nothing is allocated
-  // after it. The first step has the first shape.
+  // after it, but for binding the memory of a width to a number of slots that is not among them. The first step has the
+  // first shape.
   void prepare(const Extent& extent, const std::vector<Shape>& shapes, std::int64_t zero_slots);
 
-  // The memory of one kind of step that was prepared for.
-  StepBuffers& buffers(const Shape& shape) { return bound_.find(shape)->second.buffers; }
+  // The memory of one kind of step, whose width and queries were prepared for.
+  StepBuffers& buffers(const Shape& shape);
 
   // Forgets what the caches hold: NaN in a slot that no mask lets through would still reach the next request.
   void clear();
@@ -54,10 +56,11 @@ private:
     Ort::Value value{nullptr}, cleared{nullptr}; // (rows, kv_heads, slots, head_size), where on a device
   };
 
+  using Inputs = std::pair<std::int64_t, std::int64_t>; // width and queries
+
   // One kind of step. Two bindings of its memory: the first step of a generation may need its caches cleared, the
   // others find them as the last step left them.
   struct Bound {
-    StepBuffers buffers;
     Ort::IoBinding first{nullptr}, later{nullptr};
   };
 
@@ -67,6 +70,7 @@ private:
   void find_device();
   void allocate_caches();
   void bind(const Shape& shape);
+  void forget_shapes();
   void bind_caches(Ort::IoBinding& binding, bool first, std::int64_t slots);
   void spread(std::int64_t slots);
   std::uint8_t* place(Cache& cache, std::int64_t row, std::int64_t head, std::int64_t slot);
@@ -83,7 +87,8 @@ private:
   Extent extent_{};
   std::int64_t live_ = 0; // slots that the caches in host memory are laid out for
   std::vector<Cache> caches_;
-  std::vector<std::uint8_t> zeros_; // of one cache, where caches are not in host memory
+  std::vector<std::uint8_t> zeros_;       // of one cache, where caches are not in host memory
+  std::map<Inputs, StepBuffers> buffers_; // with masks for all slots, of which a call has those that it is given
   std::map<Shape, Bound> bound_;
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
 
 #include "bundle/json.h"
 #include "text.h"
@@ -22,6 +23,7 @@ struct Header {
   std::int64_t conditions, zero_slots, queries;
   std::int64_t steps, inputs, targets, retired, kept; // entries in each kind of column
   std::int64_t jacobi;
+  std::optional<RowRules> rules;
 };
 
 // One column of a file, 4 bytes an entry.
@@ -54,6 +56,39 @@ struct Columns {
   throw Error(Code::schedule, name + problem);
 }
 
+// One of two words of a schedule's rules; whether it is the second.
+bool second_word(const Json& rules, const char* rule, const char* usual, const char* other, const std::string& name) {
+  const Json& given = rules[rule];
+  if (given != usual && given != other) {
+    const std::string found = given.is_string() ? text("'", given.get<std::string>(), "'") : given.dump();
+    refuse(name, text(": rows have ", rule, " ", found, ": use one of ", usual, ", ", other));
+  }
+  return given == other;
+}
+
+RowRules rules_of(const Json& given, const std::string& name) {
+  constexpr std::array<const char*, 6> RULES = {"cfg_interval", "first_row", "holes", "row_end", "seed", "window"};
+  const auto has = [&](const char* rule) { return given.contains(rule); };
+  if (!given.is_object() || given.size() != RULES.size() || !std::all_of(RULES.begin(), RULES.end(), has)) {
+    refuse(name, text(": rows must have ", listed(RULES)));
+  }
+  const auto number = [&](const char* rule, std::int64_t least) {
+    const Json& value = given[rule];
+    if (!value.is_number_integer() || value < least || value > MAX_ROWS) {
+      refuse(name, ": rows have a number that is out of range");
+    }
+    return value.get<std::int64_t>();
+  };
+  RowRules rules{number("window", -1), false, false, false, number("cfg_interval", -1), {}};
+  if (!given["row_end"].is_null()) {
+    rules.row_end = number("row_end", 0);
+  }
+  rules.windowed = second_word(given, "first_row", "published", "windowed", name);
+  rules.nearest = second_word(given, "seed", "published", "nearest", name);
+  rules.masked = second_word(given, "holes", "published", "masked", name);
+  return rules;
+}
+
 Header header_of(const std::string& content, const std::string& name) {
   const Json header = parse_json(content, name + ": header", Code::schedule);
   if (!header.is_object() || !header.value("specification", Json()).is_string()) {
@@ -82,18 +117,19 @@ Header header_of(const std::string& content, const std::string& name) {
                field("targets"),
                field("retired"),
                field("kept"),
-               0};
+               0,
+               {}};
   if (const auto given = header.find("jacobi"); given != header.end()) {
     if (!fits(*given)) {
       refuse(name, text(": jacobi must be a whole number of inputs, not ", given->dump()));
     }
     found.jacobi = given->get<std::int64_t>();
   }
-  if (header.contains("rows")) {
-    refuse(name, ": its rows start as each image's tokens allow, which the Python runner alone does so far");
-  }
   if (found.queries > 1) {
     refuse(name, text(": queries must be 0 or 1, not ", found.queries));
+  }
+  if (const auto given = header.find("rows"); given != header.end()) {
+    found.rules = rules_of(*given, name);
   }
   return found;
 }
@@ -144,7 +180,8 @@ Schedule assembled(Header header, const Columns& c, const std::string& name) {
                     header.zero_slots,
                     header.queries == 1,
                     {},
-                    header.jacobi};
+                    header.jacobi,
+                    header.rules};
   schedule.steps.reserve(static_cast<std::size_t>(header.steps));
   std::int64_t input = 0;
   std::int64_t target = 0;

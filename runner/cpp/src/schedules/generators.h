@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "schedules/rows.h"
 #include "schedules/schedule.h"
 
 namespace arforge {
@@ -18,29 +20,28 @@ double weight_after(std::int64_t decoded, std::int64_t cfg_interval);
 void run_ahead(Schedule& schedule, std::int64_t jacobi);
 
 // One cell a step, in raster order. Cells after `cfg_interval` + 1 (if not -1) use conditional logits alone. `jacobi`:
-// inputs that a call runs ahead on drafts, with the same tokens; so below.
+// inputs that a call runs ahead on drafts, with the same tokens.
 void next_token(Schedule& schedule, std::int64_t cfg_interval, std::int64_t jacobi);
 
-struct ZiparOptions {
-  std::int64_t window; // a row starts once the one above has that many tokens
-  bool windowed;       // so does row 1; otherwise it waits for the whole of row 0, as published
-  bool nearest;        // a row starts from the nearest decided cell; otherwise as published
-  bool masked;         // cells that are not written yet are hidden; otherwise they are zero slots, as published
-  std::int64_t cfg_interval, jacobi;
-};
+// ZipAR (arXiv 2412.04062), every row of which starts as soon as it may; sets `zero_slots`. So below.
+void zipar(Schedule& schedule, const RowRules& rules);
+std::unique_ptr<Rows> zipar_rows(std::int64_t height, std::int64_t width, const RowRules& rules, std::int64_t slot);
 
-// ZipAR (arXiv 2412.04062); sets `zero_slots`.
-void zipar(Schedule& schedule, const ZiparOptions& options);
-
-// Both for models whose rows end in a token, the special one of index `row_end`, as Lumina-mGPT and Emu3: it is known
+// For models whose rows end in a token, the special one of index `row_end`, as Lumina-mGPT and Emu3: it is known
 // beforehand, so it is fed without having been sampled, and starts the row below. Positions are those of the finished
 // sequence, row ends counted, and an input sees what stands before it there and is written already.
 //
-// ZipAR as Lumina-mGPT's published loop has it: a row starts once the row above has `window` - 1 cells. The end of the
-// row above is counted in the window, as the first of the new row's inputs. A window of width + 1 is next-token order.
-void next_token_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t cfg_interval, std::int64_t jacobi);
-void zipar_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t window, std::int64_t cfg_interval,
-                    std::int64_t jacobi);
+// ZipAR as Lumina-mGPT's published loop has it: a row starts once the row above has `window` cells. What the user gives
+// is one more: the end of the row above is counted, as the first of the new row's inputs. A window of the whole row is
+// next-token order.
+void zipar_row_ends(Schedule& schedule, const RowRules& rules);
+std::unique_ptr<Rows> ended_rows(std::int64_t height, std::int64_t width, const RowRules& rules, std::int64_t slot);
+
+// Throws as those do: makes the table of either kind.
+void row_table(Schedule& schedule, const RowRules& rules);
+
+// Makes a table of an image's steps in which no row is withdrawn; the rules fit the grid.
+void run_rows(Schedule& schedule, const RowRules& rules);
 
 // PAR (arXiv 2412.15119): one cell of every region a step.
 void par(Schedule& schedule, std::int64_t regions);

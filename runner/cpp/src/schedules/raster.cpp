@@ -1,10 +1,12 @@
 // Schedules for raster-order decoders such as LlamaGen: next-token and ZipAR.
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <utility>
 
 #include "arforge.hpp"
 #include "schedules/generators.h"
+#include "schedules/rows.h"
 #include "text.h"
 
 namespace arforge {
@@ -16,134 +18,121 @@ Input input_at(std::int64_t cell, std::int64_t token_of) {
   return {Source::cell, static_cast<std::int32_t>(token_of), place, place, 0};
 }
 
-struct StandIn {
-  std::int64_t row; // whose last token is stood in for
-  std::int32_t slot;
-};
+// The decoding of one image by ZipAR: which stand-ins are in use, and what the cache holds.
+class ZiparRows : public Rows {
+public:
+  ZiparRows(std::int64_t height, std::int64_t width, const RowRules& rules, std::int64_t slot)
+      : Rows(height, width, rules, slot), stand_ins_(static_cast<std::size_t>(height), NONE),
+        written_(static_cast<std::size_t>(height * width)), in_cache_(static_cast<std::size_t>(height)) {}
 
-// The decoding of one image: how far each row is, and what the cache holds.
-struct Zipar {
-  std::int64_t height, width;
-  ZiparOptions options;
-  std::vector<std::int64_t> decoded;      // (height) cells of each row
-  std::vector<std::vector<bool>> written; // (height, width) whether the cache holds the cell
-  std::vector<std::int64_t> in_cache;     // (height) how many of the row it holds
-  std::vector<StandIn> stand_ins;
-  std::int32_t slot = 0;
+  void withdraw() override;
 
-  [[nodiscard]] Step step(std::vector<Input> inputs, const std::vector<std::int64_t>& rows,
-                          std::vector<std::int32_t> retire);
-  [[nodiscard]] Step next();
+private:
+  static constexpr std::int32_t NONE = -1;
+
+  void feed(Step& step) override;
+  [[nodiscard]] double guidance() const override;
+  [[nodiscard]] bool early(std::int64_t row) const override { return row > 0 && held(row - 1) != NONE; }
   [[nodiscard]] bool may_run(std::int64_t row) const;
   [[nodiscard]] Input row_input(std::int64_t row, std::int32_t at);
   [[nodiscard]] std::int64_t stand_in(std::int64_t row) const;
   [[nodiscard]] std::int32_t holes(const Input& given) const;
-  [[nodiscard]] double guidance() const;
+  [[nodiscard]] std::int32_t held(std::int64_t row) const { return stand_ins_[static_cast<std::size_t>(row)]; }
+  void write(std::int64_t cell, bool there);
+
+  std::vector<std::int32_t> stand_ins_; // (height) the slot of what stands in for the row's last token
+  std::vector<bool> written_;           // (height * width) whether the cache holds the cell
+  std::vector<std::int64_t> in_cache_;  // (height) how many of the row it holds
 };
 
-Step Zipar::next() {
-  std::vector<Input> inputs;
-  std::vector<std::int32_t> retire;
-  std::vector<StandIn> waiting;
-  for (const StandIn& held : stand_ins) {
-    if (decoded[static_cast<std::size_t>(held.row)] < width) {
-      waiting.push_back(held);
-      continue;
-    }
-    retire.push_back(held.slot);
-    const std::int64_t last = held.row * width + width - 1;
-    inputs.push_back(input_at(last, last));
-  }
-  stand_ins = std::move(waiting);
-  std::vector<std::int64_t> rows;
-  for (std::int64_t row = 0; row < height; row++) {
-    if (decoded[static_cast<std::size_t>(row)] < width && may_run(row)) {
-      rows.push_back(row);
+void ZiparRows::feed(Step& step) {
+  for (std::int64_t row = 0; row < height_; row++) { // a finished row's last token has no output
+    if (held(row) != NONE && decoded(row) == width_) {
+      step.retire.push_back(std::exchange(stand_ins_[static_cast<std::size_t>(row)], NONE));
+      const std::int64_t last = row * width_ + width_ - 1;
+      step.inputs.push_back(input_at(last, last));
     }
   }
-  for (const std::int64_t row : rows) {
-    inputs.push_back(row_input(row, slot + static_cast<std::int32_t>(inputs.size())));
+  for (std::int64_t row = 0; row < height_; row++) {
+    if (decoded(row) < width_ && may_run(row)) {
+      decide(step, row);
+      step.inputs.push_back(row_input(row, static_cast<std::int32_t>(slot() + step.inputs.size())));
+    }
   }
-  return step(std::move(inputs), rows, std::move(retire));
-}
-
-Step Zipar::step(std::vector<Input> inputs, const std::vector<std::int64_t>& rows, std::vector<std::int32_t> retire) {
-  const double weight = guidance();
-  for (const Input& given : inputs) {
+  for (const Input& given : step.inputs) {
     if (given.source == Source::cell) {
-      const auto row = static_cast<std::size_t>((given.rank - 1) / width);
-      const auto column = static_cast<std::size_t>((given.rank - 1) % width);
-      in_cache[row] += written[row][column] ? 0 : 1;
-      written[row][column] = true;
+      write(given.rank - 1, true);
     }
   }
-  if (!options.masked) {
-    for (Input& given : inputs) {
-      given.holes = holes(given);
-    }
+  for (Input& given : step.inputs) {
+    given.holes = rules_.masked ? 0 : holes(given);
   }
-  std::vector<Target> targets;
-  auto output = static_cast<std::int32_t>(inputs.size() - rows.size()); // a finished row's last token has no output
-  for (const std::int64_t row : rows) {
-    std::int64_t& done = decoded[static_cast<std::size_t>(row)];
-    targets.push_back({output++, static_cast<std::int32_t>(row * width + done++)});
-  }
-  const auto commit = static_cast<std::int32_t>(inputs.size());
-  slot += commit;
-  return {std::move(inputs), std::move(targets), commit, std::move(retire), weight};
 }
 
-bool Zipar::may_run(std::int64_t row) const {
-  const std::int64_t wait = row == 1 && !options.windowed ? width : options.window;
-  return row == 0 || decoded[static_cast<std::size_t>(row - 1)] >= wait;
+void ZiparRows::write(std::int64_t cell, bool there) {
+  const auto place = static_cast<std::size_t>(cell);
+  in_cache_[static_cast<std::size_t>(cell / width_)] += written_[place] == there ? 0 : there ? 1 : -1;
+  written_[place] = there;
 }
 
-Input Zipar::row_input(std::int64_t row, std::int32_t at) {
-  const std::int64_t before = row * width + decoded[static_cast<std::size_t>(row)] - 1;
-  if (decoded[static_cast<std::size_t>(row)] > 0 || decoded[static_cast<std::size_t>(row - 1)] == width) {
+void ZiparRows::withdraw() {
+  stand_ins_[static_cast<std::size_t>(trial() - 1)] = NONE;
+  write(trial() * width_ - 1, false);
+  Rows::withdraw();
+}
+
+bool ZiparRows::may_run(std::int64_t row) const {
+  const std::int64_t wait = row == 1 && !rules_.windowed ? width_ : rules_.window;
+  return row == 0 || decoded(row - 1) >= wait;
+}
+
+Input ZiparRows::row_input(std::int64_t row, std::int32_t at) {
+  const std::int64_t before = row * width_ + decoded(row) - 1;
+  if (before < 0) {
+    return CLASS_TOKEN;
+  }
+  if (decoded(row) > 0 || decoded(row - 1) == width_) {
     return input_at(before, before);
   }
-  stand_ins.push_back({row - 1, at});
+  stand_ins_[static_cast<std::size_t>(row - 1)] = at;
   return input_at(before, stand_in(row - 1));
 }
 
 // The cell whose token stands in for the last of `row`.
-std::int64_t Zipar::stand_in(std::int64_t row) const {
-  if (!options.nearest) {
+std::int64_t ZiparRows::stand_in(std::int64_t row) const {
+  if (!rules_.nearest) {
     const std::int64_t source = std::max<std::int64_t>(row - 1, 0);
-    return source * width + decoded[static_cast<std::size_t>(source)] - 1;
+    return source * width_ + decoded(source) - 1;
   }
   std::int64_t best = -1;
   std::int64_t found = 0;
   for (std::int64_t r = row; r >= 0; r--) { // of equally near cells the lowest
-    const std::int64_t column = decoded[static_cast<std::size_t>(r)] - 1;
-    const std::int64_t distance = (row - r) * (row - r) + (width - 1 - column) * (width - 1 - column);
+    const std::int64_t column = decoded(r) - 1;
+    const std::int64_t distance = (row - r) * (row - r) + (width_ - 1 - column) * (width_ - 1 - column);
     if (column >= 0 && (best < 0 || distance < best)) {
       best = distance;
-      found = r * width + column;
+      found = r * width_ + column;
     }
   }
   return found;
 }
 
 // Raster positions up to the input's own that nothing has been written to.
-std::int32_t Zipar::holes(const Input& given) const {
+std::int32_t ZiparRows::holes(const Input& given) const {
   if (given.source == Source::condition) {
     return 0;
   }
-  const auto row = static_cast<std::size_t>((given.rank - 1) / width);
-  const auto column = static_cast<std::ptrdiff_t>((given.rank - 1) % width);
-  const auto above =
-      std::accumulate(in_cache.begin(), in_cache.begin() + static_cast<std::ptrdiff_t>(row), std::int64_t{0});
-  const auto beside = std::count(written[row].begin(), written[row].begin() + column + 1, true);
+  const std::int64_t cell = given.rank - 1;
+  const auto row = static_cast<std::ptrdiff_t>(cell / width_);
+  const auto above = std::accumulate(in_cache_.begin(), in_cache_.begin() + row, std::int64_t{0});
+  const auto beside = std::count(written_.begin() + row * width_, written_.begin() + cell + 1, true);
   return static_cast<std::int32_t>(given.rank - above - beside);
 }
 
 // The authors count the cells of row 0, then start again for the cells of the other rows.
-double Zipar::guidance() const {
-  const auto later = std::accumulate(decoded.begin() + 1, decoded.end(), std::int64_t{0});
-  const bool restarted = !options.windowed && decoded.front() == width;
-  return weight_after(restarted ? later : later + decoded.front() - 1, options.cfg_interval);
+double ZiparRows::guidance() const {
+  const bool restarted = !rules_.windowed && decoded(0) == width_;
+  return weight_after(restarted ? decoded_after(1) : decoded_after(0) - 1, rules_.cfg_interval);
 }
 
 } // namespace
@@ -178,36 +167,17 @@ void next_token(Schedule& schedule, std::int64_t cfg_interval, std::int64_t jaco
   }
 }
 
-void zipar(Schedule& schedule, const ZiparOptions& options) {
-  run_ahead(schedule, options.jacobi);
-  if (options.window < 1 || options.window > schedule.columns) {
-    throw Error(Code::schedule, text("window ", options.window, " does not fit a grid of ", schedule.rows, "x",
+std::unique_ptr<Rows> zipar_rows(std::int64_t height, std::int64_t width, const RowRules& rules, std::int64_t slot) {
+  return std::make_unique<ZiparRows>(height, width, rules, slot);
+}
+
+void zipar(Schedule& schedule, const RowRules& rules) {
+  if (rules.window < 1 || rules.window > schedule.columns) {
+    throw Error(Code::schedule, text("window ", rules.window, " does not fit a grid of ", schedule.rows, "x",
                                      schedule.columns, ": use zipar:1 to zipar:", schedule.columns));
   }
-  check_interval(options.cfg_interval);
-  const auto height = static_cast<std::size_t>(schedule.rows);
-  const auto width = static_cast<std::size_t>(schedule.columns);
-  Zipar state{schedule.rows,
-              schedule.columns,
-              options,
-              std::vector<std::int64_t>(height),
-              std::vector<std::vector<bool>>(height, std::vector<bool>(width)),
-              std::vector<std::int64_t>(height),
-              {}};
-  schedule.steps.push_back(state.step({CLASS_TOKEN}, {0}, {}));
-  while (state.decoded.back() < schedule.columns) {
-    schedule.steps.push_back(state.next());
-  }
-  for (const Step& step : schedule.steps) {
-    for (const Input& given : step.inputs) {
-      schedule.zero_slots = std::max<std::int64_t>(schedule.zero_slots, given.holes);
-    }
-  }
-  for (Step& step : schedule.steps) {
-    for (std::int32_t& retired : step.retire) {
-      retired += static_cast<std::int32_t>(schedule.zero_slots);
-    }
-  }
+  check_interval(rules.cfg_interval);
+  run_rows(schedule, rules);
 }
 
 } // namespace arforge

@@ -1,70 +1,73 @@
 // Raster schedules of models whose grid rows end in a token: next-token and ZipAR.
-#include <algorithm>
-#include <utility>
+#include <memory>
+#include <vector>
 
 #include "arforge.hpp"
 #include "schedules/generators.h"
+#include "schedules/rows.h"
 #include "text.h"
 
 namespace arforge {
 namespace {
 
+// The decoding of one image whose rows end in a token.
+class EndedRows : public Rows {
+public:
+  EndedRows(std::int64_t height, std::int64_t width, const RowRules& rules, std::int64_t slot)
+      : Rows(height, width, rules, slot), ended_(static_cast<std::size_t>(height)) {}
+
+private:
+  void feed(Step& step) override;
+  [[nodiscard]] double guidance() const override { return weight_after(decoded_after(0) - 1, rules_.cfg_interval); }
+  [[nodiscard]] bool early(std::int64_t row) const override { return row > 0 && decoded(row - 1) < width_; }
+  [[nodiscard]] Input input(std::int64_t row) const;
+
+  std::vector<bool> ended_; // (height) rows whose last cell is in the cache
+};
+
+void EndedRows::feed(Step& step) {
+  for (std::int64_t row = 0; row < height_; row++) {
+    if (row > 0 && decoded(row) == 0 && decoded(row - 1) < rules_.window) {
+      break;
+    }
+    if (decoded(row) < width_) {
+      decide(step, row);
+    } else if (row == height_ - 1 || ended_[static_cast<std::size_t>(row)]) {
+      continue; // nothing comes after the last cell
+    } else {
+      ended_[static_cast<std::size_t>(row)] = true;
+    }
+    step.inputs.push_back(input(row));
+  }
+}
+
 // What stands before a cell: the cell beside it, the end of the row above, or the condition.
-Input input_before(const Schedule& schedule, std::int64_t row_end, std::int64_t row, std::int64_t column) {
+Input EndedRows::input(std::int64_t row) const {
+  const std::int64_t column = decoded(row);
   if (row == 0 && column == 0) {
     return CLASS_TOKEN;
   }
-  const auto place = static_cast<std::int32_t>(row * (schedule.columns + 1) + column);
+  const auto place = static_cast<std::int32_t>(row * (width_ + 1) + column);
   if (column == 0) {
-    return {Source::special, static_cast<std::int32_t>(row_end), place, place, 0};
+    return {Source::special, static_cast<std::int32_t>(*rules_.row_end), place, place, 0};
   }
-  return {Source::cell, static_cast<std::int32_t>(row * schedule.columns + column - 1), place, place, 0};
-}
-
-// Every started row gains one cell a step; the row below starts when it has `delay` cells.
-void decode_rows(Schedule& schedule, std::int64_t row_end, std::int64_t delay, std::int64_t cfg_interval) {
-  const std::int64_t width = schedule.columns;
-  const std::int64_t steps = (schedule.rows - 1) * delay + width;
-  for (std::int64_t index = 0; index < steps; index++) {
-    Step step{{}, {}, 0, {}, 0};
-    std::int64_t decided = 0;
-    for (std::int64_t row = 0; row < schedule.rows; row++) {
-      const std::int64_t column = index - row * delay; // the cell that this row decides now
-      decided += std::clamp<std::int64_t>(column, 0, width);
-      const bool last = row == schedule.rows - 1; // nothing comes after its last cell
-      if (column < 0 || column > width || (column == width && last)) {
-        continue;
-      }
-      if (column < width) {
-        step.targets.push_back(
-            {static_cast<std::int32_t>(step.inputs.size()), static_cast<std::int32_t>(row * width + column)});
-      }
-      step.inputs.push_back(input_before(schedule, row_end, row, column));
-    }
-    step.commit = static_cast<std::int32_t>(step.inputs.size());
-    step.guidance = weight_after(decided - 1, cfg_interval);
-    schedule.steps.push_back(std::move(step));
-  }
+  return {Source::cell, static_cast<std::int32_t>(row * width_ + column - 1), place, place, 0};
 }
 
 } // namespace
 
-void next_token_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t cfg_interval, std::int64_t jacobi) {
-  run_ahead(schedule, jacobi);
-  check_interval(cfg_interval);
-  decode_rows(schedule, row_end, schedule.columns, cfg_interval);
+std::unique_ptr<Rows> ended_rows(std::int64_t height, std::int64_t width, const RowRules& rules, std::int64_t slot) {
+  return std::make_unique<EndedRows>(height, width, rules, slot);
 }
 
-void zipar_row_ends(Schedule& schedule, std::int64_t row_end, std::int64_t window, std::int64_t cfg_interval,
-                    std::int64_t jacobi) {
-  run_ahead(schedule, jacobi);
-  if (window < 2 || window > schedule.columns + 1) {
+void zipar_row_ends(Schedule& schedule, const RowRules& rules) {
+  if (rules.window < 1 || rules.window > schedule.columns) {
     throw Error(Code::schedule,
-                text("window ", window, " does not fit a grid of ", schedule.rows, "x", schedule.columns,
+                text("window ", rules.window + 1, " does not fit a grid of ", schedule.rows, "x", schedule.columns,
                      " whose rows end in a token: use zipar:2 to zipar:", schedule.columns + 1));
   }
-  check_interval(cfg_interval);
-  decode_rows(schedule, row_end, window - 1, cfg_interval);
+  check_interval(rules.cfg_interval);
+  run_rows(schedule, rules);
 }
 
 } // namespace arforge

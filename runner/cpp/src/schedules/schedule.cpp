@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "arforge.hpp"
+#include "schedules/generators.h"
 #include "text.h"
 
 namespace arforge {
@@ -105,6 +106,14 @@ bool is_line(const Schedule& schedule) {
          std::all_of(schedule.steps.begin(), schedule.steps.end(), stays);
 }
 
+// Whether the table is the one in which every row starts as soon as the schedule's rules let it.
+bool is_bound(const Schedule& schedule) {
+  Schedule table{schedule.specification, schedule.rows, schedule.columns, {}, 1, 0, false, {}};
+  row_table(table, *schedule.rules);
+  return schedule.steps == table.steps && schedule.conditions == table.conditions &&
+         schedule.zero_slots == table.zero_slots && !schedule.queries && schedule.kept.empty() && schedule.jacobi == 0;
+}
+
 } // namespace
 
 std::int64_t slots_of(const Schedule& schedule) {
@@ -170,6 +179,9 @@ Schedule checked(Schedule schedule) {
   }
   if (schedule.jacobi != 0 && !is_line(schedule)) {
     refuse(": its inputs are no line to run ahead of on drafts");
+  }
+  if (schedule.rules && !is_bound(schedule)) {
+    refuse(": its steps are not those that its rows are bounded by");
   }
   if (const auto missing = std::count(checker.decided.begin(), checker.decided.end(), false); missing > 0) {
     refuse(text(": ", missing, " cells are never decided"));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <limits>
 
 #include "arforge.hpp"
 #include "schedules/generators.h"
@@ -23,27 +24,23 @@ struct Kind {
   bool keeps;         // whether it can start from cells that are known
   bool row_ends;      // whether it decodes grids whose rows end in a token
   std::vector<Option> options;
+  std::string mark = ":"; // between its name and its number
 };
 
 constexpr const char* CFG_INTERVAL = "cfg-interval";
 constexpr const char* JACOBI = "jacobi";
-constexpr const char* ADAPTIVE = "zipar:adaptive";
+constexpr const char* ADAPTIVE = "zipar:adaptive"; // ZipAR whose rows start as each image's tokens allow
 
 const std::vector<Kind>& kinds() {
   static const Option interval = {CFG_INTERVAL, {}, "-1"};
   static const Option jacobi = {JACOBI, {}, "0"};
+  static const Option first_row = {"first-row", {"published", "windowed"}, "published"};
+  static const Option seed = {"seed", {"published", "nearest"}, "published"};
+  static const Option holes = {"holes", {"published", "masked"}, "published"};
   static const std::vector<Kind> known = {
       {"ntp", "", "raster", false, true, {interval, jacobi}},
-      {"zipar",
-       "WINDOW",
-       "raster",
-       false,
-       true,
-       {{"first-row", {"published", "windowed"}, "published"},
-        {"seed", {"published", "nearest"}, "published"},
-        {"holes", {"published", "masked"}, "published"},
-        interval,
-        jacobi}},
+      {"zipar", "WINDOW", "raster", false, true, {first_row, seed, holes, interval, jacobi}},
+      {ADAPTIVE, "WINDOW", "raster", false, true, {first_row, seed, holes, interval}, "="},
       {"par", "REGIONS", "regions", false, false, {}},
       {"arpg",
        "STEPS",
@@ -108,6 +105,20 @@ std::vector<std::string> split(const std::string& given, char separator) {
   return parts;
 }
 
+// The first part of a specification; mark and number are empty where there are none.
+struct Head {
+  std::string name, mark, number;
+};
+
+Head head_of(const std::string& part) {
+  const std::size_t equals = part.rfind('=');
+  const std::size_t mark = equals == std::string::npos ? part.find(':') : equals;
+  if (mark == std::string::npos || find_named(kinds(), part) != kinds().end()) {
+    return {part, "", ""};
+  }
+  return {part.substr(0, mark), part.substr(mark, 1), part.substr(mark + 1)};
+}
+
 // `given`: the specification that has the option.
 void enter_option(Specification& specification, std::map<std::string, std::string>& met, const std::string& option,
                   const std::string& given) {
@@ -143,6 +154,15 @@ std::int64_t number_of(const Specification& specification, const char* key, cons
   return integer(option_of(specification, key, usual), text("option ", key));
 }
 
+// The table of these rules, which images leave as the kind says.
+void zipar_table(Schedule& schedule, const Specification& specification, const RowRules& rules) {
+  run_ahead(schedule, number_of(specification, JACOBI, "0"));
+  row_table(schedule, rules);
+  if (specification.kind == ADAPTIVE) {
+    schedule.rules = rules;
+  }
+}
+
 // For models whose rows end in a token; throws for a kind, or an option, that has no meaning there.
 void build_row_ends(Schedule& schedule, const Specification& specification, std::int64_t row_end) {
   if (!kind_of(specification.kind, schedule.specification).row_ends) {
@@ -156,12 +176,11 @@ void build_row_ends(Schedule& schedule, const Specification& specification, std:
                                        " to decide: leave it out"));
     }
   }
-  const std::int64_t interval = number_of(specification, CFG_INTERVAL, "-1");
-  if (specification.number) {
-    zipar_row_ends(schedule, row_end, *specification.number, interval, number_of(specification, JACOBI, "0"));
-  } else {
-    next_token_row_ends(schedule, row_end, interval, number_of(specification, JACOBI, "0"));
-  }
+  constexpr std::int64_t LEAST = std::numeric_limits<std::int64_t>::min() + 1; // of which one can be taken off
+  const std::int64_t window =
+      std::max(specification.number.value_or(schedule.columns + 1), LEAST) - 1; // without the end
+  zipar_table(schedule, specification,
+              {window, false, false, false, number_of(specification, CFG_INTERVAL, "-1"), row_end});
 }
 
 void build(Schedule& schedule, const Specification& specification) {
@@ -169,10 +188,14 @@ void build(Schedule& schedule, const Specification& specification) {
   const std::int64_t number = specification.number.value_or(0);
   if (specification.kind == "ntp") {
     next_token(schedule, number_of(specification, CFG_INTERVAL, "-1"), number_of(specification, JACOBI, "0"));
-  } else if (specification.kind == "zipar") {
-    zipar(schedule, {number, option("first-row", "") == "windowed", option("seed", "") == "nearest",
-                     option("holes", "") == "masked", number_of(specification, CFG_INTERVAL, "-1"),
-                     number_of(specification, JACOBI, "0")});
+  } else if (specification.kind == "zipar" || specification.kind == ADAPTIVE) {
+    zipar_table(schedule, specification,
+                {number,
+                 option("first-row", "") == "windowed",
+                 option("seed", "") == "nearest",
+                 option("holes", "") == "masked",
+                 number_of(specification, CFG_INTERVAL, "-1"),
+                 {}});
   } else if (specification.kind == "par") {
     par(schedule, number);
   } else {
@@ -192,18 +215,12 @@ Specification parse_specification(const std::string& given) {
   if (const std::string alias = text(JACOBI, ":"); whole.rfind(alias, 0) == 0) {
     return parse_specification(text("ntp,", JACOBI, "=", whole.substr(alias.size())));
   }
-  if (whole.rfind(ADAPTIVE, 0) == 0) {
-    throw Error(Code::schedule, text("schedule '", given,
-                                     "' starts rows as each image's tokens allow, which the Python "
-                                     "runner alone does so far: use zipar:WINDOW"));
-  }
   const std::vector<std::string> parts = split(whole, ',');
-  const std::string& head = parts.front();
-  const std::size_t colon = head.find(':');
-  Specification specification{head.substr(0, colon), {}, {}};
+  const Head head = head_of(parts.front());
+  Specification specification{head.name, {}, {}};
   const Kind& kind = kind_of(specification.kind, given);
-  if (kind.number.empty() != (colon == std::string::npos)) {
-    const std::string form = kind.number.empty() ? kind.name : kind.name + ":" + kind.number;
+  if (head.mark != (kind.number.empty() ? "" : kind.mark)) {
+    const std::string form = kind.number.empty() ? kind.name : kind.name + kind.mark + kind.number;
     throw Error(Code::schedule,
                 text("schedule '", given, "' is malformed: write it as ", form, ", options after commas"));
   }
@@ -211,8 +228,8 @@ Specification parse_specification(const std::string& given) {
   for (std::size_t index = 1; index < parts.size(); index++) {
     enter_option(specification, met, parts[index], given);
   }
-  if (colon != std::string::npos) {
-    specification.number = integer(head.substr(colon + 1), "schedule " + kind.name);
+  if (!head.mark.empty()) {
+    specification.number = integer(head.number, "schedule " + kind.name);
   }
   return specification;
 }
@@ -220,7 +237,7 @@ Specification parse_specification(const std::string& given) {
 std::string canonical_text(const Specification& specification) {
   std::string result = specification.kind;
   if (specification.number) {
-    result += text(":", *specification.number);
+    result += text(kind_of(specification.kind, specification.kind).mark, *specification.number);
   }
   for (const auto& [name, value] : specification.options) {
     result += text(",", name, "=", value);
