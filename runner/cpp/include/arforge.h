@@ -186,9 +186,9 @@ ARFORGE_API arforge_status arforge_batcher_open(arforge_runner* runner, size_t b
 /* Answers all requests that were taken, and frees it; not from the functions of a request. */
 ARFORGE_API void arforge_batcher_close(arforge_batcher* batcher);
 
-/* From any thread. The request's numbers are copied; its functions are called on the batcher's thread until there is an
- * answer. `timeout`: seconds from now after which the answer is an error; 0: none. ARFORGE_ERROR_QUEUE_FULL at once if
- * the images do not fit beside those that wait. */
+/* From any thread. The request's numbers are copied; its functions are called on the batcher's thread, none after
+ * arforge_answer_wait or arforge_answer_result say that there is an answer. `timeout`: seconds from now after which the
+ * answer is an error; 0: none. ARFORGE_ERROR_QUEUE_FULL at once if the images do not fit beside those that wait. */
 ARFORGE_API arforge_status arforge_submit(arforge_batcher* batcher, const arforge_request* request, double timeout,
                                           arforge_answer** answer);
 /* Whether there is an answer, after at most so many seconds; 0 asks without waiting. */

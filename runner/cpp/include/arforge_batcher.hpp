@@ -26,6 +26,7 @@ public:
 
   // Waits for it; the result lasts as long as a copy of this does. Throws what `Runner::generate` throws, Error
   // (deadline_exceeded) when the request's time is up, Error (cancelled), or what the request's own functions threw.
+  // From then on these are not called.
   [[nodiscard]] const Result& get() const;
 
   // Whether it is there, a result or an error, after at most so many seconds; 0 asks without waiting.

@@ -52,13 +52,13 @@ std::vector<Share> shares_of(const Images& images) {
 // Calls a request's own function; what it throws is the request's own failure.
 template <class Call>
 void call(Job& job, Call own) {
-  if (job.gone()) {
-    return;
-  }
-  try {
-    own();
-  } catch (...) {
-    job.fail(std::current_exception());
+  if (job.enter()) {
+    try {
+      own();
+    } catch (...) {
+      job.fail(std::current_exception());
+    }
+    job.leave();
   }
 }
 

@@ -67,11 +67,28 @@ bool Answer::Job::fail(Code code, const std::string& message) {
 bool Answer::Job::wait(std::optional<double> seconds) {
   std::unique_lock<std::mutex> held(lock_);
   const Clock::time_point most = Clock::now() + clock_time(seconds.value_or(MAX_TIMEOUT));
-  const Clock::time_point until = timeout_ ? std::min(most, submitted + clock_time(*timeout_)) : most;
-  while (!look() && Clock::now() < most) {
-    answered_.wait_until(held, until);
+  const Clock::time_point late = timeout_ ? std::min(most, submitted + clock_time(*timeout_)) : most;
+  while (!settled() && Clock::now() < most) {
+    answered_.wait_until(held, done_ ? most : late);
   }
-  return done_;
+  return settled();
+}
+
+bool Answer::Job::settled() {
+  return look() && (inside_ == std::thread::id() || inside_ == std::this_thread::get_id());
+}
+
+bool Answer::Job::enter() {
+  const std::lock_guard<std::mutex> held(lock_);
+  const bool there = !look();
+  inside_ = there ? std::this_thread::get_id() : std::thread::id();
+  return there;
+}
+
+void Answer::Job::leave() {
+  const std::lock_guard<std::mutex> held(lock_);
+  inside_ = {};
+  answered_.notify_all();
 }
 
 void Answer::Job::deliver(std::int64_t first, Result part) {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -27,6 +28,9 @@ struct Answer::Job {
   bool fail(std::exception_ptr error);
   bool fail(Code code, const std::string& message);
   bool wait(std::optional<double> seconds);
+  // Around a call of one of its functions, which is left out where it is gone.
+  bool enter();
+  void leave();
   // Takes the result of some images from number `first` on; the last makes it whole.
   void deliver(std::int64_t first, Result part);
   const Result& result();
@@ -36,12 +40,14 @@ struct Answer::Job {
   const Clock::time_point submitted = Clock::now();
 
 private:
-  bool look(); // with the lock held
+  bool look();                  // with the lock held, as here and below
+  [[nodiscard]] bool settled(); // whether it is answered, and calls nothing
 
   const std::optional<double> timeout_;
   std::mutex lock_;
   std::condition_variable answered_;
   bool done_ = false;
+  std::thread::id inside_; // the thread that calls one of its functions
   std::exception_ptr error_;
   Result result_;
   std::int64_t delivered_ = 0;                         // images
