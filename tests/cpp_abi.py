@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint8, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -32,8 +32,11 @@ STATUS = {
     "memory": 13,
     "internal": 14,
     "numerics": 15,
+    "queue_full": 16,
+    "deadline_exceeded": 17,
 }
 PROGRESS = ctypes.CFUNCTYPE(c_int32, c_void_p, c_int64, c_int64)
+PREVIEW = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
 
 
 class Options(ctypes.Structure):
@@ -69,6 +72,7 @@ class Request(ctypes.Structure):
         ("known_rows", c_size_t),
         ("known_columns", c_size_t),
         ("progress", PROGRESS),
+        ("preview", PREVIEW),
         ("user", c_void_p),
         ("features", ctypes.POINTER(c_float)),
         ("lengths", ctypes.POINTER(c_size_t)),
@@ -80,6 +84,7 @@ class Request(ctypes.Structure):
         ("negatives", c_size_t),
         ("prefill", c_char_p),
     )
+    hooks: list[Any]  # what C calls, which lives on where the request does not
 
 
 class Facts(ctypes.Structure):
@@ -94,6 +99,18 @@ class Facts(ctypes.Structure):
         ("feature_width", c_int64),
         ("id_slots", c_int64),
         ("id_vocabulary", c_int64),
+    )
+
+
+class PartialFacts(ctypes.Structure):
+    _fields_ = (
+        ("size", c_size_t),
+        ("first", c_size_t),
+        ("images", c_size_t),
+        ("done", c_int64),
+        ("steps", c_int64),
+        ("rows", c_size_t),
+        ("columns", c_size_t),
     )
 
 
@@ -113,6 +130,32 @@ class Result:
     passes: np.ndarray  # int64 [images]
     seconds: tuple[float, float, float]  # decoding, of it in the engine, images
     condition_seconds: float
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Partial images, while the function that they are given to runs."""
+
+    runner: Runner
+    handle: int
+
+    @property
+    def facts(self) -> PartialFacts:
+        found = PartialFacts(size=ctypes.sizeof(PartialFacts))
+        self.runner.check(self.runner.library.arforge_partial_read(c_void_p(self.handle), ctypes.byref(found)))
+        return found
+
+    def tokens(self) -> np.ndarray:
+        tokens, facts = ctypes.POINTER(c_int64)(), self.facts
+        self.runner.check(self.runner.library.arforge_partial_tokens(c_void_p(self.handle), ctypes.byref(tokens)))
+        return np.ctypeslib.as_array(tokens, (facts.images, facts.rows * facts.columns)).copy()
+
+    def pixels(self, undecided: str = "nearest") -> np.ndarray:
+        pixels, height, width = ctypes.POINTER(c_uint8)(), c_size_t(), c_size_t()
+        way = {"nearest": 0, "grey": 1}.get(undecided, 7)
+        places = map(ctypes.byref, (pixels, height, width))
+        self.runner.check(self.runner.library.arforge_partial_pixels(c_void_p(self.handle), way, *places))
+        return np.ctypeslib.as_array(pixels, (self.facts.images, height.value, width.value, 3)).copy()
 
 
 def joined(lists: Sequence[np.ndarray]) -> tuple[Any, Any]:
@@ -151,18 +194,25 @@ class Runner:
         self.check(self.library.arforge_runner_facts(self.handle, ctypes.byref(found)))
         return found
 
-    def generate(
+    def generate(self, *asked: Any, **settings: Any) -> Result:
+        """Of the arguments of `request`."""
+        request, result = self.request(*asked, **settings), c_void_p()
+        self.check(self.library.arforge_generate(self.handle, ctypes.byref(request), ctypes.byref(result)))
+        return self.taken(result)
+
+    def request(
         self,
         classes: Sequence[int] | None = None,
         seeds: Sequence[int] | None = None,
         schedule: str | None = None,
         known: np.ndarray | None = None,
         progress: Callable[[int, int], object] | None = None,
+        preview: Callable[[Partial], object] | None = None,
         features: Sequence[np.ndarray] | None = None,
         ids: Sequence[np.ndarray] | None = None,
         negative_ids: Sequence[np.ndarray] | np.ndarray | None = None,
         **settings: Any,
-    ) -> Result:
+    ) -> Request:
         """`progress` cancels where it returns something true. Settings: one value, or a list of one an image."""
         request = Request()
         self.library.arforge_request_init(ctypes.byref(request))
@@ -191,8 +241,7 @@ class Runner:
             request.known = flat.ctypes.data_as(ctypes.POINTER(c_int64))
             request.known_images = flat.shape[0] if flat.ndim == 3 else 1
             request.known_rows, request.known_columns = flat.shape[-2:]
-        if progress is not None:
-            request.progress = PROGRESS(lambda _, done, steps: int(bool(progress(done, steps))))
+        self._hook(request, progress, preview)
         for name, value in settings.items():
             if isinstance(value, str):
                 setattr(request, name, value.encode())
@@ -201,8 +250,20 @@ class Runner:
                 setattr(request, f"{name}s", (kind * len(value))(*value))
             else:
                 setattr(request, name, value)
-        result = c_void_p()
-        self.check(self.library.arforge_generate(self.handle, ctypes.byref(request), ctypes.byref(result)))
+        return request
+
+    def _hook(self, request: Request, progress: Callable[[int, int], object] | None, preview: Any) -> None:
+        hooks: dict[str, Any] = {}
+        if progress is not None:
+            hooks["progress"] = PROGRESS(lambda _, done, steps: int(bool(progress(done, steps))))
+        if preview is not None:
+            hooks["preview"] = PREVIEW(lambda _, handle: (preview(Partial(self, handle)), None)[1])
+        for name, hook in hooks.items():
+            setattr(request, name, hook)
+        request.hooks = list(hooks.values())
+
+    def taken(self, result: c_void_p) -> Result:
+        """What a result holds; it is freed."""
         try:
             return self._result(result)
         finally:
@@ -246,6 +307,55 @@ class Runner:
             tuple(value.value for value in seconds),
             self.library.arforge_result_condition_seconds(result),
         )
+
+
+class Batcher:
+    """A batcher over a runner, closed as a context manager."""
+
+    def __init__(self, opened: Runner, batch: int = 8, waiting: int = 64) -> None:
+        self.runner, self.library, self.handle = opened, opened.library, c_void_p()
+        self.hooks: list[Any] = []  # of requests, whose numbers are free to go
+        opened.check(
+            self.library.arforge_batcher_open(
+                opened.handle, c_size_t(batch), c_size_t(waiting), ctypes.byref(self.handle)
+            )
+        )
+
+    def submit(self, *asked: Any, timeout: float = 0, **settings: Any) -> Answer:
+        """`asked` and `settings` as of `Runner.request`; `timeout` 0: none."""
+        request, handle = self.runner.request(*asked, **settings), c_void_p()
+        self.runner.check(
+            self.library.arforge_submit(self.handle, ctypes.byref(request), c_double(timeout), ctypes.byref(handle))
+        )
+        self.hooks.append(request.hooks)
+        return Answer(self.runner, handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.library.arforge_batcher_close(self.handle)
+        self.handle = c_void_p()
+
+
+@dataclass(frozen=True)
+class Answer:
+    runner: Runner
+    handle: c_void_p
+
+    def result(self) -> Result:
+        found = c_void_p()
+        self.runner.check(self.runner.library.arforge_answer_result(self.handle, ctypes.byref(found)))
+        return self.runner.taken(found)
+
+    def wait(self, seconds: float) -> bool:
+        return bool(self.runner.library.arforge_answer_wait(self.handle, c_double(seconds)))
+
+    def cancel(self) -> bool:
+        return bool(self.runner.library.arforge_answer_cancel(self.handle))
+
+    def __del__(self) -> None:
+        self.runner.library.arforge_answer_free(self.handle)
 
 
 def refused_alike(ours: Runner, theirs: runner.Runner, **asked: Any) -> str:

@@ -194,6 +194,10 @@ def test_each_call_is_fed_what_the_host_feeds(case: Case) -> None:
         looped.store(loop.first)
         assert not looped.drawn(loop.first).any()
         np.testing.assert_array_equal(looped.passes, host.passes)
+        decided = looped.decided
+        np.testing.assert_array_equal(decided, host.decided)
+        cells, images = decided.shape[1], len(decided)
+        np.testing.assert_array_equal(looped.known[:images, :cells][decided], host.known[:images, :cells][decided])
         assert (looped.done, looped.written - loop._widths[1]) == (host.done, host._slot + host._at.max())
         made = loop.calls[-1]
         for name in ("tokens", "positions", "write_index", "guidance", "noise" if case.noise else "uniforms"):

@@ -4,8 +4,9 @@
 //   curl 'http://127.0.0.1:8080/?class=207&seed=1&schedule=zipar:16&guidance=2' > image.ppm
 //   curl 'http://127.0.0.1:8080/?ids=3,9,1&seed=1' > image.ppm      # a prompt, by the ids of its tokens
 //
-// One thread a connection; the runner makes them take turns. A client that hangs up cancels its request.
-#include <arforge.hpp>
+// One thread a connection; requests of one schedule that wait together are decoded together, `timeout=` seconds at
+// most. A client that hangs up cancels its request, waiting or running; one too many gets 503 at once.
+#include <arforge_batcher.hpp>
 
 #include <arpa/inet.h>
 #include <charconv>
@@ -20,6 +21,9 @@ namespace {
 
 constexpr std::size_t MAX_HEAD = 8192; // bytes of a request
 constexpr int SECONDS = 30;            // that a client may take to send or receive
+constexpr std::int64_t BATCH = 8;      // images decoded together
+constexpr std::int64_t WAITING = 64;   // images that wait at most
+constexpr double LOOK = 0.05;          // seconds between looks whether a client is there
 
 template <class T>
 T number(const std::string& name, const std::string& text) {
@@ -32,9 +36,11 @@ T number(const std::string& name, const std::string& text) {
   return value;
 }
 
-// Of "GET /?class=3&seed=1 HTTP/1.1". `ids` keeps numbers that the request refers to.
-arforge::Request request_of(const std::string& head, int client, std::vector<std::int64_t>& ids) {
+// Submits the request of "GET /?class=3&seed=1 HTTP/1.1".
+arforge::Answer submit(arforge::Batcher& batcher, const std::string& head) {
   arforge::Request request;
+  std::vector<std::int64_t> ids; // which it refers to
+  std::optional<double> timeout;
   const std::map<std::string, std::function<void(const std::string& name, const std::string& value)>> parameters = {
       {"class", [&](auto& name, auto& value) { request.classes = {number<std::int64_t>(name, value)}; }},
       {"ids",
@@ -52,6 +58,7 @@ arforge::Request request_of(const std::string& head, int client, std::vector<std
       {"top_k", [&](auto& name, auto& value) { request.top_k = number<std::int64_t>(name, value); }},
       {"top_p", [&](auto& name, auto& value) { request.top_p = number<double>(name, value); }},
       {"schedule", [&](auto&, auto& value) { request.schedule = value; }},
+      {"timeout", [&](auto& name, auto& value) { timeout = number<double>(name, value); }},
   };
   if (head.rfind("GET /", 0) != 0) {
     throw arforge::Error(arforge::Code::request, "send GET /?class=N|ids=N,N&seed=N&schedule=TEXT&guidance=X");
@@ -67,24 +74,43 @@ arforge::Request request_of(const std::string& head, int client, std::vector<std
     }
     found->second(found->first, part.substr(std::min(equals + 1, part.size())));
   }
-  request.progress = [client](std::int64_t, std::int64_t) {
-    char byte = 0;
-    return recv(client, &byte, 1, MSG_PEEK | MSG_DONTWAIT) != 0; // 0: the client has hung up
-  };
-  return request;
+  return batcher.submit(request, timeout);
+}
+
+// The result, unless the client hangs up before.
+const arforge::Result& result_for(int client, arforge::Answer& answer) {
+  for (char byte = 0; !answer.wait(LOOK);) {
+    if (recv(client, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0) {
+      answer.cancel();
+    }
+  }
+  return answer.get();
+}
+
+std::string status_of(arforge::Code code) {
+  switch (code) {
+  case arforge::Code::request:
+  case arforge::Code::schedule:
+    return "400 Bad Request";
+  case arforge::Code::queue_full:
+    return "503 Service Unavailable\r\nRetry-After: 1";
+  case arforge::Code::deadline_exceeded:
+    return "504 Gateway Timeout";
+  default:
+    return "500 Internal Server Error";
+  }
 }
 
 // The pixels of one image as a portable pixmap, or what is wrong, with its status.
-std::string answer(arforge::Runner& runner, const std::string& head, int client) {
+std::string reply_to(arforge::Batcher& batcher, const std::string& head, int client) {
   std::string status = "200 OK", type = "image/x-portable-pixmap", body;
-  std::vector<std::int64_t> ids;
   try {
-    const arforge::Result result = runner.generate(request_of(head, client, ids));
+    arforge::Answer answer = submit(batcher, head);
+    const arforge::Result& result = result_for(client, answer);
     body = "P6\n" + std::to_string(result.width) + " " + std::to_string(result.height) + "\n255\n";
     body.append(result.pixels.begin(), result.pixels.end());
   } catch (const arforge::Error& error) {
-    const bool theirs = error.code() == arforge::Code::request || error.code() == arforge::Code::schedule;
-    status = theirs ? "400 Bad Request" : "500 Internal Server Error";
+    status = status_of(error.code());
     type = "text/plain";
     body = error.what() + std::string("\n");
   }
@@ -92,7 +118,7 @@ std::string answer(arforge::Runner& runner, const std::string& head, int client)
          "\r\nConnection: close\r\n\r\n" + body;
 }
 
-void serve(arforge::Runner& runner, int client) {
+void serve(arforge::Batcher& batcher, int client) {
   const timeval patience{SECONDS, 0};
   setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
   setsockopt(client, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
@@ -106,7 +132,7 @@ void serve(arforge::Runner& runner, int client) {
     }
     head.append(part, static_cast<std::size_t>(size));
   }
-  const std::string reply = answer(runner, head, client);
+  const std::string reply = reply_to(batcher, head, client);
   const char* rest = reply.data();
   for (ssize_t size = 1; size > 0; rest += size) {
     size = send(client, rest, static_cast<std::size_t>(reply.data() + reply.size() - rest), MSG_NOSIGNAL);
@@ -123,6 +149,9 @@ int main(int count, char** words) {
   }
   try {
     arforge::Runner runner = arforge::Runner::open(words[1]);
+    arforge::Batcher batcher(runner, BATCH, WAITING, [](const arforge::Batched& batch) {
+      std::cerr << "a batch of " << batch.images << (batch.done ? "" : ", cancelled or failed") << '\n';
+    });
     const int server = socket(AF_INET, SOCK_STREAM, 0);
     const int on = 1;
     setsockopt(server, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
@@ -137,7 +166,7 @@ int main(int count, char** words) {
     }
     std::cout << "listening on 127.0.0.1:" << ntohs(address.sin_port) << '\n' << std::flush;
     for (int client = accept(server, nullptr, nullptr); client >= 0; client = accept(server, nullptr, nullptr)) {
-      std::thread(serve, std::ref(runner), client).detach();
+      std::thread(serve, std::ref(batcher), client).detach();
     }
   } catch (const std::exception& error) {
     std::cerr << "arforge-service: " << error.what() << '\n';

@@ -45,11 +45,16 @@ typedef enum arforge_status {
   ARFORGE_ERROR_ENGINE = 12, /* not built, of another graph, refused by ONNX Runtime, or without its provider */
   ARFORGE_ERROR_MEMORY = 13,
   ARFORGE_ERROR_INTERNAL = 14,
-  ARFORGE_ERROR_NUMERICS = 15, /* a step whose logits are non-finite, or that gives tokens the model lacks */
+  ARFORGE_ERROR_NUMERICS = 15,          /* a step whose logits are non-finite, or that gives tokens the model lacks */
+  ARFORGE_ERROR_QUEUE_FULL = 16,        /* a batcher has as many images waiting as it takes */
+  ARFORGE_ERROR_DEADLINE_EXCEEDED = 17, /* a request's time was up before its images were done */
 } arforge_status;
 
 typedef struct arforge_runner arforge_runner;
 typedef struct arforge_result arforge_result;
+typedef struct arforge_partial arforge_partial;
+typedef struct arforge_batcher arforge_batcher;
+typedef struct arforge_answer arforge_answer;
 
 typedef struct arforge_options {
   size_t size;
@@ -63,6 +68,10 @@ typedef struct arforge_options {
 /* Called after every engine call with the steps that all images of a batch have behind them, and all steps of the
  * request; a value other than 0 cancels the request. */
 typedef int32_t (*arforge_progress)(void* user, int64_t done, int64_t steps);
+
+/* Called after every engine call with the images that are being decoded, which hold until it returns; what it does not
+ * ask for costs nothing. */
+typedef void (*arforge_preview)(void* user, arforge_partial* partial);
 
 typedef struct arforge_request {
   size_t size;
@@ -85,7 +94,8 @@ typedef struct arforge_request {
   size_t known_rows;
   size_t known_columns;
   arforge_progress progress; /* default NULL */
-  void* user;                /* given to progress */
+  arforge_preview preview;   /* default NULL */
+  void* user;                /* given to progress and preview */
   const float* features;     /* in place of classes: those of all prompts, (sum of lengths, width); default NULL */
   const size_t* lengths;     /* (images) rows of each prompt's features, or its ids */
   size_t width;              /* of a row */
@@ -145,6 +155,50 @@ ARFORGE_API const int64_t* arforge_result_passes(const arforge_result* result, s
 ARFORGE_API void arforge_result_seconds(const arforge_result* result, double* decoding, double* engine, double* images);
 /* Wall clock of prompts to filled caches; nothing for classes. */
 ARFORGE_API double arforge_result_condition_seconds(const arforge_result* result);
+
+/* How a preview shows cells that are not decided yet: as a decided one that is nearest, or grey. */
+typedef enum arforge_undecided { ARFORGE_NEAREST = 0, ARFORGE_GREY = 1 } arforge_undecided;
+
+typedef struct arforge_partial_facts {
+  size_t size;
+  size_t first; /* of the images' places in the request */
+  size_t images;
+  int64_t done; /* steps that all of them have behind them */
+  int64_t steps;
+  size_t rows; /* of the grid */
+  size_t columns;
+} arforge_partial_facts;
+
+/* `facts->size` must be set to sizeof(arforge_partial_facts). */
+ARFORGE_API arforge_status arforge_partial_read(const arforge_partial* partial, arforge_partial_facts* facts);
+/* int64 (images, rows * columns), raster order, -1 in cells that are not decided; valid as the partial images are. */
+ARFORGE_API arforge_status arforge_partial_tokens(arforge_partial* partial, const int64_t** tokens);
+/* uint8 (images, height, width, 3): one call of the image decoder; valid until the next one, as the partial images are.
+ */
+ARFORGE_API arforge_status arforge_partial_pixels(arforge_partial* partial, arforge_undecided undecided,
+                                                  const uint8_t** pixels, size_t* height, size_t* width);
+
+/* Decodes the requests of strangers together, on a thread of its own: what waits when the engine is free, of one
+ * schedule, `batch` images at a time; each is what it would be alone. `waiting`: images that may wait. The runner must
+ * outlive it, and can be used beside. */
+ARFORGE_API arforge_status arforge_batcher_open(arforge_runner* runner, size_t batch, size_t waiting,
+                                                arforge_batcher** batcher);
+/* Answers all requests that were taken, and frees it; not from the functions of a request. */
+ARFORGE_API void arforge_batcher_close(arforge_batcher* batcher);
+
+/* From any thread. The request's numbers are copied; its functions are called on the batcher's thread, none after
+ * arforge_answer_wait or arforge_answer_result say that there is an answer. `timeout`: seconds from now after which the
+ * answer is an error; 0: none. ARFORGE_ERROR_QUEUE_FULL at once if the images do not fit beside those that wait. */
+ARFORGE_API arforge_status arforge_submit(arforge_batcher* batcher, const arforge_request* request, double timeout,
+                                          arforge_answer** answer);
+/* Whether there is an answer, after at most so many seconds; 0 asks without waiting. */
+ARFORGE_API int32_t arforge_answer_wait(const arforge_answer* answer, double seconds);
+/* Waits for it: the request's result, which is freed by itself, or its error. */
+ARFORGE_API arforge_status arforge_answer_result(const arforge_answer* answer, arforge_result** result);
+/* Works until the images are done; whether that came in time. */
+ARFORGE_API int32_t arforge_answer_cancel(arforge_answer* answer);
+/* Cancels nothing. */
+ARFORGE_API void arforge_answer_free(arforge_answer* answer);
 
 /* Tokens (images, height / downsampling, width / downsampling) of pixels (images, height, width, 3); `tokens` must
  * have room for them: `capacity` entries. */

@@ -25,6 +25,8 @@
 
 namespace arforge {
 
+struct Bundle;
+
 // What went wrong; the values are those of the C interface.
 enum class Code : int {
   argument = ARFORGE_ERROR_ARGUMENT,
@@ -42,6 +44,8 @@ enum class Code : int {
   memory = ARFORGE_ERROR_MEMORY,
   internal = ARFORGE_ERROR_INTERNAL,
   numerics = ARFORGE_ERROR_NUMERICS,
+  queue_full = ARFORGE_ERROR_QUEUE_FULL,
+  deadline_exceeded = ARFORGE_ERROR_DEADLINE_EXCEEDED,
 };
 
 class ARFORGE_API Error : public std::runtime_error {
@@ -88,6 +92,36 @@ struct Ids {
   std::int64_t length = 0;
 };
 
+// How a preview shows cells that are not decided yet: as a decided one that is nearest, or grey.
+enum class Undecided : int { nearest = ARFORGE_NEAREST, grey = ARFORGE_GREY };
+
+struct Pictures {
+  std::vector<std::uint8_t> pixels; // (images, height, width, 3)
+  std::int64_t height = 0, width = 0;
+};
+
+// Some images of a request after a step. It holds until the function that it is given to returns.
+class ARFORGE_API Partial {
+public:
+  struct Source;
+  explicit Partial(const Source& source) : source_(&source) {}
+
+  std::int64_t first = 0, images = 0; // their place in the request, and how many
+  std::int64_t done = 0, steps = 0;   // steps that all of them have behind them, of how many
+  std::int64_t rows = 0, columns = 0; // of the grid
+
+  // What is decided, (images, rows * columns) in raster order; -1 in the other cells.
+  [[nodiscard]] std::vector<std::int64_t> tokens() const;
+  // The images so far: one call of the image decoder. Throws Error (request) if the bundle has no image tokenizer.
+  [[nodiscard]] Pictures pixels(Undecided undecided = Undecided::nearest) const;
+  // `count` of the images from `place` on, which are from `from` on in a request of their own.
+  [[nodiscard]] Partial part(std::int64_t place, std::int64_t count, std::int64_t from) const;
+
+private:
+  const Source* source_;
+  std::int64_t offset_ = 0; // of the first image in the source
+};
+
 struct Request {
   std::vector<std::int64_t> classes; // (images)
   std::vector<Features> features;    // (images), in place of classes, of models that take prompts
@@ -118,6 +152,8 @@ struct Request {
   // Called after every engine call, with the steps that all images of a batch have behind them, and all steps of the
   // request; false cancels.
   std::function<bool(std::int64_t done, std::int64_t steps)> progress;
+  // Called after every engine call with the images that are being decoded; what it does not ask for costs nothing.
+  std::function<void(const Partial& partial)> preview;
   const std::atomic<bool>* cancel = nullptr; // looked at before every step; true cancels
 };
 
@@ -176,7 +212,9 @@ public:
   [[nodiscard]] const Facts& facts() const;
 
 private:
+  friend class Batcher;
   struct Implementation;
+  [[nodiscard]] const Bundle& bundle() const;
   explicit Runner(std::unique_ptr<Implementation> implementation);
   std::unique_ptr<Implementation> implementation_;
 };

@@ -1,21 +1,9 @@
 // The C interface, over the C++ one. No exception leaves it.
 #include <array>
-#include <cmath>
 #include <cstring>
-#include <limits>
-#include <new>
 #include <numeric>
 
-#include "arforge.hpp"
-#include "text.h"
-
-struct arforge_runner {
-  arforge::Runner runner;
-};
-
-struct arforge_result {
-  arforge::Result result;
-};
+#include "abi.h"
 
 namespace {
 
@@ -23,60 +11,6 @@ using arforge::Code;
 using arforge::Error;
 
 thread_local std::array<char, 4096> last_error{};
-
-arforge_status failed(arforge_status status, const char* message) noexcept {
-  std::strncpy(last_error.data(), message, last_error.size() - 1);
-  return status;
-}
-
-// Runs `work`; whatever it throws becomes a status and this thread's last error.
-template <class Work>
-arforge_status guarded(Work work) noexcept {
-  try {
-    work();
-    return ARFORGE_OK;
-  } catch (const Error& error) {
-    return failed(static_cast<arforge_status>(error.code()), error.what());
-  } catch (const std::bad_alloc&) {
-    return failed(ARFORGE_ERROR_MEMORY, "out of memory");
-  } catch (const std::exception& error) {
-    return failed(ARFORGE_ERROR_INTERNAL, error.what());
-  } catch (...) {
-    return failed(ARFORGE_ERROR_INTERNAL, "unknown exception");
-  }
-}
-
-template <class T>
-T& given(T* pointer, const char* name) {
-  if (pointer == nullptr) {
-    throw Error(Code::argument, arforge::text(name, " is NULL"));
-  }
-  return *pointer;
-}
-
-// A struct of this library's size; one of another is from another version.
-template <class T>
-T& sized(T* pointer, const char* name) {
-  T& found = given(pointer, name);
-  if (found.size != sizeof(T)) {
-    throw Error(Code::argument, arforge::text(name, " has size ", found.size, ", this library's has ", sizeof(T),
-                                              ": initialise it, and compile against this version's arforge.h"));
-  }
-  return found;
-}
-
-// One value an image, else one for all, else (nothing, of which `none` tells) the bundle's.
-template <class T>
-arforge::Setting<T> setting(const T* each, std::size_t images, T one, bool none) {
-  if (each != nullptr) {
-    return std::vector<T>(each, each + images);
-  }
-  return none ? arforge::Setting<T>() : arforge::Setting<T>(one);
-}
-
-arforge::Setting<double> setting(const double* each, std::size_t images, double one) {
-  return setting(each, images, one, std::isnan(one));
-}
 
 arforge::Options options_of(const arforge_options* c) {
   arforge::Options options;
@@ -91,100 +25,14 @@ arforge::Options options_of(const arforge_options* c) {
   return options;
 }
 
-constexpr std::size_t MOST = 1 << 20; // tokens of a prompt, and numbers of each, so that no size overflows
-
-// The features of each prompt, which follow one another.
-std::vector<arforge::Features> features_of(const arforge_request& c) {
-  std::vector<arforge::Features> features;
-  const float* values = c.features;
-  for (std::size_t image = 0; image < c.images; image++) {
-    const std::size_t length = (&given(c.lengths, "lengths"))[image];
-    if (length > MOST || c.width > MOST) {
-      throw Error(Code::request, arforge::text("the features: prompt ", image, " has ", length, " rows of ", c.width,
-                                               " numbers, which is out of range"));
-    }
-    features.push_back({values, static_cast<std::int64_t>(length), static_cast<std::int64_t>(c.width)});
-    values += length * c.width;
-  }
-  return features;
-}
-
-// The ids of each prompt, which follow one another; `name`: of their lengths.
-std::vector<arforge::Ids> ids_of(const std::int64_t* values, const std::size_t* lengths, std::size_t prompts,
-                                 const char* name) {
-  std::vector<arforge::Ids> ids;
-  for (std::size_t prompt = 0; prompt < prompts; prompt++) {
-    const std::size_t length = (&given(lengths, name))[prompt];
-    if (length > MOST) {
-      throw Error(Code::request,
-                  arforge::text("the ids: prompt ", prompt, " has ", length, " tokens, which is out of range"));
-    }
-    ids.push_back({values, static_cast<std::int64_t>(length)});
-    values += length;
-  }
-  return ids;
-}
-
-arforge::Request request_of(const arforge_request& c) {
-  arforge::Request request;
-  if (c.features != nullptr) {
-    request.features = features_of(c);
-  }
-  if (c.ids != nullptr) {
-    request.ids = ids_of(c.ids, c.lengths, c.images, "lengths");
-  }
-  if (c.negative_ids != nullptr || c.negatives > 0) {
-    request.negative_ids =
-        ids_of(&given(c.negative_ids, "negative_ids"), c.negative_lengths, c.negatives, "negative_lengths");
-    if (c.negatives == 0) {
-      throw Error(Code::request,
-                  arforge::text("0 negative prompts for ", c.images, " images: give one for all, or one an image"));
-    }
-  }
-  request.unconditional = c.unconditional != nullptr ? c.unconditional : "";
-  request.prefill = c.prefill != nullptr ? c.prefill : "";
-  if (c.images > 0 && ((c.features == nullptr && c.ids == nullptr) || c.classes != nullptr)) {
-    request.classes.assign(&given(c.classes, "classes"), c.classes + c.images);
-  }
-  if (c.seeds != nullptr) {
-    request.seeds.assign(c.seeds, c.seeds + c.images);
-  }
-  request.schedule = c.schedule != nullptr ? c.schedule : "";
-  request.guidance = setting(c.guidances, c.images, c.guidance);
-  request.temperature = setting(c.temperatures, c.images, c.temperature);
-  request.top_p = setting(c.top_ps, c.images, c.top_p);
-  request.top_k = setting(c.top_ks, c.images, c.top_k, c.top_k == -1);
-  request.greedy = c.greedy != 0;
-  request.batch = c.batch;
-  if (c.known != nullptr) {
-    const std::size_t most = 1 << 16; // cells of a grid, and images of a request with known tokens
-    if (c.known_images > most || c.known_rows > most || c.known_columns > most ||
-        c.known_rows * c.known_columns > most) {
-      throw Error(Code::request, arforge::text("known tokens of ", c.known_images, " images of ", c.known_rows, "x",
-                                               c.known_columns, " are out of range"));
-    }
-    request.known.assign(c.known, c.known + c.known_images * c.known_rows * c.known_columns);
-    request.known_rows = static_cast<std::int64_t>(c.known_rows);
-    request.known_columns = static_cast<std::int64_t>(c.known_columns);
-  }
-  if (c.progress != nullptr) {
-    request.progress = [call = c.progress, user = c.user](std::int64_t done, std::int64_t steps) {
-      return call(user, done, steps) == 0;
-    };
-  }
-  return request;
-}
-
-template <class T>
-void store(T* place, T value) {
-  if (place != nullptr) {
-    *place = value;
-  }
-}
-
 } // namespace
 
 int32_t arforge_abi_version(void) { return ARFORGE_ABI_VERSION; }
+
+arforge_status arforge_failed(arforge_status status, const char* message) noexcept {
+  std::strncpy(last_error.data(), message, last_error.size() - 1);
+  return status;
+}
 
 const char* arforge_last_error(void) { return last_error.data(); }
 
@@ -192,16 +40,6 @@ void arforge_options_init(arforge_options* options) {
   if (options != nullptr) {
     *options = {};
     options->size = sizeof *options;
-  }
-}
-
-void arforge_request_init(arforge_request* request) {
-  if (request != nullptr) {
-    *request = {};
-    request->size = sizeof *request;
-    request->guidance = request->temperature = request->top_p = std::numeric_limits<double>::quiet_NaN();
-    request->top_k = -1;
-    request->batch = arforge::Request().batch;
   }
 }
 
@@ -228,7 +66,7 @@ arforge_status arforge_generate(arforge_runner* runner, const arforge_request* r
   return guarded([&] {
     given(result, "result") = nullptr;
     arforge::Runner& opened = given(runner, "runner").runner;
-    *result = new arforge_result{opened.generate(request_of(sized(request, "request")))};
+    *result = new arforge_result{opened.generate(arforge_request_of(sized(request, "request")))};
   });
 }
 

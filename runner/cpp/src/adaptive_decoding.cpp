@@ -40,7 +40,8 @@ void RowImage::advance() {
 }
 
 AdaptiveDecoding::AdaptiveDecoding(const Plan& plan, State start, const Drawing& drawing)
-    : Decoding(plan, std::move(start), drawing), planned_(roomy(plan)) {
+    : Decoding(plan, std::move(start), drawing), decided_(static_cast<std::size_t>(state_.images * plan.cells)),
+      planned_(roomy(plan)) {
   for (std::int64_t image = 0; image < state_.images; image++) {
     images_.emplace_back(plan, *plan.rules);
   }
@@ -120,6 +121,9 @@ void AdaptiveDecoding::take(std::int64_t image, const std::int64_t* drawn) {
     for (const auto& [output, cell] : decided) {
       known(row)[cell] = drawn[output];
     }
+  }
+  for (const auto& [output, cell] : decided) {
+    decided_[static_cast<std::size_t>(image * plan_.cells + cell)] = true;
   }
   own.passes++;
   own.decided += static_cast<std::int64_t>(decided.size());

@@ -38,12 +38,14 @@ public:
   [[nodiscard]] const std::vector<std::int64_t>& outputs() const override { return outputs_; }
   void fill(StepBuffers& buffers) override;
   void store(const StepBuffers& buffers) override;
+  [[nodiscard]] std::vector<bool> decided() const override { return decided_; }
 
 private:
   [[nodiscard]] Shape next() const;
   void take(std::int64_t image, const std::int64_t* drawn);
 
   std::vector<RowImage> images_;
+  std::vector<bool> decided_;         // (images, cells)
   std::int64_t reached_ = 0;          // slots that calls have been given: never fewer than before
   PlannedStep planned_;               // of the image that is filled
   std::vector<std::int64_t> outputs_; // of a call: all

@@ -27,6 +27,7 @@ public:
   [[nodiscard]] const std::vector<std::int64_t>& outputs() const override { return step().target_rows; }
   void fill(StepBuffers& buffers) override;
   void store(const StepBuffers& buffers) override;
+  [[nodiscard]] std::vector<bool> decided() const override { return plan_.decided(done_, state_.images); }
 
 private:
   [[nodiscard]] const PlannedStep& step() const { return at(plan_.steps, done_); }
@@ -94,6 +95,7 @@ public:
   [[nodiscard]] const std::vector<std::int64_t>& outputs() const override { return behind_ == 0 ? first_ : all_; }
   void fill(StepBuffers& buffers) override;
   void store(const StepBuffers& buffers) override;
+  [[nodiscard]] std::vector<bool> decided() const override { return decided_; }
 
 private:
   [[nodiscard]] Shape next() const;

@@ -47,6 +47,8 @@ public:
   // The outputs of a call, before it is stored, whose tokens count, for every image.
   [[nodiscard]] virtual const std::vector<std::int64_t>& outputs() const = 0;
   virtual void store(const StepBuffers& buffers) = 0;
+  // (images, cells) whose tokens are final. Allocates.
+  [[nodiscard]] virtual std::vector<bool> decided() const = 0;
 
   // The token of a cell, as far as it is decided.
   [[nodiscard]] std::int64_t token(std::int64_t image, std::int64_t cell) const {

@@ -166,6 +166,18 @@ std::int64_t Plan::length() const { return rules ? cells : static_cast<std::int6
 
 std::int64_t Plan::calls() const { return line ? line->inputs() : length(); }
 
+std::vector<bool> Plan::decided(std::int64_t done, std::int64_t images) const {
+  std::vector<bool> known(static_cast<std::size_t>(images * cells));
+  for (auto own = known.begin(); own != known.end(); own += cells) {
+    const auto know = [&](std::int64_t cell) { own[cell] = true; };
+    std::for_each(kept.begin(), kept.end(), know);
+    for (auto step = steps.begin(); step != steps.begin() + done; step++) {
+      std::for_each(step->target_cells.begin(), step->target_cells.end(), know);
+    }
+  }
+  return known;
+}
+
 Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth,
                std::int64_t prompt_slots, std::int64_t exact_width) {
   if (!widths.empty() && !schedule.rules) { // those of images are as wide as they are

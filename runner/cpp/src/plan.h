@@ -69,6 +69,8 @@ struct Plan {
   [[nodiscard]] std::int64_t length() const;
   // Calls that a generation takes at most.
   [[nodiscard]] std::int64_t calls() const;
+  // (images, cells) that are known after so many steps.
+  [[nodiscard]] std::vector<bool> decided(std::int64_t done, std::int64_t images) const;
 };
 
 // `widths`: those that the engine was built for, ascending or not; empty: any. `growth`: a call is given the slots that

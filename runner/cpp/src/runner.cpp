@@ -16,6 +16,7 @@
 #include "numerics.h"
 #include "plan.h"
 #include "prefill.h"
+#include "preview.h"
 #include "request.h"
 #include "schedules/specification.h"
 #include "text.h"
@@ -38,6 +39,7 @@ struct Generation {
   Conditions conditions;
   std::vector<std::uint64_t> seeds; // (images)
   std::int64_t done, steps;         // of the whole request
+  std::int64_t each;                // steps of one batch
   Result& result;
 };
 
@@ -136,6 +138,8 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
   const std::unique_ptr<Decoding> decoding =
       decoding_of(plan, start_of(plan, bundle.model, images, prompts, tokens), drawing);
   const std::int64_t before = generation.done;
+  const Partial::Source seen{canvas,      window, *decoding,      bundle.image_tokenizer ? &codec : nullptr,
+                             batch.first, images, generation.each};
   bool first = true;
   while (const std::optional<Shape> shape = decoding->shape()) {
     if (request.cancel != nullptr && request.cancel->load()) {
@@ -159,6 +163,9 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
     generation.done = before + decoding->done();
     if (request.progress && !request.progress(generation.done, generation.steps)) {
       throw Error(Code::cancelled, text("cancelled after ", generation.done, " of ", generation.steps, " steps"));
+    }
+    if (request.preview) {
+      request.preview(partial_of(seen, generation.done - batch.first / request.batch * generation.each));
     }
   }
   for (std::int64_t image = 0; image < images; image++) {
@@ -196,7 +203,7 @@ Result Runner::Implementation::generate(const Request& request) {
     calls += window_plans.back()->calls();
   }
   const std::int64_t batches = (images + request.batch - 1) / request.batch;
-  Generation generation{request, sampling, std::move(conditions), seeds_of(request), 0, batches * steps, result};
+  Generation generation{request, sampling, std::move(conditions), seeds_of(request), 0, batches * steps, steps, result};
   result.step_seconds.reserve(static_cast<std::size_t>(batches * calls)); // so that the loop allocates nothing
   result.engine_seconds.reserve(static_cast<std::size_t>(batches * calls));
   ImageCodec::Receive receive = request.receive;
@@ -286,5 +293,7 @@ std::vector<std::int64_t> Runner::encode(const std::uint8_t* pixels, std::int64_
 }
 
 const Facts& Runner::facts() const { return implementation_->facts; }
+
+const Bundle& Runner::bundle() const { return implementation_->bundle; }
 
 } // namespace arforge

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,85 +143,3 @@ def test_a_c99_program_finds_the_package_and_runs(release: Any, grouped_bundle: 
     assert classes == "7 classes"
     assert cancelled == "4 of 24: cancelled after 2 of 24 steps"
     assert status == "5"
-
-
-@contextmanager
-def serving(release: Any, bundle: Path) -> Iterator[int]:
-    """The port that the example service listens on."""
-    command = [str(release.program("arforge-service")), str(bundle), "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield int(process.stdout.readline().rpartition(":")[2])
-        process.kill()
-
-
-@pytest.fixture(scope="module")
-def service(release: Any, bundle: Path) -> Iterator[int]:
-    with serving(release, bundle) as port:
-        yield port
-
-
-def ask(port: int, line: str) -> tuple[str, bytes]:
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
-        connection.sendall(f"{line} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return head.split(b"\r\n")[0].decode(), body
-
-
-def test_the_service_answers_with_the_image(service: int, runner: Runner) -> None:
-    status, body = ask(service, "GET /?class=7&seed=3&schedule=zipar:4&guidance=1.5")
-    assert status == "HTTP/1.1 200 OK"
-    images = runner.generate([7], [3], schedule="zipar:4", guidance=1.5).images
-    assert images is not None
-    assert body == b"P6\n16 16\n255\n" + images.tobytes()
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("GET /?class=10", "class 10 is out of range"),
-        ("GET /", "no classes given"),
-        ("GET /?class=x", "class: 'x' is not a number that fits"),
-        ("GET /?class=1x", "class: '1x' is not a number that fits"),
-        ("GET /?class=1&seed=-1", "seed: '-1' is not a number that fits"),
-        ("GET /?class=1&guidance=", "guidance: '' is not a number that fits"),
-        ("GET /?ids=5,1", "takes classes, not ids"),
-        ("GET /?class=1&ids=5,1", "classes and ids are given: give one of"),
-        ("GET /?class=1&schedule=zip", "unknown schedule"),
-        ("GET /?clas=1", "no such parameter: clas"),
-        ("POST /?class=1", "send GET"),
-    ],
-)
-def test_the_service_refuses_and_goes_on(service: int, line: str, message: str) -> None:
-    status, body = ask(service, line)
-    assert status == "HTTP/1.1 400 Bad Request"
-    assert message in body.decode()
-    assert ask(service, "GET /?class=1")[0] == "HTTP/1.1 200 OK"
-
-
-def test_the_service_outlives_clients_that_hang_up(service: int) -> None:
-    for sent in (b"", b"GET /?class=1", b"GET /?class=1 HTTP/1.1\r\n\r\n"):
-        with socket.create_connection(("127.0.0.1", service), timeout=30) as connection:
-            connection.sendall(sent)
-    assert ask(service, "GET /?class=1")[0] == "HTTP/1.1 200 OK"
-
-
-def test_the_service_draws_a_prompt_by_its_ids(release: Any, words_bundle: Path) -> None:
-    with Runner.open(words_bundle, threads=1) as runner, serving(release, words_bundle) as port:
-        status, body = ask(port, "GET /?seed=3&schedule=zipar:4&ids=5,9,1")
-        assert status == "HTTP/1.1 200 OK"
-        images = runner.generate(ids=[np.array([5, 9, 1])], seeds=[3], schedule="zipar:4").images
-        assert images is not None
-        assert body == b"P6\n16 16\n255\n" + images.tobytes()
-        assert ask(port, "GET /?ids=1&seed=3&schedule=zipar:4&ids=5,9,1")[1] == body  # the last one counts
-        for wrong, message in (
-            ("ids=5,,1", "ids: '' is not a number that fits"),
-            ("ids=5;1", "ids: '5;1' is not a number that fits"),
-            ("ids=", "ids: '' is not a number that fits"),
-            ("ids=5,-1", "the ids: prompt 0 holds -1: ids are 0 or more"),
-            ("class=1", "takes prompts, not classes"),
-        ):
-            status, body = ask(port, f"GET /?{wrong}")
-            assert status == "HTTP/1.1 400 Bad Request"
-            assert message in body.decode()

@@ -80,6 +80,15 @@ def test_generations_are_clean_under_sanitizers(sanitized: Any, request: pytest.
     assert "36 generations, 0 wrong" in output([sanitized.program("generations"), "threads", root], **SANITIZERS)
 
 
+@pytest.mark.parametrize("name", ["bundle", "arpg_bundle", "text_bundle", "ids_bundle"])
+def test_a_batcher_is_clean_under_sanitizers(sanitized: Any, request: pytest.FixtureRequest, name: str) -> None:
+    """72 requests of 6 threads, whose numbers are gone once they are submitted."""
+    said = output([sanitized.program("strangers"), request.getfixturevalue(name)], **SANITIZERS)
+    right, cancelled, late, thrown, wrong = map(int, re.findall(r"\d+", said))
+    assert (right + cancelled + late + thrown, thrown, wrong) == (72, 6, 0)
+    assert right >= 30
+
+
 def test_a_generation_is_clean_under_valgrind(release: Any, arpg_bundle: Path) -> None:
     """Errors in arforge's own code count: those whose innermost frame, but for the C library's, is in it."""
     if shutil.which("valgrind") is None:

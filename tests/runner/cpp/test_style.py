@@ -29,7 +29,7 @@ def test_files_are_as_clang_format_writes_them() -> None:
 def test_files_are_small() -> None:
     lines = {path.name: path.read_text("utf-8").count("\n") for path in FILES}
     assert {name: count for name, count in lines.items() if count > 300} == {}
-    assert lines["service.cpp"] < 150
+    assert lines["service.cpp"] < 180
 
 
 @pytest.mark.parametrize("folder", ["src", "tools", "examples", "fuzz"])
