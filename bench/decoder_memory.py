@@ -1,6 +1,7 @@
 """Peak memory and time of decoding an image with Emu3's tokenizer at its published size, in bands of rows or at once.
 
 python bench/decoder_memory.py --work FOLDER --output FILE.json [--channels 256] [--grid 90x90] [--bands 1 …]
+    [--stored bf16]
 
 Weights are random. Each graph is loaded and run once in a process of its own, with one thread, by the runner's own
 session; its peak is the largest resident set. `digest` tells images apart: bands may move a value by one step.
@@ -28,7 +29,7 @@ from arforge.runner.device import device_name
 MEGABYTE = 1 << 20
 
 
-def write_graphs(work: Path, channels: int, cells: int, bands: list[int]) -> list[int]:
+def write_graphs(work: Path, channels: int, cells: int, bands: list[int], stored: str) -> list[int]:
     """A graph for each number of bands, 0 for what an export chooses; returns the numbers."""
     import torch
 
@@ -37,7 +38,9 @@ def write_graphs(work: Path, channels: int, cells: int, bands: list[int]) -> lis
     from arforge.export.image_tokenizers.bands import bands_for, decode_in_bands
     from arforge.export.image_tokenizers.graphs import trace_decoder
     from arforge.export.image_tokenizers.vision_vq import VisionVQConfig, VisionVQModel
+    from arforge.export.storage import FLOATS, store_unrounded
     from arforge.export.trace import fake_module
+    from arforge.export.weights import FLOATS as TYPES
 
     model, mode = fake_module(lambda: VisionVQModel(VisionVQConfig(channels=channels, encoder=False)))
     assert isinstance(model, VisionVQModel)
@@ -48,6 +51,7 @@ def write_graphs(work: Path, channels: int, cells: int, bands: list[int]) -> lis
     graphs = {f"bands-{number}": whole.clone() for number in numbers}
     for number, graph in zip(numbers, graphs.values(), strict=True):
         decode_in_bands(graph, number)
+        store_unrounded(graph, lambda name: TYPES[FLOATS[stored]])
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     random = torch.Generator().manual_seed(0)
 
@@ -65,12 +69,15 @@ def write_graphs(work: Path, channels: int, cells: int, bands: list[int]) -> lis
 
 def decode(graph: Path, rows: int, columns: int) -> dict[str, Any]:
     """In a process of its own."""
+    start = time.process_time()
     session = open_session(graph, threads=1)
+    load_seconds = time.process_time() - start
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     tokens = np.random.default_rng(0).integers(0, 32768, (1, rows, columns))
     start = time.process_time()
     images = session.run(None, {"tokens": tokens})[0]
     return {
+        "load_cpu_seconds": round(load_seconds, 2),
         "cpu_seconds": round(time.process_time() - start, 1),
         "loaded_megabytes": loaded // MEGABYTE,
         "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // MEGABYTE,
@@ -85,6 +92,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=256)
     parser.add_argument("--grid", default="90x90")
     parser.add_argument("--bands", type=int, action="append", help="default 1 and 0, which is what an export chooses")
+    parser.add_argument("--stored", choices=("fp32", "bf16", "fp16"), default="fp32", help="what weights are stored as")
     parser.add_argument("--graph", type=Path, help=argparse.SUPPRESS)  # of a child
     options = parser.parse_args()
     rows, columns = (int(side) for side in options.grid.split("x"))
@@ -93,11 +101,13 @@ def main() -> None:
         return
     options.work.mkdir(parents=True, exist_ok=True)
     found = []
-    for number in write_graphs(options.work, options.channels, rows * columns, options.bands or [1, 0]):
+    numbers = write_graphs(options.work, options.channels, rows * columns, options.bands or [1, 0], options.stored)
+    for number in numbers:
         graph = options.work / f"graphs/fp32/bands-{number}.onnx"
         command = [sys.executable, __file__, f"--work={options.work}", f"--grid={options.grid}", f"--graph={graph}"]
         child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found.append({"channels": options.channels, "grid": options.grid, "bands": number, **json.loads(child.stdout)})
+        given = {"channels": options.channels, "grid": options.grid, "bands": number, "stored": options.stored}
+        found.append({**given, **json.loads(child.stdout)})
         print(json.dumps(found[-1]), flush=True)
     if options.output:
         record = {

@@ -76,5 +76,5 @@ def wide(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save(model: nn.Module, path: Path) -> None:
-    """Weights as float16: half the size, and the exporter widens them."""
+    """Weights as float16: half the size; what is exported of them computes in float32."""
     save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, path)

@@ -117,7 +117,7 @@ def model_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save(state: dict[str, Tensor], path: Path) -> None:
-    """Weights as float16: half the size, and the exporter widens them."""
+    """Weights as float16: half the size; what is exported of them computes in float32."""
     half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     save_file({k: v.contiguous().clone() for k, v in half.items()}, path)
 

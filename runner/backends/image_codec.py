@@ -25,7 +25,7 @@ class ImageCodec(Protocol):
 
 
 class OnnxRuntimeCodec:
-    """Opens the graphs of a bundle's image tokenizer when they are first used; they are float32 in every bundle."""
+    """Opens the graphs of a bundle's image tokenizer when they are first used; they compute in float32."""
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self._bundle, self._threads = bundle, threads

@@ -59,7 +59,6 @@ def test_a_decoder_of_float32_is_given_as_it_is(bundle: Path) -> None:
 
 
 def test_it_becomes_an_engine(copy: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
     before = files(copy)
     tensorrt.build(BuildJob(copy, RTX, "fp16", ["8.6"], ["ntp"], [1]))
     opened = open_bundle(copy)
