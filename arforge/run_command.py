@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ from arforge.subjects import Asked, asked_options, how_to_ask
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from arforge.runner.images import Page
+    from arforge.runner.preview import Partial, Preview
 
 
 @click.command()
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
 @click.option("--keep", type=PATH, help="Image to keep parts of, for editing and outpainting (models of random order).")
 @click.option("--mask", type=PATH, help="Of the size of --keep, white where to paint.  [default: its transparency]")
 @click.option("--grid", type=Grid(), help="Tokens of a larger image, decoded in windows (models of random order).")
+@click.option("--preview", type=PATH, help="PNG grid of the images as they are made, written again and again.")
+@click.option("--preview-every", type=click.IntRange(min=1), default=16, show_default=True, help="Steps between those.")
 @click.option("--quiet", is_flag=True, help="Print no progress.")
 def command(
     bundle: Path,
@@ -65,6 +71,8 @@ def command(
     keep: Path | None,
     mask: Path | None,
     grid: tuple[int, int] | None,
+    preview: Path | None,
+    preview_every: int,
     quiet: bool,
     asked: Asked,
 ) -> None:
@@ -77,7 +85,7 @@ def command(
     arforge run llamagen-t2i.bundle --prompt "a red heart" --samples 4 --output hearts.png
     """
     from arforge.runner.canvas import nothing_known
-    from arforge.runner.images import Add, Page, npz_of, save_page, save_tokens
+    from arforge.runner.images import Add, Page, npz_of, save_tokens
     from arforge.runner.inpainting import known_tokens
     from arforge.runner.output import check_outputs
     from arforge.runner.runner import Runner
@@ -89,7 +97,7 @@ def command(
         raise click.UsageError("--greedy is temperature 0: leave out one of --greedy and --temperature")
     if mask and not keep:
         raise click.UsageError("--mask says what of an image to paint: name the image with --keep")
-    check_outputs({"--output": output, "--npz": npz, "--tokens": tokens})
+    check_outputs({"--output": output, "--npz": npz, "--tokens": tokens, "--preview": preview})
     precision = precision_of(bundle, target, precision)
     model = open_built(bundle, target, precision).model
     subjects = asked.subjects(model)
@@ -97,10 +105,10 @@ def command(
         raise click.UsageError(f"nothing to draw: say what with {how_to_ask(model)}")
     images = samples or len(subjects.values)
     numbers = spread_seeds([seed for group in seeds for seed in group], images)
-    page = Page(images, columns) if output else None
+    page = Page(images, columns) if output or preview else None
     with ExitStack() as stack:
         runner = stack.enter_context(Runner.open(bundle, target=target, precision=precision, threads=threads))
-        if runner.bundle.image_tokenizer is None and (output or npz):
+        if runner.bundle.image_tokenizer is None and (output or npz or preview):
             raise RequestError(
                 f"{bundle} has no image tokenizer and gives tokens only: use --tokens, or export with --tokenizer"
             )
@@ -132,17 +140,41 @@ def command(
             batch=batch,
             known=known,
             progress=progress,
+            preview=shown(preview, page, preview_every, zoom),
             images=receive if receivers else False,
         )
         if tokens:
             save_tokens(tokens, result.tokens)
-    if page and output:
-        save_page(output, page.pixels, zoom)
+    save_pages(page, (output, preview), zoom)
     each = 1000 * (result.condition_seconds + result.seconds + result.image_seconds) / images
     click.echo(
         f"{images} images, {schedule}: {result.steps} steps, {each:.1f} ms an image "
         f"({target} {precision}, batch {min(batch, images)}, {device})"
     )
+
+
+def save_pages(page: Page | None, paths: tuple[Path | None, ...], zoom: int) -> None:
+    from arforge.runner.images import save_page
+
+    for path in paths:
+        if page and path:
+            save_page(path, page.pixels, zoom)
+
+
+def shown(path: Path | None, page: Page | None, steps: int, zoom: int) -> Preview | None:
+    """Writes, every so many steps, the page with the images that are being made behind those that are done."""
+    from arforge.runner.images import save_page
+    from arforge.runner.preview import every
+
+    if path is None or page is None:
+        return None
+
+    def show(partial: Partial) -> None:
+        so_far = deepcopy(page)
+        so_far.add(partial.pixels())
+        save_page(path, so_far.pixels, zoom)
+
+    return every(steps, show)
 
 
 def spread_seeds(seeds: list[int], images: int) -> list[int]:

@@ -27,6 +27,7 @@ def invoke(*words: object) -> tuple[int, str]:
         (("run", "--class", "0"), "--tokens"),
         (("run", "--class", "0"), "--output"),
         (("run", "--class", "0"), "--npz"),
+        (("run", "--class", "0", "--tokens", os.devnull), "--preview"),
         (("evaluate", "--reference", "images"), "--json"),
         (("evaluate", "--reference", "images"), "--plot"),
         (("profile",), "--json"),

@@ -99,6 +99,7 @@ OwnRequest::OwnRequest(const Request& given, const Bundle& bundle) : request(giv
 
 std::vector<Ids> OwnRequest::kept(const std::vector<Ids>& given) {
   std::vector<Ids> found;
+  found.reserve(given.size());
   for (const Ids& one : given) {
     found.push_back({ids_.emplace_back(one.values, one.values + one.length).data(), one.length});
   }

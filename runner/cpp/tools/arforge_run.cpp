@@ -56,7 +56,7 @@ public:
   }
 
   void add(const std::uint8_t* pixels, std::int64_t images, std::int64_t height, std::int64_t width) {
-    if (!command_.output.empty()) {
+    if (!(command_.output.empty() && command_.preview.empty())) {
       page_.add(pixels, images, height, width);
     }
     if (file_) {
@@ -70,12 +70,23 @@ public:
     }
   }
 
-  void finish() {
-    if (!command_.output.empty()) {
-      Output output(command_.output);
-      write_picture(output.stream(), command_.output, page_.picture(), command_.zoom);
-      output.finish();
+  // Writes the page with the images that are being made behind those that are done, every so many steps.
+  void show(const arforge::Partial& partial) {
+    if (partial.done < shown_) { // the next images
+      shown_ = 0;
     }
+    if (partial.done >= shown_ + command_.preview_every && partial.done < partial.steps) {
+      shown_ = partial.done;
+      const arforge::Pictures pictures = partial.pixels();
+      Page so_far = page_;
+      so_far.add(pictures.pixels.data(), partial.images, pictures.height, pictures.width);
+      write(command_.preview, so_far);
+    }
+  }
+
+  void finish() {
+    write(command_.output, page_);
+    write(command_.preview, page_);
     if (npz_ && file_) {
       npz_->finish();
       file_->finish();
@@ -83,8 +94,17 @@ public:
   }
 
 private:
+  void write(const std::string& name, const Page& page) const {
+    if (!name.empty()) {
+      Output output(name);
+      write_picture(output.stream(), name, page.picture(), command_.zoom);
+      output.finish();
+    }
+  }
+
   const Command& command_;
   std::int64_t images_;
+  std::int64_t shown_ = 0; // steps of the images that are being made
   Page page_;
   std::optional<Output> file_;
   std::optional<Npz> npz_;
@@ -123,13 +143,14 @@ void write_timings(const std::string& path, const arforge::Result& result) {
 
 void run(Command& command) {
   const std::vector<std::pair<std::string, std::string>> outputs = {{"--output", command.output},
+                                                                    {"--preview", command.preview},
                                                                     {"--npz", command.npz},
                                                                     {"--tokens", command.tokens},
                                                                     {"--timings", command.timings}};
   check_outputs(outputs);
   arforge::Runner runner = arforge::Runner::open(command.bundle, command.open);
   const arforge::Facts& facts = runner.facts();
-  if (facts.downsampling == 0 && !(command.output.empty() && command.npz.empty())) {
+  if (facts.downsampling == 0 && !(command.output.empty() && command.preview.empty() && command.npz.empty())) {
     throw UsageError(command.bundle + " has no image tokenizer and gives tokens only: use --tokens");
   }
   arforge::Request& request = command.request;
@@ -172,6 +193,9 @@ void run(Command& command) {
   request.receive = [&](const std::uint8_t* pixels, std::int64_t some, std::int64_t height, std::int64_t width) {
     images.add(pixels, some, height, width);
   };
+  if (!command.preview.empty()) {
+    request.preview = [&](const arforge::Partial& partial) { images.show(partial); };
+  }
   const arforge::Result result = runner.generate(request);
   if (!command.tokens.empty()) {
     write_tokens(command.tokens, result);

@@ -42,6 +42,8 @@ Generate images from BUNDLE: one a class or prompt, or --samples in all. A seed 
   --output FILE        Grid of the images, .png or .ppm.
   --columns N          Images a row of the grid.  [default: nearly square]
   --zoom N             Size of a pixel in the grid.  [default: 1]
+  --preview FILE       Grid of the images as they are made, written again and again.
+  --preview-every N    Steps between those.  [default: 16]
   --npz FILE           Array file for FID evaluators: arr_0, uint8 [images, height, width, 3].
   --tokens FILE        Tokens as .npy: int64 [images, cells], raster order.
   --keep FILE.ppm      Image to keep parts of: in- and outpainting, editing (models of random order).
@@ -154,6 +156,8 @@ std::map<std::string, Action> valued_options(Command& c) {
       {"--output", into(c.output)},
       {"--columns", count(c.across)},
       {"--zoom", count(c.zoom)},
+      {"--preview", into(c.preview)},
+      {"--preview-every", count(c.preview_every)},
       {"--npz", into(c.npz)},
       {"--tokens", into(c.tokens)},
       {"--keep", into(c.keep)},

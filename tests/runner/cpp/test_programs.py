@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ from PIL import Image
 from arforge.cli import main
 from arforge.run_command import command as run_command
 from arforge.runner import Runner
+from arforge.runner.images import Page, grid
+from arforge.runner.preview import Partial, every
 
 USAGE_ERROR, SCHEDULE_ERROR, BUNDLE_ERROR = 2, 103, 105
 
@@ -62,6 +67,52 @@ def test_arforge_run_writes_what_the_python_command_writes(
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
     assert written["ours"][3] == written["theirs"][3]
+
+
+def test_a_running_preview_is_pythons(release: Any, bundle: Path, tmp_path: Path) -> None:
+    """At the end it is the page."""
+    pages = {}
+    for who in ("ours", "theirs"):
+        place, tokens = tmp_path / f"{who}.png", tmp_path / f"{who}.npy"
+        words = (
+            bundle, "--class", "0-2", "--schedule", "zipar:2", "--batch", 2, "--columns", 3, "--quiet",
+            "--preview", place, "--preview-every", 20, "--tokens", tokens,
+        )  # fmt: skip
+        _ = call(release.program("arforge-run"), *words) if who == "ours" else python(*words)
+        with Image.open(place) as picture:
+            pages[who] = np.asarray(picture)
+    np.testing.assert_array_equal(pages["ours"], pages["theirs"])
+    with Runner.open(bundle, threads=1) as runner:
+        images = runner.generate([0, 1, 2], schedule="zipar:2").images
+    assert images is not None
+    np.testing.assert_array_equal(pages["ours"], grid(images, 3))
+
+
+def test_pages_of_a_running_preview(release: Any, bundle: Path, tmp_path: Path) -> None:
+    """On standard output they come one behind another."""
+    words = (bundle, "--class", "0-2", "--schedule", "zipar:2", "--batch", 2, "--columns", 3, "--quiet")
+    preview = ("--preview", "/dev/stdout", "--preview-every", 10, "--tokens", tmp_path / "x.npy")
+    command = [str(word) for word in (release.program("arforge-run"), *words, *preview)]
+    said = subprocess.run(command, capture_output=True, check=True).stdout
+    starts = [match.start() for match in re.finditer(b"\x89PNG", said)]
+    pages = []
+    for start, end in itertools.pairwise([*starts, len(said)]):
+        with Image.open(io.BytesIO(said[start:end])) as picture:
+            pages.append(np.asarray(picture))
+    with Runner.open(bundle, threads=1) as runner:
+        images = runner.generate([0, 1, 2], schedule="zipar:2").images
+        expected = []
+
+        def show(partial: Partial) -> None:
+            done = images[: partial.first] if images is not None else []
+            expected.append([*done, *partial.pixels()])
+
+        runner.generate([0, 1, 2], schedule="zipar:2", batch=2, preview=every(10, show))
+    assert len(pages) == len(expected) + 1 == 5  # 10 and 20 of 28 steps, of 2 batches, and the end
+    for page, some in zip(pages, expected, strict=False):
+        holder = Page(3, 3)
+        holder.add(np.stack(some))
+        np.testing.assert_array_equal(page, holder.pixels)
 
 
 def test_arforge_run_keeps_parts_and_paints_larger_images(release: Any, arpg_bundle: Path, tmp_path: Path) -> None:
