@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from arforge.runner.errors import RequestError
@@ -38,13 +39,18 @@ Open = Callable[[Observe], AbstractContextManager[Models]]
 
 
 def make_app(
-    open_models: Open, limits: Limits | None = None, key: str | None = None, *, drain: bool = False
+    open_models: Open,
+    limits: Limits | None = None,
+    key: str | None = None,
+    *,
+    drain: bool = False,
+    metrics: Metrics | None = None,
 ) -> FastAPI:
     """The service as an ASGI app; `app.state.service` is its `Service`.
 
     `key`: what clients of /v1 must bring. `drain`: whether SIGTERM lets running requests be answered first.
     """
-    service = Service(limits or Limits(), Metrics())
+    service = Service(limits or Limits(), metrics or Metrics())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -62,6 +68,7 @@ def make_app(
     app.add_middleware(BodyLimit, most=service.limits.body)
     app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(Refused, _refuse)
+    app.add_exception_handler(HTTPException, _refuse)
     checked = [Depends(_key_check(key))] if key else []
 
     @app.post("/v1/images/generations", dependencies=checked)
@@ -93,7 +100,7 @@ def make_app(
         return PlainTextResponse("ready" if service.ready else "not ready", 200 if service.ready else 503)
 
     @app.get("/metrics")
-    async def metrics() -> Response:
+    async def counts() -> Response:
         return Response(service.metrics.page(service.models), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/")
@@ -107,7 +114,7 @@ async def _images(
     service: Service, http: Request, asked: Generation, event: str, kept: list[bytes | None] | None = None
 ) -> Response:
     """The answer of /v1/images, whatever happens."""
-    model = asked.model if asked.model in service.models else next(iter(service.models), "")
+    model = service.name_of(asked.model)
     start = time.perf_counter()
     service.begin()
 
@@ -202,6 +209,8 @@ def _key_check(key: str) -> Callable[[Request], Awaitable[None]]:
 
 
 async def _refuse(_: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):  # of the server's own: no such path, a form that is none
+        error = Refused(error.status_code, error.detail, "http_error", error.headers)
     return response_of(error)
 
 

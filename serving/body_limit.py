@@ -23,7 +23,6 @@ class BodyLimit:
             await response_of(refused)(scope, receive, send)
             return
         read = 0
-        begun = False
 
         async def counted() -> Message:
             nonlocal read
@@ -33,14 +32,10 @@ class BodyLimit:
                 raise refused
             return message
 
-        async def noted(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
+        async def checked(message: Message) -> None:
+            if read <= self._most:
+                await send(message)
+            elif message["type"] == "http.response.start":  # whatever the app made of it
+                await response_of(refused)(scope, receive, send)
 
-        try:
-            await self._app(scope, counted, noted)
-        except Refused:
-            if begun:
-                raise
-            await response_of(refused)(scope, receive, send)
+        await self._app(scope, counted, checked)

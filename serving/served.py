@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from arforge.runner import Runner
+from arforge.runner import Runner, open_bundle
 from arforge.runner.batcher import Batch, Batcher
 from arforge.runner.bundle import Bundle
 from arforge.runner.canvas import nothing_known
 from arforge.runner.errors import RequestError
 from arforge.runner.request import Request
+from arforge.runner.targets import default_precision
 from arforge.serving.limits import Limits
 
 Observe = Callable[[str, Batch], None]
@@ -122,18 +124,40 @@ def opened(
     """
     models: Models = {}
     with ExitStack() as stack:
-        for path in bundles:
-            name = path.resolve().name.removesuffix(".bundle")
-            if name in models:
-                raise RequestError(f"two bundles are called {name}: rename one of them")
+        for name, path in names_of(bundles).items():
             runner = stack.enter_context(Runner.open(path, opening.target, opening.precision, opening.threads))
-            if runner.bundle.image_tokenizer is None:
-                raise RequestError(f"{path} has no image tokenizer to answer with: export it with --tokenizer FILE")
-            seen = None if observe is None else lambda batch, name=name: observe(name, batch)
+            check_bundle(runner.bundle)
+            seen = None if observe is None else partial(observe, name)
             batcher = stack.enter_context(Batcher(runner, limits.batch, limits.waiting, seen))
             models[name] = Served(name, runner, batcher)
         warm(models)
         yield models
+
+
+def names_of(bundles: Sequence[Path]) -> dict[str, Path]:
+    """The bundles by their models' names. Raises RequestError for two of one name."""
+    found: dict[str, Path] = {}
+    for path in bundles:
+        name = path.resolve().name.removesuffix(".bundle")
+        if name in found:
+            raise RequestError(f"two bundles are called {name}: rename one of them")
+        found[name] = path
+    return found
+
+
+def check_bundle(bundle: Bundle) -> None:
+    """Raise RequestError for a bundle that makes no images."""
+    if bundle.image_tokenizer is None:
+        raise RequestError(f"{bundle.root} has no image tokenizer to answer with: export it with --tokenizer FILE")
+
+
+def check_bundles(bundles: Sequence[Path], opening: Opening) -> None:
+    """What `opened` would say of bundles, as far as it shows without loading an engine."""
+    for path in names_of(bundles).values():
+        bundle = open_bundle(path)
+        check_bundle(bundle)
+        precision = opening.precision or default_precision(opening.target, bundle.model.stored_precision)
+        bundle.engine(opening.target, precision)
 
 
 def warm(models: Models) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,10 +15,10 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from arforge.serving.app import make_app
+from arforge.serving.app import Open, make_app
 from arforge.serving.limits import Limits
-from arforge.serving.metrics import SEVERAL
-from arforge.serving.served import Opening, opened
+from arforge.serving.metrics import SEVERAL, Metrics
+from arforge.serving.served import Models, Opening, check_bundles, opened
 
 SETTINGS = "ARFORGE_SERVING"  # environment of worker processes
 APP = "arforge.serving.server:worker_app"
@@ -31,9 +33,14 @@ class Serving:
     limits: Limits
     key: str | None = None
 
-    def app(self) -> FastAPI:
-        open_models = partial(opened, [Path(path) for path in self.bundles], self.opening, self.limits)
-        return make_app(open_models, self.limits, self.key, drain=True)
+    @property
+    def paths(self) -> list[Path]:
+        return [Path(bundle) for bundle in self.bundles]
+
+    def app(self, models: Open | None = None, metrics: Metrics | None = None) -> FastAPI:
+        """`models`, `metrics`: in place of the service's own opening of its bundles."""
+        opening = models or partial(opened, self.paths, self.opening, self.limits)
+        return make_app(opening, self.limits, self.key, drain=True, metrics=metrics)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -51,7 +58,10 @@ def worker_app() -> FastAPI:
 
 
 def run(serving: Serving, host: str, port: int, workers: int = 1) -> None:
-    """Serve until a signal says to stop. Each worker opens the bundles for itself; one that dies is started again."""
+    """Serve until a signal says to stop. Each worker opens the bundles for itself; one that dies is started again.
+
+    Raises what `opened` does, for several workers as far as it shows without loading an engine.
+    """
     settings: dict[str, Any] = {
         "host": host,
         "port": port,
@@ -59,9 +69,21 @@ def run(serving: Serving, host: str, port: int, workers: int = 1) -> None:
         "server_header": False,
     }
     if workers == 1:
-        uvicorn.run(serving.app(), **settings)
+        with ExitStack() as stack:
+            metrics = Metrics()
+            found = opened(serving.paths, serving.opening, serving.limits, metrics.observe)
+            models = stack.enter_context(found)  # here, where an error is one line
+            uvicorn.run(serving.app(lambda _: until_closed(models, stack), metrics), **settings)
         return
+    check_bundles(serving.paths, serving.opening)
     os.environ[SETTINGS] = serving.to_json()
     with tempfile.TemporaryDirectory(prefix="arforge-metrics-") as counts:
         os.environ[SEVERAL] = counts
         uvicorn.run(APP, factory=True, workers=workers, **settings)
+
+
+@contextmanager
+def until_closed(models: Models, stack: ExitStack) -> Iterator[Models]:
+    """Models that are open already and are closed with the block, as the process may end before anything after it."""
+    with stack:
+        yield models

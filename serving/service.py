@@ -58,15 +58,19 @@ class Service:
     def ready(self) -> bool:
         return bool(self.models) and not self.draining and all(one.batcher.alive for one in self.models.values())
 
-    def served(self, name: str | None) -> Served:
-        """The model of that name; None: the only one. Raises Refused."""
+    def name_of(self, model: str | None) -> str:
+        """That of the model that a request names, or of the only one; empty where there is none such."""
+        if model is None and len(self.models) == 1:
+            return next(iter(self.models))
+        return model if model in self.models else ""
+
+    def served(self, model: str | None) -> Served:
+        """The model that a request names, or the only one. Raises Refused."""
         if self.draining:
             raise Refused(503, "the service is stopping: ask another one", "draining", RETRY_AFTER)
-        if name is None and len(self.models) == 1:
-            return next(iter(self.models.values()))
-        if name not in self.models:
-            known = ", ".join(self.models)
-            message = f"name a model: {known}" if name is None else f"no model {name!r}: there is {known}"
+        name, known = self.name_of(model), ", ".join(self.models)
+        if not name:
+            message = f"name a model: {known}" if model is None else f"no model {model!r}: there is {known}"
             raise Refused(404, message, "model_not_found")
         return self.models[name]
 
@@ -112,7 +116,8 @@ async def finished(job: Job, gone: Gone) -> Result:
     try:
         await asyncio.wait([waiting, watching], return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
-            return waiting.result()
+            result: Result = waiting.result()
+            return result
         raise Refused(HUNG_UP, "the client has hung up", "client_closed_request")
     finally:
         watching.cancel()
@@ -152,6 +157,10 @@ def common(job: Job, images: NDArray[np.uint8]) -> dict[str, Any]:
     }
 
 
+News = tuple[int, int, NDArray[np.uint8]]
+"""Partial images: the first one's place in the request, how many have been shown with these, and their pixels."""
+
+
 class Stream:
     """The events of a request: partial images as they come to be, then the final ones, or what went wrong."""
 
@@ -159,7 +168,7 @@ class Stream:
         """To be made where an event loop runs. `event`: image_generation or image_edit."""
         self._asked, self._event = asked, event
         self._loop = asyncio.get_running_loop()
-        self._news: asyncio.Queue[tuple[int, NDArray[np.uint8]] | None] = asyncio.Queue()
+        self._news: asyncio.Queue[News | None] = asyncio.Queue()
         self._shown: dict[int, int] = {}  # partial images so far, by the first image that they show
 
     def preview(self, partial: Partial) -> None:
@@ -168,17 +177,17 @@ class Stream:
         due = min(parts * partial.done // partial.steps, self._asked.partial_images)
         if due > self._shown.get(partial.first, 0) and partial.done < partial.steps:
             self._shown[partial.first] = due
-            self._tell((partial.first, partial.pixels(self._asked.undecided)))
+            self._tell((partial.first, due, partial.pixels(self._asked.undecided)))
 
     async def events(self, job: Job) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Names and contents. Raises what the job's future does; cancels the job if it is left early."""
         job.future.add_done_callback(lambda _: self._tell(None))
         try:
             while (news := await self._news.get()) is not None:
-                first, images = news
+                first, shown, images = news
                 for place, pixels in enumerate(images):
                     file = await run_in_threadpool(job.file, pixels, first + place, final=False)
-                    index = {"partial_image_index": self._shown[first] - 1}
+                    index = {"partial_image_index": shown - 1}
                     yield self._one("partial_image", job, images, file, first + place, index)
             final = job.future.result().images
             assert final is not None
@@ -188,7 +197,7 @@ class Stream:
         finally:
             job.future.cancel()
 
-    def _tell(self, news: tuple[int, NDArray[np.uint8]] | None) -> None:
+    def _tell(self, news: News | None) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._news.put_nowait, news)
 
