@@ -3,7 +3,7 @@ PYTHON ?= python3
 OUT ?= out
 BIN := .venv/bin
 
-.PHONY: demo test lowest clean
+.PHONY: demo test test-serving lowest clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/emoji/demo.py --output $(OUT)
@@ -14,6 +14,26 @@ test: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p arforge
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# what starts Triton or Ray, which come apart from what all else needs
+test-serving: .venv/.serving build/triton/.ready
+	$(BIN)/python -m pytest -m servers tests/serving
+
+.venv/.serving: .venv/.ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,serve,ray]'
+	$(BIN)/pip install --quiet --no-deps tritonclient==2.73.0
+	touch $@
+
+# The server of the wheel alone: what the wheel needs beside it does not go with numpy 2. Of numpy 1 for texts, see
+# serving/triton/model.py
+build/triton/.ready: .venv/.ready
+	rm -rf build/triton build/numpy-1.26
+	$(BIN)/pip install --quiet --no-deps --target build/triton nvidia-pytriton==0.7.0
+	$(BIN)/pip install --quiet --no-deps --target build/numpy-1.26 numpy==1.26.4
+	version=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && \
+	  cd build/triton/pytriton/tritonserver && \
+	  cp python_backend_stubs/$$version/triton_python_backend_stub backends/python/
+	touch $@
 
 # the lowest versions that pyproject.toml declares, in an environment of their own
 lowest: .venv/.ready

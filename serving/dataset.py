@@ -31,6 +31,7 @@ STATE = "generation.json"  # in the folder: what it is filled with
 WORDS = {"classes": "class", "prompts": "prompt"}  # what a row says of what it was asked for by
 LEFT = ".arforge-*.partial"  # files that a run which was cut off has not finished
 MAX_ROWS = 2**63
+MAX_FILES = 1_000_000
 Progress = Callable[[int, int], None]
 
 
@@ -112,6 +113,9 @@ def check(job: Job, bundle: Bundle) -> Job:
         raise RequestError(f"this {bundle.model.family} model does not take {by}: ask for what it takes")
     if job.first + job.images > MAX_ROWS:
         raise RequestError(f"rows up to {job.first + job.images} cannot be counted: use numbers below 2**63")
+    if job.images > MAX_FILES * job.rows:
+        raise RequestError(f"{job.images} rows make more than {MAX_FILES} files: put more rows into one (--rows)")
+    bundle.schedule(job.request.schedule or bundle.default_schedule)
     for start in range(0, len(values), job.rows):
         asked = {by: values[start : start + job.rows], **job.subjects.settings}
         images_of(replace(job.request, **asked), bundle)

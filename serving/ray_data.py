@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from arforge.runner import errors
 from arforge.runner.errors import ArforgeError, EngineError
 from arforge.runner.optional import needed
 from arforge.serving.dataset import Job, Progress, Shard
@@ -16,7 +17,6 @@ from arforge.serving.dataset import Job, Progress, Shard
 with needed("generating on Ray", "ray", EngineError):
     import ray
     import ray.data
-    import ray.exceptions
 
 BLOCKS = 1000  # at most, in which Ray hands out work
 
@@ -28,11 +28,19 @@ class Worker:
         self._job, self._runner = job, job.open()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Of each file what went wrong: the kind of the error and its message, or nothing twice."""
+        kinds, messages = [], []
         for number, first, count in zip(batch["number"], batch["first"], batch["count"], strict=True):
             shard = Shard(int(number), int(first), int(count))
-            if not self._job.path(shard).exists():  # of a block that is done again
-                self._job.write(self._runner, shard)
-        return {"number": batch["number"]}
+            kind = message = ""
+            try:
+                if not self._job.path(shard).exists():  # of a block that is done again
+                    self._job.write(self._runner, shard)
+            except ArforgeError as error:
+                kind, message = type(error).__name__, str(error)
+            kinds.append(kind)
+            messages.append(message)
+        return {"kind": kinds, "message": messages}
 
 
 def on_ray(job: Job, shards: Sequence[Shard], progress: Progress, workers: int = 1, gpus: float = 0) -> None:
@@ -55,16 +63,12 @@ def on_ray(job: Job, shards: Sequence[Shard], progress: Progress, workers: int =
         num_cpus=job.threads or 1,
         num_gpus=gpus,
     )
-    try:
-        for done, _ in enumerate(made.iter_rows(), 1):
-            progress(done, len(shards))
-    except Exception as error:
-        raise cause_of(error) from error
-
-
-def cause_of(error: BaseException) -> ArforgeError:
-    """The error of arforge's that made Ray stop, or one that says what Ray says."""
-    one: BaseException | None = error
-    while one is not None and not isinstance(one, ArforgeError):
-        one = getattr(one, "cause", None) or one.__cause__
-    return one or EngineError(f"Ray failed: {error}")
+    rows = iter(made.iter_rows())
+    for done in range(1, len(shards) + 1):
+        try:
+            row = next(rows)
+        except Exception as error:  # Ray's have no narrower base
+            raise EngineError(f"Ray failed: {error}") from error
+        if row["kind"]:
+            raise getattr(errors, row["kind"])(row["message"])
+        progress(done, len(shards))

@@ -62,7 +62,7 @@ def test_the_folders_of_the_package_are_links_in_a_clone() -> None:
 
 
 def test_a_wheel_holds_every_module_and_schema(wheel: Path) -> None:
-    kinds = ("*.py", "*.schema.json", "py.typed")
+    kinds = ("*.py", "*.schema.json", "*.html", "py.typed")
     found = (path.resolve() for name in ("arforge", *LINKED) for kind in kinds for path in (ROOT / name).rglob(kind))
     places = {path.relative_to(ROOT) for path in found if "cpp" not in path.parts}
     wanted = {path.as_posix() if path.parts[0] == "arforge" else f"arforge/{path.as_posix()}" for path in places}
