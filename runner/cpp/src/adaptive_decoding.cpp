@@ -45,7 +45,7 @@ AdaptiveDecoding::AdaptiveDecoding(const Plan& plan, State start, const Drawing&
   for (std::int64_t image = 0; image < state_.images; image++) {
     images_.emplace_back(plan, *plan.rules);
   }
-  outputs_.reserve(planned_.columns.size());
+  outputs_.reserve(planned_.columns.capacity());
 }
 
 std::optional<Shape> AdaptiveDecoding::shape() const {

@@ -62,6 +62,19 @@ def test_running_ahead_allocates_nothing_either(
     assert found == [(steps, steps + one, 0) for one in (passes, passes // 2, passes // 2)]
 
 
+@pytest.mark.parametrize(("name", "passes"), [("bundle", 0), ("text_bundle", 6), ("ids_bundle", 6)])
+def test_rows_that_start_by_themselves_allocate_in_the_first_generation_alone(
+    release: Any, request: pytest.FixtureRequest, name: str, passes: int
+) -> None:
+    """That one binds the memory of a width to the slots that it turns out to need."""
+    said = output([release.program("allocations"), request.getfixturevalue(name), "zipar:adaptive=2"])
+    found = [tuple(map(int, re.findall(r"\d+", line))) for line in said.splitlines()]
+    steps = found[0][0]
+    assert 22 < steps < 64
+    assert [one[:2] for one in found] == [(steps, steps + one) for one in (passes, passes // 2, passes // 2)]
+    assert [one[2] for one in found[1:]] == [0, 0]
+
+
 @pytest.mark.parametrize(("name", "count"), [("grouped_bundle", 1000), ("text_bundle", 300), ("ids_bundle", 300)])
 def test_many_generations_do_not_grow(release: Any, request: pytest.FixtureRequest, name: str, count: int) -> None:
     said = output([release.program("generations"), "growth", request.getfixturevalue(name), count])
