@@ -13,8 +13,7 @@ from arforge.runner.step_graph import Contract, Tensor
 
 PASSES = 8
 """Calls of one launch, after which the host looks how far images are. Even, so that the state ends where it began."""
-PROGRESS = ("place", "passes", "fault")
-STATE = ("known", *PROGRESS)
+STATE = ("known", "place", "passes", "fault")
 
 
 @dataclass(frozen=True)

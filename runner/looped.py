@@ -61,6 +61,7 @@ class LoopedDecoding(JacobiDecoding):
         self._widths, self._loop, self._vocabulary = loop_widths(plan), loop, vocabulary
         self._begun = False
         self._fault = np.zeros(len(drawing.random), np.int64)
+        self.decided = np.zeros((len(drawing.random), plan.schedule.cells), np.bool_)  # whose tokens are final
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -79,15 +80,16 @@ class LoopedDecoding(JacobiDecoding):
             self._begun = True
 
     def run(self, engine: Engine) -> None:
-        progress = self._loop.run()
-        self._at, self.passes, self._fault = progress.place, progress.passes, progress.fault
+        state = self._loop.run()
+        self._at, self.passes, self._fault = state.place, state.passes, state.fault
+        self.known[:, : self._plan.schedule.cells] = np.tile(state.known, (self._lanes, 1))
+        self.decided = self._line.deciders < state.place[:, None]
 
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
         return self._fault[:, None]
 
     def store(self, buffers: StepBuffers) -> None:
-        if self.shape is None:
-            self.known[:, : self._plan.schedule.cells] = np.tile(self._loop.tokens(), (self._lanes, 1))
+        """It is stored."""
 
     def _tables(self, buffers: StepBuffers) -> dict[str, NDArray[Any]]:
         """By the names of `loop_contract`, for the images and rows of this batch."""
