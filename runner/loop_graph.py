@@ -13,7 +13,8 @@ from arforge.runner.step_graph import Contract, Tensor
 
 PASSES = 8
 """Calls of one launch, after which the host looks how far images are. Even, so that the state ends where it began."""
-STATE = ("known", "place", "passes", "fault")
+PROGRESS = ("place", "passes", "fault")
+STATE = ("known", *PROGRESS)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,6 @@ class LoopedDecoding(JacobiDecoding):
         self._widths, self._loop, self._vocabulary = loop_widths(plan), loop, vocabulary
         self._begun = False
         self._fault = np.zeros(len(drawing.random), np.int64)
-        self.decided = np.zeros((len(drawing.random), plan.schedule.cells), np.bool_)  # whose tokens are final
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -80,16 +79,15 @@ class LoopedDecoding(JacobiDecoding):
             self._begun = True
 
     def run(self, engine: Engine) -> None:
-        state = self._loop.run()
-        self._at, self.passes, self._fault = state.place, state.passes, state.fault
-        self.known[:, : self._plan.schedule.cells] = np.tile(state.known, (self._lanes, 1))
-        self.decided = self._line.deciders < state.place[:, None]
+        progress = self._loop.run()
+        self._at, self.passes, self._fault = progress.place, progress.passes, progress.fault
 
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
         return self._fault[:, None]
 
     def store(self, buffers: StepBuffers) -> None:
-        """It is stored."""
+        if self.shape is None:
+            self.known[:, : self._plan.schedule.cells] = np.tile(self._loop.tokens(), (self._lanes, 1))
 
     def _tables(self, buffers: StepBuffers) -> dict[str, NDArray[Any]]:
         """By the names of `loop_contract`, for the images and rows of this batch."""

@@ -50,13 +50,12 @@ class RequestBuffers:
 
 
 @dataclass(frozen=True)
-class LoopState:
-    """How far a loop has come."""
+class LoopProgress:
+    """How far a loop has come, each int64 (images)."""
 
-    known: NDArray[np.int64]  # (images, cells) tokens: decided, or drafts
-    place: NDArray[np.int64]  # (images) inputs of the line that are right and in the cache
-    passes: NDArray[np.int64]  # (images) calls until each was done
-    fault: NDArray[np.int64]  # (images) what came where a token should, by which all have stopped; 0: nothing
+    place: NDArray[np.int64]  # inputs of the line that are right and in the cache
+    passes: NDArray[np.int64]  # calls until each image was done
+    fault: NDArray[np.int64]  # what came where a token should, by which all have stopped; 0: nothing
 
 
 class Loop(Protocol):
@@ -65,8 +64,11 @@ class Loop(Protocol):
     def begin(self, tables: Mapping[str, NDArray[Any]]) -> None:
         """What a batch's calls are made of, by the names of `loop_contract`; the first call's buffers are filled."""
 
-    def run(self) -> LoopState:
+    def run(self) -> LoopProgress:
         """Some calls, from where the last ones ended. Raises EngineError if the runtime fails."""
+
+    def tokens(self) -> NDArray[np.int64]:
+        """Of all cells, (images, cells): decided, or drafts."""
 
 
 class Engine(Protocol):

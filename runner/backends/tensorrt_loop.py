@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.backends.cuda import Gpu
-from arforge.runner.backends.engine import LoopState
+from arforge.runner.backends.engine import LoopProgress
 from arforge.runner.backends.tensorrt_identity import loop_of
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.backends.tensorrt_program import Block, Launch, LoadedEngine, Program
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
-from arforge.runner.loop_graph import PASSES, STATE, next_name
+from arforge.runner.loop_graph import PASSES, PROGRESS, STATE, next_name
 from arforge.runner.step_graph import Contract, guided_rows
 
 Places = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -49,7 +49,8 @@ class TensorRTLoop:
         self._spread_over = {tensor.name: tensor.shape[0] for tensor in contract.inputs}
         self._tables = Block(gpu, {name: kinds[name] for name in kinds if name not in (*STATE, "drawn")})
         self._width = Block(gpu, {"fed": kinds["fed"]})  # of the first call
-        self._states = [Block(gpu, {name: kinds[name] for name in STATE}) for _ in range(2)]
+        self._known = [Block(gpu, {"known": kinds["known"]}) for _ in range(2)]
+        self._progress = [Block(gpu, {name: kinds[name] for name in PROGRESS}) for _ in range(2)]
         made = {tensor.name for tensor in contract.outputs}
         self._given = {name: place for name, place in steps[1].input.addresses.items() if name in made}
         self._settings = [name for name in steps[1].inputs if name not in made]  # that no pass changes
@@ -77,23 +78,33 @@ class TensorRTLoop:
             array[...] = 0
             given = given[: len(array)]  # where one mask is all rows'
             array[tuple(map(slice, given.shape))] = given  # of as many slots as the request has
-        for array in self._states[0].arrays.values():
-            array[...] = 0
+        for block in (self._known[0], self._progress[0]):
+            for array in block.arrays.values():
+                array[...] = 0
         self._begun = False
 
-    def run(self) -> LoopState:
+    def run(self) -> LoopProgress:
         launch = self._going_on if self._begun else self._beginning
         self._begun = True
         launch.run()
-        return LoopState(**{name: array.copy() for name, array in self._states[0].arrays.items()})
+        return LoopProgress(**{name: array.copy() for name, array in self._progress[0].arrays.items()})
+
+    def tokens(self) -> NDArray[np.int64]:
+        self._known[0].download()
+        self._gpu.synchronize()
+        return self._known[0].arrays["known"].copy()
 
     def _between(self, fed: Program, profile: int, turn: int, width: Mapping[str, int]) -> Program:
         """The loop graph behind `fed`, from the state `turn` to the other one."""
+        states = [
+            {**known.addresses, **progress.addresses}
+            for known, progress in zip(self._known, self._progress, strict=True)
+        ]
         placed = {
             **self._tables.addresses,
             **width,
-            **self._states[turn].addresses,
-            **{next_name(name): address for name, address in self._states[1 - turn].addresses.items()},
+            **states[turn],
+            **{next_name(name): address for name, address in states[1 - turn].items()},
             **self._given,
             "drawn": fed.output.addresses["next_tokens"],
         }
@@ -107,8 +118,8 @@ class TensorRTLoop:
         if first is not later:
             later.input.upload_some(self._settings)
             self._width.upload()
-        self._tables.upload()
-        self._states[0].upload()
+        for block in (self._tables, self._known[0], self._progress[0]):
+            block.upload()
         first.execute()
         self._first.execute()
         self._queue(range(1, PASSES))
@@ -120,7 +131,7 @@ class TensorRTLoop:
         for index in passes:
             self._steps[1].execute()
             self._turns[index % 2].execute()
-        self._states[0].download()
+        self._progress[0].download()
 
     def _capturable(self) -> bool:
         return all(program.capturable() for program in (*self._steps, self._first, *self._turns))
@@ -146,9 +157,12 @@ class BatchLoop:
         self.stage()
         self.loop.begin(tables, self.places)
 
-    def run(self) -> LoopState:
-        state = self.loop.run()
-        return LoopState(**{name: array[: self.images] for name, array in vars(state).items()})
+    def run(self) -> LoopProgress:
+        found = self.loop.run()
+        return LoopProgress(found.place[: self.images], found.passes[: self.images], found.fault[: self.images])
+
+    def tokens(self) -> NDArray[np.int64]:
+        return self.loop.tokens()[: self.images]
 
 
 class Loops:

@@ -91,7 +91,7 @@ def test_launches_waits_and_bytes_an_image(
     passes = int(found[0].passes[0])
     assert passes == 64 if schedule == "ntp" else passes < 64
     assert mine.launches == -(-passes // PASSES)
-    assert mine.waits == mine.launches
+    assert mine.waits == mine.launches + 1  # for the tokens, at the end
     assert theirs.launches == theirs.waits == passes
     assert mine.moved < theirs.moved
     assert opened[1].captured
@@ -110,7 +110,7 @@ def test_batches_of_all_sizes_have_the_hosts_tokens_and_calls(
         np.testing.assert_array_equal(found.tokens, expected.tokens)
         np.testing.assert_array_equal(found.passes, expected.passes)
         parts = [found.passes[:3].max(), *([found.passes[3:].max()] if number > 3 else [])]
-        assert counts.waits == sum(-(-passes // PASSES) for passes in parts)
+        assert counts.waits == sum(-(-passes // PASSES) + 1 for passes in parts)
     assert engine.captured
 
 
@@ -139,9 +139,8 @@ def test_noise_goes_up_once(built_noise: Path, noise_runner: Runner, open_fake: 
             found, counts = counted(opened[2], request)
             np.testing.assert_array_equal(found.tokens, expected.tokens)
             np.testing.assert_array_equal(found.passes, expected.passes)
-            once = 3 * 4 * 2 * cells * vocabulary  # batches, bytes, images
-            looked_at = counts.launches * (2 * cells * 8 + 3 * 256)  # the state
-            assert once < counts.moved - looked_at < 2 * once
+            batches, noise = 3, 4 * 2 * cells * vocabulary
+            assert batches * noise < counts.moved < 2 * batches * noise
 
 
 def partial_of(runner: Runner, *words: Any, **settings: Any) -> Callable[[], Any]:
