@@ -6,8 +6,9 @@ python bench/cpu.py --make LlamaGen-L.bundle
 
 One image with guidance is two rows; each peer decodes the same number of tokens a row after the same number of tokens
 before. Peers live in processes of their own, and wait while another is measured. With `--schedule`, whole images are
-decoded, every step of them. `--make` exports random weights and builds the engines; `bench/at_size.py` those of other
-families. Needs the extra `bench`.
+made: the prompt, every step, and with arforge sampling and the picture of the tokens, which llama.cpp does without. Its
+steps are those of the schedule too. `--make` exports random weights and builds the engines; `bench/at_size.py` those
+of other families. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -29,25 +30,28 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from peers import PEERS, Setting
+from peers import PEERS, Setting, steps_of
 
 from arforge.runner.bundle import open_bundle
 from arforge.runner.device import device_name, streaming_bandwidth
-from arforge.runner.plan import make_plan
 
 Steps = list[tuple[int, int]]  # slot and width of each
+Image = tuple[str, int]  # a schedule, and tokens of the prompt
 FOUR_BITS = ("int4", "Q4_0")
 
 
 def serve(connection: Connection, name: str, setting: Setting) -> None:
     """The process of one peer: takes steps as (slot, width), gives the seconds of all but the first.
 
-    With the first the caches are filled up to its slot.
+    With the first the caches are filled up to its slot. Of an image it gives those of tokens, and of the picture.
     """
     try:
         peer = PEERS[name](setting)
         connection.send(peer.version)
         while (asked := connection.recv()) is not None:
+            if isinstance(asked, tuple):
+                connection.send(peer.image(*asked))
+                continue
             seconds = []
             for slot, width in asked:
                 start = time.perf_counter()
@@ -80,8 +84,8 @@ class Remote:
             raise SystemExit(f"{self.name} failed:\n{given}")
         return given
 
-    def measure(self, steps: Steps) -> list[float]:
-        self.connection.send(steps)
+    def measure(self, asked: Steps | Image) -> list[float]:
+        self.connection.send(asked)
         seconds: list[float] = self.answer(list)
         return seconds
 
@@ -90,18 +94,23 @@ class Remote:
         self.process.join()
 
 
-def compare(remotes: list[Remote], steps: Steps, rounds: int, figure: Callable[[list[float]], float]) -> dict[str, Any]:
-    """Median of each peer's `figure` of its steps, and the median over rounds of what it is to the first peer's."""
-    taken: dict[str, list[float]] = {remote.name: [] for remote in remotes}
+def compare(
+    remotes: list[Remote], asked: Steps | Image, rounds: int, figure: Callable[[list[float]], float]
+) -> dict[str, Any]:
+    """Median of each peer's `figure` of its seconds, and the median over rounds of what it is to the first peer's."""
+    seconds: dict[str, list[list[float]]] = {remote.name: [] for remote in remotes}
     bandwidth = []
     for _ in range(rounds):
         bandwidth.append(streaming_bandwidth(remotes[0].setting.threads))
         for remote in remotes:
-            taken[remote.name].append(figure(remote.measure(steps)))
+            seconds[remote.name].append(remote.measure(asked))
+    taken = {name: [figure(one) for one in rounds] for name, rounds in seconds.items()}
+    parts = {"rounds_seconds_of_tokens_and_picture": seconds} if isinstance(asked, tuple) else {}
     first = taken[remotes[0].name]
     return {
         "medians": {name: statistics.median(values) for name, values in taken.items()},
         "rounds": taken,
+        **parts,
         "rounds_memory_bytes_per_second": bandwidth,
         "times_of_the_first": {
             name: statistics.median(theirs / ours for theirs, ours in zip(values, first, strict=True))
@@ -120,11 +129,10 @@ def compare_steps(remotes: list[Remote], slot: int, width: int, steps: int, roun
 
 
 def compare_images(remotes: list[Remote], schedule: str, bundle: Path, prompt: int, rounds: int) -> dict[str, Any]:
-    """Seconds of all steps of an image behind a prompt."""
-    plan = make_plan(open_bundle(bundle).schedule(schedule), widths=None)
-    steps = [(prompt + step.write_index, step.width) for step in plan.steps]
-    figures = compare(remotes, [(prompt - 1, 1), *steps], rounds, sum)
-    return {"schedule": schedule, "prompt": prompt, "steps": len(steps), "unit": "s", **figures}
+    """Seconds of an image."""
+    steps = len(steps_of(open_bundle(bundle), schedule))
+    figures = compare(remotes, (schedule, prompt), rounds, sum)
+    return {"schedule": schedule, "prompt": prompt, "steps": steps, "unit": "s", **figures}
 
 
 def make(bundle: Path) -> None:

@@ -7,11 +7,12 @@ gives image tokens alone, in 4 bits where the others have them. Keys and values 
 from __future__ import annotations
 
 import ctypes
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from peers import ROWS, SPARE, Setting
+from peers import ROWS, SPARE, Setting, steps_of
 
 from arforge.runner.bundle import Bundle, open_bundle
 
@@ -25,7 +26,7 @@ class LlamaCpp:
 
         self.library = library
         self.version = f"llama-cpp-python {version('llama-cpp-python')}"
-        bundle = open_bundle(setting.bundles[0])
+        bundle = self.bundle = open_bundle(setting.bundles[0])
         model = bundle.model
         path = setting.work / f"{setting.bundles[0].stem}-{kind.lower()}.gguf"
         if not path.exists():
@@ -51,6 +52,15 @@ class LlamaCpp:
             self.fill(slot)
         self.decode(slot, width, wanted=True)
         self.filled = slot + width
+
+    def image(self, schedule: str, prompt: int) -> list[float]:
+        """The prompt and all steps; nothing is sampled or painted."""
+        start = time.perf_counter()
+        self.fill(0)
+        self.filled = 0
+        for slot, width in steps_of(self.bundle, schedule):
+            self.step(prompt + slot, width)
+        return [time.perf_counter() - start]
 
     def fill(self, slot: int) -> None:
         """Leave `slot` tokens in both sequences."""

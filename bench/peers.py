@@ -6,15 +6,21 @@ unconditional) with `slot` tokens a row before them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from arforge.runner.backends.engine import StepBuffers
+from arforge.runner.backends.image_codec import OnnxRuntimeCodec
 from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.conditioner import Conditioner
+from arforge.runner.plan import make_plan
+from arforge.runner.runner import Runner
 
 ROWS = 2  # one image with guidance
 SPARE = 192  # slots beside the grid's, for a prompt and for stand-ins of ZipAR
@@ -39,23 +45,48 @@ class Peer(Protocol):
 
     def step(self, slot: int, width: int) -> None: ...
 
+    def image(self, schedule: str, prompt: int) -> list[float]:
+        """Seconds of an image's tokens, behind so many of a prompt, and of their picture where the peer paints."""
+
+
+def steps_of(bundle: Bundle, schedule: str) -> list[tuple[int, int]]:
+    """Tokens a row before each step, the prompt's left out, and its width."""
+    return [(step.write_index, step.width) for step in make_plan(bundle.schedule(schedule), widths=None).steps]
+
 
 class Arforge:
-    """The engine's step as the runner calls it, sampler included."""
+    """The engine's step as the runner calls it, sampler included; of an image, all that the runner does."""
 
     def __init__(self, setting: Setting, precision: str) -> None:
         from arforge.runner.backends.onnxruntime_session import load_library
         from arforge.runner.runner import open_engine
 
         self.version = f"onnxruntime {load_library().__version__}"
-        bundle = setting.built(precision)
-        self.slots = 1 + bundle.model.cells + SPARE
-        self.engine = open_engine(bundle, "onnxruntime", precision, setting.threads)
+        self.threads, self.bundle = setting.threads, setting.built(precision)
+        self.slots = 1 + self.bundle.model.cells + SPARE
+        self.engine = open_engine(self.bundle, "onnxruntime", precision, self.threads)
         self.engine.prepare(images=1, rows=ROWS, slots=self.slots, zero_slots=0)
 
     def step(self, slot: int, width: int) -> None:
         fill(self.engine.buffers(width), slot, width)
         self.engine.run(width)
+
+    @cached_property
+    def runner(self) -> Runner:
+        """It prepares the engine for images: steps are measured before them."""
+        codec = OnnxRuntimeCodec(self.bundle, self.threads)
+        if self.bundle.image_tokenizer is not None:
+            codec.decode(np.zeros((1, *self.bundle.model.grid), np.int64))  # the graph is opened when it is first used
+        return Runner(self.bundle, self.engine, codec, Conditioner(self.bundle, self.threads))
+
+    def image(self, schedule: str, prompt: int) -> list[float]:
+        given: dict[str, Any] = {"classes": [1]}
+        if self.bundle.model.condition.kind != "class":
+            given = {"ids": [np.arange(1, prompt + 1)]}
+        runner = self.runner
+        start = time.perf_counter()
+        result = runner.generate(**given, schedule=schedule, guidance=2.0)
+        return [time.perf_counter() - start - result.image_seconds, result.image_seconds]
 
 
 def fill(buffers: StepBuffers, slot: int, width: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ BLOCKS = 5
 
 
 @pytest.fixture(scope="module")
-def graphs(bundle: Path) -> tuple[Path, Path]:
-    """The tiny bundle's decoder, and the same in blocks."""
+def graphs(bundle: Path) -> Iterator[tuple[Path, Path]]:
+    """The tiny bundle's decoder, and the same in blocks beside it, which goes again."""
     whole = bundle / "graphs/fp32/decoder.onnx"
     model = ir.load(whole)
     assert attend_in_blocks(model, BLOCKS) == 4
     ir.save(model, whole.with_name("blocks.onnx"))
-    return whole, whole.with_name("blocks.onnx")
+    yield whole, whole.with_name("blocks.onnx")
+    whole.with_name("blocks.onnx").unlink()
 
 
 def test_scores_of_the_largest_published_images_are_bounded() -> None:
@@ -62,4 +64,5 @@ def scores_of(graph: Path, tokens: np.ndarray) -> list[tuple[int, ...]]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(graph.with_name("scores.onnx"), options)
+    graph.with_name("scores.onnx").unlink()
     return [scores.shape for scores in session.run(None, {"tokens": tokens})]
