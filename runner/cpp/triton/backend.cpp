@@ -71,15 +71,15 @@ struct Times {
 
   void release(TRITONBACKEND_Request* request, bool success) const {
     const std::uint64_t end = now();
-    check(TRITONBACKEND_ModelInstanceReportStatistics(instance, request, success, start, start, end, end));
-    check(TRITONBACKEND_RequestRelease(request, TRITONSERVER_REQUEST_RELEASE_ALL));
+    ignore(TRITONBACKEND_ModelInstanceReportStatistics(instance, request, success, start, start, end, end));
+    ignore(TRITONBACKEND_RequestRelease(request, TRITONSERVER_REQUEST_RELEASE_ALL));
   }
 };
 
 void cancel_as_asked(std::vector<Running>& running) {
   for (auto& [request, answer] : running) {
     bool gone = false;
-    check(TRITONBACKEND_RequestIsCancelled(request, &gone));
+    ignore(TRITONBACKEND_RequestIsCancelled(request, &gone));
     if (gone) {
       answer.cancel();
     }
@@ -92,11 +92,10 @@ void answer_all(std::vector<Running>& running, const Times& times) {
     while (!next.answer.wait(LOOK)) {
       cancel_as_asked(running);
     }
-    bool success = true;
+    bool success = false;
     try {
-      respond(next.request, next.answer.get());
+      success = respond(next.request, next.answer.get());
     } catch (const std::exception& error) {
-      success = false;
       refuse(next.request, error);
     }
     times.release(next.request, success);
@@ -120,7 +119,8 @@ void execute(Model& model, const Times& times, TRITONBACKEND_Request** requests,
   answer_all(running, times);
   if (images > 0) {
     const std::uint64_t end = now();
-    check(TRITONBACKEND_ModelInstanceReportBatchStatistics(times.instance, images, times.start, times.start, end, end));
+    ignore(
+        TRITONBACKEND_ModelInstanceReportBatchStatistics(times.instance, images, times.start, times.start, end, end));
   }
 }
 
@@ -151,7 +151,7 @@ TRITONBACKEND_ISPEC TRITONSERVER_Error* TRITONBACKEND_ModelFinalize(TRITONBACKEN
   });
 }
 
-// Answers and releases every request; an error of its own would leave them to the server.
+// Answers and releases every request: an error from here would leave them to the server.
 TRITONBACKEND_ISPEC TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_ModelInstance* instance,
                                                                            TRITONBACKEND_Request** requests,
                                                                            const std::uint32_t count) {

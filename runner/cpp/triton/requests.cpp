@@ -139,6 +139,12 @@ void check(TRITONSERVER_Error* error) {
   }
 }
 
+void ignore(TRITONSERVER_Error* error) {
+  if (error != nullptr) {
+    TRITONSERVER_ErrorDelete(error);
+  }
+}
+
 TRITONSERVER_Error* error_of(const std::exception& error) {
   TRITONSERVER_Error_Code code = TRITONSERVER_ERROR_INTERNAL;
   if (const auto* ours = dynamic_cast<const Error*>(&error)) {
@@ -183,7 +189,7 @@ TritonRequest::TritonRequest(TRITONBACKEND_Request* from) {
   read_parameters(from, request);
 }
 
-void respond(TRITONBACKEND_Request* request, const arforge::Result& result) {
+bool respond(TRITONBACKEND_Request* request, const arforge::Result& result) {
   TRITONBACKEND_Response* response = nullptr;
   check(TRITONBACKEND_ResponseNew(&response, request));
   TRITONSERVER_Error* failed = nullptr;
@@ -197,11 +203,18 @@ void respond(TRITONBACKEND_Request* request, const arforge::Result& result) {
   } catch (const std::exception& error) {
     failed = error_of(error);
   }
-  check(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, failed));
+  const bool whole = failed == nullptr;
+  ignore(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, failed));
+  ignore(failed); // which stays ours
+  return whole;
 }
 
 void refuse(TRITONBACKEND_Request* request, const std::exception& error) {
   TRITONBACKEND_Response* response = nullptr;
-  check(TRITONBACKEND_ResponseNew(&response, request));
-  check(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, error_of(error)));
+  ignore(TRITONBACKEND_ResponseNew(&response, request));
+  if (response != nullptr) {
+    TRITONSERVER_Error* const reason = error_of(error);
+    ignore(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, reason));
+    ignore(reason);
+  }
 }

@@ -11,6 +11,9 @@
 // Throws std::runtime_error with Triton's own message, unless there is no error.
 void check(TRITONSERVER_Error* error);
 
+// Where nothing can be done about an error.
+void ignore(TRITONSERVER_Error* error);
+
 // What is Triton's error for that one.
 TRITONSERVER_Error* error_of(const std::exception& error);
 
@@ -27,6 +30,7 @@ private:
   std::vector<float> features_;
 };
 
-// Sends image, uint8 (images, height, width, 3), and tokens, int64 (images, cells).
-void respond(TRITONBACKEND_Request* request, const arforge::Result& result);
+// Sends image, uint8 (images, height, width, 3), and tokens, int64 (images, cells). Throws if it cannot be begun; returns
+// whether it was sent whole.
+bool respond(TRITONBACKEND_Request* request, const arforge::Result& result);
 void refuse(TRITONBACKEND_Request* request, const std::exception& error);
