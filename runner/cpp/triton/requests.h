@@ -30,7 +30,7 @@ private:
   std::vector<float> features_;
 };
 
-// Sends image, uint8 (images, height, width, 3), and tokens, int64 (images, cells). Throws if it cannot be begun; returns
-// whether it was sent whole.
+// Sends image, uint8 (images, height, width, 3), and tokens, int64 (images, cells). Throws if it cannot be begun;
+// returns whether it was sent whole.
 bool respond(TRITONBACKEND_Request* request, const arforge::Result& result);
 void refuse(TRITONBACKEND_Request* request, const std::exception& error);
