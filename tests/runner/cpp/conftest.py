@@ -112,7 +112,9 @@ def builds(onnxruntime_root: Path) -> Iterator[dict[str, tuple[Build, subprocess
     with (KEPT / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several sessions one builds
         started = {
-            "release": start_build("release", onnxruntime_root, lock.fileno()),
+            "release": start_build(
+                "release", onnxruntime_root, lock.fileno(), f"-DARFORGE_TRITON=ON -DTRITON_INCLUDE={PROGRAMS}"
+            ),
             "sanitized": start_build(
                 "sanitized" if has_fuzzer else "sanitized-without-libfuzzer",
                 onnxruntime_root,
