@@ -19,7 +19,7 @@ import triton_python_backend_utils as pb_utils
 from arforge.runner import ArforgeError, EngineError, RequestError, Runner, ScheduleError
 from arforge.runner.batcher import Batcher
 from arforge.runner.errors import Cancelled, DeadlineExceeded, QueueFull
-from arforge.serving.triton.answers import Images, answers
+from arforge.serving.triton.answers import Answer, Images, answers
 from arforge.serving.triton.inputs import Call, call_of
 
 BY_DLPACK = int(np.__version__.partition(".")[0]) >= 2
@@ -50,6 +50,7 @@ class TritonPythonModel:
         self._runner = Runner.open(bundle, given["target"], given["precision"], threads)
         most = config["max_batch_size"]
         self._batcher = Batcher(self._runner, batch=most, waiting=most)
+        self._count = Counter(args["model_name"])
 
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         if self._stream:
@@ -74,13 +75,25 @@ class TritonPythonModel:
             try:
                 calls[index] = self._call(request)
             except Exception as error:  # noqa: BLE001  the others have theirs to come
-                yield index, failure(error), True
+                yield index, self._failure(error), True
         places = list(calls)
         gone = [requests[index].is_cancelled for index in places]
         for answer in answers(self._batcher, list(calls.values()), gone):
-            what = answer.what
-            response = success(what, stream=self._stream) if isinstance(what, Images) else failure(what)
+            response = self._success(answer) if isinstance(answer.what, Images) else self._failure(answer.what)
             yield places[answer.of], response, answer.last
+
+    def _success(self, answer: Answer) -> Any:
+        assert isinstance(answer.what, Images)
+        if answer.last:
+            self._count("OK")
+        found = answer.what.arrays(stream=self._stream).items()
+        return pb_utils.InferenceResponse([tensor_of(name, array) for name, array in found])
+
+    def _failure(self, error: BaseException) -> Any:
+        code = next((name for kind, name in CODES.items() if isinstance(error, kind)), "INTERNAL")
+        self._count(code)
+        text = str(error) if isinstance(error, ArforgeError) else f"{type(error).__name__}: {error}"
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, getattr(pb_utils.TritonError, code)))
 
     def _call(self, request: Any) -> Call:
         arrays = {}
@@ -106,12 +119,20 @@ def tensor_of(name: str, array: Any) -> Any:
     return pb_utils.Tensor.from_dlpack(name, capsule)
 
 
-def success(images: Images, *, stream: bool) -> Any:
-    found = images.arrays(stream=stream).items()
-    return pb_utils.InferenceResponse([tensor_of(name, array) for name, array in found])
+class Counter:
+    """Counts requests by how they ended, beside Triton's own figures, which take every answer for a success."""
 
+    def __init__(self, model: str) -> None:
+        self._made: dict[str, Any] = {}
+        try:
+            self._family = pb_utils.MetricFamily(
+                "arforge_requests_total", "Requests by outcome.", pb_utils.MetricFamily.COUNTER
+            )
+            for code in sorted({"OK", "INTERNAL", *CODES.values()}):
+                self._made[code] = self._family.Metric({"model": model, "outcome": code})
+        except pb_utils.TritonModelException:  # of a server without metrics
+            self._made = {}
 
-def failure(error: BaseException) -> Any:
-    code = next((name for kind, name in CODES.items() if isinstance(error, kind)), "INTERNAL")
-    text = str(error) if isinstance(error, ArforgeError) else f"{type(error).__name__}: {error}"
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, getattr(pb_utils.TritonError, code)))
+    def __call__(self, code: str) -> None:
+        if code in self._made:
+            self._made[code].increment(1)

@@ -100,8 +100,8 @@ def test_replicas_give_the_runners_pictures_whatever_comes_with_them(door: Door,
 
 def test_a_replica_that_dies_is_replaced_and_no_client_waits_for_ever(door: Door, runner: Runner, ray: Any) -> None:
     (replica,) = [one for one in workers(ray) if "ServeReplica" in one["class_name"]]
-    with ThreadPoolExecutor(12) as pool:
-        waiting = [pool.submit(door.draw, prompt="1", seed=one, schedule="ntp", n=8) for one in range(12)]
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(door.draw, prompt="1", seed=one, schedule="ntp", n=8) for one in range(8)]
         time.sleep(0.1)
         os.kill(replica["pid"], signal.SIGKILL)
         statuses = [future.result(WAIT)[0] for future in waiting]
