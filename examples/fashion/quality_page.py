@@ -110,10 +110,8 @@ def same_pictures(rows: Sequence[Row]) -> str:
         table = found.get((family, as_it_stands(schedule)))
         if "jacobi=" in schedule and table is not None:
             same = all(row[fact] == table[fact] for fact in (DISTANCE, "class_accuracy"))
-            lines.append(
-                f"- `{row['schedule']}` against `{table['schedule']}`: distance {row[DISTANCE]!r} and {table[DISTANCE]!r}, "
-                f"{'the same' if same else 'not the same'}"
-            )
+            distances = f"{row[DISTANCE]!r} and {table[DISTANCE]!r}, {'the same' if same else 'not the same'}"
+            lines.append(f"- `{row['schedule']}` against `{table['schedule']}`: distance {distances}")
     return "\n".join(lines) + "\n"
 
 
