@@ -12,6 +12,7 @@ from arforge.calibration.quality.evaluation import DISTANCE
 from arforge.calibration.quality.plot import Point, save_plot
 from arforge.runner.errors import EvaluationError
 from arforge.runner.output import write_whole
+from arforge.runner.schedules.specification import as_it_stands, parse
 
 Row = dict[str, Any]
 
@@ -29,6 +30,7 @@ def write_page(file: Path, order: Sequence[tuple[str, str]]) -> None:
         "real": real_table(figures),
         "guidance": guidance_table(figures["guidance"]),
         "schedules": schedule_table(rows),
+        "drafts": same_pictures(rows),
         "seeds": seed_table(figures["schedules"]),
         "int8": changes_table(rows, figures.get("int8", []), {"int8": "quantization"}),
         "int4": changes_table(
@@ -95,7 +97,21 @@ def schedule_table(rows: Sequence[Row]) -> str:
     for row in rows:
         time = f"{row['ms_per_image']:.1f}" if "ms_per_image" in row else ""
         name = f"{row['family']} | `{row['schedule']}` | {row['guidance']:g}"
-        lines.append(f"| {name} | {row['steps']} | {time} | {row[DISTANCE]:.2f} | {percent(row)} |")
+        steps = f"{row['steps']:.1f}".removesuffix(".0")
+        lines.append(f"| {name} | {steps} | {time} | {row[DISTANCE]:.2f} | {percent(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def same_pictures(rows: Sequence[Row]) -> str:
+    """What running ahead on drafts changed against the same table followed as it stands, in full digits."""
+    found = {(row["family"], str(parse(row["schedule"]))): row for row in rows}
+    lines = []
+    for (family, schedule), row in found.items():
+        table = found.get((family, as_it_stands(schedule)))
+        if "jacobi=" in schedule and table is not None:
+            same = all(row[fact] == table[fact] for fact in (DISTANCE, "class_accuracy"))
+            distances = f"{row[DISTANCE]!r} and {table[DISTANCE]!r}, {'the same' if same else 'not the same'}"
+            lines.append(f"- `{row['schedule']}` against `{table['schedule']}`: distance {distances}")
     return "\n".join(lines) + "\n"
 
 
