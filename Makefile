@@ -15,13 +15,14 @@ test: .venv/.ready
 	$(BIN)/mypy -p arforge
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# what starts Triton or Ray, which come apart from what all else needs
+# what starts Triton, Ray or a browser, which come apart from what all else needs
 test-serving: .venv/.serving build/triton/.ready
 	$(BIN)/python -m pytest -m servers tests/serving
 
 .venv/.serving: .venv/.ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,serve,ray]'
 	$(BIN)/pip install --quiet --no-deps tritonclient==2.73.0
+	$(BIN)/pip install --quiet --constraint constraints.txt playwright
 	touch $@
 
 # The server of the wheel alone: what the wheel needs beside it does not go with numpy 2. Of numpy 1 for texts, see
