@@ -152,6 +152,13 @@ def filling(job: Job, bundle: Bundle) -> Iterator[list[Shard]]:
             for left in job.folder.glob(LEFT):
                 left.unlink(missing_ok=True)
         yield job.missing
+        _sweep(job.folder, lock)  # of workers that died
+
+
+def _sweep(folder: Path, lock: FolderLock) -> None:
+    if lock.held:
+        for left in folder.glob(LEFT):
+            left.unlink(missing_ok=True)
 
 
 def here(job: Job, shards: Sequence[Shard], progress: Progress) -> None:

@@ -173,6 +173,7 @@ def test_a_data_set_survives_the_death_of_the_command_and_of_a_worker(ray: Any, 
     out, err = second.communicate(timeout=WAIT)
     assert second.returncode == 0, err
     assert f"{images} rows in 30 files" in out
+    assert sorted(path.name for path in folder.iterdir()) == ["generation.json", *(path.name for path in files())]
     names: list[str] = []
     for path in files():
         with tarfile.open(path) as archive:
