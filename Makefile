@@ -17,7 +17,7 @@ test: .venv/.ready
 
 # what starts Triton, Ray or a browser, which come apart from what all else needs
 test-serving: .venv/.serving build/triton/.ready
-	$(BIN)/python -m pytest -m servers tests/serving
+	$(BIN)/python -m pytest -m servers tests/serving tests/runner/cpp/test_triton.py
 
 .venv/.serving: .venv/.ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,serve,ray]'

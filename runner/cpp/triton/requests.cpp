@@ -170,7 +170,12 @@ TritonRequest::TritonRequest(TRITONBACKEND_Request* from) {
     } else if (array.name == "ids") {
       ids_ = numbers<std::int64_t>(array, TRITONSERVER_TYPE_INT64, 2);
       for (std::int64_t image = 0; image < array.shape[0]; image++) {
-        request.ids.push_back({ids_.data() + image * array.shape[1], array.shape[1]});
+        const std::int64_t* const own = ids_.data() + image * array.shape[1];
+        std::int64_t length = array.shape[1];
+        while (length > 0 && own[length - 1] == -1) { // behind what is shorter
+          length--;
+        }
+        request.ids.push_back({own, length});
       }
     } else if (array.name == "features") {
       features_ = numbers<float>(array, TRITONSERVER_TYPE_FP32, 3);

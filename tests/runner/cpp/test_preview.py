@@ -24,6 +24,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("bundle", {"schedule": "jacobi:4", "batch": 2}),
     ("bundle", {"schedule": "zipar:3,jacobi=5"}),
     ("bundle", {"schedule": "zipar:adaptive=1", "batch": 2}),
+    ("bundle", {"schedule": "zipar:adaptive=1", "batch": 2}),
     ("arpg_bundle", {"schedule": "arpg:5"}),
     ("arpg_bundle", {"schedule": "arpg:3", "known": LEFT}),
     ("arpg_bundle", {"schedule": "arpg:4", "known": TOP, "batch": 2}),

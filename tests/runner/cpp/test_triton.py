@@ -102,6 +102,7 @@ def classes(*labels: int) -> dict[str, np.ndarray]:
     return {"class": column, "seed": column.astype(np.uint64)}
 
 
+@pytest.mark.servers
 def test_pictures_are_the_runners_and_requests_share_batches(server: str, infer: Infer, runner: Runner) -> None:
     asked: list[tuple[list[int], dict[str, Any]]] = [
         ([n % 10, 3] if n % 4 == 0 else [n % 10], {"schedule": ("zipar:2", "jacobi:4")[n % 2], "guidance": 1.0 + n % 3})
@@ -121,15 +122,20 @@ def test_pictures_are_the_runners_and_requests_share_batches(server: str, infer:
     assert said["model_stats"][0]["inference_stats"]["success"]["count"] == 27
 
 
+@pytest.mark.servers
 def test_prompts_by_ids(infer: Infer, ids_runner: Runner) -> None:
-    ids = np.stack([prompt_of(9, seed=4), prompt_of(9, seed=5)])
+    prompts = [prompt_of(9, seed=4), prompt_of(6, seed=5)]
+    ids = np.full((2, 9), -1)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
     settings = {"guidance": 2.0, "unconditional": "image"}
     status, outputs = infer("ids", {"ids": ids, "seed": np.array([[7], [8]], np.uint64)}, **settings)
     assert status == 200
-    expected = ids_runner.generate(ids=list(ids), seeds=[7, 8], **settings)
+    expected = ids_runner.generate(ids=prompts, seeds=[7, 8], **settings)
     np.testing.assert_array_equal(outputs["tokens"], expected.tokens)
 
 
+@pytest.mark.servers
 @pytest.mark.parametrize(
     ("label", "settings", "message"),
     [
