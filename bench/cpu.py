@@ -43,14 +43,17 @@ FOUR_BITS = ("int4", "Q4_0")
 def serve(connection: Connection, name: str, setting: Setting) -> None:
     """The process of one peer: takes steps as (slot, width), gives the seconds of all but the first.
 
-    With the first the caches are filled up to its slot. Of an image it gives those of tokens, and of the picture.
+    With the first the caches are filled up to its slot. Of an image it gives those of tokens, of the picture, and
+    CPU time of all of it.
     """
     try:
         peer = PEERS[name](setting)
         connection.send(peer.version)
         while (asked := connection.recv()) is not None:
             if isinstance(asked, tuple):
-                connection.send(peer.image(*asked))
+                before = time.process_time()
+                parts = peer.image(*asked)
+                connection.send([*parts, time.process_time() - before])
                 continue
             seconds = []
             for slot, width in asked:
@@ -105,7 +108,7 @@ def compare(
         for remote in remotes:
             seconds[remote.name].append(remote.measure(asked))
     taken = {name: [figure(one) for one in rounds] for name, rounds in seconds.items()}
-    parts = {"rounds_seconds_of_tokens_and_picture": seconds} if isinstance(asked, tuple) else {}
+    parts = {"rounds_seconds_of_tokens_picture_and_cpu": seconds} if isinstance(asked, tuple) else {}
     first = taken[remotes[0].name]
     return {
         "medians": {name: statistics.median(values) for name, values in taken.items()},
@@ -129,9 +132,9 @@ def compare_steps(remotes: list[Remote], slot: int, width: int, steps: int, roun
 
 
 def compare_images(remotes: list[Remote], schedule: str, bundle: Path, prompt: int, rounds: int) -> dict[str, Any]:
-    """Seconds of an image."""
+    """Seconds of an image; with one thread the CPU time beside them tells what it takes beside other work."""
     steps = len(steps_of(open_bundle(bundle), schedule))
-    figures = compare(remotes, (schedule, prompt), rounds, sum)
+    figures = compare(remotes, (schedule, prompt), rounds, lambda seconds: sum(seconds[:-1]))
     return {"schedule": schedule, "prompt": prompt, "steps": steps, "unit": "s", **figures}
 
 
