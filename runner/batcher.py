@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -214,7 +214,8 @@ class Batcher:
                 job.deliver(first, part_of(result, part))
         if self._observe is not None:
             waited = tuple(started - image.job.submitted for image in images)
-            self._observe(Batch(len(images), waited, result))
+            with suppress(Exception):  # of whoever counts: the thread goes on
+                self._observe(Batch(len(images), waited, result))
 
     def _fail(self, images: Sequence[Image], error: Exception) -> None:
         if len({id(image.job) for image in images}) == 1:

@@ -39,11 +39,11 @@ void RowImage::advance() {
   }
 }
 
-AdaptiveDecoding::AdaptiveDecoding(const Plan& plan, State start, const Drawing& drawing)
+AdaptiveDecoding::AdaptiveDecoding(const Plan& plan, const RowRules& rules, State start, const Drawing& drawing)
     : Decoding(plan, std::move(start), drawing), decided_(static_cast<std::size_t>(state_.images * plan.cells)),
       planned_(roomy(plan)) {
   for (std::int64_t image = 0; image < state_.images; image++) {
-    images_.emplace_back(plan, *plan.rules);
+    images_.emplace_back(plan, rules);
   }
   outputs_.reserve(planned_.columns.capacity());
 }

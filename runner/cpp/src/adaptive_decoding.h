@@ -30,7 +30,7 @@ struct RowImage {
 // them; done ones repeat their last.
 class AdaptiveDecoding : public Decoding {
 public:
-  AdaptiveDecoding(const Plan& plan, State start, const Drawing& drawing);
+  AdaptiveDecoding(const Plan& plan, const RowRules& rules, State start, const Drawing& drawing);
 
   [[nodiscard]] std::optional<Shape> shape() const override;
   [[nodiscard]] std::int64_t done() const override;

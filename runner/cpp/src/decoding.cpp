@@ -281,7 +281,7 @@ void Decoding::show_prompt(std::int64_t row, std::int64_t width, std::int64_t sl
 
 std::unique_ptr<Decoding> decoding_of(const Plan& plan, State start, const Drawing& drawing) {
   if (plan.rules) {
-    return std::make_unique<AdaptiveDecoding>(plan, std::move(start), drawing);
+    return std::make_unique<AdaptiveDecoding>(plan, *plan.rules, std::move(start), drawing);
   }
   if (plan.line) {
     return std::make_unique<JacobiDecoding>(plan, std::move(start), drawing);

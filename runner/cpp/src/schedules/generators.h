@@ -35,6 +35,7 @@ std::unique_ptr<Rows> zipar_rows(std::int64_t height, std::int64_t width, const 
 // is one more: the end of the row above is counted, as the first of the new row's inputs. A window of the whole row is
 // next-token order.
 void zipar_row_ends(Schedule& schedule, const RowRules& rules);
+void check_window_with_end(const Schedule& schedule, std::int64_t window); // as the user gives it
 std::unique_ptr<Rows> ended_rows(std::int64_t height, std::int64_t width, const RowRules& rules, std::int64_t slot);
 
 // Throws as those do: makes the table of either kind.

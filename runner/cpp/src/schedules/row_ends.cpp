@@ -14,7 +14,8 @@ namespace {
 class EndedRows : public Rows {
 public:
   EndedRows(std::int64_t height, std::int64_t width, const RowRules& rules, std::int64_t slot)
-      : Rows(height, width, rules, slot), ended_(static_cast<std::size_t>(height)) {}
+      : Rows(height, width, rules, slot), row_end_(static_cast<std::int32_t>(rules.row_end.value_or(0))),
+        ended_(static_cast<std::size_t>(height)) {}
 
 private:
   void feed(Step& step) override;
@@ -22,6 +23,7 @@ private:
   [[nodiscard]] bool early(std::int64_t row) const override { return row > 0 && decoded(row - 1) < width_; }
   [[nodiscard]] Input input(std::int64_t row) const;
 
+  std::int32_t row_end_;
   std::vector<bool> ended_; // (height) rows whose last cell is in the cache
 };
 
@@ -49,7 +51,7 @@ Input EndedRows::input(std::int64_t row) const {
   }
   const auto place = static_cast<std::int32_t>(row * (width_ + 1) + column);
   if (column == 0) {
-    return {Source::special, static_cast<std::int32_t>(*rules_.row_end), place, place, 0};
+    return {Source::special, row_end_, place, place, 0};
   }
   return {Source::cell, static_cast<std::int32_t>(row * width_ + column - 1), place, place, 0};
 }
@@ -60,12 +62,16 @@ std::unique_ptr<Rows> ended_rows(std::int64_t height, std::int64_t width, const 
   return std::make_unique<EndedRows>(height, width, rules, slot);
 }
 
-void zipar_row_ends(Schedule& schedule, const RowRules& rules) {
-  if (rules.window < 1 || rules.window > schedule.columns) {
+void check_window_with_end(const Schedule& schedule, std::int64_t window) {
+  if (window < 2 || window > schedule.columns + 1) {
     throw Error(Code::schedule,
-                text("window ", rules.window + 1, " does not fit a grid of ", schedule.rows, "x", schedule.columns,
+                text("window ", window, " does not fit a grid of ", schedule.rows, "x", schedule.columns,
                      " whose rows end in a token: use zipar:2 to zipar:", schedule.columns + 1));
   }
+}
+
+void zipar_row_ends(Schedule& schedule, const RowRules& rules) {
+  check_window_with_end(schedule, rules.window + 1);
   check_interval(rules.cfg_interval);
   run_rows(schedule, rules);
 }

@@ -106,10 +106,10 @@ bool is_line(const Schedule& schedule) {
          std::all_of(schedule.steps.begin(), schedule.steps.end(), stays);
 }
 
-// Whether the table is the one in which every row starts as soon as the schedule's rules let it.
-bool is_bound(const Schedule& schedule) {
+// Whether the table is the one in which every row starts as soon as the rules let it.
+bool is_bound(const Schedule& schedule, const RowRules& rules) {
   Schedule table{schedule.specification, schedule.rows, schedule.columns, {}, 1, 0, false, {}};
-  row_table(table, *schedule.rules);
+  row_table(table, rules);
   return schedule.steps == table.steps && schedule.conditions == table.conditions &&
          schedule.zero_slots == table.zero_slots && !schedule.queries && schedule.kept.empty() && schedule.jacobi == 0;
 }
@@ -180,7 +180,7 @@ Schedule checked(Schedule schedule) {
   if (schedule.jacobi != 0 && !is_line(schedule)) {
     refuse(": its inputs are no line to run ahead of on drafts");
   }
-  if (schedule.rules && !is_bound(schedule)) {
+  if (schedule.rules && !is_bound(schedule, *schedule.rules)) {
     refuse(": its steps are not those that its rows are bounded by");
   }
   if (const auto missing = std::count(checker.decided.begin(), checker.decided.end(), false); missing > 0) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <limits>
 
 #include "arforge.hpp"
 #include "schedules/generators.h"
@@ -156,7 +155,6 @@ std::int64_t number_of(const Specification& specification, const char* key, cons
 
 // The table of these rules, which images leave as the kind says.
 void zipar_table(Schedule& schedule, const Specification& specification, const RowRules& rules) {
-  run_ahead(schedule, number_of(specification, JACOBI, "0"));
   row_table(schedule, rules);
   if (specification.kind == ADAPTIVE) {
     schedule.rules = rules;
@@ -176,11 +174,11 @@ void build_row_ends(Schedule& schedule, const Specification& specification, std:
                                        " to decide: leave it out"));
     }
   }
-  constexpr std::int64_t LEAST = std::numeric_limits<std::int64_t>::min() + 1; // of which one can be taken off
-  const std::int64_t window =
-      std::max(specification.number.value_or(schedule.columns + 1), LEAST) - 1; // without the end
+  run_ahead(schedule, number_of(specification, JACOBI, "0"));
+  const std::int64_t window = specification.number.value_or(schedule.columns + 1);
+  check_window_with_end(schedule, window);
   zipar_table(schedule, specification,
-              {window, false, false, false, number_of(specification, CFG_INTERVAL, "-1"), row_end});
+              {window - 1, false, false, false, number_of(specification, CFG_INTERVAL, "-1"), row_end});
 }
 
 void build(Schedule& schedule, const Specification& specification) {
@@ -189,6 +187,7 @@ void build(Schedule& schedule, const Specification& specification) {
   if (specification.kind == "ntp") {
     next_token(schedule, number_of(specification, CFG_INTERVAL, "-1"), number_of(specification, JACOBI, "0"));
   } else if (specification.kind == "zipar" || specification.kind == ADAPTIVE) {
+    run_ahead(schedule, number_of(specification, JACOBI, "0"));
     zipar_table(schedule, specification,
                 {number,
                  option("first-row", "") == "windowed",
