@@ -275,7 +275,11 @@ def ours(library: Any, bundle: Path) -> Iterator[cpp_abi.Runner]:
         ({"top_k": -2}, "request", "top-k -2 is out of range"),
         ({"top_p": 0.0}, "request", "top-p 0 is out of range"),
         ({"batch": 0}, "request", "batch 0 is out of range"),
-        ({"schedule": "zipper:4"}, "schedule", "unknown schedule 'zipper:4': known: ntp, zipar, zipar:adaptive, par, arpg"),
+        (
+            {"schedule": "zipper:4"},
+            "schedule",
+            "unknown schedule 'zipper:4': known: ntp, zipar, zipar:adaptive, par, arpg",
+        ),
         ({"schedule": "zipar"}, "schedule", "write it as zipar:WINDOW"),
         ({"schedule": "ntp:3"}, "schedule", "write it as ntp"),
         ({"schedule": "zipar:x"}, "schedule", "needs a whole number, not 'x'"),
