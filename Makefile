@@ -22,7 +22,7 @@ test-serving: .venv/.serving build/triton/.ready
 .venv/.serving: .venv/.ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,serve,ray]'
 	$(BIN)/pip install --quiet --no-deps tritonclient==2.73.0
-	$(BIN)/pip install --quiet --constraint constraints.txt playwright
+	$(BIN)/pip install --quiet playwright==1.65.2
 	touch $@
 
 # The server of the wheel alone: what the wheel needs beside it does not go with numpy 2. Of numpy 1 for texts, see

@@ -21,6 +21,8 @@ EXTRAS = (
     "export",
     "evaluate",
     "tensorrt-rtx",
+    "serve",
+    "ray",
     "bench",
     "test",
 )  # the first that needs a package counts

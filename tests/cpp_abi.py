@@ -215,12 +215,14 @@ class Runner:
     ) -> Request:
         """`progress` cancels where it returns something true. Settings: one value, or a list of one an image."""
         request = Request()
+        request.kept = []  # arrays that it points to
         self.library.arforge_request_init(ctypes.byref(request))
         if classes is not None:
             request.classes = (c_int64 * len(classes))(*classes)
             request.images = len(classes)
         if features is not None:
             values = np.concatenate([np.asarray(one, np.float32).reshape(-1) for one in features])
+            request.kept.append(values)
             request.features = values.ctypes.data_as(ctypes.POINTER(c_float))
             request.lengths = (c_size_t * len(features))(*map(len, features))
             request.width = features[0].shape[1]
@@ -238,6 +240,7 @@ class Runner:
             request.schedule = schedule.encode()
         if known is not None:
             flat = np.ascontiguousarray(known, dtype=np.int64)
+            request.kept.append(flat)
             request.known = flat.ctypes.data_as(ctypes.POINTER(c_int64))
             request.known_images = flat.shape[0] if flat.ndim == 3 else 1
             request.known_rows, request.known_columns = flat.shape[-2:]

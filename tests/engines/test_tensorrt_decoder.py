@@ -72,7 +72,7 @@ def test_it_becomes_an_engine(copy: Path) -> None:
 
 def test_a_dry_run_keeps_the_graph_that_its_command_reads(bf16_tokenizer_bundle: Path, tmp_path: Path) -> None:
     before = files(bf16_tokenizer_bundle)
-    _, command = dry_run(BuildJob(bf16_tokenizer_bundle, RTX, "fp16", schedules=["ntp"]), tmp_path / "graphs")
+    *_, command = dry_run(BuildJob(bf16_tokenizer_bundle, RTX, "fp16", schedules=["ntp"]), tmp_path / "graphs")
     name = next(word.removeprefix("--onnx=") for word in command.split() if word.startswith("--onnx="))
     assert types(tmp_path / "graphs" / name) == {ir.DataType.FLOAT}
     assert "--saveEngine=decoder-fp32.engine" in command
