@@ -21,7 +21,7 @@ test-serving: .venv/.serving build/triton/.ready
 
 .venv/.serving: .venv/.ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,serve,ray]'
-	$(BIN)/pip install --quiet --no-deps tritonclient==2.73.0
+	$(BIN)/pip install --quiet --no-deps tritonclient==2.73.0 python-rapidjson==1.25
 	$(BIN)/pip install --quiet playwright==1.65.2
 	touch $@
 
