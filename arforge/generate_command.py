@@ -82,6 +82,7 @@ def command(
     """
     from arforge.runner.request import Request
     from arforge.serving.dataset import Job, check, filling, here
+    from arforge.serving.row_files import parquet
 
     if not on_ray and (workers > 1 or gpus):
         raise click.UsageError("--workers and --gpus go with --ray")
@@ -115,7 +116,7 @@ def command(
     )
     job = check(job, opened)
     if kind == "parquet":
-        require_parquet()
+        parquet("writing")  # before the work
     with ExitStack() as stack:
         shards = stack.enter_context(filling(job, opened))
         progress = stack.enter_context(progress_bar(f"{folder}", quiet=quiet))
@@ -138,12 +139,3 @@ def subjects_of(named: Subjects | None, table: Path | None) -> Subjects | None:
     if named is not None:
         raise click.UsageError("say what to draw by --table, or by other options")
     return read_table(table)
-
-
-def require_parquet() -> None:
-    """Raise EngineError, before the work, if parquet cannot be written."""
-    from arforge.runner.errors import EngineError
-    from arforge.runner.optional import needed
-
-    with needed("writing parquet", "ray", EngineError):
-        import pyarrow.parquet  # noqa: F401

@@ -67,6 +67,7 @@ def command(
     curl localhost:8000/v1/images/generations -d '{"model": "fashion", "prompt": "7"}' \\
         -H 'Content-Type: application/json' -H 'Accept: image/png' -o shoe.png
     """
+    from arforge.serving.key_file import read_key
     from arforge.serving.served import Opening
     from arforge.serving.server import Serving, run
 
@@ -83,13 +84,3 @@ def command(
     key = None if api_key_file is None else read_key(api_key_file)
     serving = Serving(tuple(str(path) for path in bundles), Opening(target, precision, threads), limits, key)
     run(serving, host, port, workers)
-
-
-def read_key(path: Path) -> str:
-    """The key in a file. Raises RequestError for an empty one, or for more than one line."""
-    from arforge.runner.errors import RequestError
-
-    lines = path.read_text("utf-8").split()
-    if len(lines) != 1:
-        raise RequestError(f"{path} holds {len(lines)} words: write the key into it, and nothing else")
-    return lines[0]

@@ -57,8 +57,8 @@ class Decoding(Protocol):
 
     def fill(self, buffers: StepBuffers) -> None: ...
 
-    def run(self, engine: Engine) -> None:
-        """The call whose buffers are filled, or several in a row where a device makes them."""
+    def run(self, engine: Engine, shape: tuple[int, int]) -> None:
+        """The call of this shape, whose buffers are filled, or several in a row where a device makes them."""
 
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
         """The sampled tokens that count, (images, n), -1 among them where logits were non-finite."""
@@ -87,7 +87,14 @@ def decoding_of(
     return TableDecoding(plan, known, prefixes, drawing)
 
 
-class TableDecoding:
+class HostCalls:
+    """The host makes each call."""
+
+    def run(self, engine: Engine, shape: tuple[int, int]) -> None:
+        engine.run(*shape)
+
+
+class TableDecoding(HostCalls):
     """All images are at the same step."""
 
     def __init__(self, plan: Plan, known: NDArray[np.int64], prefixes: Prefixes, drawing: Drawing) -> None:
@@ -119,10 +126,6 @@ class TableDecoding:
         self._drawing.random.fill(buffers, step.target_cells, step.target_rows)
         buffers.guidance[:] = step.scale(self._drawing.guidance)[:, None]
 
-    def run(self, engine: Engine) -> None:
-        assert self.shape is not None
-        engine.run(*self.shape)
-
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
         return buffers.next_tokens[:, self._step.target_rows]
 
@@ -135,7 +138,7 @@ class TableDecoding:
         return self._steps[self.done]
 
 
-class JacobiDecoding:
+class JacobiDecoding(HostCalls):
     """Each image is where its drafts have brought it; its rows have a write index, positions and masks of their own.
 
     A call feeds the inputs of the line from the first that is not yet in the cache: that one is right, the others are
@@ -197,10 +200,6 @@ class JacobiDecoding:
         self._drawing.random.fill(buffers, np.maximum(cells, 0))
         buffers.guidance[:] = 1 + (self._drawing.guidance[:, None] - 1) * line.guidance[self._window]
 
-    def run(self, engine: Engine) -> None:
-        assert self.shape is not None
-        engine.run(*self.shape)
-
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
         return buffers.next_tokens
 
@@ -255,7 +254,7 @@ class JacobiDecoding:
         return np.take_along_axis(facts, np.maximum(cells, 0), axis=1)
 
 
-class AdaptiveDecoding:
+class AdaptiveDecoding(HostCalls):
     """Each image is decoded row by row, and its rows start as its own tokens allow (`schedules/raster.py`).
 
     Images of a batch are at steps of their own, with as many inputs as the widest of them; done ones repeat their last.
@@ -302,10 +301,6 @@ class AdaptiveDecoding:
             step.fill(part, self.known[own], self._prefixes.of(own))
             random.fill(part, step.target_cells, step.target_rows)
             part.guidance[:] = step.scale(self._drawing.guidance[index])
-
-    def run(self, engine: Engine) -> None:
-        assert self.shape is not None
-        engine.run(*self.shape)
 
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
         return buffers.next_tokens

@@ -83,7 +83,7 @@ class LoopedDecoding(JacobiDecoding):
             self._loop.begin(self._tables(buffers))
             self._begun = True
 
-    def run(self, engine: Engine) -> None:
+    def run(self, engine: Engine, shape: tuple[int, int]) -> None:
         progress = self._loop.run()
         self._at, self.passes, self._fault = progress.place, progress.passes, progress.fault
 

@@ -47,10 +47,8 @@ class Partial:
         tokens = self.read().reshape(-1, *self.grid)
         open_cells = tokens == UNKNOWN
         images = self.codec.decode(nearest(tokens))
-        if undecided == "grey":
-            open_cells |= False
-        else:
-            open_cells &= open_cells.all(axis=(1, 2), keepdims=True)  # there is nothing near
+        if undecided == "nearest":
+            open_cells &= open_cells.all(axis=(1, 2), keepdims=True)  # grey only where there is nothing near
         side = images.shape[1] // self.grid[0]
         return np.where(open_cells.repeat(side, axis=1).repeat(side, axis=2)[..., None], np.uint8(GREY), images)
 

@@ -326,7 +326,7 @@ class Runner:
             watch.before_step()
             buffers = engine.buffers(*shape)
             decoding.fill(buffers)
-            decoding.run(engine)
+            decoding.run(engine, shape)
             check_step(engine, model, plan, decoding, buffers, images.first)
             decoding.store(buffers)
             watch.after_step(before + decoding.done)

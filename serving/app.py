@@ -19,14 +19,13 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from arforge.runner.errors import RequestError
 from arforge.serving.body_limit import BodyLimit
 from arforge.serving.drain import draining_first
 from arforge.serving.errors import Refused, body_of, response_of, status_of
 from arforge.serving.limits import Limits
 from arforge.serving.metrics import Metrics
 from arforge.serving.openai_api import Generation
-from arforge.serving.pictures import TYPES
+from arforge.serving.pictures import TYPES, Format
 from arforge.serving.served import Models, Observe
 from arforge.serving.service import Service, Stream, answer, finished, kept_tokens, submit
 from arforge.version import VERSION
@@ -169,7 +168,7 @@ async def _lines(events: AsyncIterator[tuple[str, dict[str, Any]]], ended: Calla
         ended(status)
 
 
-def _raw_format(http: Request, asked: Generation) -> Any:
+def _raw_format(http: Request, asked: Generation) -> Format | None:
     """The format of the one image that the client wants in place of JSON, by its Accept header."""
     accepted = [part.partition(";")[0].strip() for part in http.headers.get("accept", "").split(",")]
     named = [kind for kind, media in TYPES.items() if media in accepted]
@@ -215,5 +214,5 @@ async def _refuse(_: Request, error: Exception) -> Response:
 
 
 def _note(error: Exception) -> None:
-    if status_of(error) >= 500 and not isinstance(error, RequestError | Refused):
+    if status_of(error) == 500:
         log.error("a request failed", exc_info=error)

@@ -15,9 +15,10 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from arforge.runner.errors import ArforgeError, EngineError
+from arforge.runner.errors import EngineError
 from arforge.runner.optional import needed
 from arforge.serving.app import make_app
+from arforge.serving.key_file import read_key
 from arforge.serving.limits import Limits
 from arforge.serving.served import Opening, opened
 
@@ -74,12 +75,8 @@ class Replica:
 
 
 def application(settings: Settings) -> Any:
-    """The application, to be run by `serve run` or `serve.run`. Raises ArforgeError for a key file that holds none."""
-    key = None
-    if settings.key_file is not None:
-        key = Path(settings.key_file).read_text("utf-8").strip()
-        if not key:
-            raise ArforgeError(f"{settings.key_file} is empty: write the key into it")
+    """The application, to be run by `serve run` or `serve.run`. Raises RequestError for a key file that holds none."""
+    key = None if settings.key_file is None else read_key(Path(settings.key_file))
     deployment = serve.deployment(
         name="arforge",
         ray_actor_options={"num_cpus": settings.threads, "num_gpus": settings.gpus},

@@ -33,12 +33,17 @@ class Format:
     write: Callable[[Sequence[Row], BinaryIO], None]
 
 
-def write_parquet(rows: Sequence[Row], file: BinaryIO) -> None:
-    """Columns `id`, `class` or `prompt`, `image` (a struct of bytes and path), `tokens`."""
-    with needed("writing parquet", "ray", EngineError):
+def parquet(doing: str) -> tuple[Any, Any]:
+    """pyarrow, and its module of parquet. Raises EngineError if it is not installed."""
+    with needed(f"{doing} parquet", "ray", EngineError):
         import pyarrow as pa
         import pyarrow.parquet as pq
+    return pa, pq
 
+
+def write_parquet(rows: Sequence[Row], file: BinaryIO) -> None:
+    """Columns `id`, `class` or `prompt`, `image` (a struct of bytes and path), `tokens`."""
+    pa, pq = parquet("writing")
     columns: dict[str, Any] = {"id": pa.array([row.number for row in rows], pa.int64())}
     for name in rows[0].asked:
         columns[name] = pa.array([row.asked[name] for row in rows])

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from arforge.runner.errors import EngineError, RequestError
-from arforge.runner.optional import needed
+from arforge.runner.errors import RequestError
 from arforge.runner.request import Subjects
 from arforge.runner.text.prompt import check_prompt
+from arforge.serving.row_files import parquet
 
 COLUMNS = {"class": "classes", "prompt": "prompts"}
 
@@ -61,9 +61,7 @@ def _of_csv(path: Path) -> tuple[str, list[Any]]:
 
 
 def _of_parquet(path: Path) -> tuple[str, list[Any]]:
-    with needed("reading parquet", "ray", EngineError):
-        import pyarrow.parquet as pq
-
+    _, pq = parquet("reading")
     name = _column(path, pq.read_schema(path).names)
     return name, pq.read_table(path, columns=[name])[name].to_pylist()
 

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import uvicorn
+from held_engine import WAIT, held
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -25,8 +26,6 @@ from arforge.serving.app import make_app
 from arforge.serving.limits import Limits
 from arforge.serving.served import Opening, Served, opened
 from arforge.serving.service import Service
-
-WAIT = 60
 
 
 def pixels_of(file: bytes | str) -> NDArray[np.uint8]:
@@ -53,19 +52,9 @@ class Running:
     @contextmanager
     def held(self, name: str, **asked: Any) -> Iterator[None]:
         """That model's engine is busy until the block ends."""
-        served, begun, go_on = self.served(name), threading.Event(), threading.Event()
-
-        def progress(*_: int) -> None:
-            begun.set()
-            go_on.wait(WAIT)
-
-        future = served.batcher.submit(Request([0], **asked), progress=progress)
-        assert begun.wait(WAIT)
-        try:
+        with held(self.served(name).batcher, Request([0], **asked)) as future:
             yield
-        finally:
-            go_on.set()
-            future.result(WAIT)
+        future.result(WAIT)
 
 
 @contextmanager

@@ -45,6 +45,7 @@ from arforge.runner.randomness import Randomness
 from arforge.runner.schedules import raster, row_ends
 from arforge.runner.schedules.schedule import Schedule
 
+NO_ENGINE: Any = None  # a loop needs none
 VOCABULARY, SPECIAL = 7, 9
 Sample = Callable[[StepBuffers], None]
 
@@ -188,7 +189,7 @@ def test_each_call_is_fed_what_the_host_feeds(case: Case) -> None:
         case.sample(buffers)
         calls.append(buffers)
         looped.fill(loop.first)
-        looped.run(None)  # type: ignore[arg-type]
+        looped.run(NO_ENGINE, (0, 0))
         real = np.minimum(len(line) - host._at, shape[0])  # inputs that are no repeated last one
         host.store(buffers)
         looped.store(loop.first)
@@ -227,7 +228,7 @@ def test_what_is_no_token_stops_all_images_where_they_are(token: int, call: int)
         looped.fill(loop.first)
         if index == call:
             before = {name: array.copy() for name, array in loop.state.items()}
-        looped.run(None)  # type: ignore[arg-type]
+        looped.run(NO_ENGINE, (0, 0))
         assert looped.drawn(loop.first).tolist() == [[0], [token if index >= call else 0], [0]]
         if index >= call:
             for name in ("known", "place", "passes"):

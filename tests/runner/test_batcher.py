@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from held_engine import WAIT, held
 from tiny_ids import prompt_of
 
 from arforge.runner import EngineError, Request, RequestError, Result, Runner, ScheduleError
@@ -19,25 +19,6 @@ from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.batcher import Batch, Batcher
 from arforge.runner.errors import DeadlineExceeded, NumericsError, QueueFull
 from arforge.runner.preview import Partial
-
-WAIT = 60
-
-
-@contextmanager
-def held(batcher: Batcher, request: Request | None = None, **arguments: Any) -> Iterator[Future[Result]]:
-    """The engine is busy with this request until the block ends, so that what is submitted there waits."""
-    begun, go_on = threading.Event(), threading.Event()
-
-    def progress(*_: int) -> None:
-        begun.set()
-        go_on.wait(WAIT)
-
-    future = batcher.submit(request or Request([0], schedule="zipar:2"), progress=progress, **arguments)
-    assert begun.wait(WAIT)
-    try:
-        yield future
-    finally:
-        go_on.set()
 
 
 @pytest.fixture

@@ -13,7 +13,14 @@ import cpp_abi
 import numpy as np
 import pytest
 from cpp_abi import STATUS, Failure
-from cpp_paces import BUNDLES, SETTINGS, asked, compare
+from cpp_paces import (
+    BUNDLES,
+    SETTINGS,
+    asked,
+    check_progress_and_cancelling,
+    check_weights_that_are_no_numbers,
+    compare,
+)
 from hostile_cases import NTP, fitted, identity, manifest
 from tiny import CONFIG
 
@@ -22,7 +29,7 @@ from arforge.calibration.ranges import Rule
 from arforge.engines import onnxruntime
 from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families.llamagen import FAMILY
-from arforge.runner import Cancelled, Runner, Schedule, ScheduleError, compile_schedule
+from arforge.runner import Runner, Schedule, ScheduleError, compile_schedule
 from arforge.runner.schedules.file import dump
 from arforge.runner.schedules.schedule import Source
 
@@ -269,38 +276,8 @@ def test_files_that_cannot_run_ahead_are_refused_in_pythons_words(
 def test_progress_is_pythons_and_a_cancelled_request_leaves_nothing(
     both: tuple[cpp_abi.Runner, Runner], kind: str
 ) -> None:
-    ours, theirs = both
-    settings: dict[str, Any] = {**asked(kind), "schedule": "jacobi:8", "batch": 4}
-    expected = compare(ours, theirs, **settings)
-    seen: list[tuple[int, int]] = []
-    expected_seen: list[tuple[int, int]] = []
-    ours.generate(**settings, progress=lambda *counts: seen.append(counts))
-    theirs.generate(**settings, progress=lambda *counts: expected_seen.append(counts))
-    assert seen == expected_seen
-    assert seen[-1] == (128, 128)
-    with pytest.raises(Failure) as refused:
-        ours.generate(**settings, progress=lambda done, _: done > 20)
-    assert refused.value.status == STATUS["cancelled"]
-
-    class AfterSome:
-        def is_set(self) -> bool:
-            return bool(counted) and counted[-1] > 20
-
-    counted: list[int] = []
-    with pytest.raises(Cancelled) as cancelled:
-        theirs.generate(**settings, progress=lambda done, _: counted.append(done), cancel=AfterSome())
-    assert refused.value.message == str(cancelled.value)
-    np.testing.assert_array_equal(ours.generate(**settings).tokens, expected.tokens)
+    check_progress_and_cancelling(*both, **asked(kind), schedule="jacobi:8", batch=4)
 
 
 def test_weights_that_are_no_numbers_are_noticed_and_forgotten(library: Any, bundle_copy: Path) -> None:
-    weights = bundle_copy / "graphs/fp32/weights/model.weights"
-    size = weights.stat().st_size
-    weights.unlink()
-    weights.write_bytes(np.full(size // 4, np.nan, np.float32).tobytes().ljust(size, b"\0"))
-    ours = cpp_abi.Runner(library, bundle_copy, threads=1)
-    for _ in range(2):
-        with pytest.raises(Failure, match=r"step 0 of 64, image 0: the logits are non-finite") as refused:
-            ours.generate([1, 2], schedule="jacobi:8")
-        assert refused.value.status == STATUS["numerics"]
-    ours.close()
+    check_weights_that_are_no_numbers(library, bundle_copy, "jacobi:8")
