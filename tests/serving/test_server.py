@@ -55,13 +55,14 @@ def draw(url: str, **asked: object) -> httpx.Response:
 
 
 def test_what_runs_is_answered_after_sigterm(bundle: Path, runner: Runner) -> None:
-    with served(bundle) as (process, url), ThreadPoolExecutor(1) as threads:
-        running = threads.submit(draw, url, n=8, schedule="ntp")
+    options = ("--batch", "1", "--max-images", "100", "--waiting", "100")  # longer than it takes to look
+    with served(bundle, *options) as (process, url), ThreadPoolExecutor(1) as threads:
+        running = threads.submit(draw, url, n=100, schedule="ntp")
         until(lambda: "arforge_requests_running 1.0" in httpx.get(f"{url}/metrics").text)
         process.send_signal(signal.SIGTERM)
         answer = running.result(WAIT)
         assert answer.status_code == 200
-        expected = runner.generate(Request([3] * 8, seeds=range(5, 13), schedule="ntp")).images
+        expected = runner.generate(Request([3] * 100, seeds=range(5, 105), schedule="ntp")).images
         assert expected is not None
         for one, image in zip(answer.json()["data"], expected, strict=True):
             np.testing.assert_array_equal(pixels_of(one["b64_json"]), image)
