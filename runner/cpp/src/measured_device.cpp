@@ -19,7 +19,7 @@ namespace arforge {
 namespace {
 
 constexpr std::size_t STREAMED = std::size_t{1} << 29; // bytes: beyond any last-level cache
-constexpr int ROUNDS = 3;
+constexpr int PASSES = 3;
 
 std::string architecture() {
 #ifdef __unix__
@@ -50,7 +50,7 @@ double streaming_bandwidth(int threads) {
   std::vector<std::uint32_t> found(static_cast<std::size_t>(threads));
   const std::size_t each = streamed.size() / found.size();
   double best = 0;
-  for (int round = 0; round < ROUNDS; round++) {
+  for (int round = 0; round < PASSES; round++) {
     const auto start = std::chrono::steady_clock::now();
     std::vector<std::thread> workers;
     for (std::size_t part = 0; part < found.size(); part++) {

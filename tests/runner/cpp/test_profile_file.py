@@ -40,7 +40,12 @@ def python(bundle: Path, folder: Path, *words: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("kind", "schedule", "operations"),
-    [("bundle", "ntp", True), ("bundle", "zipar:2", True), ("arpg_bundle", "arpg:5", True), ("bundle", "jacobi:8", False)],
+    [
+        ("bundle", "ntp", True),
+        ("bundle", "zipar:2", True),
+        ("arpg_bundle", "arpg:5", True),
+        ("bundle", "jacobi:8", False),
+    ],
 )
 def test_both_languages_write_the_same_keys_and_counts(
     release: Any, tmp_path: Path, request: pytest.FixtureRequest, kind: str, schedule: str, operations: bool
