@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,6 @@ library={target}\\ $((number / 10000)).$((number / 100 % 100)).$((number % 100))
 release=$(sed -n 's/.*\\[{banner} v[0-9]*\\] \\[b\\([0-9]*\\)\\].*/\\1/p' {first}.log | head -n 1)
 [ -z "$release" ] || library=$library.$release
 {device}
-if grep -q "\\"engines/{kind}-$device/" {manifest_template}; then
-  fail "the bundle had an engine of that kind for this device at the dry run: rebuild it from a bundle without"
-fi
 folder=engines/{kind}-$device
 
 set -- -e "s/@LIBRARY@/$library/g" -e "s/@DEVICE@/$device/g" -e "s/@CAPABILITY@/$capability/g"
@@ -99,7 +96,10 @@ echo "entered $library {precision} for $device in $asked"
 """
 FROM_LOG = """capability=$(sed -n 's/.*Compute Capability: \\([0-9]*\\.[0-9]*\\).*/\\1/p' {first}.log | head -n 1)
 [ -n "$capability" ] || fail "{first}.log does not name the GPU's compute capability"
-device=sm$(echo "$capability" | tr -d .)"""
+device=sm$(echo "$capability" | tr -d .)
+if grep -q "\\"engines/{kind}-$device/" {manifest_template}; then
+  fail "the bundle of the dry run has such an engine for this device: make the dry run of a bundle without"
+fi"""
 
 
 def write_script(folder: Path, given: Bundle, ready: Prepared, commands: Sequence[str], loop: BuiltLoop) -> None:
@@ -128,29 +128,37 @@ def write_script(folder: Path, given: Bundle, ready: Prepared, commands: Sequenc
     (folder / IDENTITY_TEMPLATE).write_text(json.dumps(identity, indent=1) + "\n")
     manifest = manifest_of(given, ready, kind, device, built, {copies[path]: folder / path for path in copies})
     (folder / MANIFEST_TEMPLATE).write_text(json.dumps(manifest, indent=1) + "\n")
+    path = folder / SCRIPT
+    path.write_text(script_text(given, ready, device, built, copies))
+    path.chmod(0o755)
+
+
+def script_text(
+    given: Bundle, ready: Prepared, device: str, built: Mapping[str, Sequence[str]], copies: Mapping[str, str]
+) -> str:
+    """`copies`: files of the folder, to places in the bundle."""
+    job, known = ready.job, device != DEVICE
     engines = {part: output_of(words) for part, words in built.items()}
-    script = TEXT.format(
+    first, words = engines["engine"], {"kind": f"{job.target}-{job.precision}", "manifest_template": MANIFEST_TEMPLATE}
+    from_log = FROM_LOG.format(first=first, **words)
+    return TEXT.format(
+        **words,
         script=SCRIPT,
         manifest=MANIFEST,
-        manifest_template=MANIFEST_TEMPLATE,
         identity_template=IDENTITY_TEMPLATE,
         program=next(iter(built.values()))[0],
         banner="TensorRT-RTX" if known else "TensorRT",
         target=job.target,
         precision=job.precision,
-        kind=f"{job.target}-{job.precision}",
         sha256=sha256_of(given.root / MANIFEST),
-        first=engines["engine"],
-        commands="\n".join(f"build {shlex.join([engines[part], *words[1:]])}" for part, words in built.items()),
-        device=f"device={device}\ncapability=" if known else FROM_LOG.format(first=engines["engine"]),
+        first=first,
+        commands="\n".join(f"build {shlex.join([engines[part], *given[1:]])}" for part, given in built.items()),
+        device=f"device={device}\ncapability=" if known else from_log,
         entered="\n".join(
             f'enter {NAMES[part].upper()} {NAMES[part]} {engines[part]}.engine\nset -- "$@" $marks' for part in built
         ),
         copied="\n".join(map(copying, copies.items())),
     )
-    path = folder / SCRIPT
-    path.write_text(script)
-    path.chmod(0o755)
 
 
 def output_of(words: Sequence[str]) -> str:
@@ -170,13 +178,15 @@ def manifest_of(
     ready: Prepared,
     kind: str,
     device: str,
-    built: dict[str, Sequence[str]],
-    new: dict[str, Path],
+    built: Mapping[str, Sequence[str]],
+    new: Mapping[str, Path],
 ) -> dict[str, Any]:
     """The bundle's manifest with the engine in it; `new`: files by their place in the bundle."""
     graphs = [graph for graph in ready.bundle.graphs if graph not in given.graphs]
-    document = replace(given, graphs=(*given.graphs, *graphs)).to_json()
-    files = document["files"]
+    key = (ready.job.target, ready.job.precision, device)  # of one that is replaced, where the device is known
+    others = tuple(engine for engine in given.engines if engine.key != key)
+    document = replace(given, graphs=(*given.graphs, *graphs), engines=others).to_json()
+    files = {path: facts for path, facts in document["files"].items() if not path.startswith(f"{kind}/")}
     for place, path in new.items():
         facts = facts_of(path)
         files[place] = {"bytes": facts.bytes, "sha256": facts.sha256}
@@ -185,5 +195,5 @@ def manifest_of(
     for mark, place in marks.items():
         files[place] = {"bytes": f"@{mark}_BYTES@", "sha256": f"@{mark}_SHA256@"}
     entry = {"target": ready.job.target, "precision": ready.job.precision, "device": device}
-    document["engines"] = [*document["engines"], {**entry, "path": marks["IDENTITY"]}]
-    return document
+    engines = [*document["engines"], {**entry, "path": marks["IDENTITY"]}]
+    return {**document, "files": files, "engines": engines}
