@@ -142,12 +142,20 @@ def llama_cpp(setting: Setting, kind: str) -> Peer:
     return LlamaCpp(setting, kind)
 
 
+def openvino(setting: Setting, kind: str) -> Peer:
+    from openvino_peer import OpenVino
+
+    return OpenVino(setting, kind)
+
+
 PEERS: dict[str, Callable[[Setting], Peer]] = {
     "arforge int8": lambda setting: Arforge(setting, "int8"),
     "arforge fp32": lambda setting: Arforge(setting, "fp32"),
     "llama.cpp Q8_0": lambda setting: llama_cpp(setting, "Q8_0"),
+    "openvino int8": lambda setting: openvino(setting, "int8"),
     "arforge int4": lambda setting: Arforge(setting, "int4"),
     "llama.cpp Q4_0": lambda setting: llama_cpp(setting, "Q4_0"),
+    "openvino int4": lambda setting: openvino(setting, "int4"),
     "torch eager fp32": lambda setting: Torch(setting, "fp32", compiled=False),
     "torch eager bf16": lambda setting: Torch(setting, "bf16", compiled=False),
     "torch compiled bf16": lambda setting: Torch(setting, "bf16", compiled=True),
