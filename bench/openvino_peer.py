@@ -1,8 +1,8 @@
 """OpenVINO on random weights of a bundle's dimensions, in int8 or int4, as `optimum-intel` exports a Llama.
 
-Both rows of a guided image are a batch; keys and values are in 8 bits, its default. What it leaves out is in its favour:
-guidance and sampling, and norms of heads. `optimum-intel` takes other versions of transformers than arforge's tests do:
-have an environment apart, with `pip install -e '.[bench]' 'optimum-intel[openvino]>=2.2'`, for all peers.
+Both rows of a guided image are a batch; keys and values are in 8 bits, its default. What it leaves out is in its
+favour: guidance and sampling, and norms of heads. `optimum-intel` takes other versions of transformers than the tests
+do: have an environment apart, with `pip install -e ".[bench]" "optimum-intel[openvino]>=2.2"`, for all peers.
 """
 
 from __future__ import annotations
