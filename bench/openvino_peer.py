@@ -1,6 +1,6 @@
 """OpenVINO on random weights of a bundle's dimensions, in int8 or int4, as `optimum-intel` exports a Llama.
 
-Both rows of a guided image are a batch; keys and values are in 8 bits, its default. What it leaves out is in its
+All rows are a batch, two of a guided image; keys and values are in 8 bits, its default. What it leaves out is in its
 favour: guidance and sampling, and norms of heads. `optimum-intel` takes other versions of transformers than the tests
 do: have an environment apart, with `pip install -e ".[bench]" "optimum-intel[openvino]>=2.2"`, for all peers.
 """
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from peers import ROWS, Setting, steps_of
+from peers import Setting, steps_of
 
 from arforge.runner.bundle import Bundle, open_bundle
 
@@ -29,6 +29,7 @@ class OpenVino:
         import openvino
 
         self.version = f"openvino {openvino.__version__.partition('-')[0]}"
+        self.rows, self.filled = setting.rows, 0
         self.bundle = open_bundle(setting.bundles[0])
         folder = setting.work / f"{setting.bundles[0].stem}-openvino-{kind}"
         if not folder.exists():
@@ -37,7 +38,6 @@ class OpenVino:
         compiled = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", settings)
         self.version += f", optimum-intel {version('optimum-intel')}, keys and values {kept_in(compiled)}"
         self.request = compiled.create_infer_request()
-        self.filled = 0
 
     def step(self, slot: int, width: int) -> None:
         if self.filled != slot:
@@ -63,10 +63,10 @@ class OpenVino:
     def decode(self, slot: int, width: int) -> None:
         self.request.infer(
             {
-                "input_ids": np.full((ROWS, width), 7, np.int64),
-                "attention_mask": np.ones((ROWS, slot + width), np.int64),
-                "position_ids": np.tile(np.arange(slot, slot + width), (ROWS, 1)),
-                "beam_idx": np.arange(ROWS, dtype=np.int32),
+                "input_ids": np.full((self.rows, width), 7, np.int64),
+                "attention_mask": np.ones((self.rows, slot + width), np.int64),
+                "position_ids": np.tile(np.arange(slot, slot + width), (self.rows, 1)),
+                "beam_idx": np.arange(self.rows, dtype=np.int32),
             },
             share_inputs=True,
             share_outputs=True,
