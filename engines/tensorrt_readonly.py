@@ -61,7 +61,11 @@ def attend(
     masks: dict[tuple[ir.Value, int], Parts],
     slots: int,
 ) -> ir.Value:
-    """[rows, heads, queries, head_size]; scores and softmax are float32. Heads of a group are one product's rows."""
+    """[rows, heads, queries, head_size]; scores and softmax are float32. Heads of a group are one product's rows.
+
+    Keys stand at the left of their product, and a product has two columns at least: else the compiler turns the cache
+    around in every step, or puts it beside zeros.
+    """
     query, mask = of(node, 0), of(node, 3)
     assert query.shape is not None
     assert keys[0].shape is not None
@@ -75,22 +79,28 @@ def attend(
         masks[mask, group] = divide_mask(build, mask, group, slots)
     scale = node.attributes["scale"].as_float() if "scale" in node.attributes else 1 / sqrt(head_size)
     scaled = build("Mul", [query, build.constant("scale", np.array(scale, dtype.numpy()))], dtype)
+    count = build("Shape", [query], INT64, start=2, end=3)
     if group > 1:
         stack = build.constant("stack", np.array([0, kv_heads, -1, head_size]))
         scaled = build("Reshape", [scaled, stack], dtype)
+    else:
+        one, two = build.constant("one", np.array([1])), build.constant("two", np.array([2]))
+        shape = build("Concat", [one, one, build("Max", [count, two], INT64), one], INT64, axis=0)
+        scaled = build("Expand", [scaled, shape], dtype)
+    columns = build("Transpose", [scaled], dtype, perm=[0, 1, 3, 2])
     hidden = build.constant("hidden", np.array(HIDDEN, np.float32))
     scores = []
     for key, seen in zip(keys, masks[mask, group], strict=True):
-        turned = build("Transpose", [key], dtype, perm=[0, 1, 3, 2])
-        raw = build.cast(build("MatMul", [scaled, turned], dtype), FLOAT)
-        scores.append(build("Where", [seen, raw, hidden], FLOAT))
+        raw = build("Transpose", [build("MatMul", [key, columns], dtype)], dtype, perm=[0, 1, 3, 2])
+        scores.append(build("Where", [seen, build.cast(raw, FLOAT), hidden], FLOAT))
     weights = softmax(build, scores)
     results = [build("MatMul", [build.cast(w, dtype), v], dtype) for w, v in zip(weights, values, strict=True)]
     result = build("Add", results, dtype)
     if group > 1:
         unstack = build.constant("unstack", np.array([0, heads, -1, head_size]))
-        result = build("Reshape", [result, unstack], dtype)
-    return result
+        return build("Reshape", [result, unstack], dtype)
+    bounds = build.constant("first", np.array([0])), count, build.constant("axis", np.array([2]))
+    return build("Slice", [result, *bounds], dtype)
 
 
 def softmax(build: Builder, scores: list[ir.Value]) -> list[ir.Value]:
@@ -112,7 +122,7 @@ def divide_mask(build: Builder, mask: ir.Value, group: int, slots: int) -> Parts
     first = inputs["write_index"]
     assert mask.shape is not None
     if mask.shape[0] == 1:
-        bounds = [build.constant(name, np.array([at])) for name, at in (("zero", 0), ("one", 1))]
+        bounds = [build.constant(name, np.array([at])) for name, at in (("zero", 0), ("row", 1))]
         first = build("Slice", [first, *bounds], INT64)
     first = build("Unsqueeze", [first, build.constant("around", np.array([1, 2, 3]))], INT64)
     width = build("Shape", [inputs["tokens"]], INT64, start=1, end=2)
