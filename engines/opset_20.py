@@ -73,9 +73,7 @@ def group_normalization(build: Builder, node: ir.Node) -> ir.Value:
     return build("Add", [build("Mul", [back, factor], dtype), term], dtype)
 
 
-def rotary_embedding(
-    build: Builder, node: ir.Node, turns: dict[tuple[ir.Value, ir.Value, bool], ir.Value]
-) -> ir.Value:
+def rotary_embedding(build: Builder, node: ir.Node, turns: dict[tuple[ir.Value, ir.Value, bool], ir.Value]) -> ir.Value:
     """[rows, heads, width, head_size] turned by the angles of each row's positions [rows, width]."""
     value, positions = of(node, 0), of(node, 3)
     if "rotary_embedding_dim" in node.attributes and node.attributes["rotary_embedding_dim"].as_int():
@@ -85,9 +83,9 @@ def rotary_embedding(
     assert isinstance(heads, int)
     assert isinstance(head_size, int)
     dtype, pairs = type_of(value), "interleaved" in node.attributes and bool(node.attributes["interleaved"].as_int())
-    axes = build.constant("around", np.array([1, 4] if pairs else [1]))
-    for table in (of(node, 1), of(node, 2)):
+    for name, table in (("cosine", of(node, 1)), ("sine", of(node, 2))):
         if (table, positions, pairs) not in turns:
+            axes = build.constant(name, np.array([1, 4] if pairs else [1]))
             angles = build("Gather", [table, positions], dtype, axis=0)
             turns[table, positions, pairs] = build("Unsqueeze", [angles, axes], dtype)
     cosine, sine = (turns[of(node, index), positions, pairs] for index in (1, 2))
@@ -135,7 +133,8 @@ def running_sum(build: Builder, node: ir.Node) -> ir.Value:
     last = build.constant("last", np.array([-1]))
     totals = build("ReduceSum", [apart, last], FLOAT, keepdims=0)
     offsets = build("Unsqueeze", [build("MatMul", [totals, before], FLOAT), last], FLOAT)
-    sums = build("Reshape", [build("Add", [inside, offsets], FLOAT), build.constant("row", np.array([0, 0, -1]))], FLOAT)
+    row = build.constant("row", np.array([0, 0, -1]))
+    sums = build("Reshape", [build("Add", [inside, offsets], FLOAT), row], FLOAT)
     if not missing:
         return sums
     bounds = [build.constant(name, np.array([at])) for name, at in (("first", 0), ("end", count), ("axis", 2))]

@@ -108,7 +108,7 @@ class Prepared:
 
 
 def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
-    """Settle shapes and lowering, and write the lowered graph, and where they are missing those of the precision, into the bundle.
+    """Settle shapes and write the lowered graph, and where they are missing those of the precision, into the bundle.
 
     They are not entered in its manifest. Raises EngineError or ScheduleError for wishes that do not fit the bundle, or
     the library's version.

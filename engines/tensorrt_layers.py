@@ -127,10 +127,12 @@ def expected(model: ir.Model, caches: int) -> Expected:
         if node not in quantized and node.outputs[0].dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     ]
     attention = [node for node in model.graph if node.op_type == "Attention"]
-    names = [tuple(str(node.name) for node in nodes) for nodes in (attention, quantized, narrow, low)]
-    names_of_caches = tuple(cache_names(caches))
-    outputs = {value.name for value in model.graph.outputs}
-    return Expected(names_of_caches, *names, read_only=update_name(names_of_caches[0]) in outputs)
+    fused, int8, int4, plain = (
+        tuple(str(node.name) for node in nodes) for nodes in (attention, quantized, narrow, low)
+    )
+    names = tuple(cache_names(caches))
+    read_only = update_name(names[0]) in {value.name for value in model.graph.outputs}
+    return Expected(names, fused, int8, int4, plain, read_only)
 
 
 def is_dequantized(value: ir.Value | None) -> bool:

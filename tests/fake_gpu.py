@@ -90,7 +90,10 @@ class FakeGpu:
         width, height, depth = extent
         self.copied.append(width * height * depth)
         assert all(line >= width and lines >= height for _, line, lines in (target, source))
-        places = [[a + (p * lines + n) * line for p in range(depth) for n in range(height)] for a, line, lines in (target, source)]
+        places = [
+            [a + (p * lines + n) * line for p in range(depth) for n in range(height)]
+            for a, line, lines in (target, source)
+        ]
         self.do(lambda: [self.move(to, of, width) for to, of in zip(*places, strict=True)])
 
     def clear(self, address: int, pitch: int, width: int, rows: int) -> None:

@@ -162,7 +162,9 @@ class Gpu:
             self._runtime.cudaError_t.cudaErrorInsufficientDriver,
             self._runtime.cudaError_t.cudaErrorNoDevice,
         ):
-            raise EngineError("there is no CUDA GPU here, or its driver is older than cuda-bindings: use --target onnxruntime")
+            raise EngineError(
+                "there is no CUDA GPU here, or no driver for this cuda-bindings: use --target onnxruntime"
+            )
         text = self._runtime.cudaGetErrorString(error)[1].decode()
         raise EngineError(f"CUDA failed in {name}: {text}")
 

@@ -159,6 +159,8 @@ class TensorRTEngine:
         for name, first in self._inputs.items():
             if not (step.shared and hasattr(buffers, name)):
                 np.take(given[name], step.images if first == "images" else step.rows, axis=0, out=inputs[name])
+        if self._placed and self.one_mask and (inputs["write_index"] != inputs["write_index"][0]).any():
+            raise EngineError(f"rows with one mask write to slots {inputs['write_index'].tolist()}, expected the same")
 
     def cache(self, name: str) -> NDArray[Any]:
         """A copy of one cache of the present request, (rows, kv_heads, slots, head_size)."""

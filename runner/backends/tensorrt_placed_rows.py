@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd
 
 import numpy as np
@@ -77,4 +78,4 @@ class PlacedRows:
 def runs(values: NDArray[np.int64]) -> list[tuple[int, int]]:
     """Where equal values that follow each other begin and end."""
     ends = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
-    return list(zip(ends, ends[1:], strict=False))
+    return list(pairwise(ends))
