@@ -1,4 +1,7 @@
-"""The command lines that build the same engines by `trtexec`, or `tensorrt_rtx`, on a device without Python."""
+"""The command lines that build the same engines by `trtexec`, or `tensorrt_rtx`, on a device without Python.
+
+Where graphs are kept, a script beside them runs the commands and enters the engines in the bundle (`build_script.py`).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,19 @@ from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
+from arforge.engines.build_script import write_script
 from arforge.engines.low_precision import has_graphs
 from arforge.engines.profiles import Shapes
-from arforge.engines.tensorrt import GRAPH, BuildJob, Prepared, check_precision, decoder_shapes, loop_of, prepare
+from arforge.engines.tensorrt import (
+    GRAPH,
+    BuildJob,
+    BuiltLoop,
+    Prepared,
+    check_precision,
+    decoder_shapes,
+    loop_of,
+    prepare,
+)
 from arforge.engines.tensorrt_graph import decoder_graph
 from arforge.engines.tensorrt_loop import loop_content, loop_shapes
 from arforge.engines.tensorrt_versions import abilities
@@ -48,7 +61,7 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
             graph = ready.graph.relative_to(scratch.root)
             name = f"{graph.stem.removeprefix(f'{GRAPH}-')}-{job.precision}"
             commands = [command(job, graph, name, ready.shapes, exact=ready.exact)]
-            read = [ready.graph, *outside(ready.graph)]
+            read = [*ready.files, ready.graph, *outside(ready.graph)]
             if (loop := write_loop(ready)) is not None:
                 path, shapes = loop
                 plain = replace(job, strip_weights=False)  # it has none
@@ -64,6 +77,7 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
                 kept = Path(made) / "kept"
                 for path in dict.fromkeys(read):
                     copy(path, kept / path.relative_to(scratch.root))
+                write_script(kept, bundle, ready, commands, BuiltLoop(*loop_of(ready)))
                 kept.rename(folder)
     except OSError as error:
         where = folder or error.filename or "a scratch folder"

@@ -59,7 +59,7 @@ def check_identity(
     for part, other in (("graph", "another graph"), ("weights", "other weights")):
         if bundle.sha256(identity[part]) != identity[f"{part}_sha256"]:
             refuse(f"{what} was built from {other} than the bundle's {identity[part]}")
-    if library is not None and library != identity["library"]:
+    if library is not None and not same_library(library, identity["library"]):
         refuse(f"{what} was built by {identity['library']}, here is {library}")
     if compute_capability is not None and not runs_on(identity, compute_capability):
         refuse(f"{what} was built for {devices(identity)}, here is a GPU of compute capability {compute_capability}")
@@ -73,10 +73,17 @@ def choose(
     Raises EngineError if none is, for the one that comes nearest.
     """
     fitting = [identity for identity in identities if runs_on(identity, compute_capability)]
-    same = [identity for identity in fitting if identity["library"] == library]
+    same = [identity for identity in fitting if same_library(identity["library"], library)]
     chosen = [*same, *fitting, *identities][0]
     check_identity(bundle, chosen, library, compute_capability)
     return chosen
+
+
+def same_library(one: str, other: str) -> bool:
+    """Whether two names of libraries are of one version; what one of them does not say counts for nothing."""
+    (target, _, version), (other_target, _, other_version) = one.partition(" "), other.partition(" ")
+    numbers = zip(version.split("."), other_version.split("."), strict=False)
+    return target == other_target and all(mine == theirs for mine, theirs in numbers)
 
 
 def runs_on(identity: Mapping[str, Any], compute_capability: str) -> bool:
