@@ -30,6 +30,7 @@ from arforge.engines.tensorrt import (
 )
 from arforge.engines.tensorrt_graph import decoder_graph
 from arforge.engines.tensorrt_loop import loop_content, loop_shapes
+from arforge.engines.tensorrt_versions import abilities
 from arforge.runner.backends.tensorrt_library import RTX
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.bundle.writer import write_hashed
@@ -58,7 +59,8 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
             scratch = scratch_copy(bundle, job.precision, Path(made) / "scratch")
             ready = prepare(job, scratch)
             graph = ready.graph.relative_to(scratch.root)
-            commands = [command(job, graph, f"{graph.stem.removeprefix(f'{GRAPH}-')}-{job.precision}", ready.shapes)]
+            name = f"{graph.stem.removeprefix(f'{GRAPH}-')}-{job.precision}"
+            commands = [command(job, graph, name, ready.shapes, exact=ready.exact)]
             read = [*ready.files, ready.graph, *outside(ready.graph)]
             if (loop := write_loop(ready)) is not None:
                 path, shapes = loop
@@ -66,7 +68,7 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
                 commands.append(command(plain, path.relative_to(scratch.root), path.stem, shapes))
                 read.append(path)
             if bundle.image_tokenizer is not None:
-                decoder, _ = decoder_graph(scratch)
+                decoder, _ = decoder_graph(scratch, older=ready.caches.read_only)
                 commands.append(
                     command(job, decoder.relative_to(scratch.root), "decoder-fp32", decoder_shapes(job, bundle))
                 )
@@ -118,8 +120,8 @@ def outside(graph: Path) -> set[Path]:
     return {graph.parent / str(value.location) for value in values if isinstance(value, ir.ExternalTensor)}
 
 
-def command(job: BuildJob, graph: Path, name: str, given: Sequence[Shapes]) -> str:
-    """One command line. `given`: a profile each, in which min, opt and max are the same."""
+def command(job: BuildJob, graph: Path, name: str, given: Sequence[Shapes], *, exact: bool = False) -> str:
+    """One command line. `given`: a profile each, in which min, opt and max are the same; `exact`: as `Prepared`'s."""
     words = [PROGRAMS[job.target], f"--onnx={graph.as_posix()}", f"--saveEngine={name}.engine", "--skipInference"]
     if job.target == RTX:
         if job.compute_capabilities:
@@ -127,7 +129,9 @@ def command(job: BuildJob, graph: Path, name: str, given: Sequence[Shapes]) -> s
             words.append(f"--computeCapabilities={numbers}")
     else:
         words.append(f"--timingCacheFile={name}.cache")
-    if job.precision == "fp32":
+    if abilities(job.target, job.version).typed_on_request:
+        words.append("--stronglyTyped")
+    if exact or job.precision == "fp32":
         words.append("--noTF32")
     if job.strip_weights:
         words += ["--stripWeights", "--refit"]

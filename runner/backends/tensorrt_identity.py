@@ -20,7 +20,19 @@ RTX_DEFAULT = "8.6"  # the least that TensorRT-RTX builds for where nothing else
 def lowered_of(bundle: Bundle, identity: Mapping[str, Any]) -> Contract:
     """The step that an engine was built from."""
     types, own_mask = ELEMENT_TYPES[identity["types"]], identity.get("own_mask", False)
-    return lowered_step(bundle.model, types, identity["filters"], bundle.sampler.graph, own_mask=own_mask)
+    return lowered_step(
+        bundle.model,
+        types,
+        identity["filters"],
+        bundle.sampler.graph,
+        own_mask=own_mask,
+        read_only=reads_only(identity),
+    )
+
+
+def reads_only(identity: Mapping[str, Any]) -> bool:
+    """Whether the engine only reads its caches, and the runner puts each step's keys and values there."""
+    return "caches" in identity and identity["caches"]["lowering"] == "read-only"
 
 
 def loop_of(bundle: Bundle, identity: Mapping[str, Any]) -> Contract:
@@ -97,6 +109,8 @@ def build_command(root: Path, identity: Mapping[str, Any]) -> str:
             words += [f"--{name}", value]
     if options["attention"] != "auto":
         words += ["--attention", options["attention"]]
+    if options.get("caches", "auto") != "auto":
+        words += ["--caches", options["caches"]]
     if not options.get("loop", True):
         words.append("--no-loop")
     words.append("--filters" if identity["filters"] else "--no-filters")
