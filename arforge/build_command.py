@@ -8,7 +8,16 @@ from pathlib import Path
 import click
 
 from arforge.engine import precision_of
-from arforge.options import PATH, Numbers, calls_a_launch, human, measured_jacobi, measured_widths, only_read
+from arforge.options import (
+    PATH,
+    Numbers,
+    calls_a_launch,
+    human,
+    measured_jacobi,
+    measured_products,
+    measured_widths,
+    only_read,
+)
 from arforge.runner.errors import EngineError
 from arforge.runner.targets import TARGETS
 
@@ -57,9 +66,9 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 )
 @click.option(
     "--quantization",
-    type=click.Choice(["blocks", "static"]),
-    help="ONNX Runtime, int8: weights in blocks, which needs no calibration, or the graph of `arforge calibrate`.  "
-    "[default: blocks]",
+    type=click.Choice(["blocks", "rows", "static"]),
+    help="ONNX Runtime, int8: weights in blocks, or whole with a scale a row of activations, which both need no "
+    "calibration, or the graph of `arforge calibrate`.  [default: blocks or rows, whichever is quicker here]",
 )
 @click.option("--images", type=Numbers(), multiple=True, help="TensorRT: batches to build for.  [default: 1]")
 @click.option(
@@ -246,6 +255,8 @@ def build_onnxruntime(
         f"built {identity['target']} {precision} for {identity['device']}: {identity['library']}, "
         f"{identity['machine']}, {loaded}"
     )
+    if "product_milliseconds" in identity:
+        click.echo(measured_products(identity))
     if measure_widths:
         click.echo(measured_widths(identity))
     if measure_jacobi:
