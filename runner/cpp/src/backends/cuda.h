@@ -39,6 +39,9 @@ public:
   // Queues zeros into the first `width` bytes of each of `rows` rows that lie `pitch` bytes apart.
   void clear(std::uint8_t* target, std::size_t pitch, std::size_t width, std::size_t rows);
 
+  // Makes room for one more graph, so that capturing it allocates nothing here.
+  void expect_graph() { graphs_.reserve(++expected_); }
+
   // What `work` queues is not done but becomes a graph for `launch`.
   template <class Work>
   cudaGraphExec_t captured(Work work) {
@@ -66,6 +69,7 @@ private:
   cudaStream_t stream_ = nullptr;
   std::vector<void*> memory_, pinned_;
   std::vector<cudaGraphExec_t> graphs_;
+  std::size_t expected_ = 0; // graphs
 };
 
 } // namespace arforge
