@@ -28,9 +28,9 @@ Chunks chunks_of(const Prompt& prompt, std::int64_t position_rows, const std::ve
   const std::int64_t most = widths.empty() ? std::max(std::min(CHUNK, position_rows), prompt.together)
                                            : *std::max_element(widths.begin(), widths.end());
   if (prompt.together > most) {
-    throw Error(Code::engine,
-                text(name, " has ", prompt.together, " tokens that see each other, the engine takes ", most,
-                     " at once: build it again with --prefill-width ", prompt.together, ", or ask for a causal prefill"));
+    throw Error(Code::engine, text(name, " has ", prompt.together, " tokens that see each other, the engine takes ",
+                                   most, " at once: build it again with --prefill-width ", prompt.together,
+                                   ", or ask for a causal prefill"));
   }
   Chunks chunks;
   for (std::int64_t first = 0; first < count; first += most) {
@@ -135,10 +135,9 @@ CacheContent Prefill::pass(const Prompt& prompt, const std::string& name) {
     const auto& drawn = buffers.next_tokens;
     if (std::find(drawn.begin(), drawn.end(), NO_TOKEN) != drawn.end()) {
       engine_.clear();
-      throw Error(Code::numerics,
-                  text(name, ": the logits are non-finite in its first ",
-                       std::min(chunks.firsts[chunk] + shape.width, count), " tokens of ", count + 1,
-                       "; check its features, ", advice(engine_)));
+      throw Error(Code::numerics, text(name, ": the logits are non-finite in its first ",
+                                       std::min(chunks.firsts[chunk] + shape.width, count), " tokens of ", count + 1,
+                                       "; check its features, ", advice(engine_)));
     }
   }
   return engine_.read_cache(0, 0, count);

@@ -86,8 +86,8 @@ struct Runner::Implementation {
 };
 
 Runner::Implementation::Implementation(Bundle opened, const Options& options)
-    : bundle(std::move(opened)), backend(open_backend(bundle, options)), engine(*backend.engine),
-      codec(*backend.codec), conditioner(bundle, options), prefill(engine, bundle.model), facts(facts_of(bundle)) {
+    : bundle(std::move(opened)), backend(open_backend(bundle, options)), engine(*backend.engine), codec(*backend.codec),
+      conditioner(bundle, options), prefill(engine, bundle.model), facts(facts_of(bundle)) {
   facts.precision = options.precision;
 }
 
@@ -107,9 +107,8 @@ const Plan& Runner::Implementation::plan(const std::string& schedule, const std:
                                      "seen: build it again with --schedule ",
                                      schedule));
     }
-    plans.push_front(
-        {schedule, kept, prompt_slots,
-         make_plan(std::move(found_schedule), able.widths, able.growth, prompt_slots, able.exact_width)});
+    plans.push_front({schedule, kept, prompt_slots,
+                      make_plan(std::move(found_schedule), able.widths, able.growth, prompt_slots, able.exact_width)});
   }
   return plans.front().plan;
 }
@@ -197,8 +196,8 @@ Result Runner::Implementation::generate(const Request& request) {
   }
   const std::int64_t each = images_together(request.batch, window_plans, engine.facts());
   const std::int64_t batches = (images + each - 1) / each;
-  Generation generation{request,         sampling, std::move(conditions), seeds_of(request), 0,
-                        batches * steps, steps,    each,                  result};
+  Generation generation{request, sampling, std::move(conditions), seeds_of(request), 0, batches * steps, steps,
+                        each,    result};
   result.step_seconds.reserve(static_cast<std::size_t>(batches * calls)); // so that the loop allocates nothing
   result.engine_seconds.reserve(static_cast<std::size_t>(batches * calls));
   ImageCodec::Receive receive = request.receive;

@@ -37,6 +37,11 @@ class Build:
         return self.folder / "installed"
 
     @property
+    def tensorrt(self) -> Path:
+        """TENSORRT_ROOT, with CUDA's runtime."""
+        return self.folder / "tensorrt"
+
+    @property
     def library(self) -> Path:
         return self.prefix / "lib/libarforge.so"
 
@@ -82,17 +87,31 @@ def onnxruntime_root(compiler: str) -> Path:  # noqa: ARG001 (without one there 
 
 
 def start_build(
-    name: str, root: Path, lock: int, *options: str, consumer: tuple[str, ...] = ()
+    name: str, root: Path, lock: int, *options: str, consumer: tuple[str, ...] = (), tensorrt: str | None = None
 ) -> tuple[Build, subprocess.Popen]:
-    """Configure, compile and install, in the background; the lock is held until that is done."""
+    """Configure, compile and install, in the background; the lock is held until that is done.
+
+    `tensorrt`: with engines of which library, rtx or enterprise; a stand-in is made for it before.
+    """
     build = Build(KEPT / name)
     build.folder.mkdir(parents=True, exist_ok=True)
     ninja = "-GNinja" if shutil.which("ninja") else "-GUnix Makefiles"
     common = f"'{ninja}' -DONNXRUNTIME_ROOT={root}"
     arforge, programs = build.folder / "arforge", build.folder / "programs"
+    stand_in, parts = build.folder / "stand-in", ""
+    if tensorrt is not None:
+        options = (
+            *options,
+            f"-DARFORGE_TENSORRT=ON -DTENSORRT_ROOT={build.tensorrt} -DCUDAToolkit_ROOT={build.tensorrt}",
+        )
+        parts = f"""cmake -S {PROGRAMS}/tensorrt_stand_in -B {stand_in} {common} -DFLAVOUR={tensorrt} \
+  -DCMAKE_INSTALL_PREFIX={build.tensorrt}
+cmake --build {stand_in} -j2
+cmake --install {stand_in}
+"""
     script = f"""set -e
-cmake -S {SOURCE} -B {arforge} {common} -DNLOHMANN_JSON_INCLUDE={json_headers()} -DCMAKE_INSTALL_PREFIX={build.prefix} \
-  -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=0 {" ".join(options)}
+{parts}cmake -S {SOURCE} -B {arforge} {common} -DNLOHMANN_JSON_INCLUDE={json_headers()} \
+  -DCMAKE_INSTALL_PREFIX={build.prefix} -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=0 {" ".join(options)}
 cmake --build {arforge} -j2
 cmake --install {arforge}
 cmake -S {PROGRAMS} -B {programs} {common} -DCMAKE_PREFIX_PATH={build.prefix} {" ".join(consumer)}
@@ -123,6 +142,7 @@ def builds(onnxruntime_root: Path) -> Iterator[dict[str, tuple[Build, subprocess
                 "-DCMAKE_CXX_FLAGS=-O1",
                 *other,
                 consumer=("-DSANITIZE=ON", *other),
+                tensorrt="enterprise",
             ),
         }
     yield started
@@ -151,6 +171,15 @@ def release(builds: dict[str, tuple[Build, subprocess.Popen]]) -> Build:
 @pytest.fixture(scope="session")
 def sanitized(builds: dict[str, tuple[Build, subprocess.Popen]]) -> Build:
     return finished(builds["sanitized"])
+
+
+@pytest.fixture(scope="session")
+def with_rtx(onnxruntime_root: Path) -> Build:
+    """The release with engines of TensorRT-RTX."""
+    KEPT.mkdir(exist_ok=True)
+    with (KEPT / "tensorrt-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return finished(start_build("tensorrt", onnxruntime_root, lock.fileno(), tensorrt="rtx"))
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ Ort::Session& OnnxRuntimeCodec::session(const std::string& graph, std::unique_pt
 }
 
 void OnnxRuntimeCodec::decode(const std::int64_t* tokens, std::int64_t images, std::int64_t rows, std::int64_t columns,
-                        const Receive& receive) {
+                              const Receive& receive) {
   const Contract contract = contract_of(bundle_.model, "decoder", Type::float32);
   const Ort::Value found = converted(session("decoder", decoder_), contract.inputs.front(), contract.outputs.front(),
                                      tokens, {images, rows, columns});
@@ -50,7 +50,7 @@ void OnnxRuntimeCodec::decode(const std::int64_t* tokens, std::int64_t images, s
 }
 
 std::vector<std::int64_t> OnnxRuntimeCodec::encode(const std::uint8_t* pixels, std::int64_t images, std::int64_t height,
-                                             std::int64_t width) {
+                                                   std::int64_t width) {
   const Contract contract = contract_of(bundle_.model, "encoder", Type::float32);
   const Ort::Value found = converted(session("encoder", encoder_), contract.inputs.front(), contract.outputs.front(),
                                      pixels, {images, height, width, 3});

@@ -6,8 +6,8 @@
 
 namespace arforge {
 
-// The kernels of one engine file, whose name holds its hash, on one kind of GPU. The library checks on loading that they
-// fit its version and the device; what does not fit is compiled again.
+// The kernels of one engine file, whose name holds its hash, on one kind of GPU. The library checks on loading that
+// they fit its version and the device; what does not fit is compiled again.
 class KernelCache {
 public:
   KernelCache(const std::filesystem::path& engine, const std::string& compute_capability);

@@ -24,7 +24,7 @@ MappedFile::~MappedFile() = default;
 #else
 MappedFile::MappedFile(const std::filesystem::path& path) {
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  struct stat facts {};
+  struct stat facts{};
   if (file >= 0 && fstat(file, &facts) == 0 && facts.st_size > 0) {
     size_ = static_cast<std::size_t>(facts.st_size);
     void* const place = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);

@@ -47,10 +47,18 @@ std::vector<std::int64_t> OnnxRuntimeEngine::cache_shape(std::int64_t slots) con
 
 std::size_t OnnxRuntimeEngine::heads() const { return entries_of({extent_.rows, bundle_.model.kv_heads}); }
 
-std::size_t OnnxRuntimeEngine::line_bytes() const { return entries_of({bundle_.model.head_size}) * bytes_of(facts_.cache_type); }
+std::size_t OnnxRuntimeEngine::line_bytes() const {
+  return entries_of({bundle_.model.head_size}) * bytes_of(facts_.cache_type);
+}
 
 OnnxRuntimeEngine::OnnxRuntimeEngine(const Bundle& bundle, const EngineIdentity& identity, const Options& options)
-    : Engine({identity.widths, {}, 0, options.provider == "cpu" ? identity.exact_width : 0, GROWTH, false, false,
+    : Engine({identity.widths,
+              {},
+              0,
+              options.provider == "cpu" ? identity.exact_width : 0,
+              GROWTH,
+              false,
+              false,
               cache_type(options.precision)}),
       bundle_(bundle), contract_(contract_of(bundle.model, bundle.sampler.graph(), facts_.cache_type)),
       env_(open_environment()), session_(open_session(env_, graph_for(identity, options), options, false)),

@@ -30,8 +30,8 @@ std::int64_t longest_prompt(const TensorRTIdentity& identity) {
 
 EngineFacts facts_of(const Bundle& bundle, const TensorRTIdentity& identity) {
   const bool one_mask = !identity.own_mask && !conditioned(bundle.model);
-  return {identity.widths, identity.prefill_widths, batches_of(identity).back(), 0, 0,
-          one_mask,        identity.own_mask,       identity.types};
+  return {identity.widths,   identity.prefill_widths, batches_of(identity).back(), 0, 0, one_mask,
+          identity.own_mask, identity.types};
 }
 
 // The graph that an engine without weights takes them from.
@@ -45,8 +45,7 @@ std::unique_ptr<TensorRTEngine> TensorRTEngine::built(const Bundle& bundle, cons
   std::vector<TensorRTIdentity> identities = find_tensorrt_engines(bundle, options.target, options.precision);
   Library& library = load_library(options.target, options.plugin);
   auto gpu = std::make_unique<Gpu>();
-  TensorRTIdentity identity =
-      choose_engine(bundle, std::move(identities), library.name(), gpu->compute_capability());
+  TensorRTIdentity identity = choose_engine(bundle, std::move(identities), library.name(), gpu->compute_capability());
   return std::make_unique<TensorRTEngine>(bundle, std::move(identity), library, std::move(gpu));
 }
 
@@ -57,30 +56,18 @@ TensorRTEngine::TensorRTEngine(const Bundle& bundle, TensorRTIdentity identity, 
       given_(lowered_contract(bundle.model, bundle.sampler.graph(), identity_.types, identity_.filters,
                               identity_.own_mask)),
       plain_(contract_of(bundle.model, bundle.sampler.graph(), identity_.types)),
-      loaded_(bundle.root / std::filesystem::u8path(identity_.engine), library, *gpu_, stripped_from(bundle, identity_)),
-      slot_bytes_(entries_of({bundle.model.head_size}) * bytes_of(identity_.types)),
-      head_bytes_(entries_of({identity_.slots, static_cast<std::int64_t>(slot_bytes_)})),
-      names_(cache_names(bundle.model.caches)) {
-  place_caches();
-}
+      loaded_(bundle.root / std::filesystem::u8path(identity_.engine), library, *gpu_,
+              stripped_from(bundle, identity_)),
+      caches_(caches()) {}
 
-// Memory for the largest batch. Throws Error (engine) unless the engine writes each cache where it reads it.
-void TensorRTEngine::place_caches() {
-  for (const std::string& name : names_) {
+// Throws Error (engine) unless the engine writes each cache where it reads it.
+TensorRTCaches TensorRTEngine::caches() const {
+  for (const std::string& name : cache_names(bundle_.model.caches)) {
     if (!loaded_.aliases(written_name(name), name)) {
       refuse(text("it does not update ", name, " in place"));
     }
   }
-  const std::size_t size = entries_of({static_cast<std::int64_t>(heads(batches_.back())),
-                                       static_cast<std::int64_t>(head_bytes_)});
-  for (std::size_t cache = 0; cache < names_.size(); cache++) {
-    caches_.push_back(gpu_->allocate(size));
-  }
-  clear(); // NaN in a slot that no mask lets through would spoil its row all the same
-}
-
-std::size_t TensorRTEngine::heads(std::int64_t images) const {
-  return entries_of({guided_rows(images, true), bundle_.model.kv_heads});
+  return {*gpu_, bundle_.model, identity_.types, identity_.slots, guided_rows(batches_.back(), true)};
 }
 
 void TensorRTEngine::refuse(const std::string& problem, const char* option) const {
@@ -94,8 +81,8 @@ void TensorRTEngine::prepare(const Extent& extent, const std::vector<Shape>& sha
     refuse(text("it was built for prompts of up to ", 1 + longest_, " tokens, this one has ", 1 + extent.condition));
   }
   if (extent.slots > identity_.slots) {
-    refuse(text("it has ", identity_.slots, " cache slots, the schedule", longest_ > 0 ? " and its prompts need " : " needs ",
-                extent.slots),
+    refuse(text("it has ", identity_.slots, " cache slots, the schedule",
+                longest_ > 0 ? " and its prompts need " : " needs ", extent.slots),
            "--schedule");
   }
   if (extent.images > batches_.back()) {
@@ -110,9 +97,7 @@ void TensorRTEngine::prepare(const Extent& extent, const std::vector<Shape>& sha
     (void)buffers(shape);
   }
   if (zero_slots > 0) {
-    for (std::uint8_t* const cache : caches_) {
-      gpu_->clear(cache, head_bytes_, static_cast<std::size_t>(zero_slots) * slot_bytes_, heads(batch_));
-    }
+    caches_.clear(zero_slots, guided_rows(batch_, true));
   }
 }
 
@@ -141,8 +126,12 @@ StepBuffers& TensorRTEngine::buffers(const Shape& shape) {
 std::unique_ptr<TensorRTEngine::Step> TensorRTEngine::make_step(const Inputs& inputs) {
   const Sizes sizes = step_sizes(extent_, {inputs.first, inputs.second, extent_.slots});
   Program& chosen = program(inputs);
-  auto step = std::make_unique<Step>(Step{&chosen, make_buffers(plain_, sizes), {}, chosen.input("mask"),
-                                          chosen.output("next_tokens"), chosen.input("top_k") != nullptr});
+  auto step = std::make_unique<Step>(Step{&chosen,
+                                          make_buffers(plain_, sizes),
+                                          {},
+                                          chosen.input("mask"),
+                                          chosen.output("next_tokens"),
+                                          chosen.input("top_k") != nullptr});
   if (step->mask != nullptr) {
     std::memset(step->mask->data, 0, step->mask->bytes);
   }
@@ -166,8 +155,8 @@ Program& TensorRTEngine::program(const Inputs& inputs) {
   std::optional<std::size_t> best;
   for (std::size_t index = 0; index < identity_.profiles.size(); index++) {
     const Profile& one = identity_.profiles[index];
-    const bool fits = one.images == batch_ && one.width == inputs.first && one.queries == inputs.second &&
-                      one.condition >= read;
+    const bool fits =
+        one.images == batch_ && one.width == inputs.first && one.queries == inputs.second && one.condition >= read;
     best = fits && (!best || one.condition <= identity_.profiles[*best].condition) ? index : best;
   }
   if (!best) {
@@ -177,11 +166,7 @@ Program& TensorRTEngine::program(const Inputs& inputs) {
   const Profile& profile = identity_.profiles[*best];
   std::unique_ptr<Program>& made = programs_[{profile.images, profile.width, profile.queries, profile.condition}];
   if (made == nullptr) {
-    Places places;
-    for (std::size_t cache = 0; cache < names_.size(); cache++) {
-      places[names_[cache]] = places[written_name(names_[cache])] = caches_[cache];
-    }
-    std::unique_ptr<Program> opened = loaded_.program(static_cast<std::int32_t>(*best), places);
+    std::unique_ptr<Program> opened = loaded_.program(static_cast<std::int32_t>(*best), caches_.places());
     check_tensors(*opened, profile);
     made = std::move(opened);
   }
@@ -192,6 +177,7 @@ Program& TensorRTEngine::program(const Inputs& inputs) {
 void TensorRTEngine::check_tensors(Program& program, const Profile& profile) const {
   const Extent whole{profile.images, guided_rows(profile.images, true), identity_.slots, profile.condition};
   const Sizes sizes = step_sizes(whole, {profile.width, profile.queries, identity_.slots});
+  const std::vector<std::string>& names = caches_.names();
   std::size_t inputs = 0;
   const auto check = [&](const Tensor& tensor, const HostTensor* found) {
     const std::vector<std::int64_t> expected = sizes_of(tensor, sizes);
@@ -200,7 +186,7 @@ void TensorRTEngine::check_tensors(Program& program, const Profile& profile) con
     }
   };
   for (const Tensor& tensor : given_.inputs) {
-    if (std::find(names_.begin(), names_.end(), tensor.name) == names_.end()) {
+    if (std::find(names.begin(), names.end(), tensor.name) == names.end()) {
       check(tensor, program.input(tensor.name));
       inputs++;
     }
@@ -259,36 +245,16 @@ void TensorRTEngine::stage_mask(const Step& step) const {
   }
 }
 
-void TensorRTEngine::clear() {
-  for (std::uint8_t* const cache : caches_) {
-    gpu_->clear(cache, head_bytes_, head_bytes_, heads(batches_.back()));
-  }
-}
-
-// Where a slot of a row of the programs lies in a cache, of its first head.
-std::uint8_t* TensorRTEngine::address(std::size_t cache, std::int64_t place, std::int64_t slot) {
-  return caches_[cache] + static_cast<std::size_t>(place * bundle_.model.kv_heads) * head_bytes_ +
-         static_cast<std::size_t>(slot) * slot_bytes_;
-}
+void TensorRTEngine::clear() { caches_.clear(); }
 
 CacheContent TensorRTEngine::read_cache(std::int64_t row, std::int64_t first, std::int64_t count) {
-  const auto place = std::find(rows_.begin(), rows_.end(), row) - rows_.begin();
-  const auto kv_heads = static_cast<std::size_t>(bundle_.model.kv_heads);
-  const std::size_t width = static_cast<std::size_t>(count) * slot_bytes_;
-  CacheContent content(caches_.size(), std::vector<std::uint8_t>(kv_heads * width));
-  for (std::size_t cache = 0; cache < caches_.size(); cache++) {
-    gpu_->download_rows(content[cache].data(), address(cache, place, first), head_bytes_, width, kv_heads);
-  }
-  gpu_->synchronize();
-  return content;
+  return caches_.read(std::find(rows_.begin(), rows_.end(), row) - rows_.begin(), first, count);
 }
 
 void TensorRTEngine::write_cache(std::int64_t row, std::int64_t first, const CacheContent& content) {
-  const auto kv_heads = static_cast<std::size_t>(bundle_.model.kv_heads);
   for (std::size_t place = 0; place < rows_.size(); place++) {
-    for (std::size_t cache = 0; rows_[place] == row && cache < caches_.size(); cache++) {
-      gpu_->upload_rows(address(cache, static_cast<std::int64_t>(place), first), head_bytes_, content[cache].data(),
-                        content[cache].size() / kv_heads, kv_heads);
+    if (rows_[place] == row) {
+      caches_.write(static_cast<std::int64_t>(place), first, content);
     }
   }
   gpu_->synchronize(); // before what is copied may go

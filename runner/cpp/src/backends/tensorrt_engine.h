@@ -12,6 +12,7 @@
 #include "arforge.hpp"
 #include "backends/cuda.h"
 #include "backends/engine.h"
+#include "backends/tensorrt_caches.h"
 #include "backends/tensorrt_identity.h"
 #include "backends/tensorrt_program.h"
 
@@ -63,15 +64,13 @@ private:
 
   using Inputs = std::pair<std::int64_t, std::int64_t>; // width and queries
 
-  void place_caches();
+  [[nodiscard]] TensorRTCaches caches() const;
   void place_rows();
   std::unique_ptr<Step> make_step(const Inputs& inputs);
   Program& program(const Inputs& inputs);
   void check_tensors(Program& program, const Profile& profile) const;
   void stage(Step& step) const;
   void stage_mask(const Step& step) const;
-  std::uint8_t* address(std::size_t cache, std::int64_t place, std::int64_t slot);
-  [[nodiscard]] std::size_t heads(std::int64_t images) const; // of all rows of a batch
   [[noreturn]] void refuse(const std::string& problem, const char* option = nullptr) const;
 
   const Bundle& bundle_;
@@ -79,16 +78,14 @@ private:
   Library& library_;
   std::unique_ptr<Gpu> gpu_;
   std::vector<std::int64_t> batches_;
-  std::int64_t longest_; // prompt, in rows before its last
+  std::int64_t longest_;   // prompt, in rows before its last
   Contract given_, plain_; // the step as the engine has it, and as the runner fills it
   LoadedEngine loaded_;
-  std::size_t slot_bytes_, head_bytes_; // of a head: one slot, and all
-  std::vector<std::string> names_;      // of caches
-  std::vector<std::uint8_t*> caches_;
+  TensorRTCaches caches_;
   std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>, std::unique_ptr<Program>> programs_;
   Extent extent_{};
-  std::int64_t batch_ = 0;                // images that the programs of this request decode
-  std::vector<std::int64_t> images_, rows_; // of the programs: the image, or row, of the request that each is
+  std::int64_t batch_ = 0;                        // images that the programs of this request decode
+  std::vector<std::int64_t> images_, rows_;       // of the programs: the image, or row, of the request that each is
   std::map<Inputs, std::unique_ptr<Step>> steps_; // of this request
 };
 

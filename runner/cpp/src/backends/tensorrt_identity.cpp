@@ -31,8 +31,8 @@ void check_identity(const Bundle& bundle, const TensorRTIdentity& identity, cons
                     const std::string& compute_capability) {
   const std::string what = engine_name(bundle, identity);
   const auto refuse = [&](const std::string& problem) {
-    throw Error(Code::engine, text(what, " was built ", problem, ": rebuild it with `", build_command(bundle, identity),
-                                   "`"));
+    throw Error(Code::engine,
+                text(what, " was built ", problem, ": rebuild it with `", build_command(bundle, identity), "`"));
   };
   const auto check_source = [&](const char* other, const std::string& path, const std::string& sha256) {
     const auto file = bundle.files.find(path);
@@ -57,9 +57,9 @@ TensorRTIdentity choose_engine(const Bundle& bundle, std::vector<TensorRTIdentit
   const auto nearness = [&](const TensorRTIdentity& identity) {
     return !runs_on(identity, compute_capability) ? 0 : identity.library == library ? 2 : 1;
   };
-  const auto nearest =
-      std::max_element(identities.begin(), identities.end(),
-                       [&](const auto& one, const auto& other) { return nearness(one) < nearness(other); });
+  const auto nearest = std::max_element(identities.begin(), identities.end(), [&](const auto& one, const auto& other) {
+    return nearness(one) < nearness(other);
+  });
   check_identity(bundle, *nearest, library, compute_capability);
   return std::move(*nearest);
 }
@@ -69,9 +69,8 @@ std::string engine_name(const Bundle& bundle, const TensorRTIdentity& identity) 
 }
 
 std::string build_command(const Bundle& bundle, const TensorRTIdentity& identity) {
-  std::string command =
-      text("arforge build ", quoted(bundle.root.string()), " --target ", identity.target, " --precision ",
-           identity.precision);
+  std::string command = text("arforge build ", quoted(bundle.root.string()), " --target ", identity.target,
+                             " --precision ", identity.precision);
   const auto add = [&](const char* option, const auto& values) {
     for (const auto& value : values) {
       command += text(" --", option, " ", quoted(text(value)));

@@ -49,8 +49,8 @@ std::string dotted(const std::vector<std::int32_t>& numbers) {
   return words;
 }
 
-// Loads the first of these that can be; they are names or paths, of which empty ones do not count. Throws Error (engine)
-// with what the loader says of the first.
+// Loads the first of these that can be; they are names or paths, of which empty ones do not count. Throws Error
+// (engine) with what the loader says of the first.
 void* open_first(const std::vector<std::string>& names, const char* what) {
   std::string first;
   for (const std::string& name : names) {

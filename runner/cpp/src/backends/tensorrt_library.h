@@ -45,8 +45,8 @@ public:
 
   // NULL where the library fails.
   std::unique_ptr<nvinfer1::IRuntime> make_runtime();
-  // Puts the weights of a graph into an engine that was built without; false if the library fails. Throws Error (engine)
-  // if its ONNX parser is missing.
+  // Puts the weights of a graph into an engine that was built without; false if the library fails. Throws Error
+  // (engine) if its ONNX parser is missing.
   bool refit(nvinfer1::ICudaEngine& engine, const std::filesystem::path& graph);
 
 private:

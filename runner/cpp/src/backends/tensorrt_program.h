@@ -60,7 +60,7 @@ private:
   void keep_kernels() noexcept;
 
   KernelCache kernels_;
-  std::string known_; // kernels that are kept
+  std::string known_;                                       // kernels that are kept
   std::unique_ptr<nvinfer1::IRuntimeCache> cache_;          // of kernels
   std::unique_ptr<nvinfer1::IRuntimeConfig> configuration_; // which refers to it, and goes first
 #endif

@@ -125,10 +125,9 @@ void refuse_unbuilt(const Bundle& bundle, const std::string& target, const std::
   for (const BuiltEngine& engine : bundle.engines) {
     built.push_back(engine.target + " " + engine.precision);
   }
-  throw Error(Code::engine,
-              text(bundle.root.string(), " has no ", target, " ", precision, " engine (built: ", listed(built),
-                   "). Build it: arforge build ", quoted(bundle.root.string()), " --target ", target, " --precision ",
-                   quoted(precision)));
+  throw Error(Code::engine, text(bundle.root.string(), " has no ", target, " ", precision, " engine (built: ",
+                                 listed(built), "). Build it: arforge build ", quoted(bundle.root.string()),
+                                 " --target ", target, " --precision ", quoted(precision)));
 }
 
 EngineIdentity find_engine(const Bundle& bundle, const std::string& precision) {

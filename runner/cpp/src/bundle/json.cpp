@@ -79,9 +79,7 @@ Fields::Fields(const Json& object, std::string place, std::initializer_list<cons
   }
 }
 
-void Fields::refuse(const char* name, const std::string& expected) const {
-  refused(document_, place(name), expected);
-}
+void Fields::refuse(const char* name, const std::string& expected) const { refused(document_, place(name), expected); }
 
 std::int64_t Fields::whole(const char* name, std::int64_t least, std::int64_t most) const {
   return whole_number(at(name), place(name), least, most, document_);

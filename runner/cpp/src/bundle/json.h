@@ -15,6 +15,7 @@ using Json = nlohmann::json;
 inline constexpr std::int64_t MAX_JSON = 1 << 24;  // bytes
 inline constexpr std::int64_t MAX_COUNT = 1 << 30; // of the manifest's whole numbers
 inline constexpr int MAX_DEPTH = 32;
+inline constexpr std::size_t MAX_PATH_LETTERS = 400;
 
 // Throws Error (`code`), "`name` is not valid JSON", also for NaN, what is not UTF-8, and a key that is given twice:
 // what two parsers could take for different things is refused.

@@ -12,7 +12,6 @@ namespace {
 
 constexpr std::size_t MAX_ENTRIES = 4096; // of a list
 constexpr std::size_t MAX_CAPABILITIES = 64;
-constexpr std::size_t MAX_PATH_LETTERS = 400;
 constexpr std::size_t MAX_REASON_LETTERS = 100000;
 constexpr std::size_t MAX_ATTENTION_LETTERS = 2000;
 constexpr const char* DIGITS = "0123456789";
@@ -91,7 +90,8 @@ struct Reader {
 
   // What is there for engines that make several calls by themselves, which this runner makes one by one.
   void check_loop(const Fields& fields) const {
-    const char* const parts[] = {"own_mask", "loop_graph", "loop_layers", "loop_reason", "loop_inputs", "loop_profiles"};
+    const char* const parts[] = {"own_mask",    "loop_graph",  "loop_layers",
+                                 "loop_reason", "loop_inputs", "loop_profiles"};
     for (const char* part : parts) {
       if (fields.has("loop") && !fields.has(part)) {
         refuse(fields.place("loop"), text("there with ", part));
@@ -127,13 +127,12 @@ struct Reader {
 
   [[nodiscard]] TensorRTIdentity identity(const Json& value) const {
     const Fields fields(
-        value, "identity",
-        {"target",     "precision", "device",         "library",       "compute_capabilities", "graph", "graph_sha256",
-         "weights",    "weights_sha256", "lowered",   "engine",        "decoder",  "layers",     "timing_cache",
-         "decoder_reason", "types", "tf32",           "attention",     "filters",  "strip_weights", "slots",
-         "widths",     "prefill_widths", "profiles",  "options"},
-        document,
-        {"own_mask", "loop", "loop_graph", "loop_layers", "loop_reason", "loop_inputs", "loop_profiles"});
+        value, "identity", {"target", "precision",    "device",         "library",        "compute_capabilities",
+                            "graph",  "graph_sha256", "weights",        "weights_sha256", "lowered",
+                            "engine", "decoder",      "layers",         "timing_cache",   "decoder_reason",
+                            "types",  "tf32",         "attention",      "filters",        "strip_weights",
+                            "slots",  "widths",       "prefill_widths", "profiles",       "options"},
+        document, {"own_mask", "loop", "loop_graph", "loop_layers", "loop_reason", "loop_inputs", "loop_profiles"});
     (void)fields.string("device");
     (void)fields.boolean("tf32");
     (void)optional(fields, "layers");
@@ -155,7 +154,9 @@ struct Reader {
             path(fields, "lowered"),
             path(fields, "engine"),
             optional(fields, "decoder"),
-            types == "float" ? Type::float32 : types == "half" ? Type::float16 : Type::bfloat16,
+            types == "float"  ? Type::float32
+            : types == "half" ? Type::float16
+                              : Type::bfloat16,
             fields.boolean("filters"),
             fields.has("own_mask") && fields.boolean("own_mask"),
             fields.boolean("strip_weights"),

@@ -27,8 +27,8 @@ struct BuildWishes {
 
 struct TensorRTIdentity {
   std::string target, precision;
-  std::string library;                           // such as "tensorrt-rtx 1.7.1.116"
-  std::vector<std::string> compute_capabilities; // such as "8.6"; none: the usual one and later
+  std::string library;                                      // such as "tensorrt-rtx 1.7.1.116"
+  std::vector<std::string> compute_capabilities;            // such as "8.6"; none: the usual one and later
   std::string graph, graph_sha256, weights, weights_sha256; // what it was made from, as it was then
   std::string lowered, engine;                              // files of the bundle
   std::optional<std::string> decoder;                       // likewise

@@ -38,17 +38,18 @@ std::int64_t number(const char* variable, std::int64_t otherwise) {
   return value == nullptr ? otherwise : std::atoll(value);
 }
 
-const bool TOLD = std::atexit([] {
-  const char* const path = std::getenv("STAND_IN_COUNTS");
-  std::FILE* const file = path == nullptr ? nullptr : std::fopen(path, "w");
-  if (file != nullptr) {
-    for (const std::int64_t count : {counts.allocations, counts.waits, counts.launches, counts.captures, counts.copies,
-                                     counts.largest_copy, counts.moved}) {
-      std::fprintf(file, "%lld\n", static_cast<long long>(count));
-    }
-    std::fclose(file);
-  }
-}) == 0;
+const bool TOLD =
+    std::atexit([] {
+      const char* const path = std::getenv("STAND_IN_COUNTS");
+      std::FILE* const file = path == nullptr ? nullptr : std::fopen(path, "w");
+      if (file != nullptr) {
+        for (const std::int64_t count : {counts.allocations, counts.waits, counts.launches, counts.captures,
+                                         counts.copies, counts.largest_copy, counts.moved}) {
+          std::fprintf(file, "%lld\n", static_cast<long long>(count));
+        }
+        std::fclose(file);
+      }
+    }) == 0;
 
 cudaError_t allocate(void** place, std::size_t size) {
   *place = std::aligned_alloc(ALIGNMENT, (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
@@ -75,8 +76,8 @@ cudaError_t copy(void* target, std::size_t target_pitch, const void* source, std
   }
   enqueue(stream, [=] {
     for (std::size_t row = 0; row < rows; row++) {
-      std::memcpy(static_cast<char*>(target) + row * target_pitch, static_cast<const char*>(source) + row * source_pitch,
-                  width);
+      std::memcpy(static_cast<char*>(target) + row * target_pitch,
+                  static_cast<const char*>(source) + row * source_pitch, width);
     }
     const std::lock_guard<std::mutex> held(lock);
     counts.moved += static_cast<std::int64_t>(width * rows);

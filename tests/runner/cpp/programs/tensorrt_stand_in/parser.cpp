@@ -17,7 +17,7 @@ private:
 } // namespace
 
 void* createNvOnnxParserRefitter_INTERNAL(void* refitter, void* /*logger*/, std::int32_t version) noexcept {
-  return version == NV_ONNX_PARSER_VERSION ? new ParserRefitter(*static_cast<Refitter*>(
-                                                 static_cast<nvinfer1::IRefitter*>(refitter)))
-                                           : nullptr;
+  return version == NV_ONNX_PARSER_VERSION
+             ? new ParserRefitter(*static_cast<Refitter*>(static_cast<nvinfer1::IRefitter*>(refitter)))
+             : nullptr;
 }

@@ -1,9 +1,10 @@
 // What the libraries that stand in for NVIDIA's share, and what tests ask of them.
 //
 // What goes wrong, and what is there, is said by environment variables, which are looked at when they matter:
-// STAND_IN_VERSION, such as "1.7.1.116"; STAND_IN_DEVICES and STAND_IN_CAPABILITY, such as "8.6"; STAND_IN_UNCAPTURABLE;
-// STAND_IN_COPIES, for caches that are not updated in place; STAND_IN_FAILURE, what the library says of every run;
-// STAND_IN_MEMORY, bytes of the device; STAND_IN_COUNTS, a file that is told the counts when the process ends.
+// STAND_IN_VERSION, such as "1.7.1.116"; STAND_IN_DEVICES and STAND_IN_CAPABILITY, such as "8.6";
+// STAND_IN_UNCAPTURABLE; STAND_IN_COPIES, for caches that are not updated in place; STAND_IN_FAILURE, what the library
+// says of every run; STAND_IN_MEMORY, bytes of the device; STAND_IN_COUNTS, a file that is told the counts when the
+// process ends.
 #pragma once
 
 #include <cstddef>

@@ -151,8 +151,8 @@ private:
 
 class Configuration : public nvinfer1::IRuntimeConfig {
 public:
-  void setExecutionContextAllocationStrategy(
-      nvinfer1::ExecutionContextAllocationStrategy /*strategy*/) noexcept override {}
+  void
+  setExecutionContextAllocationStrategy(nvinfer1::ExecutionContextAllocationStrategy /*strategy*/) noexcept override {}
 #ifdef TRT_MAJOR_RTX
   void setDynamicShapesKernelSpecializationStrategy(
       nvinfer1::DynamicShapesKernelSpecializationStrategy /*strategy*/) noexcept override {}
