@@ -9,7 +9,7 @@ find_path(TensorRT_INCLUDE_DIR NvInferRuntime.h
   HINTS ${tensorrt_roots} PATH_SUFFIXES include include/x86_64-linux-gnu include/aarch64-linux-gnu)
 find_path(TensorRT_CUDA_INCLUDE_DIR cuda_runtime_api.h
   HINTS ${cuda_roots} PATH_SUFFIXES include targets/${machine}/include targets/sbsa-linux/include)
-find_library(TensorRT_CUDA_LIBRARY NAMES cudart_static cudart
+find_library(TensorRT_CUDA_LIBRARY NAMES cudart_static cudart NAMES_PER_DIR
   HINTS ${cuda_roots} PATH_SUFFIXES lib64 lib lib/x64 targets/${machine}/lib targets/sbsa-linux/lib)
 
 if(TensorRT_INCLUDE_DIR)
@@ -26,7 +26,7 @@ if(TensorRT_INCLUDE_DIR)
   endforeach()
   set(TensorRT_VERSION "${TensorRT_MAJOR}.${TensorRT_MINOR}")
   list(APPEND names lib${names}.so.${TensorRT_MAJOR})
-  find_library(TensorRT_LIBRARY NAMES ${names} HINTS ${tensorrt_roots} PATH_SUFFIXES lib lib64)
+  find_library(TensorRT_LIBRARY NAMES ${names} NAMES_PER_DIR HINTS ${tensorrt_roots} PATH_SUFFIXES lib lib64)
 endif()
 
 include(FindPackageHandleStandardArgs)

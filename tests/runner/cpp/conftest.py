@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from typing import Any
 import cpp_abi
 import pytest
 from cpp_paces import BUNDLES
+from fake_gpu import RTX
+from made_once import made_once
+from stand_in_bundle import stand_in_bundle
+from tensorrt_pairs import KINDS, StandIn, StandIns
 
 from arforge.runner import Runner
 
@@ -185,6 +190,36 @@ def with_rtx(onnxruntime_root: Path) -> Build:
 @pytest.fixture(scope="session")
 def library(release: Build) -> cpp_abi.ctypes.CDLL:
     return cpp_abi.load(release.library)
+
+
+@pytest.fixture
+def stand_in(with_rtx: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StandIn:
+    monkeypatch.setenv("ARFORGE_CACHE", str(tmp_path / "kernels"))
+    monkeypatch.setenv("STAND_IN_VERSION", version("tensorrt-rtx-cu13-libs"))
+    return StandIn(with_rtx)
+
+
+@pytest.fixture(scope="session")
+def stand_ins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StandIns:
+    """Bundles of a kind whose engines of a precision the stand-in runs. Tests must leave them as they are."""
+    from arforge.engines import tensorrt  # which takes long to import
+
+    made: dict[tuple[str, str], Path] = {}
+
+    def built(kind: str, precision: str = "fp32") -> Path:
+        if (kind, precision) not in made:
+            source, wishes = KINDS[kind]
+
+            def make(path: Path) -> None:
+                copy = Path(shutil.copytree(request.getfixturevalue(source), path.with_name("built.bundle")))
+                tensorrt.build(tensorrt.BuildJob(copy, RTX, precision, **wishes))
+                copy.rename(path)
+
+            original = made_once(tmp_path_factory, f"cpp-{kind}-{precision}.bundle", make)
+            made[kind, precision] = stand_in_bundle(original, original.with_name("stand-in.bundle"))
+        return made[kind, precision]
+
+    return built
 
 
 @pytest.fixture(params=BUNDLES)

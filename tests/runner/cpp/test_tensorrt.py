@@ -2,69 +2,85 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cpp_abi
 import numpy as np
 import pytest
 from cpp_abi import STATUS, Failure
-from fake_gpu import RTX, FakeGpu, fake_library
-from made_once import made_once
-from stand_in_bundle import stand_in_bundle
+from tensorrt_pairs import KINDS, StandIn, StandIns, open_python
 from tiny_ids import prompt_of
 
-from arforge.engines import tensorrt
-from arforge.engines.tensorrt import BuildJob
 from arforge.runner import Runner, open_bundle
-from arforge.runner.backends.image_codec import OnnxRuntimeCodec
-from arforge.runner.backends.tensorrt_codec import TensorRTCodec
-from arforge.runner.backends.tensorrt_engine import TensorRTEngine
-from arforge.runner.conditioner import Conditioner
 from arforge.runner.conditions import sample_features
 
 SEEDS = [9, 2**64 - 1, 6, 5, 0]
 CLASSES = [3, 1, 4, 1, 5]
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "classes": ("bundle", {"schedules": ["ntp", "zipar:2"], "images": [1, 3], "filters": True}),
-    "jacobi": ("bundle", {"schedules": ["ntp", "jacobi:6"], "images": [1, 3], "filters": True}),
-    "features": ("text_bundle", {"schedules": ["ntp", "zipar:2"], "images": [1, 3], "prefill_widths": [4, 16]}),
-    "ids": ("ids_bundle", {"schedules": ["ntp", "zipar:2"], "images": [2], "filters": True}),
-    "par": ("par_bundle", {"schedules": ["par:4"], "images": [1, 2]}),
-    "arpg": ("arpg_bundle", {"schedules": ["arpg:3"], "images": [2]}),
-}
-SCHEDULES = [
-    ("classes", "ntp"),
-    ("classes", "zipar:2"),
-    ("classes", "jacobi:6"),
-    ("jacobi", "ntp"),
-    ("jacobi", "jacobi:6"),
-    ("features", "ntp"),
-    ("features", "zipar:2"),
-    ("ids", "ntp"),
-    ("ids", "zipar:2"),
-    ("par", "par:4"),
-    ("arpg", "arpg:3"),
+FILTERED: list[dict[str, Any]] = [
+    {"guidance": 2.0},
+    {"guidance": 1.0, "top_k": 9},
+    {
+        "guidance": [1.0, 2.0, 1.5, 3.0, 1.0],
+        "temperature": [1.0, 0.7, 1.0, 1.3, 0.0],
+        "top_p": [1.0, 1.0, 0.8, 0.9, 1.0],
+    },
+]
+PLAIN: list[dict[str, Any]] = [{"guidance": 2.0, "top_k": 0, "top_p": 1.0}, {"guidance": 1.0, "top_k": 0, "top_p": 1.0}]
+CASES = [
+    ("classes", "ntp", FILTERED),
+    ("classes", "zipar:2", FILTERED),
+    ("classes", "jacobi:2", FILTERED),
+    ("jacobi", "ntp", FILTERED),
+    ("jacobi", "jacobi:6", FILTERED),
+    ("features", "ntp", FILTERED),
+    ("features", "zipar:2", FILTERED),
+    ("chunks", "zipar:2", PLAIN),
+    ("ids", "ntp", FILTERED),
+    ("ids", "zipar:2", FILTERED),
+    ("par", "par:4", PLAIN),
+    ("arpg", "arpg:3", PLAIN),
+    ("noise", "jacobi:6", PLAIN),
 ]
 
 
-@pytest.fixture(scope="session")
-def stand_ins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Bundles of a kind with an engine of a precision that the stand-in runs. Tests must leave them as they are."""
-    made: dict[tuple[str, str], Path] = {}
+def asked_of(path: Path) -> dict[str, Any]:
+    """Five images: of classes, or of prompts of unequal lengths, one of them the longest there is."""
+    model = open_bundle(path).model
+    if model.condition.kind == "class":
+        return {"classes": CLASSES, "seeds": SEEDS}
+    if model.condition.kind == "ids":
+        return {"ids": [prompt_of(length) for length in (3, 9, 1, 14, 3)], "seeds": SEEDS}
+    one, two, three = sample_features(model, 3, seed=3)
+    return {"features": [one[:1], np.tile(three, (120, 1))[:120], two, two, one], "seeds": SEEDS}
 
-    def stand_in(kind: str, precision: str = "fp32") -> Path:
-        if (kind, precision) not in made:
-            source, wishes = KINDS[kind]
 
-            def make(path: Path) -> None:
-                built = Path(shutil.copytree(request.getfixturevalue(source), path.with_name("built.bundle")))
-                tensorrt.build(BuildJob(built, RTX, precision, **wishes))
-                stand_in_bundle(built, path)
-
-            made[kind, precision] = made_once(tmp_path_factory, f"cpp-{kind}-{precision}.bundle", make)
-        return made[kind, precision]
-
-    return stand_in
+@pytest.mark.parametrize(
+    ("kind", "schedule", "settings"), CASES, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_tokens_calls_and_images_are_pythons_and_the_cpu_engines(
+    stand_in: StandIn,
+    stand_ins: StandIns,
+    request: pytest.FixtureRequest,
+    kind: str,
+    schedule: str,
+    settings: list[dict[str, Any]],
+) -> None:
+    path = stand_ins(kind)
+    cpu: Runner = request.getfixturevalue(KINDS[kind][0].replace("bundle", "runner"))
+    asked = {**asked_of(path), "schedule": schedule}
+    ours = stand_in.open(path)
+    with open_python(path) as theirs:
+        for own in settings:
+            expected = cpu.generate(**asked, **own)
+            python = theirs.generate(**asked, **own)
+            np.testing.assert_array_equal(python.tokens, expected.tokens)
+            for batch in (1, 2, 32):  # of which 2 is filled up to 3, and so is what 32 leaves
+                found = ours.generate(**asked, **own, batch=batch)
+                np.testing.assert_array_equal(found.tokens, expected.tokens)
+                np.testing.assert_array_equal(found.passes, expected.passes)
+                if python.images is None:
+                    assert found.images is None
+                else:
+                    np.testing.assert_array_equal(found.images, python.images)
+            assert len(np.unique(expected.tokens)) > 5
+    ours.close()

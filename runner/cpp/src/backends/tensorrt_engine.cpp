@@ -4,7 +4,6 @@
 #include <cstring>
 #include <optional>
 
-#include "at.h"
 #include "text.h"
 
 namespace arforge {
