@@ -24,7 +24,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "jacobi": ("bundle", {"schedules": ["ntp", "jacobi:6"], "images": [1, 3], "filters": True}),
     "features": ("text_bundle", {"schedules": ["ntp", "zipar:2"], "images": [1, 3], "filters": True}),
     "chunks": ("text_bundle", {"schedules": ["zipar:2"], "images": [2], "prefill_widths": [4, 16]}),
-    "ids": ("ids_bundle", {"schedules": ["ntp", "zipar:2"], "images": [2], "filters": True}),
+    "ids": (
+        "ids_bundle",
+        {"schedules": ["ntp", "zipar:2"], "images": [2], "filters": True, "prefill_widths": [4, 16]},
+    ),
     "par": ("par_bundle", {"schedules": ["par:4"], "images": [1, 2]}),
     "arpg": ("arpg_bundle", {"schedules": ["arpg:3"], "images": [2]}),
     "noise": ("noise_bundle", {"schedules": ["jacobi:6"], "images": [2]}),

@@ -47,6 +47,11 @@ class Build:
         return self.folder / "tensorrt"
 
     @property
+    def stand_in(self) -> Path:
+        """Where that is built."""
+        return self.folder / "stand-in"
+
+    @property
     def library(self) -> Path:
         return self.prefix / "lib/libarforge.so"
 
@@ -103,20 +108,19 @@ def start_build(
     ninja = "-GNinja" if shutil.which("ninja") else "-GUnix Makefiles"
     common = f"'{ninja}' -DONNXRUNTIME_ROOT={root}"
     arforge, programs = build.folder / "arforge", build.folder / "programs"
-    stand_in, parts = build.folder / "stand-in", ""
+    given, before = [*options], ""
     if tensorrt is not None:
-        options = (
-            *options,
-            f"-DARFORGE_TENSORRT=ON -DTENSORRT_ROOT={build.tensorrt} -DCUDAToolkit_ROOT={build.tensorrt}",
-        )
-        parts = f"""cmake -S {PROGRAMS}/tensorrt_stand_in -B {stand_in} {common} -DFLAVOUR={tensorrt} \
+        given += ["-DARFORGE_TENSORRT=ON", f"-DTENSORRT_ROOT={build.tensorrt}", f"-DCUDAToolkit_ROOT={build.tensorrt}"]
+        before = f"""
+cmake -S {PROGRAMS}/tensorrt_stand_in -B {build.stand_in} {common} -DFLAVOUR={tensorrt} \
   -DCMAKE_INSTALL_PREFIX={build.tensorrt}
-cmake --build {stand_in} -j2
-cmake --install {stand_in}
+cmake --build {build.stand_in} -j2
+cmake --install {build.stand_in}
 """
     script = f"""set -e
-{parts}cmake -S {SOURCE} -B {arforge} {common} -DNLOHMANN_JSON_INCLUDE={json_headers()} \
-  -DCMAKE_INSTALL_PREFIX={build.prefix} -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=0 {" ".join(options)}
+{before}
+cmake -S {SOURCE} -B {arforge} {common} -DNLOHMANN_JSON_INCLUDE={json_headers()} -DCMAKE_INSTALL_PREFIX={build.prefix} \
+  -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=0 {" ".join(given)}
 cmake --build {arforge} -j2
 cmake --install {arforge}
 cmake -S {PROGRAMS} -B {programs} {common} -DCMAKE_PREFIX_PATH={build.prefix} {" ".join(consumer)}
