@@ -119,8 +119,9 @@ cmake --install {build.stand_in}
 """
     script = f"""set -e
 {before}
-cmake -S {SOURCE} -B {arforge} {common} -DNLOHMANN_JSON_INCLUDE={json_headers()} -DCMAKE_INSTALL_PREFIX={build.prefix} \
-  -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=0 {" ".join(given)}
+cmake -S {SOURCE} -B {arforge} {common} -DNLOHMANN_JSON_INCLUDE={json_headers()} \
+  -DCMAKE_INSTALL_PREFIX={build.prefix} -DCMAKE_INSTALL_LIBDIR=lib \
+  -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=0 {" ".join(given)}
 cmake --build {arforge} -j2
 cmake --install {arforge}
 cmake -S {PROGRAMS} -B {programs} {common} -DCMAKE_PREFIX_PATH={build.prefix} {" ".join(consumer)}

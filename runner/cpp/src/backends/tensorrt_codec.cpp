@@ -1,7 +1,7 @@
 #include "backends/tensorrt_codec.h"
 
 #include <algorithm>
-#include <cstring>
+#include <optional>
 
 #include "text.h"
 
@@ -14,12 +14,13 @@ void TensorRTCodec::decode(const std::int64_t* tokens, std::int64_t images, std:
                            const Receive& receive) {
   const std::vector<std::int64_t>& batches = engine_.batches();
   const bool own_grid = rows == bundle_.model.rows && columns == bundle_.model.columns;
-  if (!engine_.identity().decoder || !own_grid || images > batches.back()) {
+  const std::optional<std::string>& decoder_file = engine_.identity().decoder;
+  if (!decoder_file || !own_grid || images > batches.back()) {
     other_.decode(tokens, images, rows, columns, receive);
     return;
   }
   const std::int64_t batch = *std::lower_bound(batches.begin(), batches.end(), images);
-  Program& decoder = program(batch);
+  Program& decoder = program(*decoder_file, batch);
   auto* const into = reinterpret_cast<std::int64_t*>(decoder.input("tokens")->data);
   const std::int64_t cells = rows * columns;
   for (std::int64_t image = 0; image < batch; image++) {
@@ -35,8 +36,8 @@ std::vector<std::int64_t> TensorRTCodec::encode(const std::uint8_t* pixels, std:
   return other_.encode(pixels, images, height, width);
 }
 
-Program& TensorRTCodec::program(std::int64_t batch) {
-  const std::filesystem::path path = bundle_.root / std::filesystem::u8path(*engine_.identity().decoder);
+Program& TensorRTCodec::program(const std::string& file, std::int64_t batch) {
+  const std::filesystem::path path = bundle_.root / std::filesystem::u8path(file);
   if (decoder_ == nullptr) {
     decoder_ = std::make_unique<LoadedEngine>(path, engine_.library(), engine_.gpu());
   }

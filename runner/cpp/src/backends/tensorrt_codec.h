@@ -23,7 +23,7 @@ public:
                                    std::int64_t width) override;
 
 private:
-  Program& program(std::int64_t batch);
+  Program& program(const std::string& file, std::int64_t batch);
 
   const Bundle& bundle_;
   TensorRTEngine& engine_;

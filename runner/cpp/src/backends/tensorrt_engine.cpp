@@ -11,6 +11,7 @@ namespace {
 
 std::vector<std::int64_t> batches_of(const TensorRTIdentity& identity) {
   std::vector<std::int64_t> found;
+  found.reserve(identity.profiles.size());
   for (const Profile& profile : identity.profiles) {
     found.push_back(profile.images);
   }

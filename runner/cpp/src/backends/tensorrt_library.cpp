@@ -2,6 +2,7 @@
 
 #include <NvOnnxParser.h>
 #include <algorithm>
+#include <array>
 #include <map>
 
 #include "arforge.hpp"
@@ -21,11 +22,11 @@ constexpr std::size_t MOST_ERRORS = 64; // of which the first is told
 #ifdef TRT_MAJOR_RTX
 constexpr const char* LIBRARY = "tensorrt_rtx";
 constexpr const char* PARSER = "tensorrt_onnxparser_rtx";
-const std::vector<std::int32_t> MINIMUM = {1, 7};
+constexpr std::array<std::int32_t, 2> MINIMUM = {1, 7};
 #else
 constexpr const char* LIBRARY = "nvinfer";
 constexpr const char* PARSER = "nvonnxparser";
-const std::vector<std::int32_t> MINIMUM = {11, 0};
+constexpr std::array<std::int32_t, 2> MINIMUM = {11, 0};
 #endif
 
 // A library's file, as its loader knows it.
@@ -41,7 +42,8 @@ std::string file_of(const char* library) {
 #endif
 }
 
-std::string dotted(const std::vector<std::int32_t>& numbers) {
+template <class Numbers>
+std::string dotted(const Numbers& numbers) {
   std::string words;
   for (const std::int32_t number : numbers) {
     words += text(words.empty() ? "" : ".", number);
@@ -123,8 +125,8 @@ Library::Library(const std::string& path) : path_(path) {
 }
 
 void Library::check_version() const {
-  const std::vector<std::int32_t> compiled = {NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR};
-  const std::vector<std::int32_t> found(numbers_.begin(), numbers_.begin() + 2);
+  constexpr std::array<std::int32_t, 2> compiled = {NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR};
+  const std::array<std::int32_t, 2> found = {numbers_.at(0), numbers_.at(1)};
   if (found < MINIMUM) {
     throw Error(Code::engine, text(name(), " is too old, ", dotted(MINIMUM), " is needed: install that"));
   }

@@ -122,6 +122,7 @@ std::string default_precision(const Bundle& bundle, const std::string& target) {
 
 void refuse_unbuilt(const Bundle& bundle, const std::string& target, const std::string& precision) {
   std::vector<std::string> built;
+  built.reserve(bundle.engines.size());
   for (const BuiltEngine& engine : bundle.engines) {
     built.push_back(engine.target + " " + engine.precision);
   }

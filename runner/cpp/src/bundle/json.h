@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 
 #include "arforge.hpp"
 
@@ -23,11 +24,11 @@ Json parse_json(const std::string& content, const std::string& name, Code code);
 
 // A document as messages name it, and what the errors of a wrong one are.
 struct Document {
-  std::string name;
+  std::string_view name;
   Code code;
 };
 
-inline const Document THE_MANIFEST = {"the manifest", Code::manifest};
+inline constexpr Document THE_MANIFEST = {"the manifest", Code::manifest};
 
 // The fields of one JSON object that has just these, of which the `optional` ones may be missing. Every reader throws
 // Error (the document's code), naming the place.

@@ -200,9 +200,10 @@ std::vector<TensorRTIdentity> find_tensorrt_engines(const Bundle& bundle, const 
   for (const BuiltEngine& engine : bundle.engines) {
     if (engine.target == target && engine.precision == precision) {
       const fs::path path = bundle.root / fs::u8path(engine.path);
-      const Json identity = parse_json(read_file(path, MAX_JSON, Code::engine), path.string(), Code::engine);
-      found.push_back(Reader{{path.string(), Code::engine}}.identity(identity));
-      check_listed(bundle, engine, identity, path.string());
+      const std::string name = path.string();
+      const Json identity = parse_json(read_file(path, MAX_JSON, Code::engine), name, Code::engine);
+      found.push_back(Reader{{name, Code::engine}}.identity(identity));
+      check_listed(bundle, engine, identity, name);
     }
   }
   if (found.empty()) {
