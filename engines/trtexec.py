@@ -14,16 +14,22 @@ import onnx_ir as ir
 
 from arforge.engines.low_precision import has_graphs
 from arforge.engines.profiles import Shapes
-from arforge.engines.tensorrt import GRAPH, BuildJob, Prepared, check_precision, decoder_shapes, loop_of, prepare
+from arforge.engines.tensorrt import (
+    GRAPH,
+    BuildJob,
+    Prepared,
+    check_precision,
+    decoder_shapes,
+    planned_between,
+    prepare,
+)
 from arforge.engines.tensorrt_graph import decoder_graph
-from arforge.engines.tensorrt_loop import loop_content, loop_shapes
 from arforge.runner.backends.tensorrt_library import RTX
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.bundle.writer import write_hashed
 from arforge.runner.errors import EngineError
 from arforge.runner.step_graph import PROMPT_GRAPHS
 
-LOOP = "loop-tensorrt"
 PROGRAMS = {"tensorrt": "trtexec", RTX: "tensorrt_rtx"}
 
 
@@ -47,8 +53,7 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
             graph = ready.graph.relative_to(scratch.root)
             commands = [command(job, graph, f"{graph.stem.removeprefix(f'{GRAPH}-')}-{job.precision}", ready.shapes)]
             read = [ready.graph, *outside(ready.graph)]
-            if (loop := write_loop(ready)) is not None:
-                path, shapes = loop
+            for path, shapes in write_between(ready):
                 plain = replace(job, strip_weights=False)  # it has none
                 commands.append(command(plain, path.relative_to(scratch.root), path.stem, shapes))
                 read.append(path)
@@ -69,14 +74,12 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
     return commands
 
 
-def write_loop(ready: Prepared) -> tuple[Path, list[Shapes]] | None:
-    """The loop graph, beside the step's, and the shapes that it is built for; None where there is none."""
-    plan, _ = loop_of(ready)
-    if plan is None:
-        return None
+def write_between(ready: Prepared) -> list[tuple[Path, list[Shapes]]]:
+    """The graphs between two calls, beside the step's, and the shapes that each is built for."""
     bundle = ready.bundle
-    graph = write_hashed(ready.graph.parent, LOOP, ".onnx", loop_content(bundle, plan))
-    return graph, loop_shapes(bundle, plan)
+    plans = [(f"{one.kind}-tensorrt", one.plan) for one in planned_between(ready) if one.plan is not None]
+    folder = ready.graph.parent
+    return [(write_hashed(folder, name, ".onnx", plan.content(bundle)), plan.shapes(bundle)) for name, plan in plans]
 
 
 def scratch_copy(bundle: Bundle, precision: str, root: Path) -> Bundle:

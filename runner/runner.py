@@ -53,6 +53,7 @@ from arforge.runner.request import (
 )
 from arforge.runner.schedules.specification import require_keeping
 from arforge.runner.schedules.visibility import sees_all_before
+from arforge.runner.tabled import tabled
 from arforge.runner.targets import default_precision
 
 ENGINES: dict[str, Callable[[Bundle, str, int | None], Engine]] = {
@@ -318,8 +319,10 @@ class Runner:
         images.sampling.fill(engine.settings)
         drawing = Drawing(images.random, images.sampling.guidance)
         model = self.bundle.model
-        decoding = looped(engine, plan, model, prompts, prefixes, drawing) or decoding_of(
-            plan, model, prompts, prefixes, drawing, tokens
+        decoding = (
+            tabled(engine, plan, model, prompts, prefixes, drawing, tokens)
+            or looped(engine, plan, model, prompts, prefixes, drawing)
+            or decoding_of(plan, model, prompts, prefixes, drawing, tokens)
         )
         before = watch.done
         while (shape := decoding.shape) is not None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from arforge.runner import Runner
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
-from arforge.runner.backends.tensorrt_identity import loop_of, lowered_of
+from arforge.runner.backends.tensorrt_identity import between_of, lowered_of
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import Bundle
 
@@ -283,14 +283,13 @@ class FakeTensorRT:
             dimensions = {**profile, "rows": 2 * profile["images"], "slots": identity["slots"]}
             steps.append({tensor.name: tensor.sizes(dimensions) for tensor in (*step.inputs, *step.outputs)})
         self.known[digest(bundle.path(identity["engine"]).read_bytes())] = (bundle.path(identity["lowered"]), steps)
-        if identity.get("loop"):
-            sizes = [{**one, "rows": 2 * one["images"]} for one in identity["loop_profiles"]]
-            loop = loop_of(bundle, identity)
-            passes = [{t.name: t.sizes(one) for t in (*loop.inputs, *loop.outputs)} for one in sizes]
-            self.known[digest(bundle.path(identity["loop"]).read_bytes())] = (
-                bundle.path(identity["loop_graph"]),
-                passes,
-            )
+        for kind, contract in between_of(bundle, identity).items():
+            sizes = [{**one, "rows": 2 * one["images"]} for one in identity[f"{kind}_profiles"]]
+            if kind == "table":
+                sizes = [{**one, "drawn": one["images"] * identity["table_sizes"]["most"]} for one in sizes]
+            passes = [{t.name: t.sizes(one) for t in (*contract.inputs, *contract.outputs)} for one in sizes]
+            content = bundle.path(identity[kind]).read_bytes()
+            self.known[digest(content)] = (bundle.path(identity[f"{kind}_graph"]), passes)
         if identity["decoder"]:
             assert bundle.image_tokenizer is not None
             for count in sorted({profile["images"] for profile in profiles}):
