@@ -16,9 +16,10 @@ from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES, build_comma
 from arforge.runner.backends.tensorrt_library import Library, load_library
 from arforge.runner.backends.tensorrt_loop import BatchLoop, Loops
 from arforge.runner.backends.tensorrt_program import LoadedEngine, Program
-from arforge.runner.backends.tensorrt_table import LOOK_EVERY, BatchTable, Tables
+from arforge.runner.backends.tensorrt_table import BatchTable, Tables
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
+from arforge.runner.loop_graph import LOOK_EVERY
 from arforge.runner.plan import Plan
 from arforge.runner.step_graph import bound_caches, cache_names, guided_rows, written_name
 
@@ -67,7 +68,7 @@ class TensorRTEngine:
         self._programs: dict[tuple[int, int, int, int], Program] = {}  # as in _profiles
         self._memory = StepMemory(bundle.model, bundle.sampler.graph)
         self._steps: dict[tuple[int, int], Step] = {}  # width, queries -> of this request
-        self._loops = Loops(bundle, identity, library, gpu)
+        self._loops = Loops(bundle, identity, library, gpu, look_every)
         self._tables = Tables(bundle, identity, library, gpu)
         self._look_every = look_every
 

@@ -23,9 +23,6 @@ from arforge.runner.step_graph import Contract, guided_rows
 from arforge.runner.table_graph import NO_CALL, PROGRESS, TableSizes, next_name, table_of_plan
 
 Kind = tuple[int, int]  # width and queries of a call
-LOOK_EVERY = 8
-"""Calls between two looks of the host, by default: a cancel or a NaN waits for 7 calls at most, and the host for the
-device an eighth as often as at every call."""
 LONGEST = 64
 """Calls of one CUDA graph at most: of 255 kernels a call, 64 are 16,000 nodes. Several are launched without a wait."""
 PER_PLAN = ("last_call", "call_slots", "call_inputs", "call_outputs", "call_drawn", "decided_by", "decided_at")

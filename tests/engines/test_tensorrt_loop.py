@@ -26,7 +26,8 @@ from arforge.engines import tensorrt, tensorrt_loop
 from arforge.engines.profiles import plan_profiles
 from arforge.engines.tensorrt import BuildJob
 from arforge.engines.tensorrt_layers import FROM_HOST, attention_kernels, check_layers, expected, load_layers
-from arforge.engines.tensorrt_loop import check_loop, loop_graph, plan_loop
+from arforge.engines.tensorrt_between import check_between
+from arforge.engines.tensorrt_loop import loop_graph, plan_loop
 from arforge.engines.verify import verify_bundle
 from arforge.options import calls_a_launch
 from arforge.runner import Runner, open_bundle
@@ -255,7 +256,7 @@ def test_built_loops_wait_for_nobody_and_steps_are_as_without(opened: Bundle, pr
     between = load_layers(opened.path(identity["loop_layers"]).read_bytes())
     pairs = [(1, 1), (1, 6), (6, 6)]
     assert [(one["fed"], one["width"]) for one in identity["loop_profiles"]] == pairs * 2
-    assert check_loop(between, 6) is None
+    assert check_between(between, 6) is None
     assert {layer.kind for layer in between} == {"kgen"}
     assert all(sum(layer.profile == profile for layer in between) <= 6 for profile in range(6))
     step = load_layers(opened.path(identity["layers"]).read_bytes())
