@@ -97,7 +97,8 @@ def open_engine(
     """
     if precision is not None and not isinstance(precision, str):
         raise RequestError(f"precision {precision!r} is no text: use one such as 'fp32', or None for the target's own")
-    precision = precision or default_precision(target, bundle.model.stored_precision)
+    usual = default_precision(target, bundle.model.stored_precision)
+    precision = precision or usual
     checked = check_threads(threads)
     if target != ON_HOST:
         calls = LOOK_EVERY if look_every is None else whole("look-every", look_every, 0, MAX_LOOK_EVERY)
@@ -146,8 +147,9 @@ class Runner:
 
         Raises BundleError for a bundle that cannot be used and EngineError for an engine that is not built or not
         known. `precision`: by default fp32, of TensorRT fp16, or the blocks that the bundle stores. `threads`: CPU
-        threads of the engine, by default one an available core. `look_every`, of TensorRT: calls that the device makes by
-        itself between two looks of the host, for progress, cancel and previews; by default 8, 0 is all of an image's.
+        threads of the engine, by default one an available core. `look_every`, of TensorRT: calls that
+        the device makes by itself between two looks of the host, for progress, cancel and previews; by default 8, 0 is
+        all of an image's.
         """
 
         def opened(bundle: Bundle) -> Runner:

@@ -47,10 +47,12 @@ class FakeGpu:
         self.queued: list[Work] = []
         self.captured: list[Work] | None = None
         self.launches = self.waits = self.moved = 0  # moved: bytes of all copies that were done
+        self.allocations = self.graphs = 0  # graphs: that are held
         self.copied: list[int] = []  # bytes of every copy that was queued outside of graphs
         self.capturable, self.closed = True, False
 
     def allocate(self, size: int) -> int:
+        self.allocations += 1
         array = np.full(size + 256, 0xFF, np.uint8)  # as floats: NaN
         address = -(-array.ctypes.data // 256) * 256
         self.memory[address] = array
@@ -100,10 +102,14 @@ class FakeGpu:
         finally:
             work, self.captured = self.captured, None
         graphs.append(work)
+        self.graphs += 1
 
     def launch(self, graph: list[Work]) -> None:
         self.launches += 1
         self.queued.extend(graph)
+
+    def discard(self, graph: list[Work]) -> None:
+        self.graphs -= 1
 
     def synchronize(self) -> None:
         self.waits += 1

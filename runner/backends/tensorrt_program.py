@@ -146,6 +146,11 @@ class Launch:
                     self._queue()
                 self._graph = graphs[0]
 
+    def close(self) -> None:
+        if self._graph is not None:
+            self._gpu.discard(self._graph)
+            self._graph = None
+
 
 class Program:
     """`inputs` and `outputs` are host arrays, one for each tensor that does not stay on the device."""

@@ -4,6 +4,7 @@ them (`table_graph.py`). A plan's tables stay on the device until another plan c
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,8 @@ from arforge.runner.table_graph import NO_CALL, PROGRESS, TableSizes, next_name,
 Kind = tuple[int, int]  # width and queries of a call
 LONGEST = 64
 """Calls of one CUDA graph at most: of 255 kernels a call, 64 are 16,000 nodes. Several are launched without a wait."""
+KEPT = 64  # graphs: those of plans with kept cells may never come again
+LaunchKey = tuple[int, tuple[Program, ...], tuple[Program, ...]]  # which state is the present one, steps, table graphs
 PER_PLAN = ("last_call", "call_slots", "call_inputs", "call_outputs", "call_drawn", "decided_by", "decided_at")
 PER_CALL = ("input_columns", "input_positions", "input_sees", "output_cells", "output_asked")
 PER_BATCH = ("call_guidance", "cell_uniforms", "cell_noise", "moved", "seen")
@@ -68,9 +71,10 @@ class TensorRTTable:
         self._shapes = {tensor.name: tensor.shape for tensor in (*contract.inputs, *contract.outputs)}
         self._sizes = sizes
         self._between: dict[Kind, Program] = {}  # the table graph before a call of that kind
-        self._launches: dict[tuple[int, tuple[Program, ...], tuple[Program, ...]], Launch] = {}
+        self._launches: OrderedDict[LaunchKey, Launch] = OrderedDict()
         self._plan: Plan | None = None  # whose tables lie on the device
-        self.done = 0
+        self.done = 0  # calls
+        self._fetched = -1  # how many were when the tokens were fetched
 
     @property
     def captured(self) -> bool:
@@ -106,12 +110,13 @@ class TensorRTTable:
         self._progress[0].upload()
         self.settings.upload()
         first.execute(self._turns[0])
-        self.done = 0
+        self.done, self._fetched = 0, -1
 
-    def run(self, steps: Sequence[Program], between: Sequence[Program]) -> TableProgress:
+    def run(self, steps: Sequence[Program], between: Sequence[Program], *, last: bool) -> TableProgress:
         """Make calls of these programs from where the last ones ended; before each its table graph has run.
 
-        `between`: the table graphs behind each. Raises EngineError if the engine or the GPU fails.
+        `between`: the table graphs behind each. `last`: no calls come after them, so the tokens are fetched as well.
+        Raises EngineError if the engine or the GPU fails.
         """
         for first in range(0, len(steps), LONGEST):
             part = slice(first, min(first + LONGEST, len(steps)))
@@ -119,14 +124,19 @@ class TensorRTTable:
             self.done += part.stop - first
         progress = self._progress[self._turn]
         progress.download()
+        if last:
+            self._known[self._turn].download()
+            self._fetched = self.done
         self._gpu.synchronize()
         found = {name: progress.arrays[name].copy() for name in PROGRESS[1:]}
         return TableProgress(self.done, **found)
 
     def known(self) -> NDArray[np.int64]:
         block = self._known[self._turn]
-        block.download()
-        self._gpu.synchronize()
+        if self._fetched != self.done:
+            block.download()
+            self._gpu.synchronize()
+            self._fetched = self.done
         return block.arrays["known"].copy()
 
     @property
@@ -134,7 +144,7 @@ class TensorRTTable:
         """Which state is the present one."""
         return (1 + self.done) % 2
 
-    def _launch(self, key: tuple[int, tuple[Program, ...], tuple[Program, ...]]) -> Launch:
+    def _launch(self, key: LaunchKey) -> Launch:
         if key not in self._launches:
             turn, steps, between = key
             fed = self._given | self.settings.addresses | {"next_tokens": self._drawn}
@@ -148,6 +158,9 @@ class TensorRTTable:
                 return all(program.capturable() for program in (*steps, *between))
 
             self._launches[key] = Launch(self._gpu, queue, capturable)
+            if len(self._launches) > KEPT:
+                self._launches.popitem(last=False)[1].close()
+        self._launches.move_to_end(key)
         return self._launches[key]
 
     def _place_tables(self, plan: Plan) -> None:
@@ -186,7 +199,8 @@ class BatchTable:
     def run(self) -> TableProgress:
         first = self.table.done
         end = min(first + (self.look_every or len(self.steps)), len(self.steps))
-        found = self.table.run(self.steps[first:end], self.between[first + 1 : end + 1])
+        last = end == len(self.steps)
+        found = self.table.run(self.steps[first:end], self.between[first + 1 : end + 1], last=last)
         return replace(found, fault=found.fault[: self.images], fault_call=found.fault_call[: self.images])
 
     def known(self) -> NDArray[np.int64]:

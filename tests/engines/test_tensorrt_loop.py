@@ -25,8 +25,8 @@ from arforge.cli import main
 from arforge.engines import tensorrt, tensorrt_loop
 from arforge.engines.profiles import plan_profiles
 from arforge.engines.tensorrt import BuildJob
-from arforge.engines.tensorrt_layers import FROM_HOST, attention_kernels, check_layers, expected, load_layers
 from arforge.engines.tensorrt_between import check_between
+from arforge.engines.tensorrt_layers import FROM_HOST, attention_kernels, check_layers, expected, load_layers
 from arforge.engines.tensorrt_loop import loop_graph, plan_loop
 from arforge.engines.verify import verify_bundle
 from arforge.options import calls_a_launch

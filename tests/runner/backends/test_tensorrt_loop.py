@@ -15,7 +15,7 @@ from own_paces import asked
 
 from arforge.runner import Cancelled, EngineError, Runner
 from arforge.runner.errors import NumericsError
-from arforge.runner.loop_graph import PASSES
+from arforge.runner.loop_graph import LOOK_EVERY as PASSES
 
 CLASSES, SEEDS = [3, 1, 4, 1, 5], [9, 2**64 - 1, 6, 5, 0]
 

@@ -1,4 +1,4 @@
-"""Static schedules without the host between their steps: the tokens are the host's, in few launches, waits and bytes."""
+"""Static schedules without the host between steps: the tokens are the host's, in few launches, waits and bytes."""
 
 from __future__ import annotations
 
