@@ -46,7 +46,7 @@ class FakeGpu:
         self.memory: dict[int, NDArray[np.uint8]] = {}
         self.queued: list[Work] = []
         self.captured: list[Work] | None = None
-        self.launches = self.waits = self.moved = 0  # moved: bytes of all copies that were done
+        self.launches = self.waits = self.sent = self.fetched = 0  # bytes of copies that were done, to it and back
         self.allocations = self.graphs = 0  # graphs: that are held
         self.copied: list[int] = []  # bytes of every copy that was queued outside of graphs
         self.capturable, self.closed = True, False
@@ -67,16 +67,24 @@ class FakeGpu:
     def upload(self, address: int, source: NDArray[Any]) -> None:
         assert source.flags.c_contiguous
         self.copied.append(source.nbytes)
-        self.do(lambda: self.move(address, source.ctypes.data, source.nbytes))
+        self.do(lambda: self.send(address, source.ctypes.data, source.nbytes))
 
     def download(self, target: NDArray[Any], address: int) -> None:
         assert target.flags.c_contiguous
         self.copied.append(target.nbytes)
-        self.do(lambda: self.move(target.ctypes.data, address, target.nbytes))
+        self.do(lambda: self.fetch(target.ctypes.data, address, target.nbytes))
 
-    def move(self, target: int, source: int, size: int) -> None:
-        self.moved += size
+    def send(self, target: int, source: int, size: int) -> None:
+        self.sent += size
         ctypes.memmove(target, source, size)
+
+    def fetch(self, target: int, source: int, size: int) -> None:
+        self.fetched += size
+        ctypes.memmove(target, source, size)
+
+    @property
+    def moved(self) -> int:
+        return self.sent + self.fetched
 
     def upload_rows(self, address: int, pitch: int, source: NDArray[Any]) -> None:
         for index, row in enumerate(source):

@@ -1,0 +1,45 @@
+"""What an image costs beside its kernels: launches, waits and bytes, as `docs/engines.md` has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_gpu import Opened
+
+BUNDLES = {"ntp": "bundle", "zipar:4": "bundle", "jacobi:6": "bundle", "par:4": "par_bundle", "arpg:5": "arpg_bundle"}
+COUNTS = {}
+"""Of each schedule, without and with several calls a launch: launches, waits, bytes to the device, bytes back."""
+
+
+@pytest.fixture(scope="session", params=BUNDLES)
+def schedule(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def engines(request: pytest.FixtureRequest, schedule: str, build_copy: Callable[..., Path]) -> list[Path]:
+    """Without and with."""
+    bundle = request.getfixturevalue(BUNDLES[schedule])
+    return [build_copy(bundle, schedules=[schedule], loop=loop) for loop in (False, True)]
+
+
+def test_an_image_takes_so_many_launches_waits_and_bytes(
+    engines: list[Path], schedule: str, open_fake: Callable[..., Opened]
+) -> None:
+    tokens, counts = [], []
+    for path, look_every in ((engines[0], None), (engines[1], None), (engines[1], 0)):
+        runner, _, gpu = open_fake(path, look_every=look_every)
+        runner.bundle = replace(runner.bundle, image_tokenizer=None)  # whose decoder would count
+        runner.generate([1], [3], schedule, guidance=2.0)  # which is captured meanwhile
+        before = np.array([gpu.launches, gpu.waits, gpu.sent, gpu.fetched, gpu.allocations])
+        tokens.append(runner.generate([7], [5], schedule, guidance=2.0).tokens.tolist())
+        after = np.array([gpu.launches, gpu.waits, gpu.sent, gpu.fetched, gpu.allocations])
+        *found, allocations = (after - before).tolist()
+        assert allocations == 0
+        counts.append(tuple(found))
+    assert tokens[1:] == tokens[:1] * 2
+    assert counts == COUNTS[schedule]
