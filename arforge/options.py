@@ -115,8 +115,8 @@ def calls_a_launch(identity: Mapping[str, Any]) -> str:
     """Whether a TensorRT engine's calls follow one another without the host, by its identity."""
     made = [name for name in ("table", "loop") if identity.get(name) is not None]
     if not made:
-        reasons = dict.fromkeys(identity.get(f"{name}_reason", "built before there were more") for name in OF_KIND)
-        return f"1 call a launch ({'; '.join(reasons)})"
+        reasons = [identity.get(f"{name}_reason", "built before there were more") for name in OF_KIND]
+        return f"1 call a launch ({'; '.join(dict.fromkeys(filter(None, reasons)))})"
     found = []
     for name in made:
         widths = sorted({profile["width"] for profile in identity[f"{name}_profiles"]})

@@ -304,7 +304,7 @@ def test_verify_and_inspect_name_it(opened: Bundle) -> None:
     identity = opened.engine(RTX, "fp16")
     assert calls_a_launch(identity) == "several calls a launch: steps of width 1, 2, 3"
     assert calls_a_launch({**identity, "table": None}) == (
-        "1 call a launch (None; no schedule runs next-token decoding ahead on drafts)"
+        "1 call a launch (no schedule runs next-token decoding ahead on drafts)"
     )
 
 
