@@ -17,6 +17,7 @@ from arforge.engines.tensorrt_between import Between, build_between, plan_betwee
 from arforge.engines.tensorrt_graph import Lowered, decoder_graph, lower_for_tensorrt, source_precision, write_model
 from arforge.engines.tensorrt_layers import check_layers, dump_layers, expected, parse_layers
 from arforge.engines.tensorrt_library import load_builder, quiet
+from arforge.engines.tensorrt_versions import CacheChoice, abilities, choose_caches
 from arforge.runner.backends.cuda import gpu_compute_capability
 from arforge.runner.backends.tensorrt_library import RTX, Library
 from arforge.runner.bundle import BuiltEngine, Bundle
@@ -56,6 +57,8 @@ class BuildJob:
     strip_weights: bool = False
     prefill_widths: Sequence[int] = ()  # of passes of prompts, where the model takes them; by rule
     loop: bool = True  # whether it gets what makes several calls a launch, where a schedule can have that
+    caches: str = "auto"  # how they are updated, one of tensorrt_versions.LOWERINGS
+    version: str | None = None  # of the library that is to build it elsewhere, of a dry run
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,15 @@ class Prepared:
     bundle: Bundle
     profiles: Profiles
     filters: bool
+    caches: CacheChoice
     lowered: Lowered
     graph: Path  # that TensorRT is given
     files: tuple[Path, ...]  # new in the bundle, this graph among them
+
+    @property
+    def exact(self) -> bool:
+        """Whether the step's float32 products keep all digits: those of opset 20 sum up probabilities."""
+        return self.job.precision == "fp32" or self.caches.read_only
 
     @property
     def shapes(self) -> list[Shapes]:
@@ -101,8 +110,10 @@ class Prepared:
 def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
     """Settle shapes and write the lowered graph, and where they are missing those of the precision, into the bundle.
 
-    They are not entered in its manifest. Raises EngineError or ScheduleError for wishes that do not fit the bundle.
+    They are not entered in its manifest. Raises EngineError or ScheduleError for wishes that do not fit the bundle, or
+    the library's version.
     """
+    caches = choose_caches(job.target, job.version, job.caches, job.attention, job.precision)
     profiles = plan_profiles(bundle, job.schedules, job.images, job.widths, job.prefill_widths)
     filters = bundle.sampler.top_k > 0 or bundle.sampler.top_p < 1 if job.filters is None else job.filters
     new: list[Path] = []
@@ -112,12 +123,19 @@ def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
     batches = sorted(set(job.images))
     one = batches[0] if len(batches) == 1 else None
     lowered = lower_for_tensorrt(
-        bundle, job.precision, profiles.slots, one, filters, job.attention, own_mask=profiles.own_mask
+        bundle,
+        job.precision,
+        profiles.slots,
+        one,
+        filters,
+        job.attention,
+        own_mask=profiles.own_mask,
+        read_only=caches.read_only,
     )
     graph = write_model(
         lowered.model, bundle.graph(bundle.sampler.graph, source_precision(job.precision)).parent, GRAPH
     )
-    return Prepared(job, bundle, profiles, filters, lowered, graph[0], (*new, *graph))
+    return Prepared(job, bundle, profiles, filters, caches, lowered, graph[0], (*new, *graph))
 
 
 def build(job: BuildJob, report: Report = lambda line: None) -> Built:
@@ -129,14 +147,16 @@ def build(job: BuildJob, report: Report = lambda line: None) -> Built:
     library = load_builder(job.target)
     devices = check_devices(job, library)
     with changing(job.bundle) as bundle:
-        ready = prepare(job, bundle)
-        chosen = ready.lowered.attention
+        ready = prepare(replace(job, version=library.version), bundle)
+        chosen, caches = ready.lowered.attention, ready.caches
+        report(f"caches {caches.lowering}: {caches.reason}")
         report(f"attention {chosen.lowering}: {chosen.reason}; {len(ready.profiles.profiles)} profiles")
         device = device_name(devices)
         kind = BuiltEngine(job.target, job.precision, device, f"engines/{job.target}-{job.precision}-{device}")
         folder = bundle.path(kind.path)
         start = time.perf_counter()
-        step = run_builder(library, ready.graph, ready.shapes, job, devices, next(folder.glob("timing-*.cache"), None))
+        timings = next(folder.glob("timing-*.cache"), None)
+        step = run_builder(library, ready.graph, ready.shapes, job, devices, timings, exact=ready.exact)
         seconds = time.perf_counter() - start
         layers = parse_layers(step.listing)
         wanted = expected(ready.lowered.model, bundle.model.caches)
@@ -197,9 +217,16 @@ def device_name(devices: Sequence[str]) -> str:
 
 
 def run_builder(
-    library: Library, graph: Path, given: Sequence[Shapes], job: BuildJob, devices: Sequence[str], cache: Path | None
+    library: Library,
+    graph: Path,
+    given: Sequence[Shapes],
+    job: BuildJob,
+    devices: Sequence[str],
+    cache: Path | None,
+    *,
+    exact: bool = False,
 ) -> Result:
-    """Raises EngineError if the builder fails. `cache`: timings of an earlier build."""
+    """Raises EngineError if the builder fails. `cache`: timings of an earlier build; `exact`: as `Prepared` has it."""
     what = f"{library.name} cannot build {graph.name}"
     with quiet(what, library), TemporaryDirectory() as scratch:
         from polygraphy.backend.trt import Profile, engine_bytes_from_network, network_from_onnx_path
@@ -211,15 +238,17 @@ def run_builder(
                 profile.add(name, shape, shape, shape)
             profiles.append(profile)
         earlier = cache and Path(shutil.copy(cache, scratch))  # Polygraphy leaves a lock beside what it reads
-        config = make_config(library, profiles, job, devices, earlier)
+        tf32 = job.precision != "fp32" and not exact
+        config = make_config(library, profiles, job, devices, earlier, tf32)
         timings = Path(scratch) / "timing.cache"
-        network = network_from_onnx_path(str(graph))
+        typed = abilities(library.target, library.version).typed_on_request
+        network = network_from_onnx_path(str(graph), strongly_typed=typed)
         engine = bytes(engine_bytes_from_network(network, config, save_timing_cache=str(timings)))
         return Result(engine, library.recorder.layers, timings.read_bytes())
 
 
 def make_config(
-    library: Library, profiles: list[Any], job: BuildJob, devices: Sequence[str], cache: Path | None
+    library: Library, profiles: list[Any], job: BuildJob, devices: Sequence[str], cache: Path | None, tf32: bool
 ) -> Callable[[Any, Any], Any]:
     from polygraphy.backend.trt import CreateConfig
 
@@ -230,7 +259,6 @@ def make_config(
         "load_timing_cache": str(cache) if cache and cache.exists() else None,
         "profiling_verbosity": library.trt.ProfilingVerbosity.DETAILED,
     }
-    tf32 = job.precision != "fp32"  # then only the image decoder has float32 products
     if library.target != RTX:
         plain: Callable[[Any, Any], Any] = CreateConfig(tf32=tf32, **common)
         return plain
@@ -256,7 +284,7 @@ def build_decoder(
     if bundle.image_tokenizer is None:
         return None, "the bundle has no image tokenizer"
     report("building the image decoder")
-    graph, new = decoder_graph(bundle)
+    graph, new = decoder_graph(bundle, older=ready.caches.read_only)
     try:
         given = decoder_shapes(ready.job, bundle)
         return run_builder(library, graph, given, ready.job, devices, None).engine, None
@@ -270,7 +298,10 @@ def build_decoder(
 def planned_between(ready: Prepared) -> list[Between]:
     """What stands between two calls of the step, or why nothing does."""
     job = ready.job
-    return plan_between(ready.bundle, job.schedules, job.images, ready.profiles, wanted=job.loop)
+    reason = None if job.loop else "as asked"
+    if job.loop and ready.caches.read_only:
+        reason = "the host puts the keys and values of each step into the caches"
+    return plan_between(ready.bundle, job.schedules, job.images, ready.profiles, reason)
 
 
 def decoder_shapes(job: BuildJob, bundle: Bundle) -> list[Shapes]:
@@ -315,7 +346,8 @@ def describe(
         **places,
         "decoder_reason": reason,
         "types": TYPED[job.precision],
-        "tf32": job.precision != "fp32",
+        "tf32": not ready.exact,
+        "caches": asdict(ready.caches),
         "attention": asdict(ready.lowered.attention),
         "filters": ready.filters,
         "own_mask": profiles.own_mask,
@@ -332,6 +364,7 @@ def describe(
             "prefill-width": list(job.prefill_widths),
             "images": list(job.images),
             "attention": job.attention,
+            "caches": job.caches,
             "loop": job.loop,
         },
     }

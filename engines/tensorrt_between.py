@@ -70,11 +70,14 @@ class Between:
 
 
 def plan_between(
-    bundle: Bundle, names: Sequence[str], images: Sequence[int], profiles: Profiles, *, wanted: bool
+    bundle: Bundle, names: Sequence[str], images: Sequence[int], profiles: Profiles, refused: str | None
 ) -> list[Between]:
-    """Of each kind what is to be built, or why nothing is. `names`, `images`: schedules and batches of the engine."""
-    if not wanted:
-        return [Between(kind, None, "as asked") for kind in NOTHING]
+    """Of each kind what is to be built, or why nothing is.
+
+    `names`, `images`: schedules and batches of the engine. `refused`: why it can have none of any kind.
+    """
+    if refused is not None:
+        return [Between(kind, None, refused) for kind in NOTHING]
     planned: dict[str, tuple[BetweenPlan | None, str | None]] = {
         "loop": plan_loop(bundle, names, images, profiles),
         "table": plan_table(bundle, names, images, profiles),

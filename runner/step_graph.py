@@ -59,6 +59,11 @@ def written_name(cache: str) -> str:
     return f"new_{cache}"
 
 
+def update_name(cache: str) -> str:
+    """The output that holds a step's own keys or values, of an engine that only reads its caches."""
+    return cache.replace("_cache_", "_update_")
+
+
 def bound_caches(caches: Mapping[str, Item]) -> dict[str, Item]:
     """What stands for each cache, under both names."""
     return {**caches, **{written_name(name): item for name, item in caches.items()}}
@@ -109,14 +114,23 @@ def step(model: ModelFacts, graph: str, cache_type: str) -> Contract:
 
 
 def lowered_step(
-    model: ModelFacts, cache_type: str, filters: bool, graph: str = "step", *, own_mask: bool = False
+    model: ModelFacts,
+    cache_type: str,
+    filters: bool,
+    graph: str = "step",
+    *,
+    own_mask: bool = False,
+    read_only: bool = False,
 ) -> Contract:
     """The step `graph` as TensorRT is given it: limits only where there are `filters`, and one mask for all rows.
 
     Where a model takes prompts, which are of unequal lengths, each row keeps a mask of its own. `own_mask`: the graph
-    makes it, for each row.
+    makes it, for each row. `read_only`: caches are inputs alone, and the step's own keys and values outputs.
     """
     plain = step(model, graph, cache_type)
+    if read_only:
+        own = tuple(tensor for tensor in plain.outputs if "cache" not in tensor.name)
+        plain = Contract(plain.inputs, (*own, *updates(model, cache_type)))
     left_out = (*(() if filters else LIMITS), *(("mask",) if own_mask else ()))
     kept = [tensor for tensor in plain.inputs if tensor.name not in left_out]
     if conditioned(model) or own_mask:
@@ -134,6 +148,11 @@ def caches(model: ModelFacts, cache_type: str) -> tuple[Tensor, ...]:
 
 def written(model: ModelFacts, cache_type: str) -> tuple[Tensor, ...]:
     return tuple(replace(cache, name=written_name(cache.name)) for cache in caches(model, cache_type))
+
+
+def updates(model: ModelFacts, cache_type: str) -> tuple[Tensor, ...]:
+    shape = ("rows", model.kv_heads, "width", model.head_size)
+    return tuple(Tensor(update_name(name), cache_type, shape) for name in cache_names(model.caches))
 
 
 def conditioned(model: ModelFacts) -> bool:

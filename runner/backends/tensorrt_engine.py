@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from arforge.runner.backends.cuda import Gpu
 from arforge.runner.backends.engine import Loop, RequestBuffers, StepBuffers, StepMemory, TableLoop
-from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES, build_command, choose, lowered_of
+from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES, build_command, choose, lowered_of, reads_only
 from arforge.runner.backends.tensorrt_library import Library, load_library
 from arforge.runner.backends.tensorrt_loop import BatchLoop, Loops
+from arforge.runner.backends.tensorrt_placed_rows import PlacedRows
 from arforge.runner.backends.tensorrt_program import LoadedEngine, Program
 from arforge.runner.backends.tensorrt_table import BatchTable, Tables
 from arforge.runner.bundle import Bundle
@@ -64,7 +65,9 @@ class TensorRTEngine:
         self.own_mask = "mask" not in taken
         self.one_mask = not self.own_mask and taken["mask"][0] == 1
         self.exact_width: int | None = None
-        self._caches = self._place_caches()
+        self._placed = self._place_rows() if reads_only(identity) else None
+        self._caches = self._placed.addresses if self._placed else self._allocate_caches()
+        self._clear_caches()
         self._programs: dict[tuple[int, int, int, int], Program] = {}  # as in _profiles
         self._memory = StepMemory(bundle.model, bundle.sampler.graph)
         self._steps: dict[tuple[int, int], Step] = {}  # width, queries -> of this request
@@ -126,6 +129,8 @@ class TensorRTEngine:
         step = self._steps[width, queries]
         self._stage(step)
         step.program.run()
+        if self._placed:
+            self._placed.put(width, step.program.inputs["write_index"])
         if not step.shared:
             next_tokens = step.buffers.next_tokens
             next_tokens[:] = step.program.outputs["next_tokens"][: len(next_tokens)]
@@ -169,6 +174,8 @@ class TensorRTEngine:
         for name, first in self._inputs.items():
             if name in given:
                 np.take(given[name], step.images if first == "images" else step.rows, axis=0, out=inputs[name])
+        if self._placed and self.one_mask and (inputs["write_index"] != inputs["write_index"][0]).any():
+            raise EngineError(f"rows with one mask write to slots {inputs['write_index'].tolist()}, expected the same")
 
     def _stage_settings(self, inputs: Mapping[str, NDArray[Any]], images: Any, rows: Any) -> None:
         """Put the request's settings into inputs of a program, whose images and rows are those of the request."""
@@ -230,18 +237,29 @@ class TensorRTEngine:
         """Where a row of a cache begins, counted in the rows of this request's programs."""
         return self._caches[name] + row * self._bundle.model.kv_heads * self._head_bytes
 
-    def _place_caches(self) -> dict[str, int]:
-        """Memory for the largest batch. Raises EngineError unless the engine writes each cache where it reads it."""
-        model = self._bundle.model
-        heads = guided_rows(self.batches[-1], guided=True) * model.kv_heads
-        size = self._head_bytes
-        for name in cache_names(model.caches):
+    @property
+    def _heads(self) -> int:
+        """Of all rows of the largest batch, which caches have memory for."""
+        return guided_rows(self.batches[-1], guided=True) * self._bundle.model.kv_heads
+
+    def _place_rows(self) -> PlacedRows:
+        model, profiles = self._bundle.model, self.identity["profiles"]
+        steps = {(guided_rows(one["images"], guided=True), one["width"]) for one in profiles}
+        slots = int(self.identity["slots"])
+        return PlacedRows(self.gpu, model.caches, model.kv_heads, slots, self._slot_bytes, steps)
+
+    def _allocate_caches(self) -> dict[str, int]:
+        """Raises EngineError unless the engine writes each cache where it reads it."""
+        names = cache_names(self._bundle.model.caches)
+        for name in names:
             if self._loaded.engine.get_aliased_input_tensor(written_name(name)) != name:
                 self._refuse(f"it does not update {name} in place")
-        caches = {name: self.gpu.allocate(heads * size) for name in cache_names(model.caches)}
-        for address in caches.values():  # NaN in a slot that no mask lets through would spoil its row all the same
-            self.gpu.clear(address, size, size, heads)
-        return caches
+        return {name: self.gpu.allocate(self._heads * self._head_bytes) for name in names}
+
+    def _clear_caches(self) -> None:
+        """NaN in a slot that no mask lets through would spoil its row all the same."""
+        for address in self._caches.values():
+            self.gpu.clear(address, self._head_bytes, self._head_bytes, self._heads)
 
     def _step(self, width: int, queries: int) -> Step:
         memory, batch = self._memory, self._batch
@@ -266,7 +284,9 @@ class TensorRTEngine:
             self._refuse(f"it was not built for steps of {width} tokens{asked}", "--schedule")
         kind = min(kinds)  # with the least room for a prompt
         if kind not in self._programs:
-            self._programs[kind] = self._loaded.program(self._profiles[kind], bound_caches(self._caches))
+            rows = guided_rows(batch, guided=True)
+            bound = self._placed.bound(rows, width) if self._placed else bound_caches(self._caches)
+            self._programs[kind] = self._loaded.program(self._profiles[kind], bound)
         return self._programs[kind]
 
     def _refuse(self, problem: str, option: str | None = None) -> NoReturn:

@@ -21,7 +21,19 @@ RTX_DEFAULT = "8.6"  # the least that TensorRT-RTX builds for where nothing else
 def lowered_of(bundle: Bundle, identity: Mapping[str, Any]) -> Contract:
     """The step that an engine was built from."""
     types, own_mask = ELEMENT_TYPES[identity["types"]], identity.get("own_mask", False)
-    return lowered_step(bundle.model, types, identity["filters"], bundle.sampler.graph, own_mask=own_mask)
+    return lowered_step(
+        bundle.model,
+        types,
+        identity["filters"],
+        bundle.sampler.graph,
+        own_mask=own_mask,
+        read_only=reads_only(identity),
+    )
+
+
+def reads_only(identity: Mapping[str, Any]) -> bool:
+    """Whether the engine only reads its caches, and the runner puts each step's keys and values there."""
+    return "caches" in identity and identity["caches"]["lowering"] == "read-only"
 
 
 def between_of(bundle: Bundle, identity: Mapping[str, Any]) -> dict[str, Contract]:
@@ -62,7 +74,7 @@ def check_identity(
     for part, other in (("graph", "another graph"), ("weights", "other weights")):
         if bundle.sha256(identity[part]) != identity[f"{part}_sha256"]:
             refuse(f"{what} was built from {other} than the bundle's {identity[part]}")
-    if library is not None and library != identity["library"]:
+    if library is not None and not same_library(library, identity["library"]):
         refuse(f"{what} was built by {identity['library']}, here is {library}")
     if compute_capability is not None and not runs_on(identity, compute_capability):
         refuse(f"{what} was built for {devices(identity)}, here is a GPU of compute capability {compute_capability}")
@@ -76,10 +88,17 @@ def choose(
     Raises EngineError if none is, for the one that comes nearest.
     """
     fitting = [identity for identity in identities if runs_on(identity, compute_capability)]
-    same = [identity for identity in fitting if identity["library"] == library]
+    same = [identity for identity in fitting if same_library(identity["library"], library)]
     chosen = [*same, *fitting, *identities][0]
     check_identity(bundle, chosen, library, compute_capability)
     return chosen
+
+
+def same_library(one: str, other: str) -> bool:
+    """Whether two names of libraries are of one version; what one of them does not say counts for nothing."""
+    (target, _, version), (other_target, _, other_version) = one.partition(" "), other.partition(" ")
+    numbers = zip(version.split("."), other_version.split("."), strict=False)
+    return target == other_target and all(mine == theirs for mine, theirs in numbers)
 
 
 def runs_on(identity: Mapping[str, Any], compute_capability: str) -> bool:
@@ -105,6 +124,8 @@ def build_command(root: Path, identity: Mapping[str, Any]) -> str:
             words += [f"--{name}", value]
     if options["attention"] != "auto":
         words += ["--attention", options["attention"]]
+    if options.get("caches", "auto") != "auto":
+        words += ["--caches", options["caches"]]
     if not options.get("loop", True):
         words.append("--no-loop")
     words.append("--filters" if identity["filters"] else "--no-filters")
