@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from fake_gpu import FakeGpu, Opened
 from own_paces import asked
 
+from arforge.cli import main
 from arforge.runner import Cancelled, EngineError, RequestError, Runner
 from arforge.runner.backends import tensorrt_table
 from arforge.runner.errors import NumericsError
@@ -255,6 +257,8 @@ def test_an_identity_that_says_other_sizes_is_refused(built: Path, open_fake: Ca
 def test_looks_are_for_tensorrt_and_whole_numbers(built: Path, bundle: Path, open_fake: Callable[..., Opened]) -> None:
     with pytest.raises(RequestError, match="look-every is for TensorRT: with onnxruntime the host makes each call"):
         Runner.open(bundle, look_every=8)
+    refused = CliRunner().invoke(main, ["run", str(bundle), "--class", "1", "--tokens", "-", "--look-every", "8"])
+    assert "look-every is for TensorRT" in refused.output
     for wrong in (-1, 1.5, True):
         with pytest.raises(RequestError, match="look-every"):
             open_fake(built, look_every=wrong)
