@@ -147,7 +147,9 @@ class Launch:
                 self._graph = graphs[0]
 
     def close(self) -> None:
+        """Free the graph, once nothing of it runs."""
         if self._graph is not None:
+            self._gpu.synchronize()
             self._gpu.discard(self._graph)
             self._graph = None
 
