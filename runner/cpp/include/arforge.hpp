@@ -60,12 +60,13 @@ private:
 };
 
 struct Options {
-  std::string precision; // of an engine that `arforge build --target onnxruntime` made; empty: that of the blocks which
-                         // the bundle stores, or fp32
-  std::string provider = "cpu"; // cpu, cuda, tensorrt, tensorrt-rtx
-  std::string plugin;           // tensorrt-rtx: the provider's library; empty: its usual name
-  int threads = 0;              // CPU threads; 0: one for each core that the process may use
-  bool check_hashes = false;    // read every file of the bundle and compare its sha256
+  std::string target = "onnxruntime"; // of an engine that `arforge build` made: onnxruntime, tensorrt, tensorrt-rtx
+  std::string precision;              // of that engine; empty: that of the blocks which the bundle stores, or fp32, of
+                                      // TensorRT fp16
+  std::string provider = "cpu";       // of ONNX Runtime: cpu, cuda, tensorrt, tensorrt-rtx
+  std::string plugin;                 // the library of the provider tensorrt-rtx, or of a target; empty: its usual name
+  int threads = 0;                    // CPU threads; 0: one for each core that the process may use
+  bool check_hashes = false;          // read every file of the bundle and compare its sha256
 };
 
 // A setting of a request: left out (the bundle's default), one value for all images, or one an image.

@@ -127,6 +127,21 @@ Contract contract_of(const ModelFacts& model, const std::string& graph, Type cac
                                  "': use step, step-logits, step-noise, condition, text, decoder, encoder"));
 }
 
+Contract lowered_contract(const ModelFacts& model, const std::string& graph, Type cache, bool filters, bool own_mask) {
+  Contract contract = contract_of(model, graph, cache);
+  const auto left_out = [&](const Tensor& tensor) {
+    return (!filters && (tensor.name == "top_k" || tensor.name == "top_p")) || (own_mask && tensor.name == "mask");
+  };
+  std::vector<Tensor>& inputs = contract.inputs;
+  inputs.erase(std::remove_if(inputs.begin(), inputs.end(), left_out), inputs.end());
+  const auto mask =
+      std::find_if(inputs.begin(), inputs.end(), [](const Tensor& tensor) { return tensor.name == "mask"; });
+  if (mask != inputs.end() && !conditioned(model)) {
+    mask->shape.front() = 1;
+  }
+  return contract;
+}
+
 Type cache_type(const std::string& precision) {
   return precision == "bf16" ? Type::bfloat16 : precision == "fp16" ? Type::float16 : Type::float32;
 }

@@ -41,6 +41,11 @@ struct Contract {
 // (bundle) for a graph that the format does not have.
 Contract contract_of(const ModelFacts& model, const std::string& graph, Type cache);
 
+// The step as TensorRT is given it: limits of sampling only where there are `filters`, and one mask for all rows. Where
+// a model takes prompts, which are of unequal lengths, each row keeps a mask of its own. `own_mask`: the graph makes
+// it.
+Contract lowered_contract(const ModelFacts& model, const std::string& graph, Type cache, bool filters, bool own_mask);
+
 // The type of keys and values in a bundle's graphs of that precision.
 Type cache_type(const std::string& precision);
 
