@@ -97,8 +97,12 @@ void LoadedEngine::refit(const fs::path& graph) {
 }
 
 bool LoadedEngine::aliases(const std::string& output, const std::string& input) const {
+#if defined(TRT_MAJOR_RTX) || NV_TENSORRT_MAJOR > 10 || NV_TENSORRT_MINOR >= 15
   const char* const found = engine_->getAliasedInputTensor(output.c_str());
   return found != nullptr && found == input;
+#else // which has no caches that are updated in place
+  return output.empty() && input.empty();
+#endif
 }
 
 #ifdef TRT_MAJOR_RTX

@@ -112,16 +112,27 @@ struct Reader {
     }
   }
 
+  // An identity that does not say is of an engine that updates them in place.
+  [[nodiscard]] bool reads_only(const Fields& fields) const {
+    if (!fields.has("caches")) {
+      return false;
+    }
+    const Fields caches(fields.at("caches"), fields.place("caches"), {"lowering", "reason"}, document);
+    (void)caches.string("reason", MAX_ATTENTION_LETTERS, 0);
+    return caches.one_of("lowering", {"in-place", "read-only"}) == "read-only";
+  }
+
   [[nodiscard]] BuildWishes wishes(const Json& value) const {
     const Fields fields(value, "identity.options",
                         {"compute-capability", "schedule", "width", "prefill-width", "images", "attention"}, document,
-                        {"loop"});
+                        {"caches", "loop"});
     return {capabilities(fields, "compute-capability"),
             names(fields, "schedule", MAX_ENTRIES),
             counts(fields, "width"),
             counts(fields, "prefill-width"),
             counts(fields, "images"),
             fields.one_of("attention", {"auto", "fused", "decomposed"}),
+            fields.has("caches") ? fields.one_of("caches", {"auto", "in-place", "read-only"}) : "auto",
             !fields.has("loop") || fields.boolean("loop")};
   }
 
@@ -132,7 +143,8 @@ struct Reader {
                             "engine", "decoder",      "layers",         "timing_cache",   "decoder_reason",
                             "types",  "tf32",         "attention",      "filters",        "strip_weights",
                             "slots",  "widths",       "prefill_widths", "profiles",       "options"},
-        document, {"own_mask", "loop", "loop_graph", "loop_layers", "loop_reason", "loop_inputs", "loop_profiles"});
+        document,
+        {"caches", "own_mask", "loop", "loop_graph", "loop_layers", "loop_reason", "loop_inputs", "loop_profiles"});
     (void)fields.string("device");
     (void)fields.boolean("tf32");
     (void)optional(fields, "layers");
@@ -160,6 +172,7 @@ struct Reader {
             fields.boolean("filters"),
             fields.has("own_mask") && fields.boolean("own_mask"),
             fields.boolean("strip_weights"),
+            reads_only(fields),
             fields.whole("slots"),
             counts(fields, "widths", 1),
             counts(fields, "prefill_widths"),
