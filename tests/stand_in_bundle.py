@@ -17,8 +17,8 @@ from arforge.runner import open_bundle
 ENTERPRISE = "tensorrt 11.1.0.106"
 
 
-def stand_in_bundle(source: Path, path: Path, target: str = RTX) -> Path:
-    """A copy of a bundle with TensorRT-RTX engines, each of which the stand-in runs; as engines of another target."""
+def stand_in_bundle(source: Path, path: Path) -> Path:
+    """A copy of a bundle with TensorRT-RTX engines, each of which the stand-in runs."""
     shutil.copytree(source, path)
     opened, known = open_bundle(path), FakeTensorRT(FakeGpu())
     for engine in opened.engines:
@@ -29,12 +29,22 @@ def stand_in_bundle(source: Path, path: Path, target: str = RTX) -> Path:
                 if file := identity[name]:
                     graph, profiles = known.known[digest(opened.path(file).read_bytes())]
                     rewrite(path, file, engine_text(graph, profiles))
-            if target != RTX:
-                change_identity(path, engine.path, lambda found: found.update(target=target, library=ENTERPRISE))
-    if target != RTX:
-        edit_manifest(
-            path, lambda found: [one.update(target=target) for one in found["engines"] if one["target"] == RTX]
-        )
+    return path
+
+
+def retargeted(source: Path, path: Path, target: str) -> Path:
+    """A copy of such a bundle whose engines say that they are another target's."""
+    shutil.copytree(source, path)
+    for engine in open_bundle(path).engines:
+        if engine.target == RTX:
+            change_identity(path, engine.path, lambda found: found.update(target=target, library=ENTERPRISE))
+
+    def change(manifest: dict[str, Any]) -> None:
+        for engine in manifest["engines"]:
+            if engine["target"] == RTX:
+                engine["target"] = target
+
+    edit_manifest(path, change)
     return path
 
 

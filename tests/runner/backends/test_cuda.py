@@ -139,6 +139,15 @@ def test_a_capture_becomes_one_graph_that_is_freed(scripted: tuple[Gpu, Scripted
     assert ("cudaGraphExecDestroy", "executable") in runtime.calls
 
 
+def test_a_graph_that_is_discarded_is_freed_once(scripted: tuple[Gpu, ScriptedRuntime]) -> None:
+    gpu, runtime = scripted
+    with gpu.capturing() as graphs:
+        gpu.upload(4096, np.zeros(4))
+    gpu.discard(graphs[0])
+    gpu.close()
+    assert runtime.calls.count(("cudaGraphExecDestroy", "executable")) == 1
+
+
 def test_a_failed_capture_is_ended_and_told(scripted: tuple[Gpu, ScriptedRuntime]) -> None:
     gpu, runtime = scripted
     with pytest.raises(EngineError, match="no luck"), gpu.capturing():

@@ -12,7 +12,7 @@ namespace {
 std::vector<std::int64_t> batches_of(const TensorRTIdentity& identity) {
   std::vector<std::int64_t> found;
   found.reserve(identity.profiles.size());
-  for (const Profile& profile : identity.profiles) {
+  for (const ShapeProfile& profile : identity.profiles) {
     found.push_back(profile.images);
   }
   std::sort(found.begin(), found.end());
@@ -22,7 +22,7 @@ std::vector<std::int64_t> batches_of(const TensorRTIdentity& identity) {
 
 std::int64_t longest_prompt(const TensorRTIdentity& identity) {
   std::int64_t longest = 0;
-  for (const Profile& profile : identity.profiles) {
+  for (const ShapeProfile& profile : identity.profiles) {
     longest = std::max(longest, profile.condition);
   }
   return longest;
@@ -167,7 +167,7 @@ Program& TensorRTEngine::program(const Inputs& inputs) {
   const std::int64_t read = conditioned(bundle_.model) ? extent_.condition : 0;
   std::optional<std::size_t> best;
   for (std::size_t index = 0; index < identity_.profiles.size(); index++) {
-    const Profile& one = identity_.profiles[index];
+    const ShapeProfile& one = identity_.profiles[index];
     const bool fits =
         one.images == batch_ && one.width == inputs.first && one.queries == inputs.second && one.condition >= read;
     best = fits && (!best || one.condition <= identity_.profiles[*best].condition) ? index : best;
@@ -176,7 +176,7 @@ Program& TensorRTEngine::program(const Inputs& inputs) {
     const std::string asked = inputs.second > 0 ? text(" and ", inputs.second, " queries") : "";
     refuse(text("it was not built for steps of ", inputs.first, " tokens", asked), "--schedule");
   }
-  const Profile& profile = identity_.profiles[*best];
+  const ShapeProfile& profile = identity_.profiles[*best];
   std::unique_ptr<Program>& made = programs_[{profile.images, profile.width, profile.queries, profile.condition}];
   if (made == nullptr) {
     const Places places =
@@ -189,7 +189,7 @@ Program& TensorRTEngine::program(const Inputs& inputs) {
 }
 
 // Throws Error (engine) unless what is copied to and from a program is what its identity says.
-void TensorRTEngine::check_tensors(Program& program, const Profile& profile) const {
+void TensorRTEngine::check_tensors(Program& program, const ShapeProfile& profile) const {
   const Extent whole{profile.images, guided_rows(profile.images, true), identity_.slots, profile.condition};
   const Sizes sizes = step_sizes(whole, {profile.width, profile.queries, identity_.slots});
   const std::vector<std::string>& names = caches_.names();

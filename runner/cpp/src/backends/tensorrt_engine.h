@@ -71,7 +71,7 @@ private:
   void place_rows();
   std::unique_ptr<Step> make_step(const Inputs& inputs);
   Program& program(const Inputs& inputs);
-  void check_tensors(Program& program, const Profile& profile) const;
+  void check_tensors(Program& program, const ShapeProfile& profile) const;
   void stage(Step& step) const;
   void check_places(const Step& step) const;
   void stage_mask(const Step& step) const;

@@ -16,13 +16,13 @@ constexpr auto USER_MANAGED = nvinfer1::ExecutionContextAllocationStrategy::kUSE
 
 // Only TensorRT-RTX tells whether a context can be captured; TensorRT's can, since the graphs have no branches.
 template <class Context>
-auto is_capturable(const Context& context, cudaStream_t stream, int /*first*/)
+auto is_capturable(Context& context, cudaStream_t stream, int /*first*/)
     -> decltype(context.isStreamCapturable(stream)) {
   return context.isStreamCapturable(stream);
 }
 
 template <class Context>
-bool is_capturable(const Context& /*context*/, cudaStream_t /*stream*/, long /*otherwise*/) {
+bool is_capturable(Context& /*context*/, cudaStream_t /*stream*/, long /*otherwise*/) {
   return true;
 }
 

@@ -79,8 +79,8 @@ struct Reader {
     return found;
   }
 
-  [[nodiscard]] std::vector<Profile> profiles(const Fields& fields) const {
-    std::vector<Profile> found;
+  [[nodiscard]] std::vector<ShapeProfile> profiles(const Fields& fields) const {
+    std::vector<ShapeProfile> found;
     for (const Json& entry : list(fields, "profiles", 1, MAX_ENTRIES)) {
       const Fields one(entry, fields.place("profiles"), {"images", "width", "queries", "condition"}, document);
       found.push_back({one.whole("images"), one.whole("width"), one.whole("queries", 0), one.whole("condition", 0)});
