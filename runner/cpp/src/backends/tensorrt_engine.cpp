@@ -61,7 +61,7 @@ TensorRTEngine::TensorRTEngine(const Bundle& bundle, TensorRTIdentity identity, 
       caches_(caches()) {
   if (identity_.read_only) {
     std::vector<PlacedRows::Step> steps;
-    for (const Profile& profile : identity_.profiles) {
+    for (const ShapeProfile& profile : identity_.profiles) {
       steps.emplace_back(guided_rows(profile.images, true), profile.width);
     }
     placed_.emplace(*gpu_, caches_, steps);
