@@ -10,8 +10,6 @@
 namespace arforge {
 namespace {
 
-constexpr std::size_t ALIGNMENT = 256; // bytes, of what TensorRT is given
-
 void check(cudaError_t error, const char* function) {
   if (error == cudaSuccess) {
     return;

@@ -11,6 +11,8 @@
 
 namespace arforge {
 
+constexpr std::size_t ALIGNMENT = 256; // bytes, of what TensorRT is given
+
 // Planes of lines in device memory, one behind the other.
 struct Planes {
   std::uint8_t* place = nullptr;

@@ -11,7 +11,6 @@ namespace arforge {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr std::size_t ALIGNMENT = 256; // bytes, of what TensorRT is given
 constexpr auto USER_MANAGED = nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED;
 
 // Only TensorRT-RTX tells whether a context can be captured; TensorRT's can, since the graphs have no branches.
