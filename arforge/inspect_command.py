@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from arforge.options import PATH, calls_a_launch, human, measured_jacobi, measured_widths
+from arforge.options import PATH, calls_a_launch, copied_caches, human, measured_jacobi, measured_widths
 from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition, IdsCondition, ModelFacts, open_bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.step_graph import guided_rows
@@ -94,7 +94,8 @@ def show_engine(engine: dict[str, Any]) -> None:
         click.echo(
             f"    {len(engine['profiles'])} profiles, {engine['slots']} slots, {prompts}"
             f"attention {attention['lowering']} ({attention['reason']}), "
-            f"{'with' if engine['filters'] else 'without'} top-k and top-p, {calls_a_launch(engine)}"
+            f"{'with' if engine['filters'] else 'without'} top-k and top-p, {calls_a_launch(engine)}, "
+            f"{copied_caches(engine)}"
         )
 
 

@@ -111,6 +111,21 @@ def calls_a_launch(identity: Mapping[str, Any]) -> str:
     return f"{PASSES} calls of width {', '.join(map(str, widths))} a launch"
 
 
+def copied_caches(identity: Mapping[str, Any]) -> str:
+    """What a TensorRT engine's steps copy of their caches, by its identity."""
+    copied = identity.get("copied_cache_bytes")
+    if copied is None:
+        return "copied caches: not known"
+    pairs = [(profile["width"], count) for profile, count in zip(identity["profiles"], copied, strict=True)]
+    alone, wide = ([count for width, count in pairs if (width > 1) == wider] for wider in (False, True))
+    parts = [(alone, " at width 1"), (wide, " above")] if alone and wide and set(alone) != set(wide) else [(copied, "")]
+    said = []
+    for counts, where in parts:
+        least, most = human(min(counts)), human(max(counts))
+        said.append(f"{least if least == most else f'{least} to {most}'} a step{where}")
+    return f"copied caches: {', '.join(said)}"
+
+
 def measured_widths(identity: Mapping[str, Any]) -> str:
     """What an engine's identity says of the widths that were measured for it."""
     times = identity["width_milliseconds"]

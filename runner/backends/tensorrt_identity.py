@@ -14,13 +14,22 @@ from arforge.runner.step_graph import Contract, conditioned, lowered_step
 
 ELEMENT_TYPES = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
 """Of caches, by an identity's `types`, in the words of a contract."""
+ROWS_FIRST, SLOTS_FIRST = "rows heads slots size", "slots rows heads size"
+"""The order of a cache's dimensions in memory, by an identity's `cache_order`; the second has views."""
 RTX_DEFAULT = "8.6"  # the least that TensorRT-RTX builds for where nothing else is asked
 
 
 def lowered_of(bundle: Bundle, identity: Mapping[str, Any]) -> Contract:
     """The step that an engine was built from."""
     types, own_mask = ELEMENT_TYPES[identity["types"]], identity.get("own_mask", False)
-    return lowered_step(bundle.model, types, identity["filters"], bundle.sampler.graph, own_mask=own_mask)
+    return lowered_step(
+        bundle.model, types, identity["filters"], bundle.sampler.graph, own_mask=own_mask, views=has_views(identity)
+    )
+
+
+def has_views(identity: Mapping[str, Any]) -> bool:
+    """Whether the caches lie with slots first, and attention reads them by views."""
+    return bool(identity.get("cache_order") == SLOTS_FIRST)
 
 
 def loop_of(bundle: Bundle, identity: Mapping[str, Any]) -> Contract:
