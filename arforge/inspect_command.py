@@ -9,7 +9,16 @@ from typing import Any
 
 import click
 
-from arforge.options import PATH, calls_a_launch, copied_caches, human, measured_jacobi, measured_widths
+from arforge.options import (
+    PATH,
+    calls_a_launch,
+    copied_caches,
+    human,
+    measured_jacobi,
+    measured_products,
+    measured_widths,
+    only_read,
+)
 from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition, IdsCondition, ModelFacts, open_bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.step_graph import guided_rows
@@ -84,6 +93,8 @@ def show_engine(engine: dict[str, Any]) -> None:
     click.echo(
         f"  {engine['target']} {engine['precision']} for {engine['device']}: {engine['library']}, widths {widths}"
     )
+    if "product_milliseconds" in engine:
+        click.echo(f"    {measured_products(engine)}")
     if "width_milliseconds" in engine:
         click.echo(f"    {measured_widths(engine)}")
     if "jacobi" in engine:
@@ -93,7 +104,7 @@ def show_engine(engine: dict[str, Any]) -> None:
         prompts = f"prompts in passes of {passes}, " if passes else ""
         click.echo(
             f"    {len(engine['profiles'])} profiles, {engine['slots']} slots, {prompts}"
-            f"attention {attention['lowering']} ({attention['reason']}), "
+            f"{only_read(engine)}attention {attention['lowering']} ({attention['reason']}), "
             f"{'with' if engine['filters'] else 'without'} top-k and top-p, {calls_a_launch(engine)}, "
             f"{copied_caches(engine)}"
         )

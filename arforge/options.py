@@ -126,6 +126,19 @@ def copied_caches(identity: Mapping[str, Any]) -> str:
     return f"copied caches: {', '.join(said)}"
 
 
+def only_read(identity: Mapping[str, Any]) -> str:
+    """Where a TensorRT engine only reads its caches, that it does and why, before what else is said of it."""
+    caches = identity.get("caches", {"lowering": "in-place"})
+    return "" if caches["lowering"] == "in-place" else f"caches {caches['lowering']} ({caches['reason']}), "
+
+
+def measured_products(identity: Mapping[str, Any]) -> str:
+    """What an engine's identity says of the quantisations that were tried for it."""
+    blocks, rows = (identity["product_milliseconds"][form] for form in ("blocks", "rows"))
+    listed = ", ".join(f"{width}: {blocks[width]:g} and {rows[width]:g}" for width in sorted(blocks, key=int))
+    return f"ms of a step's products by width, in blocks and by rows: {listed}; built {identity['quantization']}"
+
+
 def measured_widths(identity: Mapping[str, Any]) -> str:
     """What an engine's identity says of the widths that were measured for it."""
     times = identity["width_milliseconds"]

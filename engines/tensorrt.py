@@ -18,6 +18,7 @@ from arforge.engines.tensorrt_graph import Lowered, decoder_graph, lower_for_ten
 from arforge.engines.tensorrt_layers import Layer, check_layers, dump_layers, expected, parse_layers
 from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.engines.tensorrt_loop import LoopPlan, check_loop, loop_content, loop_shapes, plan_loop
+from arforge.engines.tensorrt_versions import CacheChoice, abilities, choose_caches
 from arforge.engines.tensorrt_view import profiles_for_views
 from arforge.runner.backends.cuda import gpu_compute_capability
 from arforge.runner.backends.tensorrt_identity import ROWS_FIRST, SLOTS_FIRST
@@ -59,6 +60,8 @@ class BuildJob:
     strip_weights: bool = False
     prefill_widths: Sequence[int] = ()  # of passes of prompts, where the model takes them; by rule
     loop: bool = True  # whether it gets a loop graph, where a schedule can have one
+    caches: str = "auto"  # how they are updated, one of tensorrt_versions.LOWERINGS
+    version: str | None = None  # of the library that is to build it elsewhere, of a dry run
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Prepared:
     bundle: Bundle
     profiles: Profiles
     filters: bool
+    caches: CacheChoice
     lowered: Lowered
     graph: Path  # that TensorRT is given
     files: tuple[Path, ...]  # new in the bundle, this graph among them
@@ -93,6 +97,11 @@ class Prepared:
     def views(self) -> bool:
         """Whether attention reads the caches by views."""
         return self.lowered.attention.lowering == "view"
+
+    @property
+    def exact(self) -> bool:
+        """Whether the step's float32 products keep all digits: those of opset 20 sum up probabilities."""
+        return self.job.precision == "fp32" or self.caches.read_only
 
     @property
     def shapes(self) -> list[Shapes]:
@@ -110,8 +119,10 @@ class Prepared:
 def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
     """Settle shapes and write the lowered graph, and where they are missing those of the precision, into the bundle.
 
-    They are not entered in its manifest. Raises EngineError or ScheduleError for wishes that do not fit the bundle.
+    They are not entered in its manifest. Raises EngineError or ScheduleError for wishes that do not fit the bundle, or
+    the library's version.
     """
+    caches = choose_caches(job.target, job.version, job.caches, job.attention, job.precision)
     profiles = plan_profiles(bundle, job.schedules, job.images, job.widths, job.prefill_widths)
     if job.attention == "view":
         schedules = [bundle.schedule(name) for name in job.schedules or bundle.specifications]
@@ -124,12 +135,19 @@ def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
     batches = sorted(set(job.images))
     one = batches[0] if len(batches) == 1 else None
     lowered = lower_for_tensorrt(
-        bundle, job.precision, profiles.slots, one, filters, job.attention, own_mask=profiles.own_mask
+        bundle,
+        job.precision,
+        profiles.slots,
+        one,
+        filters,
+        job.attention,
+        own_mask=profiles.own_mask,
+        read_only=caches.read_only,
     )
     graph = write_model(
         lowered.model, bundle.graph(bundle.sampler.graph, source_precision(job.precision)).parent, GRAPH
     )
-    return Prepared(job, bundle, profiles, filters, lowered, graph[0], (*new, *graph))
+    return Prepared(job, bundle, profiles, filters, caches, lowered, graph[0], (*new, *graph))
 
 
 def build(job: BuildJob, report: Report = lambda line: None) -> Built:
@@ -141,14 +159,16 @@ def build(job: BuildJob, report: Report = lambda line: None) -> Built:
     library = load_builder(job.target)
     devices = check_devices(job, library)
     with changing(job.bundle) as bundle:
-        ready = prepare(job, bundle)
-        chosen = ready.lowered.attention
+        ready = prepare(replace(job, version=library.version), bundle)
+        chosen, caches = ready.lowered.attention, ready.caches
+        report(f"caches {caches.lowering}: {caches.reason}")
         report(f"attention {chosen.lowering}: {chosen.reason}; {len(ready.profiles.profiles)} profiles")
         device = device_name(devices)
         kind = BuiltEngine(job.target, job.precision, device, f"engines/{job.target}-{job.precision}-{device}")
         folder = bundle.path(kind.path)
         start = time.perf_counter()
-        step = run_builder(library, ready.graph, ready.shapes, job, devices, next(folder.glob("timing-*.cache"), None))
+        timings = next(folder.glob("timing-*.cache"), None)
+        step = run_builder(library, ready.graph, ready.shapes, job, devices, timings, exact=ready.exact)
         seconds = time.perf_counter() - start
         layers = parse_layers(step.listing)
         wanted = expected(ready.lowered.model, bundle.model.caches)
@@ -208,9 +228,16 @@ def device_name(devices: Sequence[str]) -> str:
 
 
 def run_builder(
-    library: Library, graph: Path, given: Sequence[Shapes], job: BuildJob, devices: Sequence[str], cache: Path | None
+    library: Library,
+    graph: Path,
+    given: Sequence[Shapes],
+    job: BuildJob,
+    devices: Sequence[str],
+    cache: Path | None,
+    *,
+    exact: bool = False,
 ) -> Result:
-    """Raises EngineError if the builder fails. `cache`: timings of an earlier build."""
+    """Raises EngineError if the builder fails. `cache`: timings of an earlier build; `exact`: as `Prepared` has it."""
     what = f"{library.name} cannot build {graph.name}"
     with quiet(what, library), TemporaryDirectory() as scratch:
         from polygraphy.backend.trt import Profile, engine_bytes_from_network, network_from_onnx_path
@@ -222,15 +249,17 @@ def run_builder(
                 profile.add(name, shape, shape, shape)
             profiles.append(profile)
         earlier = cache and Path(shutil.copy(cache, scratch))  # Polygraphy leaves a lock beside what it reads
-        config = make_config(library, profiles, job, devices, earlier)
+        tf32 = job.precision != "fp32" and not exact
+        config = make_config(library, profiles, job, devices, earlier, tf32)
         timings = Path(scratch) / "timing.cache"
-        network = network_from_onnx_path(str(graph))
+        typed = abilities(library.target, library.version).typed_on_request
+        network = network_from_onnx_path(str(graph), strongly_typed=typed)
         engine = bytes(engine_bytes_from_network(network, config, save_timing_cache=str(timings)))
         return Result(engine, library.recorder.layers, timings.read_bytes())
 
 
 def make_config(
-    library: Library, profiles: list[Any], job: BuildJob, devices: Sequence[str], cache: Path | None
+    library: Library, profiles: list[Any], job: BuildJob, devices: Sequence[str], cache: Path | None, tf32: bool
 ) -> Callable[[Any, Any], Any]:
     from polygraphy.backend.trt import CreateConfig
 
@@ -241,7 +270,6 @@ def make_config(
         "load_timing_cache": str(cache) if cache and cache.exists() else None,
         "profiling_verbosity": library.trt.ProfilingVerbosity.DETAILED,
     }
-    tf32 = job.precision != "fp32"  # then only the image decoder has float32 products
     if library.target != RTX:
         plain: Callable[[Any, Any], Any] = CreateConfig(tf32=tf32, **common)
         return plain
@@ -267,7 +295,7 @@ def build_decoder(
     if bundle.image_tokenizer is None:
         return None, "the bundle has no image tokenizer"
     report("building the image decoder")
-    graph, new = decoder_graph(bundle)
+    graph, new = decoder_graph(bundle, older=ready.caches.read_only)
     try:
         given = decoder_shapes(ready.job, bundle)
         return run_builder(library, graph, given, ready.job, devices, None).engine, None
@@ -323,6 +351,8 @@ def build_loop(library: Library, ready: Prepared, devices: Sequence[str]) -> Bui
 def loop_of(ready: Prepared) -> tuple[LoopPlan | None, str | None]:
     if not ready.job.loop:
         return None, "as asked"
+    if ready.caches.read_only:
+        return None, "the host puts the keys and values of each step into the caches"
     return plan_loop(ready.bundle, ready.job.schedules, ready.job.images, ready.profiles)
 
 
@@ -368,7 +398,8 @@ def describe(
         **places,
         "decoder_reason": reason,
         "types": TYPED[job.precision],
-        "tf32": job.precision != "fp32",
+        "tf32": not ready.exact,
+        "caches": asdict(ready.caches),
         "attention": asdict(ready.lowered.attention),
         "cache_order": SLOTS_FIRST if ready.views else ROWS_FIRST,
         "filters": ready.filters,
@@ -388,6 +419,7 @@ def describe(
             "prefill-width": list(job.prefill_widths),
             "images": list(job.images),
             "attention": job.attention,
+            "caches": job.caches,
             "loop": job.loop,
         },
     }

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from arforge.engines.onnxruntime_blocks import WIDEST, Maker, dequantizer
+from arforge.engines.onnxruntime_blocks import WIDEST, Maker, dequantizer, quantized_blocks
 from arforge.export.quantization import block_size, unpacked
 from arforge.export.stored_values import stored_values
 from arforge.runner.errors import EngineError
@@ -73,7 +73,8 @@ def in_blocks(model: ir.Model, product: ir.Node, weight: ir.Value) -> int:
     block = block_size(inputs, min(WIDEST[4], inputs // 2))  # as in `storage.store`
     if block is None:
         return 0
-    maker = Maker(weight.const_value, 4, block)
+    source = weight.const_value
+    maker = Maker(lambda: quantized_blocks(stored_values(source), block, 4))
     names = [f"{weight.name}.{part}" for part in ("codes", "scales")]
     shapes = [ir.Shape([outputs, inputs]), ir.Shape([outputs, inputs // block])]
     kinds = (ir.DataType.INT4, ir.DataType.FLOAT16)

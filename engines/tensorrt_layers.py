@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 import onnx_ir as ir
 
 from arforge.runner.errors import EngineError
-from arforge.runner.step_graph import cache_names, written_name
+from arforge.runner.step_graph import cache_names, update_name, written_name
 
 LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
@@ -59,6 +60,7 @@ class Expected:
     quantized: tuple[str, ...]  # matrix products of int8 factors
     narrow: tuple[str, ...]  # those of a float factor and weights of 4 bits
     low: tuple[str, ...]  # the other products, where they are float16 or bfloat16
+    read_only: bool = False  # whether the engine only reads its caches
 
 
 def parse_layers(text: str) -> list[Layer]:
@@ -135,8 +137,12 @@ def expected(model: ir.Model, caches: int) -> Expected:
         if node not in quantized and node.outputs[0].dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     ]
     attention = [node for node in model.graph if node.op_type == "Attention"]
-    names = [tuple(str(node.name) for node in nodes) for nodes in (attention, quantized, narrow, low)]
-    return Expected(tuple(cache_names(caches)), *names)
+    fused, int8, int4, plain = (
+        tuple(str(node.name) for node in nodes) for nodes in (attention, quantized, narrow, low)
+    )
+    names = tuple(cache_names(caches))
+    read_only = update_name(names[0]) in {value.name for value in model.graph.outputs}
+    return Expected(names, fused, int8, int4, plain, read_only)
 
 
 def is_dequantized(value: ir.Value | None) -> bool:
@@ -161,7 +167,8 @@ def check_layers(layers: Sequence[Layer], wanted: Expected, profiles: int) -> li
         if not mine:
             problems.append(f"{where}: no layers listed")
             continue
-        problems += [f"{where}: {problem}" for problem in check_caches(mine, wanted.caches)]
+        check = check_read_only if wanted.read_only else check_caches
+        problems += [f"{where}: {problem}" for problem in check(mine, wanted.caches)]
         for name in wanted.attention:
             if len(attention_kernels(mine, (name,))) != 1:
                 problems.append(f"{where}: attention {name} is not one kernel")
@@ -190,6 +197,24 @@ def check_caches(layers: Iterable[Layer], caches: Iterable[str]) -> list[str]:
         problems += [f"{layer.name} copies {cache}" for layer in copies]
         blind = [layer for layer in writers if not any(t.name in (output, cache) for t in layer.inputs)]
         problems += [f"{layer.name} overwrites {cache}" for layer in blind]
+    return problems
+
+
+def check_read_only(layers: Iterable[Layer], caches: Iterable[str]) -> list[str]:
+    """A cache is read where it lies if nobody who reads it writes anything as large; its own rows are written once."""
+    problems = []
+    for cache in caches:
+        readers = [layer for layer in layers if any(tensor.name == cache for tensor in layer.inputs)]
+        if not readers:
+            problems.append(f"nothing reads {cache}")
+        for layer in readers:
+            size = max(prod(tensor.shape) for tensor in layer.inputs if tensor.name == cache)
+            if any(prod(tensor.shape) >= size for tensor in layer.outputs):
+                problems.append(f"{layer.name} copies {cache}")
+        update = update_name(cache)
+        writers = [layer for layer in layers if any(tensor.name == update for tensor in layer.outputs)]
+        if len(writers) != 1:
+            problems.append(f"{len(writers)} layers write {update}, expected 1")
     return problems
 
 

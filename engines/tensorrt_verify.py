@@ -21,6 +21,7 @@ from arforge.engines.tensorrt_layers import (
 )
 from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.engines.tensorrt_loop import check_loop
+from arforge.engines.tensorrt_versions import abilities
 from arforge.runner.backends.cuda import gpu_compute_capability
 from arforge.runner.backends.tensorrt_identity import (
     build_command,
@@ -29,6 +30,7 @@ from arforge.runner.backends.tensorrt_identity import (
     has_views,
     loop_of,
     lowered_of,
+    reads_only,
 )
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import BuiltEngine, Bundle
@@ -120,7 +122,8 @@ def parsed(bundle: Bundle, graph: str, library: Library) -> tuple[dict[str, Kind
     with quiet(f"{library.name} cannot read {graph}", library):
         from polygraphy.backend.trt import network_from_onnx_path
 
-        _, network, _ = network_from_onnx_path(str(bundle.path(graph)))
+        typed = abilities(library.target, library.version).typed_on_request
+        _, network, _ = network_from_onnx_path(str(bundle.path(graph)), strongly_typed=typed)
         kinds = Counter(network.get_layer(index).type.name for index in range(network.num_layers))
         tensors = {
             what: {t.name: (t.dtype.name, tuple(t.shape)) for t in (get(index) for index in range(count))}
@@ -133,7 +136,7 @@ def parsed(bundle: Bundle, graph: str, library: Library) -> tuple[dict[str, Kind
 
 
 def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, library: Library) -> list[str]:
-    """Parse the graph as the builder did: inputs and outputs, caches updated in place, attention as recorded."""
+    """Parse the graph as the builder did: inputs and outputs, caches and attention as recorded."""
     tensors, kinds = parsed(bundle, identity["lowered"], library)
 
     def require(fine: bool, problem: str) -> None:
@@ -142,11 +145,12 @@ def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, 
             raise VerificationError(f"{identity['lowered']}: {problem}. Rebuild the engine with `{again}`")
 
     wanted_graph = lowered_of(bundle, identity)
-    caches = cache_names(bundle.model.caches)
+    caches, read_only = cache_names(bundle.model.caches), reads_only(identity)
     for name in caches:
         kind, wanted = TYPES[wanted_graph[name].dtype], fixed_sizes(wanted_graph, name, identity["slots"])
         given, result = tensors["input"].get(name), tensors["output"].get(written_name(name))
-        require(given is not None and given == result, f"cache {name} goes in as {given} and out as {result}")
+        wanted_result = None if read_only else given
+        require(given is not None and result == wanted_result, f"cache {name} goes in as {given} and out as {result}")
         assert given is not None
         require(given[0] == kind, f"cache {name} is {given[0]}, expected {kind}")
         require(has_sizes(given[1], wanted), f"cache {name} has the shape {given[1]}, expected {wanted}")
@@ -162,18 +166,21 @@ def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, 
     for what, kinds_there in wanted_kinds.items():
         found = {name: dtype for name, (dtype, _) in tensors[what].items() if "cache" not in name}
         require(found == kinds_there, f"its {what}s are {found}, expected {kinds_there}")
+    updated = 0 if read_only else len(caches)
     require(
-        kinds["KV_CACHE_UPDATE"] == len(caches),
-        f"{kinds['KV_CACHE_UPDATE']} of {len(caches)} caches are updated in place",
+        kinds["KV_CACHE_UPDATE"] == updated,
+        f"{kinds['KV_CACHE_UPDATE']} of {len(caches)} caches are updated in place, expected {updated}",
     )
     fused = sum(node.op_type == "Attention" for node in model.graph)
     require(kinds["ATTENTION_INPUT"] == fused, f"{kinds['ATTENTION_INPUT']} of {fused} attentions are fused")
     lowering = identity["attention"]["lowering"]
     require((fused > 0) == (lowering == "fused"), f"attention is not {lowering}, as its identity says")
-    raised, allowed = casts_to_float(model), expected_casts(identity, model)
+    raised = casts_to_float(model)
+    allowed = casts_of_opset_20(bundle, identity, model) if read_only else expected_casts(identity, model)
     require(raised == allowed, f"{raised} results are cast to float32, expected {allowed}")
     why = identity["attention"]["reason"]
-    line = f"{len(caches)} caches updated in place, attention {lowering} ({why}), {raised} casts to float32"
+    kept = "only read" if read_only else "updated in place"
+    line = f"{len(caches)} caches {kept}, attention {lowering} ({why}), {raised} casts to float32"
     return [f"network: {line}, inputs and outputs as the format says"]
 
 
@@ -220,6 +227,15 @@ def expected_casts(identity: Mapping[str, Any], model: ir.Model) -> int:
     weights = [node for node in model.graph if node.op_type == "Cast" and node.outputs[0].dtype in LOW]
     sources = [node.inputs[0].producer() for node in weights if node.inputs[0] is not None]
     return 1 + sum(source is not None and source.op_type == "Softmax" for source in sources)
+
+
+def casts_of_opset_20(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model) -> int:
+    """The logits', those of both parts of the scores of each attention, and those into norms and quantizers."""
+    if identity["types"] == "float":
+        return 0
+    source = Counter(node.op_type for node in ir.load(bundle.path(identity["graph"])).graph)
+    quantizers = sum(node.op_type == "QuantizeLinear" for node in model.graph)
+    return 1 + 2 * source["Attention"] + source["RMSNormalization"] + quantizers
 
 
 def check_listing(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model) -> list[str]:

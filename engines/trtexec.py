@@ -1,4 +1,7 @@
-"""The command lines that build the same engines by `trtexec`, or `tensorrt_rtx`, on a device without Python."""
+"""The command lines that build the same engines by `trtexec`, or `tensorrt_rtx`, on a device without Python.
+
+Where graphs are kept, a script beside them runs the commands and enters the engines in the bundle (`build_script.py`).
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,22 @@ from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
+from arforge.engines.build_script import write_script
 from arforge.engines.low_precision import has_graphs
 from arforge.engines.profiles import Shapes
-from arforge.engines.tensorrt import GRAPH, BuildJob, Prepared, check_precision, decoder_shapes, loop_of, prepare
+from arforge.engines.tensorrt import (
+    GRAPH,
+    BuildJob,
+    BuiltLoop,
+    Prepared,
+    check_precision,
+    decoder_shapes,
+    loop_of,
+    prepare,
+)
 from arforge.engines.tensorrt_graph import decoder_graph
 from arforge.engines.tensorrt_loop import loop_content, loop_shapes
+from arforge.engines.tensorrt_versions import abilities
 from arforge.runner.backends.tensorrt_library import RTX
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.bundle.writer import write_hashed
@@ -39,7 +53,7 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
         raise EngineError(f"{job.target} builds for the GPU that it runs on: leave --compute-capability out")
     if job.attention == "view":
         raise EngineError(
-            "--attention view is for engines that are looked into while they are built, which these commands do not do: "
+            "--attention view is for engines that are looked into while they are built, which these commands do not: "
             "build it without --dry-run, or use --attention auto"
         )
     bundle = open_bundle(job.bundle)
@@ -50,15 +64,16 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
             scratch = scratch_copy(bundle, job.precision, Path(made) / "scratch")
             ready = prepare(job, scratch)
             graph = ready.graph.relative_to(scratch.root)
-            commands = [command(job, graph, f"{graph.stem.removeprefix(f'{GRAPH}-')}-{job.precision}", ready.shapes)]
-            read = [ready.graph, *outside(ready.graph)]
+            name = f"{graph.stem.removeprefix(f'{GRAPH}-')}-{job.precision}"
+            commands = [command(job, graph, name, ready.shapes, exact=ready.exact)]
+            read = [*ready.files, ready.graph, *outside(ready.graph)]
             if (loop := write_loop(ready)) is not None:
                 path, shapes = loop
                 plain = replace(job, strip_weights=False)  # it has none
                 commands.append(command(plain, path.relative_to(scratch.root), path.stem, shapes))
                 read.append(path)
             if bundle.image_tokenizer is not None:
-                decoder, _ = decoder_graph(scratch)
+                decoder, _ = decoder_graph(scratch, older=ready.caches.read_only)
                 commands.append(
                     command(job, decoder.relative_to(scratch.root), "decoder-fp32", decoder_shapes(job, bundle))
                 )
@@ -67,6 +82,7 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
                 kept = Path(made) / "kept"
                 for path in dict.fromkeys(read):
                     copy(path, kept / path.relative_to(scratch.root))
+                write_script(kept, bundle, ready, commands, BuiltLoop(*loop_of(ready)))
                 kept.rename(folder)
     except OSError as error:
         where = folder or error.filename or "a scratch folder"
@@ -109,8 +125,8 @@ def outside(graph: Path) -> set[Path]:
     return {graph.parent / str(value.location) for value in values if isinstance(value, ir.ExternalTensor)}
 
 
-def command(job: BuildJob, graph: Path, name: str, given: Sequence[Shapes]) -> str:
-    """One command line. `given`: a profile each, in which min, opt and max are the same."""
+def command(job: BuildJob, graph: Path, name: str, given: Sequence[Shapes], *, exact: bool = False) -> str:
+    """One command line. `given`: a profile each, in which min, opt and max are the same; `exact`: as `Prepared`'s."""
     words = [PROGRAMS[job.target], f"--onnx={graph.as_posix()}", f"--saveEngine={name}.engine", "--skipInference"]
     if job.target == RTX:
         if job.compute_capabilities:
@@ -118,7 +134,9 @@ def command(job: BuildJob, graph: Path, name: str, given: Sequence[Shapes]) -> s
             words.append(f"--computeCapabilities={numbers}")
     else:
         words.append(f"--timingCacheFile={name}.cache")
-    if job.precision == "fp32":
+    if abilities(job.target, job.version).typed_on_request:
+        words.append("--stronglyTyped")
+    if exact or job.precision == "fp32":
         words.append("--noTF32")
     if job.strip_weights:
         words += ["--stripWeights", "--refit"]

@@ -60,6 +60,11 @@ def written_name(cache: str) -> str:
     return f"new_{cache}"
 
 
+def update_name(cache: str) -> str:
+    """The output that holds a step's own keys or values, of an engine that only reads its caches."""
+    return cache.replace("_cache_", "_update_")
+
+
 def view_name(cache: str) -> str:
     """The input that attention reads a cache by, where it is read in another shape than it is updated in."""
     return f"view_{cache}"
@@ -123,15 +128,20 @@ def lowered_step(
     *,
     own_mask: bool = False,
     views: bool = False,
+    read_only: bool = False,
 ) -> Contract:
     """The step `graph` as TensorRT is given it: limits only where there are `filters`, and one mask for all rows.
 
     Where a model takes prompts, which are of unequal lengths, each row keeps a mask of its own. `own_mask`: the graph
     makes it, for each row. `views`: caches lie with slots first, and attention reads them by inputs of their own.
+    `read_only`: caches are inputs alone, and the step's own keys and values outputs.
     """
     plain = step(model, graph, cache_type)
     if views:
         plain = with_views(model, plain)
+    if read_only:
+        own = tuple(tensor for tensor in plain.outputs if "cache" not in tensor.name)
+        plain = Contract(plain.inputs, (*own, *updates(model, cache_type)))
     left_out = (*(() if filters else LIMITS), *(("mask",) if own_mask else ()))
     kept = [tensor for tensor in plain.inputs if tensor.name not in left_out]
     if conditioned(model) or own_mask:
@@ -168,6 +178,11 @@ def caches(model: ModelFacts, cache_type: str) -> tuple[Tensor, ...]:
 
 def written(model: ModelFacts, cache_type: str) -> tuple[Tensor, ...]:
     return tuple(replace(cache, name=written_name(cache.name)) for cache in caches(model, cache_type))
+
+
+def updates(model: ModelFacts, cache_type: str) -> tuple[Tensor, ...]:
+    shape = ("rows", model.kv_heads, "width", model.head_size)
+    return tuple(Tensor(update_name(name), cache_type, shape) for name in cache_names(model.caches))
 
 
 def conditioned(model: ModelFacts) -> bool:

@@ -86,6 +86,18 @@ class FakeGpu:
         for index, row in enumerate(target):
             self.download(row, address + index * pitch)
 
+    def copy_box(
+        self, extent: tuple[int, int, int], target: tuple[int, int, int], source: tuple[int, int, int]
+    ) -> None:
+        width, height, depth = extent
+        self.copied.append(width * height * depth)
+        assert all(line >= width and lines >= height for _, line, lines in (target, source))
+        places = [
+            [a + (p * lines + n) * line for p in range(depth) for n in range(height)]
+            for a, line, lines in (target, source)
+        ]
+        self.do(lambda: [self.move(to, of, width) for to, of in zip(*places, strict=True)])
+
     def clear(self, address: int, pitch: int, width: int, rows: int) -> None:
         self.do(lambda: [ctypes.memset(address + row * pitch, 0, width) for row in range(rows)])
 

@@ -36,22 +36,40 @@ class CacheMemory(Protocol):
 
 
 def place_caches(
-    gpu: Gpu, model: ModelFacts, identity: Mapping[str, Any], dtype: np.dtype[Any], rows: int
+    gpu: Gpu,
+    model: ModelFacts,
+    identity: Mapping[str, Any],
+    dtype: np.dtype[Any],
+    rows: int,
+    addresses: Mapping[str, int] | None = None,
 ) -> CacheMemory:
-    """Memory for as many rows, all zero: NaN in a slot that no mask lets through would spoil its row all the same."""
-    kind: type[SlotsFirst | RowsFirst] = SlotsFirst if has_views(identity) else RowsFirst
-    return kind(gpu, model, int(identity["slots"]), dtype, rows)
+    """Memory for as many rows, all zero: NaN in a slot that no mask lets through would spoil its row all the same.
+
+    `addresses`: where the caches lie, with rows first; None: they are allocated.
+    """
+    slots = int(identity["slots"])
+    if has_views(identity):
+        return SlotsFirst(gpu, model, slots, dtype, rows)
+    return RowsFirst(gpu, model, slots, dtype, rows, addresses)
 
 
 class RowsFirst:
     """[rows, kv_heads, slots, head_size]."""
 
-    def __init__(self, gpu: Gpu, model: ModelFacts, slots: int, dtype: np.dtype[Any], rows: int) -> None:
+    def __init__(
+        self,
+        gpu: Gpu,
+        model: ModelFacts,
+        slots: int,
+        dtype: np.dtype[Any],
+        rows: int,
+        addresses: Mapping[str, int] | None = None,
+    ) -> None:
         self._gpu, self._heads, self._size, self._dtype = gpu, model.kv_heads, model.head_size, dtype
         self._slot_bytes = dtype.itemsize * model.head_size
         self._head_bytes = slots * self._slot_bytes
-        names = cache_names(model.caches)
-        self.addresses = {name: gpu.allocate(rows * self._heads * self._head_bytes) for name in names}
+        size = rows * self._heads * self._head_bytes
+        self.addresses = addresses or {name: gpu.allocate(size) for name in cache_names(model.caches)}
         self.bound = bound_caches(self.addresses)
         self.clear(rows, slots)
 

@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 from arforge.runner.backends.cuda import Gpu
 from arforge.runner.backends.engine import Loop, RequestBuffers, StepBuffers, StepMemory
 from arforge.runner.backends.tensorrt_caches import place_caches
-from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES, build_command, choose, has_views, lowered_of
+from arforge.runner.backends.tensorrt_identity import (
+    ELEMENT_TYPES,
+    build_command,
+    choose,
+    has_views,
+    lowered_of,
+    reads_only,
+)
 from arforge.runner.backends.tensorrt_library import Library, load_library
 from arforge.runner.backends.tensorrt_loop import BatchLoop, Loops
+from arforge.runner.backends.tensorrt_placed_rows import PlacedRows
 from arforge.runner.backends.tensorrt_program import LoadedEngine, Program
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
@@ -61,8 +69,12 @@ class TensorRTEngine:
         self._one_place = has_views(identity)  # rows write to the same slots
         self.one_mask = self._shared_mask or self._one_place
         self.exact_width: int | None = None
-        self._require_in_place()
-        self._caches = place_caches(gpu, bundle.model, identity, self.cache_type, self._rows(self.batches[-1]))
+        self._placed = self._place_rows() if reads_only(identity) else None
+        addresses = self._placed.addresses if self._placed else None
+        if self._placed is None:
+            self._require_in_place()
+        rows = self._rows(self.batches[-1])
+        self._caches = place_caches(gpu, bundle.model, identity, self.cache_type, rows, addresses)
         self._programs: dict[tuple[int, int, int, int], Program] = {}  # as in _profiles
         self._memory = StepMemory(bundle.model, bundle.sampler.graph)
         self._steps: dict[tuple[int, int], Step] = {}  # width, queries -> of this request
@@ -120,6 +132,8 @@ class TensorRTEngine:
         step = self._steps[width, queries]
         self._stage(step)
         step.program.run()
+        if self._placed:
+            self._placed.put(width, step.program.inputs["write_index"])
         if not step.shared:
             next_tokens = step.buffers.next_tokens
             next_tokens[:] = step.program.outputs["next_tokens"][: len(next_tokens)]
@@ -160,6 +174,8 @@ class TensorRTEngine:
         for name, first in self._inputs.items():
             if not (step.shared and hasattr(buffers, name)):
                 np.take(given[name], step.images if first == "images" else step.rows, axis=0, out=inputs[name])
+        if self._placed and self.one_mask and (inputs["write_index"] != inputs["write_index"][0]).any():
+            raise EngineError(f"rows with one mask write to slots {inputs['write_index'].tolist()}, expected the same")
 
     def cache(self, name: str) -> NDArray[Any]:
         """A copy of one cache of the present request, (rows, kv_heads, slots, head_size)."""
@@ -204,6 +220,12 @@ class TensorRTEngine:
             if self._loaded.engine.get_aliased_input_tensor(written_name(name)) != name:
                 self._refuse(f"it does not update {name} in place")
 
+    def _place_rows(self) -> PlacedRows:
+        model, profiles = self._bundle.model, self.identity["profiles"]
+        steps = {(self._rows(one["images"]), one["width"]) for one in profiles}
+        slots, slot_bytes = int(self.identity["slots"]), self.cache_type.itemsize * model.head_size
+        return PlacedRows(self.gpu, model.caches, model.kv_heads, slots, slot_bytes, steps)
+
     def _step(self, width: int, queries: int) -> Step:
         memory, batch = self._memory, self._batch
         program, buffers = self._program(batch, width, queries), memory.buffers(width, queries)
@@ -227,7 +249,8 @@ class TensorRTEngine:
             self._refuse(f"it was not built for steps of {width} tokens{asked}", "--schedule")
         kind = min(kinds)  # with the least room for a prompt
         if kind not in self._programs:
-            self._programs[kind] = self._loaded.program(self._profiles[kind], self._caches.bound)
+            bound = self._placed.bound(self._rows(batch), width) if self._placed else self._caches.bound
+            self._programs[kind] = self._loaded.program(self._profiles[kind], bound)
         return self._programs[kind]
 
     def _refuse(self, problem: str, option: str | None = None) -> NoReturn:

@@ -12,7 +12,7 @@ from arforge.runner.errors import EngineError
 
 RTX = "tensorrt-rtx"
 MODULES = {"tensorrt": "tensorrt", RTX: "tensorrt_rtx"}
-MINIMUM = {"tensorrt": (11, 0), RTX: (1, 7)}
+MINIMUM = {"tensorrt": (10, 3), RTX: (1, 7)}
 INSTALL = {
     "tensorrt": "pip install 'arforge[tensorrt]' (its libraries come from NVIDIA's own package index)",
     RTX: "pip install 'arforge[tensorrt-rtx]'",
