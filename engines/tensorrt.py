@@ -20,6 +20,7 @@ from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.engines.tensorrt_loop import LoopPlan, check_loop, loop_content, loop_shapes, plan_loop
 from arforge.engines.tensorrt_versions import CacheChoice, abilities, choose_caches
 from arforge.engines.tensorrt_view import profiles_for_views
+from arforge.engines.tensorrt_weights import check_weights, weights_of
 from arforge.runner.backends.cuda import gpu_compute_capability
 from arforge.runner.backends.tensorrt_identity import ROWS_FIRST, SLOTS_FIRST
 from arforge.runner.backends.tensorrt_library import RTX, Library
@@ -174,7 +175,9 @@ def build(job: BuildJob, report: Report = lambda line: None) -> Built:
         wanted = expected(ready.lowered.model, bundle.model.caches)
         count, own = len(ready.profiles.profiles), wanted.caches
         problems = check_views(layers, readers(ready.lowered.model, bundle.model.caches), count)
-        problems += check_layers(layers, wanted, count) if layers else []
+        if layers:
+            problems += check_layers(layers, wanted, count)
+            problems += check_weights(layers, len(step.engine), weights_of(ready.lowered.model), count)
         if problems:
             raise EngineError(f"{library.name} built another engine than was asked: {problems[0]}")
         decoder, reason = build_decoder(library, ready, devices, report)

@@ -22,6 +22,7 @@ from arforge.engines.tensorrt_layers import (
 from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.engines.tensorrt_loop import check_loop
 from arforge.engines.tensorrt_versions import abilities
+from arforge.engines.tensorrt_weights import check_weights, weights_of
 from arforge.runner.backends.cuda import gpu_compute_capability
 from arforge.runner.backends.tensorrt_identity import (
     build_command,
@@ -247,9 +248,12 @@ def check_listing(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model) 
     layers = load_layers(bundle.path(identity["layers"]).read_bytes())
     wanted, count = expected(model, bundle.model.caches), len(identity["profiles"])
     problems = check_layers(layers, wanted, count) + check_views(layers, readers(model, bundle.model.caches), count)
+    weights = weights_of(model)
+    problems += check_weights(layers, size, weights, count)
     if problems:
         raise VerificationError(f"{identity['engine']}: {problems[0]}")
-    lines, copied = [sizes], copied_bytes(layers, wanted.caches, count)
+    lines = [f"{sizes}; {weights}" if weights.narrow else sizes]
+    copied = copied_bytes(layers, wanted.caches, count)
     for index, profile in enumerate(identity["profiles"]):
         queries = f", {profile['queries']} queries" if profile["queries"] else ""
         prompt = f", up to {profile['condition']} rows of a prompt" if profile["condition"] > 1 else ""
