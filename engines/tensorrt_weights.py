@@ -22,10 +22,8 @@ class Weights:
     narrow: int  # numbers of 4 bits
 
     def __str__(self) -> str:
-        plain = self.bytes + 3 * self.narrow // 2
-        return (
-            f"weights of {self.bytes} bytes, {self.narrow // 2} of them codes of 4 bits ({plain} if these were float16)"
-        )
+        codes, plain = self.narrow // 2, self.bytes + 3 * self.narrow // 2
+        return f"weights of {self.bytes} bytes, {codes} of them codes of 4 bits ({plain} if these were float16)"
 
 
 def weights_of(model: ir.Model) -> Weights:
@@ -45,13 +43,11 @@ def check_weights(layers: Sequence[Layer], engine_bytes: int, weights: Weights, 
     problems = []
     for profile in range(profiles):
         mine = [layer for layer in layers if layer.profile == profile and is_int4_product(layer)]
-        read = {
-            tensor.name: prod(tensor.shape) for layer in mine for tensor in layer.constants if tensor.dtype == "Int4"
-        }
-        if sum(read.values()) != weights.narrow:
-            problems.append(
-                f"profile {profile}: products read {sum(read.values())} numbers of 4 bits, the graph has {weights.narrow}"
-            )
+        constants = (tensor for layer in mine for tensor in layer.constants if tensor.dtype == "Int4")
+        read = sum({tensor.name: prod(tensor.shape) for tensor in constants}.values())
+        if read != weights.narrow:
+            numbers = f"{read} numbers of 4 bits, the graph has {weights.narrow}"
+            problems.append(f"profile {profile}: products read {numbers}")
     most = weights.bytes + KERNEL_BYTES * len(layers)
     if engine_bytes > most:
         problems.append(f"the engine has {engine_bytes} bytes, at most {most} are expected of {weights}")
