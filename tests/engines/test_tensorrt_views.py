@@ -19,8 +19,9 @@ from arforge.engines.profiles import plan_profiles
 from arforge.engines.tensorrt import BuildJob, build
 from arforge.engines.tensorrt_cache_layers import Reader, check_views, copied, copied_bytes, readers
 from arforge.engines.tensorrt_closed import compare_closed
-from arforge.engines.tensorrt_graph import fix_dimensions, settle_filters
+from arforge.engines.tensorrt_graph import fix_dimensions, lower_for_tensorrt, settle_filters
 from arforge.engines.tensorrt_layers import Layer, Tensor, attention_kernels, check_layers, expected, load_layers
+from arforge.engines.tensorrt_verify import casts_to_float, expected_casts
 from arforge.engines.tensorrt_view import attend_through_views, close_views, cut_views, profiles_for_views
 from arforge.engines.trtexec import dry_run
 from arforge.engines.verify import verify_bundle
@@ -264,3 +265,11 @@ def test_other_libraries_give_no_list_to_look_at(grouped_bundle: Path) -> None:
     profiles = plan_profiles(bundle, ["ntp"], [1], [])
     with pytest.raises(EngineError, match=r"rests on the list of layers that tensorrt-rtx gives, tensorrt gives none"):
         profiles_for_views("tensorrt", profiles, [bundle.schedule("ntp")])
+
+
+@pytest.mark.parametrize("attention", ["decomposed", "view"])
+@pytest.mark.parametrize("filters", [False, True])
+def test_a_softmax_of_the_sampler_is_not_taken_for_attentions(opened: Bundle, attention: str, filters: bool) -> None:
+    model = lower_for_tensorrt(opened, "fp16", SLOTS, 1, filters, attention).model
+    assert sum(node.op_type == "Softmax" for node in model.graph) == opened.model.layers + (2 if filters else 1)
+    assert casts_to_float(model) == expected_casts({"types": "half"}, model) == 1 + opened.model.layers
