@@ -22,6 +22,7 @@ from arforge.engines.precision import TYPES, lower_precision
 from arforge.engines.tensorrt_blocks import blocks_for_tensorrt
 from arforge.engines.tensorrt_mask import make_mask
 from arforge.engines.tensorrt_readonly import read_only_caches
+from arforge.engines.tensorrt_view import attend_through_views, cut_views
 from arforge.export.wide_weights import widen
 from arforge.runner.bundle import Bundle
 from arforge.runner.bundle.writer import new_file, settle, write_hashed
@@ -63,13 +64,16 @@ def lower_for_tensorrt(
     choice = Choice("decomposed", IN_TWO_PARTS) if read_only else choose_attention(model, attention)
     if choice.lowering == "fused":
         prepare_fused(model)
-    elif not read_only:
+    elif choice.lowering == "decomposed" and not read_only:
         decompose_attention(model)
     if own_mask:
         make_mask(model, slots)
     one_mask = not own_mask and not conditioned(bundle.model)
     fix_dimensions(model, bundle.model.caches, slots, images, one_mask=one_mask)
     settle_filters(model, filters)
+    if choice.lowering == "view":
+        attend_through_views(model, bundle.model.caches)
+        cut_views(model, bundle.model.caches)
     if read_only:
         read_only_caches(model, bundle.model.caches, slots)
         to_opset_20(model)

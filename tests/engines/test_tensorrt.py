@@ -65,6 +65,10 @@ def test_an_fp16_engine_updates_its_caches_in_place_and_fuses_attention(rtx_bund
     assert [profile["width"] for profile in identity["profiles"]] == [1, 2, 4]
     assert identity["decoder_reason"] is None
     assert opened.path(identity["decoder"]).stat().st_size > 1e6
+    cache = 2 * opened.model.kv_heads * identity["slots"] * opened.model.head_size * 2  # bytes
+    copied = 2 * opened.model.layers * cache  # of each layer keys and values, above width 1
+    assert identity["copied_cache_bytes"] == [0, copied, copied]
+    assert identity["cache_order"] == "rows heads slots size"
     layers = layers_of(opened, identity)
     for profile in (0, 1, 2):
         mine = [layer for layer in layers if layer.profile == profile]
@@ -288,7 +292,7 @@ def tamper(root: Path, precision: str, **fields: Any) -> Bundle:
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"slots": 8}, VerificationError, "cache key_cache_0 has heads, slots and head size .*expected"),
+        ({"slots": 8}, VerificationError, "cache key_cache_0 has the shape .*expected"),
         ({"types": "float"}, VerificationError, "cache key_cache_0 is HALF, expected FLOAT"),
         ({"filters": True}, VerificationError, "its inputs are .*expected .*top_k"),
         (

@@ -16,6 +16,7 @@ from tiny import CONFIG, random_weights
 from arforge.engines.tensorrt import BuildJob, build
 from arforge.engines.tensorrt_graph import lower_for_tensorrt
 from arforge.engines.tensorrt_layers import check_layers, expected, is_int4_product, load_layers
+from arforge.engines.tensorrt_weights import KERNEL_BYTES, check_weights, weights_of
 from arforge.engines.verify import verify_bundle
 from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families.llamagen import FAMILY
@@ -65,6 +66,25 @@ def test_an_engine_of_floats_is_no_engine_of_four_bits(stored: Bundle) -> None:
     problems = check_layers(floats, wanted, 1)
     assert len(problems) == len(wanted.narrow)
     assert all("does not read weights of 4 bits" in problem for problem in problems)
+
+
+def test_the_engine_has_the_size_of_weights_of_four_bits(stored: Bundle) -> None:
+    built = build(BuildJob(stored.root, RTX, "int4"))
+    opened = open_bundle(stored.root)
+    weights = weights_of(ir.load(opened.path(built.identity["lowered"])))
+    dim, hidden = CONFIG.dim, 192
+    assert weights.narrow == CONFIG.n_layer * (4 * dim * dim + 3 * dim * hidden)  # all products but the head
+    layers = load_layers(opened.path(built.identity["layers"]).read_bytes())
+    assert check_weights(layers, built.engine_bytes, weights, 1) == []
+    widened = weights.bytes + KERNEL_BYTES * len(layers) + 1
+    (problem,) = check_weights(layers, widened, weights, 1)
+    assert f"the engine has {widened} bytes, at most {widened - 1} are expected of weights of" in problem
+    (problem,) = check_weights(layers, built.engine_bytes, replace(weights, narrow=weights.narrow + 2), 1)
+    assert problem.startswith(f"profile 0: products read {weights.narrow} numbers of 4 bits, the graph has ")
+    assert check_weights(layers, 1 << 40, replace(weights, narrow=0), 1) == []  # of an engine of floats nothing is said
+    lines: list[str] = []
+    verify_bundle(stored.root, lines.append, target=RTX)
+    assert any(f"; {weights}" in line for line in lines)
 
 
 def test_codes_and_scales_stand_for_the_stored_values(stored: Bundle) -> None:
