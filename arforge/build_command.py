@@ -104,7 +104,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 @click.option(
     "--loop/--no-loop",
     default=True,
-    help="TensorRT, next-token schedules: several calls a launch, without the host.  [default: where it can be]",
+    help="TensorRT: several calls a launch, without the host.  [default: where it can be]",
 )
 @click.option("--strip-weights", is_flag=True, help="TensorRT: leave the weights out, to be refitted on the device.")
 @click.option(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arforge.runner.device import check_threads
-from arforge.runner.loop_graph import PASSES
 from arforge.runner.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -33,6 +32,12 @@ threads_option = click.option(
     type=int,
     callback=lambda ctx, param, value: check_threads(value),
     help="CPU threads.  [default: one an available core]",
+)
+
+look_every_option = click.option(
+    "--look-every",
+    type=click.IntRange(min=0),
+    help="TensorRT: calls without the host, between two looks for progress and cancel; 0: all.  [default: 8]",
 )
 
 
@@ -103,12 +108,20 @@ def measured_jacobi(identity: Mapping[str, Any]) -> str:
     return f"jacobi:L, calls an image and time of ntp's: {listed}; {verdict}"
 
 
+OF_KIND = {"table": "steps", "loop": "drafts"}  # what follows one another without the host
+
+
 def calls_a_launch(identity: Mapping[str, Any]) -> str:
     """Whether a TensorRT engine's calls follow one another without the host, by its identity."""
-    if identity.get("loop") is None:
-        return f"1 call a launch ({identity.get('loop_reason', 'built before there were more')})"
-    widths = sorted({profile["width"] for profile in identity["loop_profiles"]})
-    return f"{PASSES} calls of width {', '.join(map(str, widths))} a launch"
+    made = [name for name in ("table", "loop") if identity.get(name) is not None]
+    if not made:
+        reasons = [identity.get(f"{name}_reason", "built before there were more") for name in OF_KIND]
+        return f"1 call a launch ({'; '.join(dict.fromkeys(filter(None, reasons)))})"
+    found = []
+    for name in made:
+        widths = sorted({profile["width"] for profile in identity[f"{name}_profiles"]})
+        found.append(f"{OF_KIND[name]} of width {', '.join(map(str, widths))}")
+    return f"several calls a launch: {' and '.join(found)}"
 
 
 def copied_caches(identity: Mapping[str, Any]) -> str:

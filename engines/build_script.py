@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arforge.engines.tensorrt import BuiltLoop, Prepared, describe, device_name
+from arforge.engines.tensorrt import Prepared, describe, device_name
+from arforge.engines.tensorrt_between import Between
 from arforge.runner.backends.tensorrt_library import RTX, Library
 from arforge.runner.bundle import Bundle
 from arforge.runner.bundle.files import sha256_of
@@ -22,8 +23,8 @@ from arforge.runner.bundle.writer import facts_of
 
 SCRIPT = "build.sh"
 MANIFEST_TEMPLATE, IDENTITY_TEMPLATE = "manifest.json.in", "identity.json.in"
-PARTS = ("engine", "decoder", "loop")  # of an identity, in the order of the commands
-NAMES = {"engine": "step", "decoder": "decoder", "loop": "loop"}  # of their files
+PARTS = ("engine", "decoder", "loop", "table")  # of an identity, in the order of the commands
+NAMES = {"engine": "step", "decoder": "decoder", "loop": "loop", "table": "table"}  # of their files
 DEVICE, CAPABILITY, LIBRARY, IDENTITY = "@DEVICE@", "@CAPABILITY@", "@LIBRARY@", "@IDENTITY@"
 
 TEXT = """#!/bin/sh
@@ -102,28 +103,34 @@ if grep -q "\\"engines/{kind}-$device/" {manifest_template}; then
 fi"""
 
 
-def write_script(folder: Path, given: Bundle, ready: Prepared, commands: Sequence[str], loop: BuiltLoop) -> None:
+def write_script(
+    folder: Path, given: Bundle, ready: Prepared, commands: Sequence[str], between: Sequence[Between]
+) -> None:
     """Write the script and its templates beside the graphs that the commands read.
 
     `given`: the bundle that they are for, `ready.bundle` a copy of a part of it, to which files were added; `commands`:
-    of the step, of the loop where there is one, of the decoder where the bundle has one.
+    of the step, of what stands between two calls, of the decoder where the bundle has one.
     """
     job = ready.job
     root, known = ready.bundle.root, job.target == RTX
     device = device_name(job.compute_capabilities) if known else DEVICE
     kind = f"engines/{job.target}-{job.precision}-{device}"
-    built = dict(zip(["engine", *(["loop"] if loop.plan else []), "decoder"], map(shlex.split, commands), strict=False))
-    files: dict[str, Path | None] = dict.fromkeys(("layers", "timing_cache", "loop_graph", "loop_layers"))
+    kinds = [one.kind for one in between if one.plan]
+    built = dict(zip(["engine", *kinds, "decoder"], map(shlex.split, commands), strict=False))
+    listed = [f"{one.kind}_{part}" for one in between for part in ("graph", "layers")]
+    files: dict[str, Path | None] = dict.fromkeys(("layers", "timing_cache", *listed))
     for part in PARTS:
         files[part] = root / kind / f"{NAMES[part]}-@{NAMES[part].upper()}_SHORT@.engine" if part in built else None
     copies = {path: path for path in (file.relative_to(root).as_posix() for file in ready.files)}
-    if loop.plan:
-        path = Path(next(word for word in built["loop"] if word.startswith("--onnx=")).removeprefix("--onnx="))
-        copies[path.as_posix()] = f"{kind}/{path.name.replace('loop-tensorrt', 'loop')}"
-        files["loop_graph"] = root / copies[path.as_posix()]
+    for name in kinds:
+        path = Path(next(word for word in built[name] if word.startswith("--onnx=")).removeprefix("--onnx="))
+        copies[path.as_posix()] = f"{kind}/{path.name.replace(f'{name}-tensorrt', name)}"
+        files[f"{name}_graph"] = root / copies[path.as_posix()]
     library = Library(job.target, None, "", None)
     reason = None if "decoder" in built else "the bundle has no image tokenizer"
-    identity = describe(ready, library, list(job.compute_capabilities) if known else [CAPABILITY], files, reason, loop)
+    identity = describe(
+        ready, library, list(job.compute_capabilities) if known else [CAPABILITY], files, reason, between
+    )
     identity |= {"library": LIBRARY, "device": device}
     (folder / IDENTITY_TEMPLATE).write_text(json.dumps(identity, indent=1) + "\n")
     manifest = manifest_of(given, ready, kind, device, built, {copies[path]: folder / path for path in copies})

@@ -10,14 +10,15 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from arforge.engines.device_memory import told_memory
 from arforge.engines.low_precision import add_graphs, entries, has_graphs
 from arforge.engines.precision import TYPES
 from arforge.engines.profiles import Profiles, Shapes, plan_profiles, shapes
+from arforge.engines.tensorrt_between import Between, build_between, plan_between
 from arforge.engines.tensorrt_cache_layers import check_views, copied_bytes, readers
 from arforge.engines.tensorrt_graph import Lowered, decoder_graph, lower_for_tensorrt, source_precision, write_model
-from arforge.engines.tensorrt_layers import Layer, check_layers, dump_layers, expected, parse_layers
+from arforge.engines.tensorrt_layers import check_layers, dump_layers, expected, parse_layers
 from arforge.engines.tensorrt_library import load_builder, quiet
-from arforge.engines.tensorrt_loop import LoopPlan, check_loop, loop_content, loop_shapes, plan_loop
 from arforge.engines.tensorrt_versions import CacheChoice, abilities, choose_caches
 from arforge.engines.tensorrt_view import profiles_for_views
 from arforge.engines.tensorrt_weights import check_weights, weights_of
@@ -60,7 +61,7 @@ class BuildJob:
     filters: bool | None = None
     strip_weights: bool = False
     prefill_widths: Sequence[int] = ()  # of passes of prompts, where the model takes them; by rule
-    loop: bool = True  # whether it gets a loop graph, where a schedule can have one
+    loop: bool = True  # whether it gets what makes several calls a launch, where a schedule can have that
     caches: str = "auto"  # how they are updated, one of tensorrt_versions.LOWERINGS
     version: str | None = None  # of the library that is to build it elsewhere, of a dry run
 
@@ -79,6 +80,7 @@ class Result:
     engine: bytes
     listing: str  # of the engine's layers
     cache: bytes  # timings
+    memory: dict[str, int] | None  # bytes on the device that the builder named
 
 
 @dataclass(frozen=True)
@@ -182,15 +184,20 @@ def build(job: BuildJob, report: Report = lambda line: None) -> Built:
         if problems:
             raise EngineError(f"{library.name} built another engine than was asked: {problems[0]}")
         decoder, reason = build_decoder(library, ready, devices, report)
-        loop = build_loop(library, ready, devices)
+        plain = replace(job, strip_weights=False)  # what stands between two calls has none
+        between = [
+            build_between(bundle, one, lambda path, given: run_builder(library, path, given, plain, devices, None))
+            for one in planned_between(ready)
+        ]
         files = {
             "engine": write_hashed(folder, "step", ".engine", step.engine),
             "decoder": write_hashed(folder, "decoder", ".engine", decoder) if decoder else None,
             "layers": write_hashed(folder, "layers", ".json", dump_layers(layers)) if layers else None,
             "timing_cache": write_hashed(folder, "timing", ".cache", step.cache),
-            **loop.write(folder),
+            **{name: path for one in between for name, path in one.write(folder).items()},
         }
-        identity = describe(ready, library, devices, files, reason, loop)
+        identity = describe(ready, library, devices, files, reason, between)
+        identity |= {"memory": step.memory} if step.memory else {}
         identity["copied_cache_bytes"] = copied_bytes(layers, own, count) if layers else None
         new = [*ready.files, *(path for path in files.values() if path)]
         add_engine(ready.bundle, kind, identity, new, unused_graphs(bundle, kind, ready.graph))
@@ -259,7 +266,8 @@ def run_builder(
         typed = abilities(library.target, library.version).typed_on_request
         network = network_from_onnx_path(str(graph), strongly_typed=typed)
         engine = bytes(engine_bytes_from_network(network, config, save_timing_cache=str(timings)))
-        return Result(engine, library.recorder.layers, timings.read_bytes())
+        memory = told_memory(library.recorder.memory)
+        return Result(engine, library.recorder.layers, timings.read_bytes(), memory)
 
 
 def make_config(
@@ -310,54 +318,13 @@ def build_decoder(
             path.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class BuiltLoop:
-    """The loop graph and its engine, or why there is none."""
-
-    plan: LoopPlan | None
-    reason: str | None
-    graph: bytes = b""
-    engine: bytes = b""
-    layers: Sequence[Layer] = ()
-
-    def write(self, folder: Path) -> dict[str, Path | None]:
-        """The files, by their names in an identity."""
-        if self.plan is None:
-            return dict.fromkeys(("loop", "loop_graph", "loop_layers"))
-        return {
-            "loop": write_hashed(folder, "loop", ".engine", self.engine),
-            "loop_graph": write_hashed(folder, "loop", ".onnx", self.graph),
-            "loop_layers": write_hashed(folder, "loop", ".json", dump_layers(self.layers)) if self.layers else None,
-        }
-
-
-def build_loop(library: Library, ready: Prepared, devices: Sequence[str]) -> BuiltLoop:
-    """What stands between two calls of the step, so that one launch makes several."""
-    job, bundle = ready.job, ready.bundle
-    plan, reason = loop_of(ready)
-    if plan is None:
-        return BuiltLoop(None, reason)
-    graph = loop_content(bundle, plan)
-    with TemporaryDirectory() as scratch:
-        path = Path(scratch) / "loop.onnx"
-        path.write_bytes(graph)
-        plain = replace(job, strip_weights=False)
-        try:
-            made = run_builder(library, path, loop_shapes(bundle, plan), plain, devices, None)
-        except EngineError as error:
-            return BuiltLoop(None, f"stays with the host: {error}")
-    layers = parse_layers(made.listing)
-    if problem := check_loop(layers, len(plan.profiles)):
-        return BuiltLoop(None, f"stays with the host: {problem}")
-    return BuiltLoop(plan, None, graph, made.engine, layers)
-
-
-def loop_of(ready: Prepared) -> tuple[LoopPlan | None, str | None]:
-    if not ready.job.loop:
-        return None, "as asked"
-    if ready.caches.read_only:
-        return None, "the host puts the keys and values of each step into the caches"
-    return plan_loop(ready.bundle, ready.job.schedules, ready.job.images, ready.profiles)
+def planned_between(ready: Prepared) -> list[Between]:
+    """What stands between two calls of the step, or why nothing does."""
+    job = ready.job
+    reason = None if job.loop else "as asked"
+    if job.loop and ready.caches.read_only:
+        reason = "the host puts the keys and values of each step into the caches"
+    return plan_between(ready.bundle, job.schedules, job.images, ready.profiles, reason)
 
 
 def decoder_shapes(job: BuildJob, bundle: Bundle) -> list[Shapes]:
@@ -380,7 +347,7 @@ def describe(
     devices: Sequence[str],
     files: dict[str, Path | None],
     reason: str | None,
-    loop: BuiltLoop,
+    between: Sequence[Between],
 ) -> dict[str, Any]:
     """The identity of an engine: what it was made from, by what, for what, and how."""
     job, bundle = ready.job, ready.bundle
@@ -408,9 +375,7 @@ def describe(
         "cache_order": SLOTS_FIRST if ready.views else ROWS_FIRST,
         "filters": ready.filters,
         "own_mask": profiles.own_mask,
-        "loop_reason": loop.reason,
-        "loop_inputs": loop.plan.sizes.inputs if loop.plan else 0,
-        "loop_profiles": [asdict(profile) for profile in loop.plan.profiles] if loop.plan else [],
+        **{name: value for one in between for name, value in one.facts.items()},
         "strip_weights": job.strip_weights,
         "slots": profiles.slots,
         "widths": list(profiles.widths),

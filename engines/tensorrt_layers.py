@@ -201,7 +201,10 @@ def check_caches(layers: Iterable[Layer], caches: Iterable[str]) -> list[str]:
 
 
 def check_read_only(layers: Iterable[Layer], caches: Iterable[str]) -> list[str]:
-    """A cache is read where it lies if nobody who reads it writes anything as large; its own rows are written once."""
+    """A cache is read where it lies if none but products, of many queries, write anything as large from it.
+
+    The step's own rows are written once.
+    """
     problems = []
     for cache in caches:
         readers = [layer for layer in layers if any(tensor.name == cache for tensor in layer.inputs)]
@@ -209,7 +212,7 @@ def check_read_only(layers: Iterable[Layer], caches: Iterable[str]) -> list[str]
             problems.append(f"nothing reads {cache}")
         for layer in readers:
             size = max(prod(tensor.shape) for tensor in layer.inputs if tensor.name == cache)
-            if any(prod(tensor.shape) >= size for tensor in layer.outputs):
+            if not is_product(layer) and any(prod(tensor.shape) >= size for tensor in layer.outputs):
                 problems.append(f"{layer.name} copies {cache}")
         update = update_name(cache)
         writers = [layer for layer in layers if any(tensor.name == update for tensor in layer.outputs)]

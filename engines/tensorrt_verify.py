@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from arforge.engines.compare import compare_precision
+from arforge.engines.tensorrt_between import check_between
 from arforge.engines.tensorrt_cache_layers import check_views, copied_bytes, readers
 from arforge.engines.tensorrt_layers import (
     Layer,
@@ -20,23 +21,21 @@ from arforge.engines.tensorrt_layers import (
     load_layers,
 )
 from arforge.engines.tensorrt_library import load_builder, quiet
-from arforge.engines.tensorrt_loop import check_loop
 from arforge.engines.tensorrt_versions import abilities
 from arforge.engines.tensorrt_weights import check_weights, weights_of
 from arforge.runner.backends.cuda import gpu_compute_capability
 from arforge.runner.backends.tensorrt_identity import (
+    between_of,
     build_command,
     check_identity,
     devices,
     has_views,
-    loop_of,
     lowered_of,
     reads_only,
 )
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import BuiltEngine, Bundle
 from arforge.runner.errors import EngineError, VerificationError
-from arforge.runner.loop_graph import PASSES
 from arforge.runner.report import Report
 from arforge.runner.step_graph import Contract, cache_names, view_name, written_name
 
@@ -72,8 +71,8 @@ def verify_engine(bundle: Bundle, engine: BuiltEngine, report: Report, required:
             report(f"{name}: {line}")
     for line in check_listing(bundle, identity, model):
         report(f"{name}: {line}")
-    if identity.get("loop") is not None:
-        report(f"{name}: {check_loop_engine(bundle, identity, library)}")
+    for kind, wanted in between_of(bundle, identity).items():
+        report(f"{name}: {check_between_engine(bundle, identity, kind, wanted, library)}")
     if library is not None and capability is not None:
         report(f"{name}: {check_run(bundle, identity, library)}")
     if has_views(identity):
@@ -195,25 +194,27 @@ def has_sizes(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return len(shape) == len(wanted) and all(right in (-1, found) for found, right in zip(shape, wanted, strict=True))
 
 
-def check_loop_engine(bundle: Bundle, identity: Mapping[str, Any], library: Library | None) -> str:
-    """Parse the loop graph where there is a library, and look at the layers that the builder listed."""
+def check_between_engine(
+    bundle: Bundle, identity: Mapping[str, Any], kind: str, wanted: Contract, library: Library | None
+) -> str:
+    """Parse a graph between two calls where there is a library, and look at the layers that the builder listed."""
     again = f"Rebuild the engine with `{build_command(bundle.root, identity)}`"
     if library is not None:
-        tensors, _ = parsed(bundle, identity["loop_graph"], library)
-        wanted = loop_of(bundle, identity)
+        graph = identity[f"{kind}_graph"]
+        tensors, _ = parsed(bundle, graph, library)
         for what, part in (("input", wanted.inputs), ("output", wanted.outputs)):
             kinds = {tensor.name: TYPES[tensor.dtype] for tensor in part}
             found = {name: dtype for name, (dtype, _) in tensors[what].items()}
             if found != kinds:
-                raise VerificationError(f"{identity['loop_graph']}: its {what}s are {found}, expected {kinds}. {again}")
-    if identity["loop_layers"] is None:
-        return f"loop: {identity['library']} lists no layers while it builds, so none were looked at"
-    layers = load_layers(bundle.path(identity["loop_layers"]).read_bytes())
-    profiles = len(identity["loop_profiles"])
-    if problem := check_loop(layers, profiles):
-        raise VerificationError(f"{identity['loop']}: {problem}. {again}")
+                raise VerificationError(f"{graph}: its {what}s are {found}, expected {kinds}. {again}")
+    if identity[f"{kind}_layers"] is None:
+        return f"{kind}: {identity['library']} lists no layers while it builds, so none were looked at"
+    layers = load_layers(bundle.path(identity[f"{kind}_layers"]).read_bytes())
+    profiles = len(identity[f"{kind}_profiles"])
+    if problem := check_between(layers, profiles):
+        raise VerificationError(f"{identity[kind]}: {problem}. {again}")
     most = max(Counter(layer.profile for layer in layers).values())
-    return f"loop: {PASSES} calls a launch, {most} kernels between two calls, none of which waits for the host"
+    return f"{kind}: {most} kernels between two calls, none of which waits for the host"
 
 
 def casts_to_float(model: ir.Model) -> int:

@@ -21,15 +21,13 @@ from arforge.engines.profiles import Shapes
 from arforge.engines.tensorrt import (
     GRAPH,
     BuildJob,
-    BuiltLoop,
     Prepared,
     check_precision,
     decoder_shapes,
-    loop_of,
+    planned_between,
     prepare,
 )
 from arforge.engines.tensorrt_graph import decoder_graph
-from arforge.engines.tensorrt_loop import loop_content, loop_shapes
 from arforge.engines.tensorrt_versions import abilities
 from arforge.runner.backends.tensorrt_library import RTX
 from arforge.runner.bundle import Bundle, open_bundle
@@ -37,7 +35,6 @@ from arforge.runner.bundle.writer import write_hashed
 from arforge.runner.errors import EngineError
 from arforge.runner.step_graph import PROMPT_GRAPHS
 
-LOOP = "loop-tensorrt"
 PROGRAMS = {"tensorrt": "trtexec", RTX: "tensorrt_rtx"}
 
 
@@ -67,8 +64,7 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
             name = f"{graph.stem.removeprefix(f'{GRAPH}-')}-{job.precision}"
             commands = [command(job, graph, name, ready.shapes, exact=ready.exact)]
             read = [*ready.files, ready.graph, *outside(ready.graph)]
-            if (loop := write_loop(ready)) is not None:
-                path, shapes = loop
+            for path, shapes in write_between(ready):
                 plain = replace(job, strip_weights=False)  # it has none
                 commands.append(command(plain, path.relative_to(scratch.root), path.stem, shapes))
                 read.append(path)
@@ -82,7 +78,7 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
                 kept = Path(made) / "kept"
                 for path in dict.fromkeys(read):
                     copy(path, kept / path.relative_to(scratch.root))
-                write_script(kept, bundle, ready, commands, BuiltLoop(*loop_of(ready)))
+                write_script(kept, bundle, ready, commands, planned_between(ready))
                 kept.rename(folder)
     except OSError as error:
         where = folder or error.filename or "a scratch folder"
@@ -90,14 +86,12 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
     return commands
 
 
-def write_loop(ready: Prepared) -> tuple[Path, list[Shapes]] | None:
-    """The loop graph, beside the step's, and the shapes that it is built for; None where there is none."""
-    plan, _ = loop_of(ready)
-    if plan is None:
-        return None
+def write_between(ready: Prepared) -> list[tuple[Path, list[Shapes]]]:
+    """The graphs between two calls, beside the step's, and the shapes that each is built for."""
     bundle = ready.bundle
-    graph = write_hashed(ready.graph.parent, LOOP, ".onnx", loop_content(bundle, plan))
-    return graph, loop_shapes(bundle, plan)
+    plans = [(f"{one.kind}-tensorrt", one.plan) for one in planned_between(ready) if one.plan is not None]
+    folder = ready.graph.parent
+    return [(write_hashed(folder, name, ".onnx", plan.content(bundle)), plan.shapes(bundle)) for name, plan in plans]
 
 
 def scratch_copy(bundle: Bundle, precision: str, root: Path) -> Bundle:

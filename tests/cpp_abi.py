@@ -42,6 +42,7 @@ PREVIEW = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
 class Options(ctypes.Structure):
     _fields_ = (
         ("size", c_size_t),
+        ("target", c_char_p),
         ("precision", c_char_p),
         ("provider", c_char_p),
         ("plugin", c_char_p),

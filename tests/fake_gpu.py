@@ -23,7 +23,7 @@ from arforge.engines.lowered_session import session_of
 from arforge.engines.tensorrt_view import close_views
 from arforge.runner import Runner
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
-from arforge.runner.backends.tensorrt_identity import loop_of, lowered_of
+from arforge.runner.backends.tensorrt_identity import between_of, lowered_of
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import Bundle
 from arforge.runner.step_graph import row_sizes
@@ -48,11 +48,13 @@ class FakeGpu:
         self.memory: dict[int, NDArray[np.uint8]] = {}
         self.queued: list[Work] = []
         self.captured: list[Work] | None = None
-        self.launches = self.waits = self.moved = 0  # moved: bytes of all copies that were done
+        self.launches = self.waits = self.sent = self.fetched = 0  # bytes of copies that were done, to it and back
+        self.allocations = self.graphs = 0  # graphs: that are held
         self.copied: list[int] = []  # bytes of every copy that was queued outside of graphs
         self.capturable, self.closed = True, False
 
     def allocate(self, size: int) -> int:
+        self.allocations += 1
         array = np.full(size + 256, 0xFF, np.uint8)  # as floats: NaN
         address = -(-array.ctypes.data // 256) * 256
         self.memory[address] = array
@@ -67,16 +69,24 @@ class FakeGpu:
     def upload(self, address: int, source: NDArray[Any]) -> None:
         assert source.flags.c_contiguous
         self.copied.append(source.nbytes)
-        self.do(lambda: self.move(address, source.ctypes.data, source.nbytes))
+        self.do(lambda: self.send(address, source.ctypes.data, source.nbytes))
 
     def download(self, target: NDArray[Any], address: int) -> None:
         assert target.flags.c_contiguous
         self.copied.append(target.nbytes)
-        self.do(lambda: self.move(target.ctypes.data, address, target.nbytes))
+        self.do(lambda: self.fetch(target.ctypes.data, address, target.nbytes))
 
-    def move(self, target: int, source: int, size: int) -> None:
-        self.moved += size
+    def send(self, target: int, source: int, size: int) -> None:
+        self.sent += size
         ctypes.memmove(target, source, size)
+
+    def fetch(self, target: int, source: int, size: int) -> None:
+        self.fetched += size
+        ctypes.memmove(target, source, size)
+
+    @property
+    def moved(self) -> int:
+        return self.sent + self.fetched
 
     def upload_rows(self, address: int, pitch: int, source: NDArray[Any]) -> None:
         for index, row in enumerate(source):
@@ -114,10 +124,14 @@ class FakeGpu:
         finally:
             work, self.captured = self.captured, None
         graphs.append(work)
+        self.graphs += 1
 
     def launch(self, graph: list[Work]) -> None:
         self.launches += 1
         self.queued.extend(graph)
+
+    def discard(self, graph: list[Work]) -> None:
+        self.graphs -= 1
 
     def synchronize(self) -> None:
         self.waits += 1
@@ -286,14 +300,13 @@ class FakeTensorRT:
             dimensions = {**profile, **row_sizes(model, profile["images"]), "slots": identity["slots"]}
             steps.append({tensor.name: tensor.sizes(dimensions) for tensor in (*step.inputs, *step.outputs)})
         self.known[digest(bundle.path(identity["engine"]).read_bytes())] = (bundle.path(identity["lowered"]), steps)
-        if identity.get("loop"):
-            sizes = [{**one, "rows": 2 * one["images"]} for one in identity["loop_profiles"]]
-            loop = loop_of(bundle, identity)
-            passes = [{t.name: t.sizes(one) for t in (*loop.inputs, *loop.outputs)} for one in sizes]
-            self.known[digest(bundle.path(identity["loop"]).read_bytes())] = (
-                bundle.path(identity["loop_graph"]),
-                passes,
-            )
+        for kind, contract in between_of(bundle, identity).items():
+            sizes = [{**one, "rows": 2 * one["images"]} for one in identity[f"{kind}_profiles"]]
+            if kind == "table":
+                sizes = [{**one, "drawn": one["images"] * identity["table_sizes"]["most"]} for one in sizes]
+            passes = [{t.name: t.sizes(one) for t in (*contract.inputs, *contract.outputs)} for one in sizes]
+            content = bundle.path(identity[kind]).read_bytes()
+            self.known[digest(content)] = (bundle.path(identity[f"{kind}_graph"]), passes)
         if identity["decoder"]:
             assert bundle.image_tokenizer is not None
             for count in sorted({profile["images"] for profile in profiles}):

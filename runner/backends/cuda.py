@@ -113,6 +113,11 @@ class Gpu:
     def launch(self, graph: Any) -> None:
         self._call("cudaGraphLaunch", graph, self.stream)
 
+    def discard(self, graph: Any) -> None:
+        """Free a graph that is not launched any more."""
+        self._graphs.remove(graph)
+        self._call("cudaGraphExecDestroy", graph)
+
     def synchronize(self) -> None:
         """Wait until all queued work is done. Raises EngineError if some of it failed."""
         self._call("cudaStreamSynchronize", self.stream)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.backends.cuda import Gpu
-from arforge.runner.backends.engine import Loop, RequestBuffers, StepBuffers, StepMemory
+from arforge.runner.backends.engine import Loop, RequestBuffers, StepBuffers, StepMemory, TableLoop
 from arforge.runner.backends.tensorrt_caches import place_caches
 from arforge.runner.backends.tensorrt_identity import (
     ELEMENT_TYPES,
@@ -25,8 +25,11 @@ from arforge.runner.backends.tensorrt_library import Library, load_library
 from arforge.runner.backends.tensorrt_loop import BatchLoop, Loops
 from arforge.runner.backends.tensorrt_placed_rows import PlacedRows
 from arforge.runner.backends.tensorrt_program import LoadedEngine, Program
+from arforge.runner.backends.tensorrt_table import BatchTable, Tables
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
+from arforge.runner.loop_graph import LOOK_EVERY
+from arforge.runner.plan import Plan
 from arforge.runner.step_graph import cache_names, guided_rows, written_name
 
 
@@ -49,7 +52,10 @@ class TensorRTEngine:
     that it was not built for is filled up with copies of the last image.
     """
 
-    def __init__(self, bundle: Bundle, identity: Mapping[str, Any], library: Library, gpu: Gpu) -> None:
+    def __init__(
+        self, bundle: Bundle, identity: Mapping[str, Any], library: Library, gpu: Gpu, look_every: int = LOOK_EVERY
+    ) -> None:
+        """`look_every`: calls that the device makes by itself, where it can, between two looks of the host; 0: all."""
         self._bundle, self.identity, self.library, self.gpu = bundle, identity, library, gpu
         self._profiles = {
             (p["images"], p["width"], p["queries"], p["condition"]): i for i, p in enumerate(identity["profiles"])
@@ -78,15 +84,17 @@ class TensorRTEngine:
         self._programs: dict[tuple[int, int, int, int], Program] = {}  # as in _profiles
         self._memory = StepMemory(bundle.model, bundle.sampler.graph)
         self._steps: dict[tuple[int, int], Step] = {}  # width, queries -> of this request
-        self._loops = Loops(bundle, identity, library, gpu)
+        self._loops = Loops(bundle, identity, library, gpu, look_every)
+        self._tables = Tables(bundle, identity, library, gpu)
+        self._look_every = look_every
 
     @classmethod
-    def built(cls, target: str, bundle: Bundle, precision: str) -> Self:
+    def built(cls, target: str, bundle: Bundle, precision: str, look_every: int = LOOK_EVERY) -> Self:
         """The engine that `arforge build` made. Raises EngineError if none is built, or fits, or there is no GPU."""
         identities = bundle.identities(target, precision)
         library, gpu = load_library(target), Gpu()
         identity = choose(bundle, identities, library.name, gpu.compute_capability)
-        return cls(bundle, identity, library, gpu)
+        return cls(bundle, identity, library, gpu, look_every)
 
     @property
     def device(self) -> str:
@@ -108,7 +116,7 @@ class TensorRTEngine:
     def captured(self) -> bool:
         """Whether every step that has run is a CUDA graph now."""
         programs = (program.captured for program in self._programs.values() if program.captured is not None)
-        return all((*programs, self._loops.captured))
+        return all((*programs, self._loops.captured, self._tables.captured))
 
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
         if condition > max(self._prompt, 1):
@@ -147,6 +155,16 @@ class TensorRTEngine:
         loop = self._loops.of(self._batch, first, later, (steps[0].program, steps[1].program))
         return BatchLoop(loop, self._memory.images, self._places, partial(self._stage, *steps))
 
+    def table_loop(self, plan: Plan) -> TableLoop | None:
+        if not self._tables.fits(self._batch, plan):
+            return None
+        kinds = [(step.width, step.queries) for step in plan.steps]
+        programs = {kind: self._program(self._batch, *kind) for kind in kinds}
+        table, between = self._tables.of(self._batch, plan, programs)
+        stage = partial(self._stage_settings, table.settings.arrays, *self._places)
+        steps = [programs[kind] for kind in kinds]
+        return BatchTable(table, plan, steps, between, self._memory.images, self._places, self._look_every, stage)
+
     def _stage(self, *steps: Step) -> None:
         for step in steps:
             self._stage_one(step)
@@ -154,8 +172,6 @@ class TensorRTEngine:
     def _stage_one(self, step: Step) -> None:
         """Put what the buffers and settings hold into the inputs of the step's program."""
         inputs, buffers = step.program.inputs, step.buffers
-        if "top_k" not in inputs and ((self.settings.top_k > 0).any() or (self.settings.top_p < 1).any()):
-            self._refuse("it was built without top-k and top-p", "--filters")
         for array, does, has in (
             (buffers.mask, "see", "one mask for all" if self._shared_mask else None),
             (buffers.write_index, "write to", "caches with slots first" if self._one_place else None),
@@ -165,17 +181,26 @@ class TensorRTEngine:
                     f"the rows of a step {does} different slots, and {self.library.name} has {has}: decode images "
                     "that are at other steps apart"
                 )
+        self._stage_settings(inputs, step.images, step.rows)
         if not self.own_mask:
             mask = buffers.mask[:1] if self._shared_mask else buffers.mask[step.rows]
             inputs["mask"][..., : self._memory.slots] = mask
-        if self.settings.condition is not None:
-            inputs["condition"][:, : self._memory.condition] = self.settings.condition[step.rows]
-        given = {**vars(self.settings), **vars(buffers)}
+        given = {} if step.shared else vars(buffers)
         for name, first in self._inputs.items():
-            if not (step.shared and hasattr(buffers, name)):
+            if name in given:
                 np.take(given[name], step.images if first == "images" else step.rows, axis=0, out=inputs[name])
         if self._placed and self.one_mask and (inputs["write_index"] != inputs["write_index"][0]).any():
             raise EngineError(f"rows with one mask write to slots {inputs['write_index'].tolist()}, expected the same")
+
+    def _stage_settings(self, inputs: Mapping[str, NDArray[Any]], images: Any, rows: Any) -> None:
+        """Put the request's settings into inputs of a program, whose images and rows are those of the request."""
+        if "top_k" not in inputs and ((self.settings.top_k > 0).any() or (self.settings.top_p < 1).any()):
+            self._refuse("it was built without top-k and top-p", "--filters")
+        if self.settings.condition is not None:
+            inputs["condition"][:, : self._memory.condition] = self.settings.condition[rows]
+        for name in ("temperature", "top_k", "top_p"):
+            if name in inputs:
+                np.take(getattr(self.settings, name), images, axis=0, out=inputs[name])
 
     def cache(self, name: str) -> NDArray[Any]:
         """A copy of one cache of the present request, (rows, kv_heads, slots, head_size)."""
@@ -192,6 +217,7 @@ class TensorRTEngine:
     def close(self) -> None:
         self._loaded.close()
         self._loops.close()
+        self._tables.close()
         self._programs.clear()
         self._steps.clear()
         self._memory.clear()

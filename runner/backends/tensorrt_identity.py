@@ -11,6 +11,7 @@ from arforge.runner.command_line import command_line
 from arforge.runner.errors import EngineError
 from arforge.runner.loop_graph import LoopSizes, loop_contract
 from arforge.runner.step_graph import Contract, conditioned, lowered_step
+from arforge.runner.table_graph import TableSizes, table_contract
 
 ELEMENT_TYPES = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
 """Of caches, by an identity's `types`, in the words of a contract."""
@@ -43,12 +44,26 @@ def reads_only(identity: Mapping[str, Any]) -> bool:
     return "caches" in identity and identity["caches"]["lowering"] == "read-only"
 
 
+def between_of(bundle: Bundle, identity: Mapping[str, Any]) -> dict[str, Contract]:
+    """The graphs between two calls that an engine has, by kind: "loop", "table"."""
+    contracts = {"loop": loop_of, "table": table_of}
+    return {kind: make(bundle, identity) for kind, make in contracts.items() if identity.get(kind) is not None}
+
+
 def loop_of(bundle: Bundle, identity: Mapping[str, Any]) -> Contract:
     """The loop graph of an engine that has one."""
     own_mask = identity["own_mask"]
     one_mask = not own_mask and not conditioned(bundle.model)
     sizes = LoopSizes(identity["loop_inputs"], identity["slots"], one_mask, own_mask)
     return loop_contract(bundle.model, sizes, bundle.sampler.graph)
+
+
+def table_of(bundle: Bundle, identity: Mapping[str, Any]) -> Contract:
+    """The table graph of an engine that has one."""
+    own_mask = identity["own_mask"]
+    one_mask = not own_mask and not conditioned(bundle.model)
+    sizes, slots = TableSizes(**identity["table_sizes"]), identity["slots"]
+    return table_contract(bundle.model, sizes, bundle.sampler.graph, slots, one_mask=one_mask, own_mask=own_mask)
 
 
 def check_identity(

@@ -129,6 +129,9 @@ class TimedEngine:
     def loop(self, first: int, later: int, inputs: int) -> None:
         """The host makes the calls, so that each is timed."""
 
+    def table_loop(self, plan: Plan) -> None:
+        """As `loop`."""
+
     def cache(self, name: str) -> NDArray[Any]:
         return self._engine.cache(name)
 

@@ -129,19 +129,21 @@ def test_a_device_builds_by_the_script_and_runs(
     open_bundle(there).check_hashes()
 
 
-def test_the_loop_is_built_too(bundle: Path, tmp_path: Path, program: Any, run_there: Any) -> None:
+def test_what_stands_between_two_calls_is_built_too(bundle: Path, tmp_path: Path, program: Any, run_there: Any) -> None:
     folder = tmp_path / "graphs"
-    dry_run(BuildJob(bundle, "tensorrt", "fp32", schedules=["ntp"]), folder)
+    dry_run(BuildJob(bundle, "tensorrt", "fp32", schedules=["ntp", "jacobi:6"]), folder)
     there = device_copy(bundle, tmp_path)
     done = script(folder, there, program("trtexec", "TensorRT.trtexec [TensorRT v110004]"))
     assert done.returncode == 0, done.stderr
     identity = open_bundle(there).engine("tensorrt", "fp32")
-    assert identity["loop"].endswith(".engine")
-    assert identity["loop_profiles"]
-    request = {"classes": [1], "schedule": "ntp", "guidance": 2.0}
+    for kind in ("loop", "table"):
+        assert identity[kind].endswith(".engine")
+        assert identity[f"{kind}_profiles"]
     with Runner.open(bundle, threads=1) as runner:
-        wanted = runner.generate(**request).tokens
-    np.testing.assert_array_equal(run_there(there, "tensorrt", "fp32", "11.0.4.17", **request).tokens, wanted)
+        for schedule in ("ntp", "jacobi:6"):
+            request = {"classes": [1], "schedule": schedule, "guidance": 2.0}
+            wanted = runner.generate(**request).tokens
+            np.testing.assert_array_equal(run_there(there, "tensorrt", "fp32", "11.0.4.17", **request).tokens, wanted)
 
 
 def test_a_bundle_without_images_for_tensorrt_rtx(

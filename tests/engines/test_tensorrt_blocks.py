@@ -135,9 +135,7 @@ def test_a_graph_of_small_blocks_alone_is_refused_for_tensorrt(stored: Bundle) -
         if source is not None and source.attributes["block_size"].as_int() == 64:
             node.op_type = "Removed"
     widen(model, blocks=(8,))
-    with pytest.raises(
-        EngineError, match="whose weights blocks fit, which for tensorrt have 64, 128 inputs"
-    ):
+    with pytest.raises(EngineError, match="whose weights blocks fit, which for tensorrt have 64, 128 inputs"):
         blocks_for_tensorrt(model, "tensorrt")
 
 

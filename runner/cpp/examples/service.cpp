@@ -1,6 +1,6 @@
 // A service that answers requests over a socket, with HTTP's simplest form:
 //
-//   arforge-service l.bundle 8080
+//   arforge-service l.bundle 8080 [--target tensorrt-rtx] [--precision fp16]
 //   curl 'http://127.0.0.1:8080/?class=207&seed=1&schedule=zipar:16&guidance=2' > image.ppm
 //   curl 'http://127.0.0.1:8080/?ids=3,9,1&seed=1' > image.ppm      # a prompt, by the ids of its tokens
 //
@@ -143,12 +143,23 @@ void serve(arforge::Batcher& batcher, int client) {
 } // namespace
 
 int main(int count, char** words) {
-  if (count != 3) {
-    std::cerr << "usage: arforge-service BUNDLE PORT\n";
+  arforge::Options options;
+  const std::map<std::string, std::string*> named = {{"--target", &options.target},
+                                                     {"--precision", &options.precision}};
+  bool known = count >= 3 && count % 2 == 1;
+  for (int index = 3; index + 1 < count; index += 2) {
+    const auto option = named.find(words[index]);
+    known = known && option != named.end();
+    if (known) {
+      *option->second = words[index + 1];
+    }
+  }
+  if (!known) {
+    std::cerr << "usage: arforge-service BUNDLE PORT [--target TEXT] [--precision TEXT]\n";
     return 2;
   }
   try {
-    arforge::Runner runner = arforge::Runner::open(words[1]);
+    arforge::Runner runner = arforge::Runner::open(words[1], options);
     arforge::Batcher batcher(runner, BATCH, WAITING, [](const arforge::Batched& batch) {
       std::cerr << "a batch of " << batch.images << (batch.done ? "" : ", cancelled or failed") << '\n';
     });

@@ -1,5 +1,6 @@
-// Fuzz target over what reads untrusted bytes: manifests, schedule files, schedule specifications, arrays. Whatever
-// comes in, each is read, or refused with arforge::Error; a schedule that is read can be planned and its calls filled.
+// Fuzz target over what reads untrusted bytes: manifests, identities of TensorRT engines, schedule files, schedule
+// specifications, arrays. Whatever comes in, each is read, or refused with arforge::Error; a schedule that is read can
+// be planned and its calls filled.
 //
 //   cmake -S runner/cpp -B build/fuzz -DARFORGE_FUZZ=ON -DARFORGE_SANITIZE=ON -DCMAKE_CXX_COMPILER=clang++ ...
 //   build/fuzz/fuzz/fuzz-readers CORPUS -max_total_time=3600 -dict=runner/cpp/fuzz/readers.dict
@@ -14,6 +15,7 @@
 #include "../tools/npy_reader.h"
 #include "arforge.hpp"
 #include "bundle/bundle.h"
+#include "bundle/tensorrt_identity.h"
 #include "conditions.h"
 #include "decoding.h"
 #include "schedules/file.h"
@@ -100,6 +102,8 @@ void read(const std::string& content) {
     const arforge::Schedule schedule = arforge::load_schedule(content, "input");
     plan_and_follow(schedule, {});
     plan_and_follow(schedule, {1, 4});
+  } else if (content.rfind('{', 0) == 0 && content.find("\"compute_capabilities\"") != std::string::npos) {
+    (void)arforge::parse_tensorrt_identity(content, "input");
   } else if (content.rfind('{', 0) == 0) {
     (void)arforge::parse_manifest(content, "input");
   } else if (content.rfind('\x93', 0) == 0) {

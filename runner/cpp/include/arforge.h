@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Changes when a function or struct here changes in a way that old callers would notice. */
-#define ARFORGE_ABI_VERSION 3
+#define ARFORGE_ABI_VERSION 4
 
 typedef enum arforge_status {
   ARFORGE_OK = 0,
@@ -42,7 +42,7 @@ typedef enum arforge_status {
   ARFORGE_ERROR_MISSING_FILE = 9,
   ARFORGE_ERROR_FILE_SIZE = 10,
   ARFORGE_ERROR_HASH = 11,
-  ARFORGE_ERROR_ENGINE = 12, /* not built, of another graph, refused by ONNX Runtime, or without its provider */
+  ARFORGE_ERROR_ENGINE = 12, /* not built, of another graph, refused by its library, or without its provider */
   ARFORGE_ERROR_MEMORY = 13,
   ARFORGE_ERROR_INTERNAL = 14,
   ARFORGE_ERROR_NUMERICS = 15,          /* a step whose logits are non-finite, or that gives tokens the model lacks */
@@ -58,9 +58,10 @@ typedef struct arforge_answer arforge_answer;
 
 typedef struct arforge_options {
   size_t size;
-  const char* precision; /* default NULL: that of the blocks which the bundle stores, or "fp32" */
-  const char* provider;  /* default "cpu"; also cuda, tensorrt, tensorrt-rtx */
-  const char* plugin;    /* tensorrt-rtx: the provider's library; default: its usual name */
+  const char* target;    /* of the engine: default "onnxruntime"; also tensorrt, tensorrt-rtx */
+  const char* precision; /* default NULL: that of the blocks which the bundle stores, or "fp32", of TensorRT "fp16" */
+  const char* provider;  /* of ONNX Runtime: default "cpu"; also cuda, tensorrt, tensorrt-rtx */
+  const char* plugin;    /* the library of the provider tensorrt-rtx, or of a target; default: its usual name */
   int32_t threads;       /* CPU threads; default 0: one for each core that the process may use */
   int32_t check_hashes;  /* default 0; otherwise every file of the bundle is read and its sha256 compared */
 } arforge_options;

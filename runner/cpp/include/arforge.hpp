@@ -60,12 +60,13 @@ private:
 };
 
 struct Options {
-  std::string precision; // of an engine that `arforge build --target onnxruntime` made; empty: that of the blocks which
-                         // the bundle stores, or fp32
-  std::string provider = "cpu"; // cpu, cuda, tensorrt, tensorrt-rtx
-  std::string plugin;           // tensorrt-rtx: the provider's library; empty: its usual name
-  int threads = 0;              // CPU threads; 0: one for each core that the process may use
-  bool check_hashes = false;    // read every file of the bundle and compare its sha256
+  std::string target = "onnxruntime"; // of an engine that `arforge build` made: onnxruntime, tensorrt, tensorrt-rtx
+  std::string precision;              // of that engine; empty: that of the blocks which the bundle stores, or fp32, of
+                                      // TensorRT fp16
+  std::string provider = "cpu";       // of ONNX Runtime: cpu, cuda, tensorrt, tensorrt-rtx
+  std::string plugin;                 // the library of the provider tensorrt-rtx, or of a target; empty: its usual name
+  int threads = 0;                    // CPU threads; 0: one for each core that the process may use
+  bool check_hashes = false;          // read every file of the bundle and compare its sha256
 };
 
 // A setting of a request: left out (the bundle's default), one value for all images, or one an image.
@@ -179,9 +180,11 @@ struct Result {
 
 // What a caller may want to know of an open bundle.
 struct Facts {
-  std::string precision; // of the engine
-  std::string provider;  // that it runs on
-  int threads = 0;       // CPU threads that were asked for; 0: one for each core that the process may use
+  std::string target, precision;    // of the engine
+  std::vector<std::int64_t> widths; // of steps that it was built for; none: any
+  std::int64_t exact_width = 0;     // the widest step in which a token gets the bits that it gets alone; 0: not known
+  std::string provider;             // of ONNX Runtime
+  int threads = 0;                  // CPU threads that were asked for; 0: one for each core that the process may use
   std::string family;
   std::string order;                  // of cells that the model was trained for: raster, regions or random
   std::int64_t classes = 0;           // 0 where the model takes prompts

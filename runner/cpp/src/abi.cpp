@@ -16,6 +16,7 @@ arforge::Options options_of(const arforge_options* c) {
   arforge::Options options;
   if (c != nullptr) {
     (void)sized(c, "options");
+    options.target = c->target != nullptr ? c->target : options.target;
     options.precision = c->precision != nullptr ? c->precision : options.precision;
     options.provider = c->provider != nullptr ? c->provider : options.provider;
     options.plugin = c->plugin != nullptr ? c->plugin : options.plugin;

@@ -16,4 +16,9 @@ std::int64_t spoilt_image(const Decoding& decoding, const StepBuffers& buffers, 
   return -1;
 }
 
+const char* advice(const Engine& engine) {
+  return engine.facts().cache_type == Type::float16 ? "use a bf16 or fp32 engine, which reach further than fp16"
+                                                    : "check the weights: arforge verify";
+}
+
 } // namespace arforge

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "backends/engine.h"
 #include "decoding.h"
 
 namespace arforge {
@@ -13,5 +14,8 @@ inline constexpr std::int64_t NO_TOKEN = -1; // what a step graph gives where a 
 // where all is well.
 std::int64_t spoilt_image(const Decoding& decoding, const StepBuffers& buffers, const ModelFacts& model,
                           std::int64_t images);
+
+// What helps against logits that are non-finite.
+const char* advice(const Engine& engine);
 
 } // namespace arforge

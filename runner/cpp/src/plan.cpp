@@ -221,6 +221,14 @@ Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::
   return plan;
 }
 
+std::int64_t images_together(std::int64_t asked, const std::vector<const Plan*>& plans, const EngineFacts& able) {
+  const bool own_paces = std::any_of(plans.begin(), plans.end(), [](const Plan* plan) { return plan->own_pace(); });
+  if (able.one_mask && own_paces) { // images that are at other steps see other slots
+    return 1;
+  }
+  return able.largest_batch == 0 ? asked : std::min(asked, able.largest_batch);
+}
+
 State start_of(const Plan& plan, const ModelFacts& model, std::int64_t images, const std::vector<Prompt>& prompts,
                const std::vector<std::int64_t>& tokens) {
   const auto rows = static_cast<std::int64_t>(prompts.size());

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "backends/engine.h"
 #include "bundle/facts.h"
 #include "schedules/schedule.h"
 #include "schedules/visibility.h"
@@ -63,6 +64,8 @@ struct Plan {
   std::optional<RowRules> rules;            // of images whose rows start by themselves
   std::vector<std::int64_t> widths;         // of the engine; empty: any
 
+  // Whether images of a batch get on as their tokens allow, rather than all alike.
+  [[nodiscard]] bool own_pace() const { return line || rules; }
   // The slots that a call is given which reaches to slot `needed`.
   [[nodiscard]] std::int64_t live(std::int64_t needed) const;
   // What a decoding of it counts up to: steps, or cells where rows start by themselves.
@@ -80,6 +83,9 @@ struct Plan {
 // other tokens. Throws Error (engine) if all widths are too narrow.
 Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::int64_t growth,
                std::int64_t prompt_slots, std::int64_t exact_width = 0);
+
+// How many images of a request, which asks for so many, an engine decodes at a time by all of these plans.
+std::int64_t images_together(std::int64_t asked, const std::vector<const Plan*>& plans, const EngineFacts& able);
 
 // The step at the least width of the engine that is at least `width`, over `planned`; allocates nothing where that has
 // room. Write index and slots are the caller's.

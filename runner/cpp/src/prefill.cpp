@@ -8,7 +8,7 @@
 namespace arforge {
 namespace {
 
-constexpr std::int64_t CHUNK = 128; // tokens of a prompt that pass at once; widths are for steps, which come again
+constexpr std::int64_t CHUNK = 128; // tokens of a prompt that pass at once, where the engine takes any number
 constexpr std::size_t KEPT = 8;     // prompts whose caches stay for later requests
 
 bool is_among(const std::vector<Prompt>& prompts, const Prompt& prompt) {
@@ -21,21 +21,33 @@ struct Chunks {
   std::vector<Shape> shapes;
 };
 
-Chunks chunks_of(const Prompt& prompt, std::int64_t position_rows) {
+// `widths`: of passes that the engine was built for; none: any. `name`: for messages.
+Chunks chunks_of(const Prompt& prompt, std::int64_t position_rows, const std::vector<std::int64_t>& widths,
+                 const std::string& name) {
   const std::int64_t count = prompt.before();
-  const std::int64_t most = std::max(std::min(CHUNK, position_rows), prompt.together);
+  const std::int64_t most = widths.empty() ? std::max(std::min(CHUNK, position_rows), prompt.together)
+                                           : *std::max_element(widths.begin(), widths.end());
+  if (prompt.together > most) {
+    throw Error(Code::engine, text(name, " has ", prompt.together, " tokens that see each other, the engine takes ",
+                                   most, " at once: build it again with --prefill-width ", prompt.together,
+                                   ", or ask for a causal prefill"));
+  }
   Chunks chunks;
   for (std::int64_t first = 0; first < count; first += most) {
     chunks.firsts.push_back(first);
-    chunks.shapes.push_back({std::min(most, count - first), 0, count});
+    chunks.shapes.push_back({engine_width(std::min(most, count - first), widths), 0, 0});
+  }
+  const std::int64_t slots = chunks.firsts.back() + chunks.shapes.back().width;
+  for (Shape& shape : chunks.shapes) {
+    shape.slots = slots;
   }
   return chunks;
 }
 
-// Writes the inputs of a chunk of `prompt` that begins at `first`.
+// Writes the inputs of a chunk of `prompt` that begins at `first`; padding repeats the last.
 void fill_chunk(const Prompt& prompt, std::int64_t first, bool in_sequence, const Shape& shape, StepBuffers& buffers) {
   for (std::int64_t input = 0; input < shape.width; input++) {
-    const std::int64_t place = first + input;
+    const std::int64_t place = std::min(first + input, prompt.before() - 1);
     buffers.tokens[static_cast<std::size_t>(input)] = prompt.token + place;
     buffers.positions[static_cast<std::size_t>(input)] = in_sequence ? place : 0;
     const std::int64_t seen = std::max(place + 1, place < prompt.together ? prompt.together : 0);
@@ -112,8 +124,9 @@ void Prefill::forget(const std::vector<Prompt>& present) {
 // of the weights.
 CacheContent Prefill::pass(const Prompt& prompt, const std::string& name) {
   const std::int64_t count = prompt.before();
-  const Chunks chunks = chunks_of(prompt, model_.position_rows);
-  engine_.prepare({1, 1, count, count}, chunks.shapes, count);
+  const Chunks chunks = chunks_of(prompt, model_.position_rows, engine_.facts().prefill_widths, name);
+  const std::int64_t slots = chunks.shapes.front().slots;
+  engine_.prepare({1, 1, slots, count}, chunks.shapes, slots);
   for (std::size_t chunk = 0; chunk < chunks.shapes.size(); chunk++) {
     const Shape& shape = chunks.shapes[chunk];
     StepBuffers& buffers = engine_.buffers(shape);
@@ -122,9 +135,9 @@ CacheContent Prefill::pass(const Prompt& prompt, const std::string& name) {
     const auto& drawn = buffers.next_tokens;
     if (std::find(drawn.begin(), drawn.end(), NO_TOKEN) != drawn.end()) {
       engine_.clear();
-      throw Error(Code::numerics,
-                  text(name, ": the logits are non-finite in its first ", chunks.firsts[chunk] + shape.width,
-                       " tokens of ", count + 1, "; check its features, check the weights: arforge verify"));
+      throw Error(Code::numerics, text(name, ": the logits are non-finite in its first ",
+                                       std::min(chunks.firsts[chunk] + shape.width, count), " tokens of ", count + 1,
+                                       "; check its features, ", advice(engine_)));
     }
   }
   return engine_.read_cache(0, 0, count);

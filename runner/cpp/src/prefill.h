@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "backends/onnxruntime_engine.h"
+#include "backends/engine.h"
 #include "conditions.h"
 #include "plan.h"
 
@@ -24,7 +24,7 @@ public:
   Prefill(Engine& engine, const ModelFacts& model) : engine_(engine), model_(model) {}
 
   // Prepares the engine for `plan`, a prompt a row. Throws Error (numerics) if a prompt makes non-finite logits, which
-  // names its image, counted from `first_image`.
+  // names its image, counted from `first_image`; Error (engine) for a prompt that the engine cannot take at once.
   void start(const Plan& plan, std::int64_t images, const std::vector<Prompt>& prompts, std::int64_t first_image);
 
   // Drops the caches of prompts that the next request is not likely to have.

@@ -6,19 +6,20 @@
 #include <utility>
 
 #include "arforge.hpp"
-#include "backends/image_codec.h"
-#include "backends/onnxruntime_engine.h"
+#include "backends/backend.h"
 #include "bundle/bundle.h"
 #include "canvas.h"
 #include "conditioner.h"
 #include "decoding.h"
 #include "device.h"
+#include "guarded.h"
 #include "numerics.h"
 #include "plan.h"
 #include "prefill.h"
 #include "preview.h"
 #include "request.h"
 #include "schedules/specification.h"
+#include "schedules/visibility.h"
 #include "text.h"
 
 namespace arforge {
@@ -40,6 +41,7 @@ struct Generation {
   std::vector<std::uint64_t> seeds; // (images)
   std::int64_t done, steps;         // of the whole request
   std::int64_t each;                // steps of one batch
+  std::int64_t together;            // images of one batch
   Result& result;
 };
 
@@ -53,22 +55,6 @@ struct Releasing {
 struct Batch {
   std::int64_t first, images;
 };
-
-// Runs `work`, with what libraries throw as Error; what the caller's own functions throw passes through.
-template <class Work>
-auto guarded(Work work) {
-  try {
-    return work();
-  } catch (const Ort::Exception& error) {
-    throw Error(Code::engine, text("ONNX Runtime failed: ", error.what()));
-  } catch (const std::bad_alloc&) {
-    throw Error(Code::memory, "no memory for this request: use a smaller batch");
-  } catch (const std::length_error&) {
-    throw Error(Code::memory, "no memory for this request: use a smaller batch");
-  } catch (const std::filesystem::filesystem_error& error) {
-    throw Error(Code::missing_file, error.what());
-  }
-}
 
 } // namespace
 
@@ -89,8 +75,9 @@ struct Runner::Implementation {
                                    std::int64_t width);
 
   Bundle bundle;
-  Engine engine;
-  ImageCodec codec;
+  Backend backend;
+  Engine& engine;
+  ImageCodec& codec;
   Conditioner conditioner;
   Prefill prefill;
   Facts facts;
@@ -99,9 +86,11 @@ struct Runner::Implementation {
 };
 
 Runner::Implementation::Implementation(Bundle opened, const Options& options)
-    : bundle(std::move(opened)), engine(bundle, find_engine(bundle, options.precision), options),
-      codec(bundle, options), conditioner(bundle, options), prefill(engine, bundle.model),
-      facts(facts_of(bundle, options)) {}
+    : bundle(std::move(opened)), backend(open_backend(bundle, options)), engine(*backend.engine), codec(*backend.codec),
+      conditioner(bundle, options), prefill(engine, bundle.model), facts(facts_of(bundle, options)) {
+  facts.widths = engine.facts().widths;
+  facts.exact_width = engine.facts().exact_width;
+}
 
 const Plan& Runner::Implementation::plan(const std::string& schedule, const std::vector<std::int32_t>& kept,
                                          std::int64_t prompt_slots) {
@@ -113,9 +102,14 @@ const Plan& Runner::Implementation::plan(const std::string& schedule, const std:
     plans.splice(plans.begin(), plans, found);
   } else {
     Schedule found_schedule = find_schedule(bundle, schedule, kept);
-    plans.push_front(
-        {schedule, kept, prompt_slots,
-         make_plan(std::move(found_schedule), engine.widths(), engine.growth(), prompt_slots, engine.exact_width())});
+    const EngineFacts& able = engine.facts();
+    if (able.own_mask && !sees_all_before(found_schedule)) {
+      throw Error(Code::engine, text("the engine was built for next-token decoding, in which all that is before is "
+                                     "seen: build it again with --schedule ",
+                                     schedule));
+    }
+    plans.push_front({schedule, kept, prompt_slots,
+                      make_plan(std::move(found_schedule), able.widths, able.growth, prompt_slots, able.exact_width)});
   }
   return plans.front().plan;
 }
@@ -157,7 +151,7 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
       engine.clear();
       throw Error(Code::numerics, text("step ", decoding->done(), " of ", plan.length(), ", image ",
                                        batch.first + spoilt, ": the logits are non-finite, or tokens outside 0..",
-                                       bundle.model.vocabulary - 1, "; check the weights: arforge verify"));
+                                       bundle.model.vocabulary - 1, "; ", advice(engine)));
     }
     decoding->store(buffers);
     generation.result.step_seconds.push_back(seconds_since(begin));
@@ -166,7 +160,7 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
       throw Error(Code::cancelled, text("cancelled after ", generation.done, " of ", generation.steps, " steps"));
     }
     if (request.preview) {
-      request.preview(partial_of(seen, generation.done - batch.first / request.batch * generation.each));
+      request.preview(partial_of(seen, generation.done - batch.first / generation.together * generation.each));
     }
   }
   for (std::int64_t image = 0; image < images; image++) {
@@ -203,8 +197,10 @@ Result Runner::Implementation::generate(const Request& request) {
     steps += window_plans.back()->length();
     calls += window_plans.back()->calls();
   }
-  const std::int64_t batches = (images + request.batch - 1) / request.batch;
-  Generation generation{request, sampling, std::move(conditions), seeds_of(request), 0, batches * steps, steps, result};
+  const std::int64_t each = images_together(request.batch, window_plans, engine.facts());
+  const std::int64_t batches = (images + each - 1) / each;
+  Generation generation{request, sampling, std::move(conditions), seeds_of(request), 0, batches * steps, steps,
+                        each,    result};
   reserve_calls(result, static_cast<std::size_t>(batches * calls)); // so that the loop allocates nothing
   ImageCodec::Receive receive = request.receive;
   if (bundle.image_tokenizer && !receive) {
@@ -214,8 +210,8 @@ Result Runner::Implementation::generate(const Request& request) {
       result.pixels.insert(result.pixels.end(), pixels, pixels + count * height * width * 3);
     };
   }
-  for (std::int64_t first = 0; first < images; first += request.batch) {
-    const Batch batch{first, std::min(request.batch, images - first)};
+  for (std::int64_t first = 0; first < images; first += each) {
+    const Batch batch{first, std::min(each, images - first)};
     const Clock::time_point start = Clock::now();
     for (std::size_t window = 0; window < canvas.windows.size(); window++) {
       decode(*window_plans[window], canvas.windows[window], batch, generation, canvas);
@@ -272,7 +268,9 @@ Runner Runner::open(const std::filesystem::path& bundle, const Options& options)
           check_hashes(opened);
         }
         Options chosen = options;
-        chosen.precision = options.precision.empty() ? default_precision(opened) : options.precision;
+        if (const std::string usual = default_precision(opened, options.target); options.precision.empty()) {
+          chosen.precision = usual;
+        }
         return Runner(std::make_unique<Implementation>(std::move(opened), chosen));
       } catch (const Error&) {
         if (opening == MAX_OPENINGS || manifest_content(bundle) == before) {

@@ -127,6 +127,21 @@ Contract contract_of(const ModelFacts& model, const std::string& graph, Type cac
                                  "': use step, step-logits, step-noise, condition, text, decoder, encoder"));
 }
 
+Contract lowered_contract(const ModelFacts& model, const std::string& graph, Type cache, bool filters, bool own_mask) {
+  Contract contract = contract_of(model, graph, cache);
+  const auto left_out = [&](const Tensor& tensor) {
+    return (!filters && (tensor.name == "top_k" || tensor.name == "top_p")) || (own_mask && tensor.name == "mask");
+  };
+  std::vector<Tensor>& inputs = contract.inputs;
+  inputs.erase(std::remove_if(inputs.begin(), inputs.end(), left_out), inputs.end());
+  const auto mask =
+      std::find_if(inputs.begin(), inputs.end(), [](const Tensor& tensor) { return tensor.name == "mask"; });
+  if (mask != inputs.end() && !conditioned(model)) {
+    mask->shape.front() = 1;
+  }
+  return contract;
+}
+
 Type cache_type(const std::string& precision) {
   return precision == "bf16" ? Type::bfloat16 : precision == "fp16" ? Type::float16 : Type::float32;
 }
@@ -141,6 +156,11 @@ std::vector<std::string> cache_names(std::int64_t caches) {
 }
 
 std::string written_name(const std::string& cache) { return "new_" + cache; }
+
+std::string update_name(const std::string& cache) {
+  std::string name = cache;
+  return name.replace(name.find("_cache_"), sizeof "_cache_" - 1, "_update_");
+}
 
 std::int64_t guided_rows(std::int64_t images, bool guided) { return guided ? 2 * images : images; }
 

@@ -41,6 +41,11 @@ struct Contract {
 // (bundle) for a graph that the format does not have.
 Contract contract_of(const ModelFacts& model, const std::string& graph, Type cache);
 
+// The step as TensorRT is given it: limits of sampling only where there are `filters`, and one mask for all rows. Where
+// a model takes prompts, which are of unequal lengths, each row keeps a mask of its own. `own_mask`: the graph makes
+// it.
+Contract lowered_contract(const ModelFacts& model, const std::string& graph, Type cache, bool filters, bool own_mask);
+
 // The type of keys and values in a bundle's graphs of that precision.
 Type cache_type(const std::string& precision);
 
@@ -48,6 +53,9 @@ Type cache_type(const std::string& precision);
 // `written_name`.
 std::vector<std::string> cache_names(std::int64_t caches);
 std::string written_name(const std::string& cache);
+
+// The output that holds a step's own keys or values, of an engine that only reads its caches.
+std::string update_name(const std::string& cache);
 
 // Whether a step reads rows of a prompt. Classes are tokens, of which the step has its own table.
 bool conditioned(const ModelFacts& model);

@@ -33,10 +33,10 @@ Generate images from BUNDLE: one a class or prompt, or --samples in all. A seed 
   --top-p FLOAT        Sample from the most likely tokens of mass P.  [default: the bundle's]
   --greedy             Take the most likely token (temperature 0).
   --batch N            Images decoded at a time.  [default: 32]
-  --target TEXT        Engine to run on: onnxruntime.  [default: onnxruntime]
-  --precision TEXT     Precision of that engine.  [default: fp32, or blocks that are stored]
-  --provider TEXT      cpu, cuda, tensorrt or tensorrt-rtx.  [default: cpu]
-  --plugin FILE        Library of the tensorrt-rtx provider.
+  --target TEXT        Engine to run on: onnxruntime, tensorrt or tensorrt-rtx.  [default: onnxruntime]
+  --precision TEXT     Precision of that engine.  [default: fp32, of TensorRT fp16, or blocks that are stored]
+  --provider TEXT      Of ONNX Runtime: cpu, cuda, tensorrt or tensorrt-rtx.  [default: cpu]
+  --plugin FILE        Library of the tensorrt-rtx provider, or of a target.  [default: its usual name]
   --threads N          CPU threads.  [default: one for each core that the process may use]
   --check-hashes       Compare every file of the bundle with its sha256 first.
   --output FILE        Grid of the images, .png or .ppm.
@@ -147,12 +147,7 @@ std::map<std::string, Action> valued_options(Command& c) {
       {"--top-k", [&c](const auto& name, const auto& value) { c.request.top_k = number<std::int64_t>(name, value); }},
       {"--top-p", real(c.request.top_p)},
       {"--batch", count(c.request.batch)},
-      {"--target",
-       [](const auto&, const auto& value) {
-         if (value != "onnxruntime") {
-           throw UsageError("unknown target '" + value + "': arforge-run runs onnxruntime; GPUs by --provider");
-         }
-       }},
+      {"--target", one_of(c.open.target, {"onnxruntime", "tensorrt", "tensorrt-rtx"})},
       {"--precision", into(c.open.precision)},
       {"--provider", into(c.open.provider)},
       {"--plugin", into(c.open.plugin)},

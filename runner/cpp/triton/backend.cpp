@@ -37,6 +37,7 @@ arforge::Runner opened(TRITONBACKEND_Model* model, const Json& config) {
   std::uint64_t version = 0;
   check(TRITONBACKEND_ModelVersion(model, &version));
   arforge::Options options;
+  options.target = parameter(config, "target", "onnxruntime");
   options.precision = parameter(config, "precision", "");
   options.provider = parameter(config, "provider", "cpu");
   options.threads = std::stoi(parameter(config, "threads", "0"));

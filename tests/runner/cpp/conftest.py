@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from typing import Any
 import cpp_abi
 import pytest
 from cpp_paces import BUNDLES
+from fake_gpu import RTX
+from made_once import made_once
+from stand_in_bundle import stand_in_bundle
+from tensorrt_pairs import KINDS, StandIn, StandIns
 
 from arforge.runner import Runner
 
@@ -35,6 +40,16 @@ class Build:
     @property
     def prefix(self) -> Path:
         return self.folder / "installed"
+
+    @property
+    def tensorrt(self) -> Path:
+        """TENSORRT_ROOT, with CUDA's runtime."""
+        return self.folder / "tensorrt"
+
+    @property
+    def stand_in(self) -> Path:
+        """Where that is built."""
+        return self.folder / "stand-in"
 
     @property
     def library(self) -> Path:
@@ -87,17 +102,31 @@ def onnxruntime_root(compiler: str) -> Path:  # noqa: ARG001 (without one there 
 
 
 def start_build(
-    name: str, root: Path, lock: int, *options: str, consumer: tuple[str, ...] = ()
+    name: str, root: Path, lock: int, *options: str, consumer: tuple[str, ...] = (), tensorrt: str | None = None
 ) -> tuple[Build, subprocess.Popen]:
-    """Configure, compile and install, in the background; the lock is held until that is done."""
+    """Configure, compile and install, in the background; the lock is held until that is done.
+
+    `tensorrt`: with engines of which library, rtx or enterprise; a stand-in is made for it before.
+    """
     build = Build(KEPT / name)
     build.folder.mkdir(parents=True, exist_ok=True)
     ninja = "-GNinja" if shutil.which("ninja") else "-GUnix Makefiles"
     common = f"'{ninja}' -DONNXRUNTIME_ROOT={root}"
     arforge, programs = build.folder / "arforge", build.folder / "programs"
+    given, before = [*options], ""
+    if tensorrt is not None:
+        given += ["-DARFORGE_TENSORRT=ON", f"-DTENSORRT_ROOT={build.tensorrt}", f"-DCUDAToolkit_ROOT={build.tensorrt}"]
+        before = f"""
+cmake -S {PROGRAMS}/tensorrt_stand_in -B {build.stand_in} {common} -DFLAVOUR={tensorrt} \
+  -DCMAKE_INSTALL_PREFIX={build.tensorrt}
+cmake --build {build.stand_in} -j2
+cmake --install {build.stand_in}
+"""
     script = f"""set -e
-cmake -S {SOURCE} -B {arforge} {common} -DNLOHMANN_JSON_INCLUDE={json_headers()} -DCMAKE_INSTALL_PREFIX={build.prefix} \
-  -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=0 {" ".join(options)}
+{before}
+cmake -S {SOURCE} -B {arforge} {common} -DNLOHMANN_JSON_INCLUDE={json_headers()} \
+  -DCMAKE_INSTALL_PREFIX={build.prefix} -DCMAKE_INSTALL_LIBDIR=lib \
+  -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=0 {" ".join(given)}
 cmake --build {arforge} -j2
 cmake --install {arforge}
 cmake -S {PROGRAMS} -B {programs} {common} -DCMAKE_PREFIX_PATH={build.prefix} {" ".join(consumer)}
@@ -128,6 +157,7 @@ def builds(onnxruntime_root: Path) -> Iterator[dict[str, tuple[Build, subprocess
                 "-DCMAKE_CXX_FLAGS=-O1",
                 *other,
                 consumer=("-DSANITIZE=ON", *other),
+                tensorrt="enterprise",
             ),
         }
     yield started
@@ -159,8 +189,47 @@ def sanitized(builds: dict[str, tuple[Build, subprocess.Popen]]) -> Build:
 
 
 @pytest.fixture(scope="session")
+def with_rtx(onnxruntime_root: Path) -> Build:
+    """The release with engines of TensorRT-RTX."""
+    KEPT.mkdir(exist_ok=True)
+    with (KEPT / "tensorrt-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return finished(start_build("tensorrt", onnxruntime_root, lock.fileno(), tensorrt="rtx"))
+
+
+@pytest.fixture(scope="session")
 def library(release: Build) -> cpp_abi.ctypes.CDLL:
     return cpp_abi.load(release.library)
+
+
+@pytest.fixture
+def stand_in(with_rtx: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StandIn:
+    monkeypatch.setenv("ARFORGE_CACHE", str(tmp_path / "kernels"))
+    monkeypatch.setenv("STAND_IN_VERSION", version("tensorrt-rtx-cu13-libs"))
+    return StandIn(with_rtx)
+
+
+@pytest.fixture(scope="session")
+def stand_ins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StandIns:
+    """Bundles of a kind whose engines of a precision the stand-in runs. Tests must leave them as they are."""
+    from arforge.engines import tensorrt  # which takes long to import
+
+    made: dict[tuple[str, str], Path] = {}
+
+    def built(kind: str, precision: str = "fp32") -> Path:
+        if (kind, precision) not in made:
+            source, wishes = KINDS[kind]
+
+            def make(path: Path) -> None:
+                copy = Path(shutil.copytree(request.getfixturevalue(source), path.with_name("built.bundle")))
+                tensorrt.build(tensorrt.BuildJob(copy, RTX, precision, **wishes))
+                copy.rename(path)
+
+            original = made_once(tmp_path_factory, f"cpp-{kind}-{precision}.bundle", make)
+            made[kind, precision] = stand_in_bundle(original, original.with_name("stand-in.bundle"))
+        return made[kind, precision]
+
+    return built
 
 
 @pytest.fixture(params=BUNDLES)

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_gpu import RTX
+from tensorrt_pairs import StandIns
 
-from arforge.runner import compile_schedule
+from arforge.runner import compile_schedule, open_bundle
 from arforge.runner.schedules.file import dump
 
 SANITIZERS = {"ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
@@ -123,7 +125,7 @@ def test_a_generation_is_clean_under_valgrind(release: Any, arpg_bundle: Path) -
 @pytest.fixture(scope="module")
 def corpus(
     tmp_path_factory: pytest.TempPathFactory, bundle: Path, arpg_bundle: Path, par_bundle: Path, text_bundle: Path,
-    ids_bundle: Path,
+    ids_bundle: Path, stand_ins: StandIns,
 ) -> Path:  # fmt: skip
     """Manifests, schedule files, specifications and arrays, as fuzzing starts from them."""
     folder = tmp_path_factory.mktemp("corpus")
@@ -133,6 +135,9 @@ def corpus(
         shutil.copy(root / "manifest.json", folder / f"manifest-{index}")
         for path in (root / "schedules").iterdir():
             shutil.copy(path, folder / f"{index}-{path.name}")
+    with_tensorrt = open_bundle(stand_ins("jacobi"))
+    identity = next(engine.path for engine in with_tensorrt.engines if engine.target == RTX)
+    shutil.copy(with_tensorrt.path(identity), folder / "identity")
     for row_end in (None, 0):
         for kind in ("ntp", "zipar:3"):
             line = compile_schedule(f"{kind},jacobi=5", (3, 5), row_end=row_end)

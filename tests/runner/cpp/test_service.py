@@ -4,58 +4,25 @@ from __future__ import annotations
 
 import re
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pytest
+from cpp_service import WAIT, answer_of, ask, asked, serving
 
 from arforge.runner import Runner
 
-WAIT = 60  # seconds, where all is well
 LONG = "GET /?class=0&schedule=ntp&guidance=2"  # what keeps the engine busy
-
-
-@contextmanager
-def serving(release: Any, bundle: Path, log: IO[str] | None = None) -> Iterator[int]:
-    """The port that the example service listens on."""
-    command = [str(release.program("arforge-service")), str(bundle), "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield int(process.stdout.readline().rpartition(":")[2])
-        finally:  # else a test that fails waits for ever
-            process.kill()
 
 
 @pytest.fixture(scope="module")
 def service(release: Any, bundle: Path) -> Iterator[int]:
     with serving(release, bundle) as port:
         yield port
-
-
-def asked(port: int, line: str) -> socket.socket:
-    """A connection over which this was asked."""
-    connection = socket.create_connection(("127.0.0.1", port), timeout=WAIT)
-    connection.sendall(f"{line} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
-    return connection
-
-
-def answer_of(connection: socket.socket) -> tuple[list[str], bytes]:
-    """The lines of its head, and its body."""
-    with connection:
-        head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
-    return head.decode().split("\r\n"), body
-
-
-def ask(port: int, line: str) -> tuple[str, bytes]:
-    head, body = answer_of(asked(port, line))
-    return head[0], body
 
 
 def test_the_service_answers_with_the_image(service: int, runner: Runner) -> None:
@@ -138,7 +105,7 @@ def test_clients_at_a_time_share_batches_and_get_what_they_get_alone(
 ) -> None:
     asking = [(n % 10, n, ("zipar:2", "ntp")[n % 2], 1.0 + n % 4) for n in range(40)]
     found: dict[int, tuple[str, bytes]] = {}
-    with (tmp_path / "log").open("w") as log, serving(release, bundle, log) as port:
+    with (tmp_path / "log").open("w") as log, serving(release, bundle, log=log) as port:
 
         def client(index: int) -> None:
             label, seed, schedule, guidance = asking[index]
@@ -176,7 +143,7 @@ def test_a_full_queue_is_503_and_a_late_request_504(release: Any, bundle: Path) 
 
 
 def test_clients_that_hang_up_make_room(release: Any, bundle: Path, tmp_path: Path) -> None:
-    with (tmp_path / "log").open("w") as log, serving(release, bundle, log) as port:
+    with (tmp_path / "log").open("w") as log, serving(release, bundle, log=log) as port:
         gone = [asked(port, LONG) for _ in range(60)]
         for connection in gone:
             connection.close()

@@ -29,7 +29,7 @@ def test_files_are_as_clang_format_writes_them() -> None:
 def test_files_are_small() -> None:
     lines = {path.name: path.read_text("utf-8").count("\n") for path in FILES}
     assert {name: count for name, count in lines.items() if count > 300} == {}
-    assert lines["service.cpp"] < 180
+    assert lines["service.cpp"] < 190
 
 
 @pytest.mark.parametrize("folder", ["src", "tools", "examples", "fuzz", "triton"])
@@ -50,10 +50,14 @@ def test_clang_tidy_finds_nothing(onnxruntime_root: Path, tmp_path: Path, folder
             together,
             "--",
             "-std=c++17",
+            '-DARFORGE_VERSION="0"',
             "-Wno-deprecated-declarations",
             f"-I{SOURCE / 'include'}",
             f"-I{SOURCE / 'src'}",
+            "-DARFORGE_TENSORRT",
             f"-isystem{Path(__file__).parent / 'programs'}",
+            f"-isystem{Path(__file__).parent / 'programs/tensorrt_stand_in/include'}",
+            f"-isystem{Path(__file__).parent / 'programs/tensorrt_stand_in/include/rtx'}",
             f"-isystem{onnxruntime_root / 'include'}",
             f"-isystem{Path(json.submodule_search_locations[0]) / 'include'}",
         ],

@@ -25,10 +25,10 @@ Ort::Value converted(Ort::Session& session, const Tensor& input, const Tensor& o
 
 } // namespace
 
-ImageCodec::ImageCodec(const Bundle& bundle, const Options& options)
+OnnxRuntimeCodec::OnnxRuntimeCodec(const Bundle& bundle, const Options& options)
     : bundle_(bundle), options_(options), env_(open_environment()) {}
 
-Ort::Session& ImageCodec::session(const std::string& graph, std::unique_ptr<Ort::Session>& session) {
+Ort::Session& OnnxRuntimeCodec::session(const std::string& graph, std::unique_ptr<Ort::Session>& session) {
   if (session == nullptr) { // fp32 is its only precision
     session = std::make_unique<Ort::Session>(open_session(env_, graph_path(bundle_, graph, "fp32"), options_, true));
     check_session(*session, contract_of(bundle_.model, graph, Type::float32),
@@ -37,8 +37,8 @@ Ort::Session& ImageCodec::session(const std::string& graph, std::unique_ptr<Ort:
   return *session;
 }
 
-void ImageCodec::decode(const std::int64_t* tokens, std::int64_t images, std::int64_t rows, std::int64_t columns,
-                        const Receive& receive) {
+void OnnxRuntimeCodec::decode(const std::int64_t* tokens, std::int64_t images, std::int64_t rows, std::int64_t columns,
+                              const Receive& receive) {
   const Contract contract = contract_of(bundle_.model, "decoder", Type::float32);
   const Ort::Value found = converted(session("decoder", decoder_), contract.inputs.front(), contract.outputs.front(),
                                      tokens, {images, rows, columns});
@@ -49,8 +49,8 @@ void ImageCodec::decode(const std::int64_t* tokens, std::int64_t images, std::in
   receive(found.GetTensorData<std::uint8_t>(), images, size[1], size[2]);
 }
 
-std::vector<std::int64_t> ImageCodec::encode(const std::uint8_t* pixels, std::int64_t images, std::int64_t height,
-                                             std::int64_t width) {
+std::vector<std::int64_t> OnnxRuntimeCodec::encode(const std::uint8_t* pixels, std::int64_t images, std::int64_t height,
+                                                   std::int64_t width) {
   const Contract contract = contract_of(bundle_.model, "encoder", Type::float32);
   const Ort::Value found = converted(session("encoder", encoder_), contract.inputs.front(), contract.outputs.front(),
                                      pixels, {images, height, width, 3});

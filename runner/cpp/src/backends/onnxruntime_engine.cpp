@@ -9,6 +9,8 @@
 namespace arforge {
 namespace {
 
+constexpr std::int64_t GROWTH = 64; // slots, of caches in host memory
+
 // Throws where the masks of all kinds of steps would not fit into any sensible memory.
 void check_masks(const Extent& extent, const std::vector<Shape>& shapes) {
   constexpr std::size_t MOST = std::size_t{1} << 33; // bytes
@@ -31,27 +33,35 @@ const std::filesystem::path& graph_for(const EngineIdentity& identity, const Opt
   }
   if (identity.standard.empty()) {
     throw Error(Code::engine,
-                text("an ", options.precision, " engine with weights of its own is for provider cpu, not ", options.provider,
-                     ": use fp32, or `arforge build --precision int8 --quantization static`"));
+                text("an ", options.precision, " engine with weights of its own is for provider cpu, not ",
+                     options.provider, ": use fp32, or `arforge build --precision int8 --quantization static`"));
   }
   return identity.standard;
 }
 
 } // namespace
 
-std::vector<std::int64_t> Engine::cache_shape(std::int64_t slots) const {
+std::vector<std::int64_t> OnnxRuntimeEngine::cache_shape(std::int64_t slots) const {
   return {extent_.rows, bundle_.model.kv_heads, slots, bundle_.model.head_size};
 }
 
-std::size_t Engine::heads() const { return entries_of({extent_.rows, bundle_.model.kv_heads}); }
+std::size_t OnnxRuntimeEngine::heads() const { return entries_of({extent_.rows, bundle_.model.kv_heads}); }
 
-std::size_t Engine::line_bytes() const { return entries_of({bundle_.model.head_size}) * bytes_of(cache_type_); }
+std::size_t OnnxRuntimeEngine::line_bytes() const {
+  return entries_of({bundle_.model.head_size}) * bytes_of(facts_.cache_type);
+}
 
-Engine::Engine(const Bundle& bundle, const EngineIdentity& identity, const Options& options)
-    : bundle_(bundle), widths_(identity.widths), exact_width_(options.provider == "cpu" ? identity.exact_width : 0),
-      cache_type_(cache_type(options.precision)),
-      contract_(contract_of(bundle.model, bundle.sampler.graph(), cache_type_)), env_(open_environment()),
-      session_(open_session(env_, graph_for(identity, options), options, false)),
+OnnxRuntimeEngine::OnnxRuntimeEngine(const Bundle& bundle, const EngineIdentity& identity, const Options& options)
+    : Engine({identity.widths,
+              {},
+              0,
+              options.provider == "cpu" ? identity.exact_width : 0,
+              GROWTH,
+              false,
+              false,
+              cache_type(options.precision)}),
+      bundle_(bundle), contract_(contract_of(bundle.model, bundle.sampler.graph(), facts_.cache_type)),
+      env_(open_environment()), session_(open_session(env_, graph_for(identity, options), options, false)),
       host_(Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault)) {
   check_session(session_, contract_, text("the step graph of ", bundle.root.string()));
   for (const std::string& name : cache_names(bundle.model.caches)) {
@@ -62,7 +72,7 @@ Engine::Engine(const Bundle& bundle, const EngineIdentity& identity, const Optio
 }
 
 // Where the session wants its caches, if not in host memory.
-void Engine::find_device() {
+void OnnxRuntimeEngine::find_device() {
   const std::vector<std::string> names = session_.GetInputNames();
   const std::vector<Ort::ConstMemoryInfo> places = session_.GetMemoryInfoForInputs();
   for (std::size_t index = 0; index < names.size(); index++) {
@@ -73,12 +83,13 @@ void Engine::find_device() {
         throw Error(Code::engine, "models that take prompts run on provider cpu: leave out the provider");
       }
       device_ = Ort::Allocator(session_, places[index]);
+      facts_.growth = 0;
       return;
     }
   }
 }
 
-void Engine::prepare(const Extent& extent, const std::vector<Shape>& shapes, std::int64_t zero_slots) {
+void OnnxRuntimeEngine::prepare(const Extent& extent, const std::vector<Shape>& shapes, std::int64_t zero_slots) {
   try {
     if (!(extent_ == extent)) {
       forget_shapes();
@@ -104,9 +115,9 @@ void Engine::prepare(const Extent& extent, const std::vector<Shape>& shapes, std
 }
 
 // The memory of all caches: the host's, grown when needed and never shrunk; or a device's.
-void Engine::allocate_caches() {
+void OnnxRuntimeEngine::allocate_caches() {
   std::vector<std::int64_t> shape = cache_shape(extent_.slots);
-  shape.push_back(static_cast<std::int64_t>(bytes_of(cache_type_)));
+  shape.push_back(static_cast<std::int64_t>(bytes_of(facts_.cache_type)));
   const std::size_t bytes = entries_of(shape);
   shape.pop_back();
   if (device_ == nullptr) {
@@ -116,21 +127,21 @@ void Engine::allocate_caches() {
     return;
   }
   zeros_.resize(std::max(zeros_.size(), bytes));
-  const ONNXTensorElementDataType type = element_type(cache_type_);
+  const ONNXTensorElementDataType type = element_type(facts_.cache_type);
   for (Cache& cache : caches_) {
     cache.value = Ort::Value::CreateTensor(device_, shape.data(), shape.size(), type);
     cache.cleared = Ort::Value::CreateTensor(host_, zeros_.data(), bytes, shape.data(), shape.size(), type);
   }
 }
 
-void Engine::clear() { // a device's are cleared by every first step
+void OnnxRuntimeEngine::clear() { // a device's are cleared by every first step
   for (Cache& cache : caches_) {
     std::fill(cache.host.begin(), cache.host.end(), std::uint8_t{0});
   }
 }
 
 // Lays the caches out for more slots: every head's move to where they now begin, the last head's first.
-void Engine::spread(std::int64_t slots) {
+void OnnxRuntimeEngine::spread(std::int64_t slots) {
   const std::size_t before = static_cast<std::size_t>(live_) * line_bytes();
   const std::size_t now = static_cast<std::size_t>(slots) * line_bytes();
   for (Cache& cache : caches_) {
@@ -141,7 +152,7 @@ void Engine::spread(std::int64_t slots) {
   live_ = slots;
 }
 
-StepBuffers& Engine::buffers(const Shape& shape) {
+StepBuffers& OnnxRuntimeEngine::buffers(const Shape& shape) {
   try {
     bind(shape);
   } catch (...) {
@@ -151,14 +162,14 @@ StepBuffers& Engine::buffers(const Shape& shape) {
   return buffers_.find({shape.width, shape.queries})->second;
 }
 
-void Engine::forget_shapes() {
+void OnnxRuntimeEngine::forget_shapes() {
   bound_.clear();
   buffers_.clear();
   extent_ = {};
 }
 
 // Allocates the buffers of one kind of step and binds them and the caches, as the contract says, unless that is done.
-void Engine::bind(const Shape& shape) {
+void OnnxRuntimeEngine::bind(const Shape& shape) {
   if (bound_.find(shape) != bound_.end()) {
     return;
   }
@@ -185,14 +196,14 @@ void Engine::bind(const Shape& shape) {
   }
 }
 
-void Engine::bind_caches(Ort::IoBinding& binding, bool first, std::int64_t slots) {
+void OnnxRuntimeEngine::bind_caches(Ort::IoBinding& binding, bool first, std::int64_t slots) {
   const std::vector<std::int64_t> live = cache_shape(slots);
-  const std::size_t bytes = entries_of(live) * bytes_of(cache_type_);
+  const std::size_t bytes = entries_of(live) * bytes_of(facts_.cache_type);
   for (Cache& cache : caches_) {
     const std::string output = written_name(cache.name);
     if (device_ == nullptr) {
       const Ort::Value value = Ort::Value::CreateTensor(host_, cache.host.data(), bytes, live.data(), live.size(),
-                                                        element_type(cache_type_));
+                                                        element_type(facts_.cache_type));
       binding.BindInput(cache.name.c_str(), value);
       binding.BindOutput(output.c_str(), value);
     } else {
@@ -202,7 +213,7 @@ void Engine::bind_caches(Ort::IoBinding& binding, bool first, std::int64_t slots
   }
 }
 
-void Engine::run(const Shape& shape, bool first) {
+void OnnxRuntimeEngine::run(const Shape& shape, bool first) {
   if (device_ == nullptr && shape.slots > live_) {
     spread(shape.slots);
   }
@@ -215,12 +226,12 @@ void Engine::run(const Shape& shape, bool first) {
 }
 
 // Where a head's slot lies in host memory.
-std::uint8_t* Engine::place(Cache& cache, std::int64_t row, std::int64_t head, std::int64_t slot) {
+std::uint8_t* OnnxRuntimeEngine::place(Cache& cache, std::int64_t row, std::int64_t head, std::int64_t slot) {
   return cache.host.data() +
          static_cast<std::size_t>((row * bundle_.model.kv_heads + head) * live_ + slot) * line_bytes();
 }
 
-CacheContent Engine::read_cache(std::int64_t row, std::int64_t first, std::int64_t count) {
+CacheContent OnnxRuntimeEngine::read_cache(std::int64_t row, std::int64_t first, std::int64_t count) {
   const std::size_t bytes = static_cast<std::size_t>(count) * line_bytes();
   CacheContent content;
   for (Cache& cache : caches_) {
@@ -233,7 +244,7 @@ CacheContent Engine::read_cache(std::int64_t row, std::int64_t first, std::int64
   return content;
 }
 
-void Engine::write_cache(std::int64_t row, std::int64_t first, const CacheContent& content) {
+void OnnxRuntimeEngine::write_cache(std::int64_t row, std::int64_t first, const CacheContent& content) {
   for (std::size_t index = 0; index < caches_.size(); index++) {
     const std::size_t bytes = content[index].size() / static_cast<std::size_t>(bundle_.model.kv_heads);
     for (std::int64_t head = 0; head < bundle_.model.kv_heads; head++) {

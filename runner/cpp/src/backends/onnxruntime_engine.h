@@ -12,42 +12,24 @@
 #include <vector>
 
 #include "arforge.hpp"
+#include "backends/engine.h"
 #include "backends/onnxruntime_session.h"
 #include "bundle/bundle.h"
 #include "step_graph.h"
 
 namespace arforge {
 
-// What slots of a row hold, one array a cache: (kv_heads, slots, head_size).
-using CacheContent = std::vector<std::vector<std::uint8_t>>;
-
-class Engine {
+class OnnxRuntimeEngine : public Engine {
 public:
   // Throws Error (engine) if ONNX Runtime, the provider or the graph does not fit.
-  Engine(const Bundle& bundle, const EngineIdentity& identity, const Options& options);
+  OnnxRuntimeEngine(const Bundle& bundle, const EngineIdentity& identity, const Options& options);
 
-  [[nodiscard]] const std::vector<std::int64_t>& widths() const { return widths_; }
-  // The widest step in which a token gets the bits that it gets alone; 0 where that is not known.
-  [[nodiscard]] std::int64_t exact_width() const { return exact_width_; }
-  [[nodiscard]] std::int64_t growth() const { return device_ == nullptr ? 64 : 0; } // of the slots that are bound
-
-  // Makes caches and buffers ready for steps of these shapes, the first `zero_slots` slots zero: nothing is allocated
-  // after it, but for binding the memory of a width to a number of slots that is not among them. The first step has the
-  // first shape.
-  void prepare(const Extent& extent, const std::vector<Shape>& shapes, std::int64_t zero_slots);
-
-  // The memory of one kind of step, whose width and queries were prepared for.
-  StepBuffers& buffers(const Shape& shape);
-
-  // Forgets what the caches hold: NaN in a slot that no mask lets through would still reach the next request.
-  void clear();
-
-  // Executes one step of that shape from its buffers.
-  void run(const Shape& shape, bool first);
-
-  // Caches of one row from slot `first` on; what is written must lie in slots that were prepared as zero slots.
-  [[nodiscard]] CacheContent read_cache(std::int64_t row, std::int64_t first, std::int64_t count);
-  void write_cache(std::int64_t row, std::int64_t first, const CacheContent& content);
+  void prepare(const Extent& extent, const std::vector<Shape>& shapes, std::int64_t zero_slots) override;
+  StepBuffers& buffers(const Shape& shape) override;
+  void clear() override;
+  void run(const Shape& shape, bool first) override;
+  [[nodiscard]] CacheContent read_cache(std::int64_t row, std::int64_t first, std::int64_t count) override;
+  void write_cache(std::int64_t row, std::int64_t first, const CacheContent& content) override;
 
 private:
   struct Cache {
@@ -76,9 +58,6 @@ private:
   std::uint8_t* place(Cache& cache, std::int64_t row, std::int64_t head, std::int64_t slot);
 
   const Bundle& bundle_;
-  std::vector<std::int64_t> widths_;
-  std::int64_t exact_width_;
-  Type cache_type_;
   Contract contract_;
   Ort::Env env_;
   Ort::Session session_;

@@ -108,22 +108,36 @@ fs::path graph_path(const Bundle& bundle, const std::string& name, const std::st
               text(bundle.root.string(), " has no ", precision, " graph '", name, "': ", hint(bundle, name)));
 }
 
-std::string default_precision(const Bundle& bundle) {
+std::string default_precision(const Bundle& bundle, const std::string& target) {
   const std::string& stored = bundle.model.stored_precision;
-  return stored == "int8" || stored == "int4" ? stored : "fp32";
+  if (target == "onnxruntime") {
+    return stored == "int8" || stored == "int4" ? stored : "fp32";
+  }
+  if (target == "tensorrt" || target == "tensorrt-rtx") {
+    return stored == "int4" ? stored : "fp16";
+  }
+  throw Error(Code::engine,
+              text("unknown target '", target, "': this arforge runs onnxruntime, tensorrt-rtx, tensorrt"));
+}
+
+void refuse_unbuilt(const Bundle& bundle, const std::string& target, const std::string& precision) {
+  std::vector<std::string> built;
+  built.reserve(bundle.engines.size());
+  for (const BuiltEngine& engine : bundle.engines) {
+    built.push_back(engine.target + " " + engine.precision);
+  }
+  throw Error(Code::engine, text(bundle.root.string(), " has no ", target, " ", precision, " engine (built: ",
+                                 listed(built), "). Build it: arforge build ", quoted(bundle.root.string()),
+                                 " --target ", target, " --precision ", quoted(precision)));
 }
 
 EngineIdentity find_engine(const Bundle& bundle, const std::string& precision) {
-  std::vector<std::string> built;
   for (const BuiltEngine& engine : bundle.engines) {
     if (engine.target == "onnxruntime" && engine.precision == precision) {
       return read_identity(bundle, engine);
     }
-    built.push_back(engine.target + " " + engine.precision);
   }
-  throw Error(Code::engine, text(bundle.root.string(), " has no onnxruntime ", precision,
-                                 " engine (built: ", listed(built), "). Build it: arforge build ",
-                                 quoted(bundle.root.string()), " --target onnxruntime --precision ", precision));
+  refuse_unbuilt(bundle, "onnxruntime", precision);
 }
 
 Facts facts_of(const Bundle& bundle, const Options& options) {
@@ -132,6 +146,7 @@ Facts facts_of(const Bundle& bundle, const Options& options) {
   const FeaturesCondition* features = features_condition(model);
   const IdsCondition* own = ids_condition(model);
   Facts facts;
+  facts.target = options.target;
   facts.precision = options.precision;
   facts.provider = options.provider;
   facts.threads = options.threads;

@@ -58,10 +58,14 @@ const Graph* find_graph(const Bundle& bundle, const std::string& name);
 // The ONNX file of a graph; throws Error (bundle) if the bundle lacks it.
 std::filesystem::path graph_path(const Bundle& bundle, const std::string& name, const std::string& precision);
 
-// That of an engine where nobody names one: of the blocks that the bundle stores, or fp32.
-std::string default_precision(const Bundle& bundle);
+// That of an engine where nobody names one: of the blocks that the bundle stores, where the target runs those, or the
+// target's usual one. Throws Error (engine) for a target that is not known.
+std::string default_precision(const Bundle& bundle, const std::string& target);
 
-// The engine of that precision, checked against the bundle; throws Error (engine).
+// Throws Error (engine): no engine of that kind is built, and how to build one.
+[[noreturn]] void refuse_unbuilt(const Bundle& bundle, const std::string& target, const std::string& precision);
+
+// The engine of ONNX Runtime of that precision, checked against the bundle; throws Error (engine).
 EngineIdentity find_engine(const Bundle& bundle, const std::string& precision);
 
 // What a caller may want to know of it, opened so.

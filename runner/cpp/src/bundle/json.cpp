@@ -9,8 +9,8 @@
 namespace arforge {
 namespace {
 
-[[noreturn]] void refused(const std::string& place, const std::string& expected) {
-  throw Error(Code::manifest, text("the manifest does not follow the format: ", place, " must be ", expected));
+[[noreturn]] void refused(const Document& document, const std::string& place, const std::string& expected) {
+  throw Error(document.code, text(document.name, " does not follow the format: ", place, " must be ", expected));
 }
 
 std::size_t letters(const std::string& utf8) {
@@ -52,33 +52,37 @@ Json parse_json(const std::string& content, const std::string& name, Code code) 
   return {};
 }
 
-std::int64_t whole_number(const Json& value, const std::string& place, std::int64_t least, std::int64_t most) {
+std::int64_t whole_number(const Json& value, const std::string& place, std::int64_t least, std::int64_t most,
+                          const Document& document) {
   const bool small = !value.is_number_unsigned() || value.get<std::uint64_t>() <= INT64_MAX;
   if (!value.is_number_integer() || !small || value.get<std::int64_t>() < least || value.get<std::int64_t>() > most) {
-    refused(place, text("a whole number, without a point, from ", least, " to ", most));
+    refused(document, place, text("a whole number, without a point, from ", least, " to ", most));
   }
   return value.get<std::int64_t>();
 }
 
-Fields::Fields(const Json& object, std::string place, std::initializer_list<const char*> names)
-    : object_(object), place_(std::move(place)) {
+Fields::Fields(const Json& object, std::string place, std::initializer_list<const char*> names,
+               const Document& document, std::initializer_list<const char*> optional)
+    : object_(object), place_(std::move(place)), document_(document) {
   if (!object.is_object()) {
-    refused(place_, "an object");
+    refused(document_, place_, "an object");
   }
   for (const char* name : names) {
     if (!object.contains(name)) {
-      refused(place_, text("an object with the field ", name));
+      refused(document_, place_, text("an object with the field ", name));
     }
   }
-  if (object.size() != names.size()) {
-    refused(place_, text("an object with no field but ", listed(names)));
+  const auto more = std::count_if(optional.begin(), optional.end(), [&](const char* name) { return has(name); });
+  if (object.size() != names.size() + static_cast<std::size_t>(more)) {
+    const char* comma = optional.size() > 0 ? ", " : "";
+    refused(document_, place_, text("an object with no field but ", listed(names), comma, listed(optional, "")));
   }
 }
 
-void Fields::refuse(const char* name, const std::string& expected) const { refused(place(name), expected); }
+void Fields::refuse(const char* name, const std::string& expected) const { refused(document_, place(name), expected); }
 
 std::int64_t Fields::whole(const char* name, std::int64_t least, std::int64_t most) const {
-  return whole_number(at(name), place(name), least, most);
+  return whole_number(at(name), place(name), least, most, document_);
 }
 
 double Fields::number(const char* name, double least, double most) const {

@@ -15,7 +15,6 @@ constexpr const char* FORMAT = "arforge-bundle";
 constexpr std::int64_t VERSION = 2;
 constexpr std::size_t MAX_NAME_LETTERS = 200;
 constexpr std::int64_t MAX_LAYERS = 4096;
-constexpr std::size_t MAX_PATH_LETTERS = 400;
 constexpr std::size_t MAX_IDS = 1 << 20;
 constexpr std::size_t MAX_RANGES = 1 << 16; // of ids
 constexpr std::size_t MAX_TEXT_LETTERS = 4000;

@@ -31,4 +31,23 @@ void Visibility::enter(const RankedStep& step, std::int64_t slots, std::int64_t 
   std::fill(ranks + step.write_index + step.commit, ranks + step.write_index + step.inputs, NEVER);
 }
 
+bool sees_all_before(const Schedule& schedule) {
+  if (schedule.queries) {
+    return false;
+  }
+  std::int64_t before = std::numeric_limits<std::int64_t>::min(); // the last rank
+  for (const Step& step : schedule.steps) {
+    if (step.commit != static_cast<std::int64_t>(step.inputs.size()) || !step.retire.empty()) {
+      return false;
+    }
+    for (const Input& given : step.inputs) {
+      if (given.holes != 0 || given.rank <= before) {
+        return false;
+      }
+      before = given.rank;
+    }
+  }
+  return true;
+}
+
 } // namespace arforge

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "schedules/schedule.h"
+
 namespace arforge {
 
 // What the rule needs of one step.
@@ -24,5 +26,8 @@ struct Visibility {
   // Enters a step and writes its mask (width, slots), bytes 0 and 1. Slots that it does not keep are forgotten.
   void enter(const RankedStep& step, std::int64_t slots, std::int64_t zero_slots, std::uint8_t* mask);
 };
+
+// Whether every input sees the slots up to its own and no others, as next-token decoding's do.
+bool sees_all_before(const Schedule& schedule);
 
 } // namespace arforge

@@ -3,6 +3,8 @@
 //   generations growth BUNDLE COUNT          resident bytes, the medians of their second and last quarter
 //   generations threads BUNDLE               two runners in two threads, and two threads on one runner
 //   generations open FILE                    each line "BUNDLE<tab>SCHEDULE": its error code and message
+//
+// All of them on ONNX Runtime, or on the engine that is named behind: TARGET PRECISION.
 #include <arforge.hpp>
 
 #include <algorithm>
@@ -15,11 +17,9 @@
 
 namespace {
 
-arforge::Runner opened(const std::string& bundle) {
-  arforge::Options options;
-  options.threads = 1;
-  return arforge::Runner::open(bundle, options);
-}
+arforge::Options options; // of every runner
+
+arforge::Runner opened(const std::string& bundle) { return arforge::Runner::open(bundle, options); }
 
 arforge::Request request_of(const arforge::Runner& runner, const std::string& schedule, std::int64_t images,
                             std::int64_t index) {
@@ -112,6 +112,10 @@ int open_each(const std::string& path) {
 
 int main(int count, char** words) {
   const std::string mode = count > 2 ? words[1] : "";
+  const int used = mode == "growth" ? 4 : 3;
+  options.threads = 1;
+  options.target = count == used + 2 ? words[used] : options.target;
+  options.precision = count == used + 2 ? words[used + 1] : "";
   return mode == "growth"    ? growth(words[2], std::stoll(words[3]))
          : mode == "threads" ? threads(words[2])
          : mode == "open"    ? open_each(words[2])

@@ -1,0 +1,251 @@
+#include "bundle/tensorrt_identity.h"
+
+#include <algorithm>
+
+#include "bundle/files.h"
+#include "bundle/json.h"
+#include "text.h"
+
+namespace arforge {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr std::size_t MAX_ENTRIES = 4096; // of a list
+constexpr std::size_t MAX_CAPABILITIES = 64;
+constexpr std::size_t MAX_REASON_LETTERS = 100000;
+constexpr std::size_t MAX_ATTENTION_LETTERS = 2000;
+constexpr const char* DIGITS = "0123456789";
+
+// One identity as it is read.
+struct Reader {
+  Document document;
+
+  [[noreturn]] void refuse(const std::string& place, const std::string& expected) const {
+    throw Error(document.code, text(document.name, " does not follow the format: ", place, " must be ", expected));
+  }
+
+  [[nodiscard]] const Json& list(const Fields& fields, const char* name, std::size_t least, std::size_t most) const {
+    const Json& found = fields.list(name, least);
+    if (found.size() > most) {
+      refuse(fields.place(name), text("a list of at most ", most));
+    }
+    return found;
+  }
+
+  [[nodiscard]] std::vector<std::int64_t> counts(const Fields& fields, const char* name, std::size_t least = 0) const {
+    std::vector<std::int64_t> found;
+    for (const Json& entry : list(fields, name, least, MAX_ENTRIES)) {
+      found.push_back(whole_number(entry, fields.place(name), 1, MAX_COUNT, document));
+    }
+    return found;
+  }
+
+  [[nodiscard]] std::vector<std::string> names(const Fields& fields, const char* name, std::size_t most) const {
+    std::vector<std::string> found;
+    for (const Json& entry : list(fields, name, 0, most)) {
+      found.push_back(Fields({{"entry", entry}}, fields.place(name), {"entry"}, document).string("entry"));
+    }
+    return found;
+  }
+
+  // Such as "8.6": at most three digits on either side.
+  [[nodiscard]] std::vector<std::string> capabilities(const Fields& fields, const char* name) const {
+    std::vector<std::string> found = names(fields, name, MAX_CAPABILITIES);
+    const auto is_number = [](const std::string& part) {
+      return !part.empty() && part.size() <= 3 && part.find_first_not_of(DIGITS) == std::string::npos;
+    };
+    for (const std::string& entry : found) {
+      const std::size_t point = std::min(entry.find('.'), entry.size());
+      if (!is_number(entry.substr(0, point)) || !is_number(entry.substr(std::min(point + 1, entry.size())))) {
+        refuse(fields.place(name), "compute capabilities such as 8.6");
+      }
+    }
+    return found;
+  }
+
+  static std::string path(const Fields& fields, const char* name) { return fields.string(name, MAX_PATH_LETTERS); }
+
+  static std::optional<std::string> optional(const Fields& fields, const char* name,
+                                             std::size_t most = MAX_PATH_LETTERS, std::size_t least = 1) {
+    const bool there = fields.has(name) && !fields.at(name).is_null();
+    return there ? std::optional<std::string>(fields.string(name, most, least)) : std::nullopt;
+  }
+
+  [[nodiscard]] std::string sha256(const Fields& fields, const char* name) const {
+    std::string found = fields.string(name, 64, 64);
+    if (found.find_first_not_of("0123456789abcdef") != std::string::npos) {
+      refuse(fields.place(name), "64 hexadecimal digits");
+    }
+    return found;
+  }
+
+  [[nodiscard]] std::vector<ShapeProfile> profiles(const Fields& fields) const {
+    std::vector<ShapeProfile> found;
+    for (const Json& entry : list(fields, "profiles", 1, MAX_ENTRIES)) {
+      const Fields one(entry, fields.place("profiles"), {"images", "width", "queries", "condition"}, document);
+      found.push_back({one.whole("images"), one.whole("width"), one.whole("queries", 0), one.whole("condition", 0)});
+    }
+    return found;
+  }
+
+  // What is there for engines that make several calls by themselves, which this runner makes one by one. `sizes`: of a
+  // profile; `facts`: what else belongs to that kind.
+  void check_between(const Fields& fields, const std::string& kind, std::initializer_list<const char*> sizes,
+                     const char* facts) const {
+    const std::string graph = kind + "_graph";
+    const std::string layers = kind + "_layers";
+    const std::string reason = kind + "_reason";
+    const std::string profiles = kind + "_profiles";
+    for (const std::string& part : {std::string("own_mask"), graph, layers, reason, std::string(facts), profiles}) {
+      if (fields.has(kind.c_str()) && !fields.has(part.c_str())) {
+        refuse(fields.place(kind.c_str()), text("there with ", part));
+      }
+    }
+    for (const std::string& path : {kind, graph, layers}) {
+      (void)optional(fields, path.c_str());
+    }
+    (void)optional(fields, reason.c_str(), MAX_REASON_LETTERS, 0);
+    if (fields.has(profiles.c_str())) {
+      for (const Json& entry : list(fields, profiles.c_str(), 0, MAX_ENTRIES)) {
+        check_counts(Fields(entry, fields.place(profiles.c_str()), sizes, document), sizes);
+      }
+    }
+  }
+
+  static void check_counts(const Fields& fields, std::initializer_list<const char*> names) {
+    for (const char* name : names) {
+      (void)fields.whole(name, std::string(name) == "queries" ? 0 : 1);
+    }
+  }
+
+  void check_loop(const Fields& fields) const {
+    check_between(fields, "loop", {"images", "fed", "width"}, "loop_inputs");
+    if (fields.has("loop_inputs")) {
+      (void)fields.whole("loop_inputs", 0);
+    }
+  }
+
+  void check_table(const Fields& fields) const {
+    check_between(fields, "table", {"images", "width", "queries"}, "table_sizes");
+    if (fields.has("table_sizes") && !fields.at("table_sizes").is_null()) {
+      const std::initializer_list<const char*> sizes = {"calls", "inputs", "outputs", "most", "columns"};
+      check_counts(Fields(fields.at("table_sizes"), fields.place("table_sizes"), sizes, document), sizes);
+    }
+  }
+
+  // An identity that does not say is of an engine that updates them in place.
+  [[nodiscard]] bool reads_only(const Fields& fields) const {
+    if (!fields.has("caches")) {
+      return false;
+    }
+    const Fields caches(fields.at("caches"), fields.place("caches"), {"lowering", "reason"}, document);
+    (void)caches.string("reason", MAX_ATTENTION_LETTERS, 0);
+    return caches.one_of("lowering", {"in-place", "read-only"}) == "read-only";
+  }
+
+  [[nodiscard]] BuildWishes wishes(const Json& value) const {
+    const Fields fields(value, "identity.options",
+                        {"compute-capability", "schedule", "width", "prefill-width", "images", "attention"}, document,
+                        {"caches", "loop"});
+    return {capabilities(fields, "compute-capability"),
+            names(fields, "schedule", MAX_ENTRIES),
+            counts(fields, "width"),
+            counts(fields, "prefill-width"),
+            counts(fields, "images"),
+            fields.one_of("attention", {"auto", "fused", "decomposed"}),
+            fields.has("caches") ? fields.one_of("caches", {"auto", "in-place", "read-only"}) : "auto",
+            !fields.has("loop") || fields.boolean("loop")};
+  }
+
+  [[nodiscard]] TensorRTIdentity identity(const Json& value) const {
+    const Fields fields(
+        value, "identity", {"target", "precision",    "device",         "library",        "compute_capabilities",
+                            "graph",  "graph_sha256", "weights",        "weights_sha256", "lowered",
+                            "engine", "decoder",      "layers",         "timing_cache",   "decoder_reason",
+                            "types",  "tf32",         "attention",      "filters",        "strip_weights",
+                            "slots",  "widths",       "prefill_widths", "profiles",       "options"},
+        document,
+        {"caches", "own_mask", "loop", "loop_graph", "loop_layers", "loop_reason", "loop_inputs", "loop_profiles",
+         "table", "table_graph", "table_layers", "table_reason", "table_sizes", "table_profiles"});
+    (void)fields.string("device");
+    (void)fields.boolean("tf32");
+    (void)optional(fields, "layers");
+    (void)optional(fields, "timing_cache");
+    (void)optional(fields, "decoder_reason", MAX_REASON_LETTERS, 0);
+    check_loop(fields);
+    check_table(fields);
+    const Fields attention(fields.at("attention"), fields.place("attention"), {"lowering", "reason"}, document);
+    (void)attention.one_of("lowering", {"fused", "decomposed"});
+    (void)attention.string("reason", MAX_ATTENTION_LETTERS, 0);
+    const std::string types = fields.one_of("types", {"float", "half", "bfloat16"});
+    return {fields.one_of("target", {"tensorrt", "tensorrt-rtx"}),
+            fields.one_of("precision", {"fp32", "fp16", "bf16", "int8", "int4"}),
+            fields.string("library"),
+            capabilities(fields, "compute_capabilities"),
+            path(fields, "graph"),
+            sha256(fields, "graph_sha256"),
+            path(fields, "weights"),
+            sha256(fields, "weights_sha256"),
+            path(fields, "lowered"),
+            path(fields, "engine"),
+            optional(fields, "decoder"),
+            types == "float"  ? Type::float32
+            : types == "half" ? Type::float16
+                              : Type::bfloat16,
+            fields.boolean("filters"),
+            fields.has("own_mask") && fields.boolean("own_mask"),
+            fields.boolean("strip_weights"),
+            reads_only(fields),
+            fields.whole("slots"),
+            counts(fields, "widths", 1),
+            counts(fields, "prefill_widths"),
+            profiles(fields),
+            wishes(fields.at("options"))};
+  }
+};
+
+// Throws Error (engine) unless an identity is of the engine that the manifest lists, and names files of the bundle.
+void check_listed(const Bundle& bundle, const BuiltEngine& engine, const Json& identity, const std::string& name) {
+  const std::pair<const char*, std::string> same[] = {
+      {"target", engine.target}, {"precision", engine.precision}, {"device", engine.device}};
+  for (const auto& [key, listed] : same) {
+    if (identity[key] != listed) {
+      throw Error(Code::engine, text(name, " is for ", key, " ", identity[key].get<std::string>(),
+                                     ", the manifest says ", listed, ": rebuild the engine"));
+    }
+  }
+  for (const char* key :
+       {"lowered", "engine", "decoder", "layers", "timing_cache", "loop", "loop_graph", "loop_layers"}) {
+    const Json path = identity.value(key, Json());
+    if (path.is_string() && bundle.files.count(path.get<std::string>()) == 0) {
+      throw Error(Code::engine, text(name, ": ", key, " '", path.get<std::string>(),
+                                     "' is not listed among the bundle's files: rebuild the engine"));
+    }
+  }
+}
+
+} // namespace
+
+TensorRTIdentity parse_tensorrt_identity(const std::string& content, const std::string& name) {
+  return Reader{{name, Code::engine}}.identity(parse_json(content, name, Code::engine));
+}
+
+std::vector<TensorRTIdentity> find_tensorrt_engines(const Bundle& bundle, const std::string& target,
+                                                    const std::string& precision) {
+  std::vector<TensorRTIdentity> found;
+  for (const BuiltEngine& engine : bundle.engines) {
+    if (engine.target == target && engine.precision == precision) {
+      const fs::path path = bundle.root / fs::u8path(engine.path);
+      const std::string name = path.string();
+      const Json identity = parse_json(read_file(path, MAX_JSON, Code::engine), name, Code::engine);
+      found.push_back(Reader{{name, Code::engine}}.identity(identity));
+      check_listed(bundle, engine, identity, name);
+    }
+  }
+  if (found.empty()) {
+    refuse_unbuilt(bundle, target, precision);
+  }
+  return found;
+}
+
+} // namespace arforge

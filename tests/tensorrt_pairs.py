@@ -1,0 +1,106 @@
+"""A bundle's TensorRT engine opened twice: by C++ on the stand-in library, by Python on `fake_gpu`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cpp_abi
+import pytest
+from fake_gpu import RTX, FakeGpu, fake_library
+
+from arforge.runner import Runner, open_bundle
+from arforge.runner.backends.image_codec import OnnxRuntimeCodec
+from arforge.runner.backends.tensorrt_codec import TensorRTCodec
+from arforge.runner.backends.tensorrt_engine import TensorRTEngine
+from arforge.runner.backends.tensorrt_identity import choose
+from arforge.runner.conditioner import Conditioner
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "classes": ("bundle", {"schedules": ["ntp", "zipar:2"], "images": [1, 3], "filters": True}),
+    "jacobi": ("bundle", {"schedules": ["ntp", "jacobi:6"], "images": [1, 3], "filters": True}),
+    "features": ("text_bundle", {"schedules": ["ntp", "zipar:2"], "images": [1, 3], "filters": True}),
+    "chunks": ("text_bundle", {"schedules": ["zipar:2"], "images": [2], "prefill_widths": [4, 16]}),
+    "ids": (
+        "ids_bundle",
+        {"schedules": ["ntp", "zipar:2"], "images": [2], "filters": True, "prefill_widths": [4, 16]},
+    ),
+    "par": ("par_bundle", {"schedules": ["par:4"], "images": [1, 2]}),
+    "arpg": ("arpg_bundle", {"schedules": ["arpg:3"], "images": [3]}),
+    "noise": ("noise_bundle", {"schedules": ["jacobi:6"], "images": [2]}),
+    "only-read": (
+        "bundle",
+        {"schedules": ["ntp", "zipar:2"], "images": [1, 3], "filters": True, "caches": "read-only"},
+    ),
+    "only-read-ahead": ("bundle", {"schedules": ["ntp", "jacobi:6"], "images": [3], "caches": "read-only"}),
+    "only-read-prompts": (
+        "text_bundle",
+        {"schedules": ["zipar:2"], "images": [2], "prefill_widths": [4, 16], "caches": "read-only"},
+    ),
+}
+"""Bundles, by their fixtures, and what an engine is built for."""
+
+
+class Counts(ctypes.Structure):
+    """Of the stand-in GPU, since the process began."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in ("allocations", "waits", "launches", "captures", "copies", "largest_copy", "moved")
+    )
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """The C++ library that was built with it."""
+
+    build: Any  # conftest.Build
+
+    @property
+    def library(self) -> ctypes.CDLL:
+        return cpp_abi.load(self.build.library)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Another TensorRT-RTX may be in this process, of the same name."""
+        return {"target": RTX, "plugin": str(self.build.tensorrt / "lib/libtensorrt_rtx.so.1"), "threads": 1}
+
+    def counts(self) -> Counts:
+        found = Counts()
+        ctypes.CDLL(str(self.build.tensorrt / "lib/libcudart.so")).stand_in_count(ctypes.byref(found))
+        return found
+
+    def open(self, path: Path, precision: str = "fp32", **options: Any) -> cpp_abi.Runner:
+        return cpp_abi.Runner(self.library, path, **{**self.options, "precision": precision, **options})
+
+    def refused(self, path: Path, precision: str = "fp32", **options: Any) -> str:
+        """What is said of an engine that is not opened."""
+        with pytest.raises(cpp_abi.Failure) as failure:
+            self.open(path, precision, **options)
+        assert failure.value.status == cpp_abi.STATUS["engine"]
+        return failure.value.message
+
+
+def open_python(path: Path, precision: str = "fp32", gpu: FakeGpu | None = None, version: str | None = None) -> Runner:
+    """The same engine in Python, on a GPU and a library of that version that are not there."""
+    bundle, gpu = open_bundle(path), gpu or FakeGpu()
+    identities = bundle.identities(RTX, precision)
+    library = fake_library(gpu, version or version_of(path, precision))
+    for identity in identities:
+        library.trt.add(bundle, identity)
+    chosen = choose(bundle, identities, library.name, gpu.compute_capability)
+    engine = TensorRTEngine(bundle, chosen, library, gpu)  # type: ignore[arg-type]
+    codec = TensorRTCodec(bundle, engine, OnnxRuntimeCodec(bundle, 1))
+    return Runner(bundle, engine, codec, Conditioner(bundle, 1))
+
+
+def version_of(path: Path, precision: str = "fp32") -> str:
+    """That of the library which built a bundle's engine."""
+    return str(open_bundle(path).engine(RTX, precision)["library"].split()[1])
+
+
+StandIns = Callable[..., Path]
+"""What the fixture `stand_ins` gives."""
