@@ -8,11 +8,11 @@ import onnx_ir as ir
 import onnxruntime
 
 
-def session_of(model: ir.Model, folder: Path) -> onnxruntime.InferenceSession:
-    """Of a lowered graph, which is changed, whose weights lie in `folder`.
+def runnable(model: ir.Model) -> bytes:
+    """A lowered graph, which is changed, as ONNX Runtime takes it.
 
-    ONNX Runtime's quantizers want scales and values of one type, so casts come between: as the standard has it, a
-    quotient is of the scale's type, float32; so is a product here, rounded once.
+    Its quantizers want scales and values of one type, so casts come between: as the standard has it, a quotient is of
+    the scale's type, float32; so is a product here, rounded once.
     """
     for node in model.graph:
         if node.op_type == "QuantizeLinear":
@@ -24,8 +24,13 @@ def session_of(model: ir.Model, folder: Path) -> onnxruntime.InferenceSession:
             node.outputs[0].replace_all_uses_with(narrow.outputs[0])
             narrow.replace_input_with(0, node.outputs[0])
             model.graph.insert_after(node, narrow)
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
+
+
+def session_of(model: ir.Model, folder: Path) -> onnxruntime.InferenceSession:
+    """Of a lowered graph, which is changed, whose weights lie in `folder`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    content = ir.to_proto(model).SerializeToString()
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(runnable(model), options, providers=["CPUExecutionProvider"])

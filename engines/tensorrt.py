@@ -145,6 +145,7 @@ def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
         filters,
         job.attention,
         own_mask=profiles.own_mask,
+        target=job.target,
         read_only=caches.read_only,
     )
     graph = write_model(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 from lowered_steps import BUNDLES, SLOTS, run, step_inputs
@@ -182,7 +181,6 @@ def closed_form(bundle: Bundle, images: int | None) -> ir.Model:
     settle_filters(model, filters=False)
     attend_through_views(model, bundle.model.caches)
     cut_views(model, bundle.model.caches)
-    onnx.checker.check_model(ir.to_proto(model))
     close_views(model, bundle.model.caches)
     return model
 
@@ -224,7 +222,7 @@ def test_views_of_other_caches_are_found(opened: Bundle, monkeypatch: pytest.Mon
     def crossed(model: ir.Model, caches: int) -> None:
         names = cache_names(caches)
         inputs = {value.name: value for value in model.graph.inputs}
-        for one, other in zip(names[::2], names[2::2], strict=False):  # keys of one layer for those of the next
+        for one, other in zip(names[::2], names[1::2], strict=True):  # values for keys
             first, second = (inputs[f"view_{name}"] for name in (one, other))
             first.name, second.name = second.name, first.name
         close_views(model, caches)
