@@ -23,7 +23,7 @@ SANITIZERS = {
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "STAND_IN_VERSION": ENTERPRISE.split()[1],
 }
-WRONG: list[Any] = [
+WRONG: list[Any] = [None, -1, 2.0, 2**40, "", "x" * 501, True, [], ["8"], {}, [[]]]
     None,
     -1,
     0,
