@@ -8,7 +8,16 @@ from pathlib import Path
 import click
 
 from arforge.engine import precision_of
-from arforge.options import PATH, Numbers, calls_a_launch, human, measured_jacobi, measured_products, measured_widths
+from arforge.options import (
+    PATH,
+    Numbers,
+    calls_a_launch,
+    human,
+    measured_caches,
+    measured_jacobi,
+    measured_products,
+    measured_widths,
+)
 from arforge.runner.errors import EngineError
 from arforge.runner.targets import TARGETS
 
@@ -61,6 +70,14 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
     help="ONNX Runtime, int8: weights in blocks, or whole with a scale a row of activations, which both need no "
     "calibration, or the graph of `arforge calibrate`.  [default: blocks or rows, whichever is quicker here]",
 )
+@click.option(
+    "--caches",
+    type=click.Choice(["fp32", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="ONNX Runtime, int8 and int4: keys and values in 8 bits, by a few images that are drawn for it, in schedules "
+    "whose steps are quicker so.",
+)
 @click.option("--images", type=Numbers(), multiple=True, help="TensorRT: batches to build for.  [default: 1]")
 @click.option(
     "--schedule", "schedules", multiple=True, help="TensorRT: build for it; repeatable.  [default: all stored]"
@@ -104,6 +121,7 @@ def command(
     measure_jacobi: bool,
     trial: bool,
     quantization: str | None,
+    caches: str,
     images: tuple[tuple[int, ...], ...],
     schedules: tuple[str, ...],
     compute_capabilities: tuple[str, ...],
@@ -141,6 +159,7 @@ def command(
             precision,
             flat,
             quantization,
+            caches=caches,
             measure_widths=measure_widths,
             measure_jacobi=measure_jacobi,
             trial=trial,
@@ -148,6 +167,8 @@ def command(
         return
     if quantization:
         raise EngineError("--quantization is for ONNX Runtime: TensorRT's int8 is that of `arforge calibrate`")
+    if caches != "fp32":
+        raise EngineError("--caches is for ONNX Runtime: TensorRT's caches have the engine's precision")
     if graphs and not dry_run:
         raise EngineError("--graphs goes with --dry-run: a build keeps its graphs in the bundle")
     if measure_widths:
@@ -205,6 +226,7 @@ def build_onnxruntime(
     widths: Sequence[int],
     quantization: str | None,
     *,
+    caches: str,
     measure_widths: bool,
     measure_jacobi: bool,
     trial: bool,
@@ -216,6 +238,7 @@ def build_onnxruntime(
         precision,
         widths,
         quantization,
+        caches=caches,
         measure_widths=measure_widths,
         measure_jacobi=measure_jacobi,
         trial=trial,
@@ -228,6 +251,8 @@ def build_onnxruntime(
     )
     if "product_milliseconds" in identity:
         click.echo(measured_products(identity))
+    if "cache_milliseconds" in identity:
+        click.echo(measured_caches(identity))
     if measure_widths:
         click.echo(measured_widths(identity))
     if measure_jacobi:

@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from arforge.options import PATH, calls_a_launch, human, measured_jacobi, measured_products, measured_widths
+from arforge.options import (
+    PATH,
+    calls_a_launch,
+    human,
+    measured_caches,
+    measured_jacobi,
+    measured_products,
+    measured_widths,
+)
 from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition, IdsCondition, ModelFacts, open_bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.step_graph import guided_rows
@@ -86,6 +94,8 @@ def show_engine(engine: dict[str, Any]) -> None:
     )
     if "product_milliseconds" in engine:
         click.echo(f"    {measured_products(engine)}")
+    if "cache_milliseconds" in engine:
+        click.echo(f"    {measured_caches(engine)}")
     if "width_milliseconds" in engine:
         click.echo(f"    {measured_widths(engine)}")
     if "jacobi" in engine:

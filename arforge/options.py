@@ -111,6 +111,21 @@ def calls_a_launch(identity: Mapping[str, Any]) -> str:
     return f"{PASSES} calls of width {', '.join(map(str, widths))} a launch"
 
 
+def measured_caches(identity: Mapping[str, Any]) -> str:
+    """What an engine's identity says of the 8-bit caches that were tried for it."""
+    plain, low = (identity["cache_milliseconds"][kind] for kind in ("fp32", "int8"))
+    listed = ", ".join(f"{width}: {plain[width]:g} and {low[width]:g}" for width in sorted(plain, key=int))
+    found, width = identity["cache_check"], identity.get("cache_width")
+    kept = f", layers {', '.join(map(str, found['kept']))} float32" if found["kept"] else ""
+    verdict = (
+        f"8 bits in schedules of up to {width} tokens a step" if width else "8 bits are not quicker, float32 stays"
+    )
+    return (
+        f"ms a step by width, with float32 and 8-bit caches: {listed}; error at most {found['error']:.2%}, "
+        f"{found['clipped']:.4%} clipped{kept}; {verdict}"
+    )
+
+
 def measured_products(identity: Mapping[str, Any]) -> str:
     """What an engine's identity says of the quantisations that were tried for it."""
     blocks, rows = (identity["product_milliseconds"][form] for form in ("blocks", "rows"))

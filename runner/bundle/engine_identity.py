@@ -15,7 +15,17 @@ SCHEMAS = {
     "tensorrt": "tensorrt-identity.schema.json",
     "tensorrt-rtx": "tensorrt-identity.schema.json",
 }
-COUNTS = ("widths", "exact_width", "prefill_widths", "slots", "profiles", "loop_inputs", "loop_profiles", "options")
+COUNTS = (
+    "widths",
+    "exact_width",
+    "cache_width",
+    "prefill_widths",
+    "slots",
+    "profiles",
+    "loop_inputs",
+    "loop_profiles",
+    "options",
+)
 SAME = ("target", "precision", "device")
 TENSORRT_FILES = ("lowered", "engine", "decoder", "layers", "timing_cache", "loop", "loop_graph", "loop_layers")
 # Files of the engine itself. What it was made from is compared by its hash when the engine is used.

@@ -75,7 +75,8 @@ void Prefill::start(const Plan& plan, std::int64_t images, const std::vector<Pro
     }
   }
   const auto rows = static_cast<std::int64_t>(prompts.size());
-  engine_.prepare({images, rows, plan.slots, 1}, plan.shapes, plan.zero_slots + plan.prompt_slots);
+  const bool lockstep = !plan.line && !plan.rules; // else images get on at paces of their own
+  engine_.prepare({images, rows, plan.slots, 1}, plan.shapes, plan.zero_slots + plan.prompt_slots, lockstep);
   if (!conditioned(model_)) {
     return;
   }
@@ -113,7 +114,7 @@ void Prefill::forget(const std::vector<Prompt>& present) {
 CacheContent Prefill::pass(const Prompt& prompt, const std::string& name) {
   const std::int64_t count = prompt.before();
   const Chunks chunks = chunks_of(prompt, model_.position_rows);
-  engine_.prepare({1, 1, count, count}, chunks.shapes, count);
+  engine_.prepare({1, 1, count, count}, chunks.shapes, count, false);
   for (std::size_t chunk = 0; chunk < chunks.shapes.size(); chunk++) {
     const Shape& shape = chunks.shapes[chunk];
     StepBuffers& buffers = engine_.buffers(shape);

@@ -17,7 +17,7 @@
 
 namespace arforge {
 
-enum class Type { boolean, uint8, int64, float32, float16, bfloat16 };
+enum class Type { boolean, int8, uint8, int64, float32, float16, bfloat16 };
 
 struct Dimension {
   std::string word; // empty: a number
@@ -40,6 +40,9 @@ struct Contract {
 // The inputs and outputs of a graph by its name in the manifest. `cache`: the type of keys and values. Throws Error
 // (bundle) for a graph that the format does not have.
 Contract contract_of(const ModelFacts& model, const std::string& graph, Type cache);
+
+// A step whose rows stand as heads of one row in the caches, which have these types by name, int8 or float32.
+Contract folded(const Contract& plain, const std::map<std::string, Type>& types);
 
 // The type of keys and values in a bundle's graphs of that precision.
 Type cache_type(const std::string& precision);

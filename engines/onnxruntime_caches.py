@@ -1,0 +1,162 @@
+"""Keys and values in 8 bits: attention as ONNX Runtime's own operator does it, rows standing as heads of one batch.
+
+The operator quantises what a step writes, with a scale for each channel of a head, and reads no slot beyond those in
+use. All rows must write to the same slots; each has a mask of its own. It takes several tokens of one row alone, so
+rows become heads; their number is an attribute, which the runner sets (`folded_graph.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from arforge.engines.attention import Builder, attention_nodes
+from arforge.engines.onnxruntime_blocks import CONTRIB
+from arforge.runner.backends.folded_graph import MARK
+from arforge.runner.errors import EngineError
+from arforge.runner.step_graph import written_name
+
+FLOAT, INT8, INT32, INT64 = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64
+HIDDEN = -1e30
+Scales = Mapping[str, NDArray[np.float32]]
+"""By cache, of each channel: float32 (kv_heads * head_size). A cache that is missing stays float32."""
+
+
+def fold_attention(model: ir.Model, scales: Scales) -> None:
+    """Replace each attention and the writes to its caches, in place; caches become (1, heads of all rows, …)."""
+    made = Folded(model, scales)
+    for node in attention_nodes(model):
+        made.replace(node)
+    made.count_rows_by_tokens()
+
+
+class Folded:
+    """What all layers share."""
+
+    def __init__(self, model: ir.Model, scales: Scales) -> None:
+        self.graph, self.scales = model.graph, scales
+        self.inputs = {str(value.name): value for value in model.graph.inputs}
+        self.caches: set[ir.Value] = set()
+        build = Builder(model.graph, model.graph[0])
+        self.constants: dict[str, ir.Value] = {}
+        self.rows = build("Shape", [self.inputs["tokens"]], INT64, start=0, end=1)
+        self.width = build("Shape", [self.inputs["tokens"]], INT64, start=1, end=2)
+        zero, one = self.numbers(0), self.numbers(1)
+        written = build("Slice", [self.inputs["write_index"], zero, one], INT64)
+        self.used = build("Add", [written, self.width], INT64)  # slots with those that the step writes
+        self.last = build("Cast", [build("Sub", [self.used, one], INT64)], INT32, to=int(INT32))
+        scalar = build("Squeeze", [self.used], INT64)
+        self.total = build("Cast", [scalar], INT32, to=int(INT32))
+        self.masks: dict[ir.Value, ir.Value] = {}
+
+    def numbers(self, *values: int) -> ir.Value:
+        name = "folded." + "_".join(map(str, values))
+        if name not in self.constants:
+            array = np.array(values, np.int64)
+            self.constants[name] = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
+            self.graph.register_initializer(self.constants[name])
+        return self.constants[name]
+
+    def replace(self, node: ir.Node) -> None:
+        query, keys, values, mask = node.inputs[:4]
+        result = node.outputs[0]
+        assert query is not None
+        assert query.shape is not None
+        assert mask is not None
+        heads, size = query.shape[1], query.shape[3]
+        assert isinstance(heads, int)
+        assert isinstance(size, int)
+        build = Builder(self.graph, node)
+        writes = [write_of(value) for value in (keys, values)]
+        kv_heads = writes[0].heads
+        kind = INT8 if all(write.cache.name in self.scales for write in writes) else FLOAT
+        given: list[ir.Value | None] = [self.flat(build, value) for value in (query, *(one.new for one in writes))]
+        given += [*(one.cache for one in writes), self.last, self.total, None, None, None]
+        given += [self.bias(build, mask, heads)]
+        scale = node.attributes["scale"].as_float() if "scale" in node.attributes else 1 / sqrt(size)
+        attributes: dict[str, int | float | str] = {
+            "num_heads": MARK + heads, "kv_num_heads": MARK + kv_heads, "scale": scale, "causal": 0
+        }  # fmt: skip
+        if kind == INT8:
+            given += [None, *(self.tiled(build, str(one.cache.name)) for one in writes)]
+            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+        attended = ir.Value(name=f"{result.name}.folded", type=ir.TensorType(FLOAT))
+        outputs = [attended, *(self.fold(one, kind, size) for one in writes)]
+        facts = ir.convenience.convert_attributes(attributes)
+        new = ir.Node(CONTRIB, "GroupQueryAttention", given, facts, outputs=outputs, name=node.name)
+        self.graph.insert_before(node, new)
+        shape = build("Concat", [self.width, self.rows, self.numbers(heads, size)], INT64, axis=0)
+        whole = build("Transpose", [build("Reshape", [attended, shape], FLOAT)], FLOAT, perm=[1, 2, 0, 3])
+        whole.shape = result.shape
+        result.replace_all_uses_with(whole)
+        self.graph.remove(node, safe=True)
+
+    def fold(self, write: Write, kind: ir.DataType, size: int) -> ir.Value:
+        """Give a cache its new shape and type; what stands for it behind the step."""
+        write.cache.shape, write.cache.type = ir.Shape([1, "heads", "slots", size]), ir.TensorType(kind)
+        old = write.written
+        old.name = f"{old.name}.scattered"
+        new = ir.Value(name=written_name(str(write.cache.name)), shape=write.cache.shape, type=write.cache.type)
+        self.graph.outputs[self.graph.outputs.index(old)] = new
+        self.caches |= {write.cache, old}
+        return new
+
+    def flat(self, build: Builder, value: ir.Value) -> ir.Value:
+        """From [rows, heads, width, size] to [1, width, rows * heads * size]."""
+        shape = build("Concat", [self.numbers(1), self.width, self.numbers(-1)], INT64, axis=0)
+        return build("Reshape", [build("Transpose", [value], FLOAT, perm=[2, 0, 1, 3]), shape], FLOAT)
+
+    def bias(self, build: Builder, mask: ir.Value, heads: int) -> ir.Value:
+        """The mask of the slots in use, float32 [1, rows * heads, width, slots], made once for all layers."""
+        if mask not in self.masks:
+            cut = build("Slice", [mask, self.numbers(0), self.used, self.numbers(3)], ir.DataType.BOOL)
+            seen, hidden = (build.constant(f"bias{value}", np.array(value, np.float32)) for value in (0, HIDDEN))
+            added = build("Where", [cut, seen, hidden], FLOAT)
+            every = build("Expand", [added, self.numbers(1, heads, 1, 1)], FLOAT)
+            shape = build("Concat", [self.numbers(1, -1), self.width, self.used], INT64, axis=0)
+            self.masks[mask] = build("Reshape", [every, shape], FLOAT)
+        return self.masks[mask]
+
+    def tiled(self, build: Builder, cache: str) -> ir.Value:
+        """A cache's scales for the heads of all rows."""
+        name = f"{cache}.scales"
+        scales = ir.Value(name=name, const_value=ir.Tensor(self.scales[cache], name=name))
+        self.graph.register_initializer(scales)
+        return build("Tile", [scales, self.rows], FLOAT)
+
+    def count_rows_by_tokens(self) -> None:
+        """Caches have another number of rows now, which the graph may not go by."""
+        for node in self.graph:
+            if node.op_type == "Shape" and node.inputs[0] in self.caches:
+                if (node.attributes.get_int("start", 0), node.attributes.get_int("end", 0)) != (0, 1):
+                    raise EngineError("the step graph reads its caches' shape: it has float32 caches alone")
+                node.replace_input_with(0, self.inputs["tokens"])
+
+
+@dataclass(frozen=True)
+class Write:
+    """What a step puts into a cache."""
+
+    cache: ir.Value
+    new: ir.Value  # [rows, kv_heads, width, size]
+    written: ir.Value
+    heads: int
+
+
+def write_of(value: ir.Value | None) -> Write:
+    """How a cache that attention reads is written. Raises EngineError where something else reads it too."""
+    node = None if value is None else value.producer()
+    if value is None or node is None or node.op_type != "TensorScatter" or len(value.uses()) > 1:
+        raise EngineError("the step graph does not write a cache where it reads it: it has float32 caches alone")
+    cache, new = node.inputs[:2]
+    assert cache is not None
+    assert cache.shape is not None
+    assert new is not None
+    heads = cache.shape[1]
+    assert isinstance(heads, int)
+    return Write(cache, new, value, heads)
