@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import log
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arforge.engines.decode_widths import GAIN, compare, stored_widths
+from arforge.engines.decode_widths import GAIN, stored_widths, take_turns
 from arforge.runner.backends.onnxruntime_engine import FoldedGraph, OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle, ClassCondition, ModelFacts, sha256_of
 from arforge.runner.conditions import sample_subjects
@@ -132,7 +134,7 @@ def rounded(cache: NDArray[np.float32], scales: NDArray[np.float32]) -> tuple[fl
 @dataclass(frozen=True)
 class TriedCaches:
     seconds: Mapping[str, Mapping[int, float]]  # of a step, by the caches' precision and width
-    width: int  # of the widest steps that 8 bits make quicker, as all that are narrower; 0: none
+    width: int  # of the widest steps up to which 8 bits pay; 0: none
 
 
 def try_caches(bundle: Bundle, engine: OnnxRuntimeEngine, path: Path, precision: str, plain_path: Path) -> TriedCaches:
@@ -141,17 +143,28 @@ def try_caches(bundle: Bundle, engine: OnnxRuntimeEngine, path: Path, precision:
     graph = FoldedGraph(path, max(widths))
     other = OnnxRuntimeEngine(bundle, precision, path=plain_path, folded=graph)
     try:
-        plain, low = compare([engine, other], bundle, widths)
+        plain, low = take_turns([engine, other], bundle, widths)
     finally:
         other.close()
-    return TriedCaches({"fp32": plain, "int8": low}, widest(widths, plain, low))
+    medians = {
+        kind: {width: statistics.median(one) for width, one in taken.items()}
+        for kind, taken in (("fp32", plain), ("int8", low))
+    }
+    ratios = {
+        width: statistics.median(one / other for one, other in zip(low[width], plain[width], strict=True))
+        for width in widths
+    }
+    return TriedCaches(medians, widest(ratios))
 
 
-def widest(widths: Sequence[int], plain: Mapping[int, float], low: Mapping[int, float]) -> int:
-    """The widest width up to which `low` takes less time than `plain` by more than noise; 0 where none does."""
-    found = 0
-    for width in sorted(widths):
-        if low[width] >= plain[width] * (1 - GAIN):
-            break
-        found = width
+def widest(ratios: Mapping[int, float]) -> int:
+    """The width up to which 8 bits save most, by what a step of each takes of its time with float32; 0 where none do.
+
+    Savings of noise's size count as losses, and all up to the width count together: one bad measure decides nothing.
+    """
+    found, best, total = 0, 0.0, 0.0
+    for width in sorted(ratios):
+        total += log(1 - GAIN) - log(ratios[width])
+        if total > best:
+            found, best = width, total
     return found

@@ -29,11 +29,11 @@ def measure(engine: Engine, bundle: Bundle, widths: Sequence[int]) -> dict[int, 
 
     Of a model with queries, a step that asks for as many cells as it is given tokens.
     """
-    return compare([engine], bundle, widths)[0]
+    return {width: statistics.median(seconds) for width, seconds in take_turns([engine], bundle, widths)[0].items()}
 
 
-def compare(engines: Sequence[Engine], bundle: Bundle, widths: Sequence[int]) -> list[dict[int, float]]:
-    """What `measure` finds for each engine. Widths and engines take turns: what else the machine does falls on all."""
+def take_turns(engines: Sequence[Engine], bundle: Bundle, widths: Sequence[int]) -> list[dict[int, list[float]]]:
+    """Seconds of such steps of each engine, round after round, so that what else the machine does falls on all."""
     slot, most = bundle.model.cells // 2, max(widths)
     for engine in engines:
         rows = guided_rows(1, guided=True)
@@ -45,7 +45,7 @@ def compare(engines: Sequence[Engine], bundle: Bundle, widths: Sequence[int]) ->
                 one = timed_step(engine, slot, width, width if bundle.model.queries else 0)
                 if turn:  # the first makes buffers
                     seconds[width].append(one)
-    return [{width: statistics.median(one) for width, one in seconds.items()} for seconds in taken]
+    return taken
 
 
 def timed_step(engine: Engine, slot: int, width: int, queries: int) -> float:

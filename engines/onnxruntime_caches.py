@@ -1,8 +1,9 @@
 """Keys and values in 8 bits: attention as ONNX Runtime's own operator does it, rows standing as heads of one batch.
 
-The operator quantises what a step writes, with a scale for each channel of a head, and reads no slot beyond those in
-use. All rows must write to the same slots; each has a mask of its own. It takes several tokens of one row alone, so
-rows become heads; their number is an attribute, which the runner sets (`folded_graph.py`).
+The operator rotates and quantises what a step writes, with a scale for each channel of a head, and reads no slot beyond
+those in use. All rows must write to the same slots, at the same positions, as those of classes do that get on together;
+each has a mask of its own. It takes several tokens of one row alone, so rows become heads; their number is an
+attribute, which the runner sets (`folded_graph.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from arforge.runner.step_graph import written_name
 
 FLOAT, INT8, INT32, INT64 = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64
 HIDDEN = -1e30
+TURNED = 8  # pairs of channels that the operator rotates at once
 Scales = Mapping[str, NDArray[np.float32]]
 """By cache, of each channel: float32 (kv_heads * head_size). A cache that is missing stays float32."""
 
@@ -52,6 +54,8 @@ class Folded:
         self.last = build("Cast", [build("Sub", [self.used, one], INT64)], INT32, to=int(INT32))
         scalar = build("Squeeze", [self.used], INT64)
         self.total = build("Cast", [scalar], INT32, to=int(INT32))
+        self.whole = build("Concat", [one, self.width, self.numbers(-1)], INT64, axis=0)
+        self.positions = build("Slice", [self.inputs["positions"], zero, one, zero], INT64)
         self.masks: dict[ir.Value, ir.Value] = {}
 
     def numbers(self, *values: int) -> ir.Value:
@@ -75,21 +79,30 @@ class Folded:
         writes = [write_of(value) for value in (keys, values)]
         kv_heads = writes[0].heads
         kind = INT8 if all(write.cache.name in self.scales for write in writes) else FLOAT
-        given: list[ir.Value | None] = [self.flat(build, value) for value in (query, *(one.new for one in writes))]
-        given += [*(one.cache for one in writes), self.last, self.total, None, None, None]
-        given += [self.bias(build, mask, heads)]
+        new = [one.new for one in writes]
+        rotated = packed_by(query, *new)
+        given: list[ir.Value | None]
+        tables: list[ir.Value | None]
+        if rotated is None:
+            given, tables = [self.flat(build, value) for value in (query, *new)], [None, None, None]
+        else:
+            given = [self.packed(build, rotated, heads * size), None, None]
+            tables = [*rotated.tables, self.positions]
+        given += [*(one.cache for one in writes), self.last, self.total, *tables, self.bias(build, mask, heads)]
         scale = node.attributes["scale"].as_float() if "scale" in node.attributes else 1 / sqrt(size)
         attributes: dict[str, int | float | str] = {
             "num_heads": MARK + heads, "kv_num_heads": MARK + kv_heads, "scale": scale, "causal": 0
         }  # fmt: skip
+        if rotated is not None:
+            attributes |= {"do_rotary": 1, "rotary_interleaved": rotated.interleaved}
         if kind == INT8:
             given += [None, *(self.tiled(build, str(one.cache.name)) for one in writes)]
             attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         attended = ir.Value(name=f"{result.name}.folded", type=ir.TensorType(FLOAT))
         outputs = [attended, *(self.fold(one, kind, size) for one in writes)]
         facts = ir.convenience.convert_attributes(attributes)
-        new = ir.Node(CONTRIB, "GroupQueryAttention", given, facts, outputs=outputs, name=node.name)
-        self.graph.insert_before(node, new)
+        attention = ir.Node(CONTRIB, "GroupQueryAttention", given, facts, outputs=outputs, name=node.name)
+        self.graph.insert_before(node, attention)
         shape = build("Concat", [self.width, self.rows, self.numbers(heads, size)], INT64, axis=0)
         whole = build("Transpose", [build("Reshape", [attended, shape], FLOAT)], FLOAT, perm=[1, 2, 0, 3])
         whole.shape = result.shape
@@ -108,8 +121,13 @@ class Folded:
 
     def flat(self, build: Builder, value: ir.Value) -> ir.Value:
         """From [rows, heads, width, size] to [1, width, rows * heads * size]."""
-        shape = build("Concat", [self.numbers(1), self.width, self.numbers(-1)], INT64, axis=0)
-        return build("Reshape", [build("Transpose", [value], FLOAT, perm=[2, 0, 1, 3]), shape], FLOAT)
+        return build("Reshape", [build("Transpose", [value], FLOAT, perm=[2, 0, 1, 3]), self.whole], FLOAT)
+
+    def packed(self, build: Builder, rotated: Packed, size: int) -> ir.Value:
+        """From [rows, width, 3 * size] to [1, width, 3 * rows * size]: queries of all rows, then keys, then values."""
+        apart = build("Concat", [self.rows, self.width, self.numbers(3, size)], INT64, axis=0)
+        ordered = build("Transpose", [build("Reshape", [rotated.source, apart], FLOAT)], FLOAT, perm=[1, 2, 0, 3])
+        return build("Reshape", [ordered, self.whole], FLOAT)
 
     def bias(self, build: Builder, mask: ir.Value, heads: int) -> ir.Value:
         """The mask of the slots in use, float32 [1, rows * heads, width, slots], made once for all layers."""
@@ -136,6 +154,42 @@ class Folded:
                 if (node.attributes.get_int("start", 0), node.attributes.get_int("end", 0)) != (0, 1):
                     raise EngineError("the step graph reads its caches' shape: it has float32 caches alone")
                 node.replace_input_with(0, self.inputs["tokens"])
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A product of queries, keys and values, of as many heads, and how the first two are rotated."""
+
+    source: ir.Value  # [rows, width, 3 * heads * size]
+    tables: tuple[ir.Value, ir.Value]  # cosine and sine
+    interleaved: int
+
+
+def packed_by(query: ir.Value, key: ir.Value, value: ir.Value) -> Packed | None:
+    """What the operator can take apart and rotate by itself; None where it is not just that."""
+    first, other, split = made_by(query, "RotaryEmbedding"), made_by(key, "RotaryEmbedding"), made_by(value, "Split")
+    turn = None if split is None else made_by(split.inputs[0], "Transpose")
+    apart = None if turn is None else made_by(turn.inputs[0], "Reshape")
+    if first is None or other is None or split is None or apart is None:
+        return None
+    turned, cosine, sine = first.inputs[:3]
+    source = apart.inputs[0]
+    assert source is not None
+    assert cosine is not None
+    assert cosine.shape is not None
+    assert sine is not None
+    assert query.shape is not None
+    size, rotated = query.shape[3], cosine.shape[1]
+    alike = (turned, other.inputs[0], value) == tuple(split.outputs) and first.inputs[1:] == other.inputs[1:]
+    whole = isinstance(rotated, int) and 2 * rotated == size and not rotated % TURNED and query.shape == key.shape
+    turns = [node.attributes.get_int("interleaved", 0) for node in (first, other)]
+    known = {"interleaved"} >= first.attributes.keys() | other.attributes.keys()
+    return Packed(source, (cosine, sine), turns[0]) if alike and whole and known and turns[0] == turns[1] else None
+
+
+def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type else None
 
 
 @dataclass(frozen=True)
