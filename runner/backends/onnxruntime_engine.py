@@ -133,13 +133,16 @@ class OnnxRuntimeEngine:
         self._memory.clear()
         self._session = None
         if self._folded is None or not wanted:
-            self._take(open_session(self._path, self._threads))
+            self._take(self._open(self._path))
         else:
             path = self._folded.path
-            session = open_session(path, self._threads, folded_content(path, rows))
+            session = self._open(path, folded_content(path, rows))
             types = {name: kind.name for name, kind in cache_types(session).items()}
             check_inputs(session, folded(contract(self._bundle.model, self._graph), types), path)
             self._session, self._folded_rows, self._cache_types = session, rows, cache_types(session)
+
+    def _open(self, path: Path, content: bytes | None = None) -> onnxruntime.InferenceSession:
+        return open_session(path, self._threads, content)
 
     def _take(self, session: onnxruntime.InferenceSession) -> None:
         """Have a session of the plain graph. Raises EngineError if its inputs are not the bundle's."""

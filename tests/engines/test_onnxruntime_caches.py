@@ -325,3 +325,13 @@ def test_where_caches_cannot_be_8_bits_a_build_says_so(
     assert done.exit_code == 1
     assert message in done.output
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_a_profile_shows_the_operators_that_run(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    always_quicker(monkeypatch)
+    onnxruntime.build(bundle_copy, "int8", quantization="blocks", caches="int8")
+    asked = ["profile", str(bundle_copy), "--precision", "int8", "--max-steps", "2", "--threads", "1", "--layers"]
+    for schedule, operator in (("ntp", "GroupQueryAttention"), ("jacobi:4", " Attention ")):
+        done = CliRunner().invoke(main, [*asked, "--schedule", schedule])
+        assert done.exit_code == 0, done.output
+        assert operator in done.output
