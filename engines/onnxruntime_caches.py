@@ -57,6 +57,7 @@ class Folded:
         self.whole = build("Concat", [one, self.width, self.numbers(-1)], INT64, axis=0)
         self.positions = build("Slice", [self.inputs["positions"], zero, one, zero], INT64)
         self.masks: dict[ir.Value, ir.Value] = {}
+        self.tables: dict[ir.Value, ir.Value] = {}
 
     def numbers(self, *values: int) -> ir.Value:
         name = "folded." + "_".join(map(str, values))
@@ -87,7 +88,7 @@ class Folded:
             given, tables = [self.flat(build, value) for value in (query, *new)], [None, None, None]
         else:
             given = [self.packed(build, rotated, heads * size), None, None]
-            tables = [*rotated.tables, self.positions]
+            tables = [*(self.long_enough(build, table) for table in rotated.tables), self.positions]
         given += [*(one.cache for one in writes), self.last, self.total, *tables, self.bias(build, mask, heads)]
         scale = node.attributes["scale"].as_float() if "scale" in node.attributes else 1 / sqrt(size)
         attributes: dict[str, int | float | str] = {
@@ -128,6 +129,17 @@ class Folded:
         apart = build("Concat", [self.rows, self.width, self.numbers(3, size)], INT64, axis=0)
         ordered = build("Transpose", [build("Reshape", [rotated.source, apart], FLOAT)], FLOAT, perm=[1, 2, 0, 3])
         return build("Reshape", [ordered, self.whole], FLOAT)
+
+    def long_enough(self, build: Builder, table: ir.Value) -> ir.Value:
+        """A rotary table with a row for each slot in use, as the operator asks: stand-ins take more than cells."""
+        if table not in self.tables:
+            assert table.shape is not None
+            rows = table.shape[0]
+            assert isinstance(rows, int)
+            more = build("Max", [build("Sub", [self.used, self.numbers(rows)], INT64), self.numbers(0)], INT64)
+            ends = build("Concat", [self.numbers(0, 0), more, self.numbers(0)], INT64, axis=0)
+            self.tables[table] = build("Pad", [table, ends], FLOAT)
+        return self.tables[table]
 
     def bias(self, build: Builder, mask: ir.Value, heads: int) -> ir.Value:
         """The mask of the slots in use, float32 [1, rows * heads, width, slots], made once for all layers."""

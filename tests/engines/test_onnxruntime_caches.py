@@ -132,6 +132,23 @@ def test_queries_keys_and_values_of_as_many_heads_of_16_channels_are_packed(
     assert any(node.op_type == "RotaryEmbedding" for node in model.graph) != packed
 
 
+def test_more_slots_than_positions_are_taken(bundle: Path, tmp_path: Path) -> None:
+    """Stand-ins take slots beside those of cells: the operator wants a row of its rotary tables for each."""
+    opened = open_bundle(bundle)
+    engine, slots = folded_engine(opened, tmp_path, {}), opened.model.position_rows + 9
+    logits = []
+    for lockstep in (0, 2):
+        engine.prepare(images=1, rows=1, slots=slots, zero_slots=slots, lockstep=lockstep)
+        buffers = engine.buffers(2)
+        buffers.write_index[:], buffers.positions[:] = slots - 2, opened.model.position_rows - 1
+        buffers.mask[..., slots - 2 :] = True
+        engine.run(2)
+        assert buffers.logits is not None
+        logits.append(buffers.logits.copy())
+    engine.close()
+    np.testing.assert_allclose(logits[1], logits[0], atol=3e-5 * np.abs(logits[0]).max())
+
+
 def test_a_layer_without_scales_stays_float32(bundle: Path, tmp_path: Path) -> None:
     opened = open_bundle(bundle)
     scales = {name: one for name, one in all_scales(opened, 0.04).items() if name.endswith("_1")}
