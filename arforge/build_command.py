@@ -8,17 +8,8 @@ from pathlib import Path
 import click
 
 from arforge.engine import precision_of
-from arforge.options import (
-    PATH,
-    Numbers,
-    calls_a_launch,
-    copied_caches,
-    human,
-    measured_jacobi,
-    measured_products,
-    measured_widths,
-    only_read,
-)
+from arforge.identities import calls_a_launch, copied_caches, measured, only_read
+from arforge.options import PATH, Numbers, human
 from arforge.runner.errors import EngineError
 from arforge.runner.targets import TARGETS
 
@@ -70,6 +61,14 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
     type=click.Choice(["blocks", "rows", "static"]),
     help="ONNX Runtime, int8: weights in blocks, or whole with a scale a row of activations, which both need no "
     "calibration, or the graph of `arforge calibrate`.  [default: blocks or rows, whichever is quicker here]",
+)
+@click.option(
+    "--cache-precision",
+    type=click.Choice(["fp32", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="ONNX Runtime, int8 and int4: keys and values in 8 bits, by a few images that are drawn for it, in schedules "
+    "whose steps are quicker so.",
 )
 @click.option("--images", type=Numbers(), multiple=True, help="TensorRT: batches to build for.  [default: 1]")
 @click.option(
@@ -126,6 +125,7 @@ def command(
     measure_jacobi: bool,
     trial: bool,
     quantization: str | None,
+    cache_precision: str,
     images: tuple[tuple[int, ...], ...],
     schedules: tuple[str, ...],
     compute_capabilities: tuple[str, ...],
@@ -167,6 +167,7 @@ def command(
             precision,
             flat,
             quantization,
+            caches=cache_precision,
             measure_widths=measure_widths,
             measure_jacobi=measure_jacobi,
             trial=trial,
@@ -174,6 +175,8 @@ def command(
         return
     if quantization:
         raise EngineError("--quantization is for ONNX Runtime: TensorRT's int8 is that of `arforge calibrate`")
+    if cache_precision != "fp32":
+        raise EngineError("--cache-precision is for ONNX Runtime: TensorRT's caches have the engine's precision")
     if graphs and not dry_run:
         raise EngineError("--graphs goes with --dry-run: a build keeps its graphs in the bundle")
     if tensorrt_version and (not dry_run or target != "tensorrt"):
@@ -236,6 +239,7 @@ def build_onnxruntime(
     widths: Sequence[int],
     quantization: str | None,
     *,
+    caches: str,
     measure_widths: bool,
     measure_jacobi: bool,
     trial: bool,
@@ -247,6 +251,7 @@ def build_onnxruntime(
         precision,
         widths,
         quantization,
+        caches=caches,
         measure_widths=measure_widths,
         measure_jacobi=measure_jacobi,
         trial=trial,
@@ -257,9 +262,5 @@ def build_onnxruntime(
         f"built {identity['target']} {precision} for {identity['device']}: {identity['library']}, "
         f"{identity['machine']}, {loaded}"
     )
-    if "product_milliseconds" in identity:
-        click.echo(measured_products(identity))
-    if measure_widths:
-        click.echo(measured_widths(identity))
-    if measure_jacobi:
-        click.echo(measured_jacobi(identity))
+    for line in measured(identity):
+        click.echo(line)

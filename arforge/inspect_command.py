@@ -9,17 +9,8 @@ from typing import Any
 
 import click
 
-from arforge.options import (
-    PATH,
-    Numbers,
-    calls_a_launch,
-    copied_caches,
-    human,
-    measured_jacobi,
-    measured_products,
-    measured_widths,
-    only_read,
-)
+from arforge.identities import calls_a_launch, copied_caches, measured, only_read
+from arforge.options import PATH, Numbers, human
 from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition, IdsCondition, ModelFacts, open_bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.step_graph import guided_rows
@@ -133,12 +124,8 @@ def show_engine(engine: dict[str, Any]) -> None:
     click.echo(
         f"  {engine['target']} {engine['precision']} for {engine['device']}: {engine['library']}, widths {widths}"
     )
-    if "product_milliseconds" in engine:
-        click.echo(f"    {measured_products(engine)}")
-    if "width_milliseconds" in engine:
-        click.echo(f"    {measured_widths(engine)}")
-    if "jacobi" in engine:
-        click.echo(f"    {measured_jacobi(engine)}")
+    for line in measured(engine):
+        click.echo(f"    {line}")
     if "profiles" in engine:
         attention, passes = engine["attention"], ", ".join(map(str, engine["prefill_widths"]))
         prompts = f"prompts in passes of {passes}, " if passes else ""

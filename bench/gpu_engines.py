@@ -75,7 +75,9 @@ class DeviceEngine(ABC):
     def settings(self) -> RequestBuffers:
         return self._memory.settings
 
-    def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
+    def prepare(
+        self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1, lockstep: int = 0
+    ) -> None:
         if self._memory.prepare(images, rows, slots, condition):
             self._steps.clear()
             self.allocate(rows, slots)

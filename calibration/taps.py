@@ -79,10 +79,12 @@ class PairedEngine:
     def settings(self) -> RequestBuffers:
         return self._leader.settings
 
-    def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
+    def prepare(
+        self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1, lockstep: int = 0
+    ) -> None:
         self._prompt = zero_slots == slots  # which leaves a schedule no slot
         for engine in (self._leader, self._follower):
-            engine.prepare(images, rows, slots, zero_slots, condition)
+            engine.prepare(images, rows, slots, zero_slots, condition, lockstep)
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         return self._leader.buffers(width, queries)

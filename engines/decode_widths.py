@@ -27,24 +27,36 @@ def stored_widths(bundle: Bundle) -> list[int]:
 def measure(engine: Engine, bundle: Bundle, widths: Sequence[int]) -> dict[int, float]:
     """Median seconds of a step of each width for one image with guidance, half of it decided.
 
-    Of a model with queries, a step that asks for as many cells as it is given tokens. Widths take turns, so that what
-    else the machine does falls on all alike.
+    Of a model with queries, a step that asks for as many cells as it is given tokens.
     """
-    slot = bundle.model.cells // 2
-    engine.prepare(images=1, rows=guided_rows(1, guided=True), slots=slot + max(widths), zero_slots=slot + max(widths))
-    taken: dict[int, list[float]] = {width: [] for width in widths}
+    return {width: statistics.median(seconds) for width, seconds in take_turns([engine], bundle, widths)[0].items()}
+
+
+def take_turns(engines: Sequence[Engine], bundle: Bundle, widths: Sequence[int]) -> list[dict[int, list[float]]]:
+    """Seconds of such steps of each engine, round after round, so that what else the machine does falls on all."""
+    slot, most = bundle.model.cells // 2, max(widths)
+    for engine in engines:
+        rows = guided_rows(1, guided=True)
+        engine.prepare(images=1, rows=rows, slots=slot + most, zero_slots=slot + most, lockstep=most)
+    taken: list[dict[int, list[float]]] = [{width: [] for width in widths} for _ in engines]
     for turn in range(1 + ROUNDS):
         for width in widths:
-            queries = width if bundle.model.queries else 0
-            buffers = engine.buffers(width, queries)
-            buffers.tokens[:], buffers.positions[:], buffers.write_index[:] = 0, 1, slot
-            buffers.mask[:] = False
-            buffers.mask[..., : slot + width] = True
-            start = time.perf_counter()
-            engine.run(width, queries)
-            if turn:  # the first makes buffers
-                taken[width].append(time.perf_counter() - start)
-    return {width: statistics.median(seconds) for width, seconds in taken.items()}
+            for engine, seconds in zip(engines, taken, strict=True):
+                one = timed_step(engine, slot, width, width if bundle.model.queries else 0)
+                if turn:  # the first makes buffers
+                    seconds[width].append(one)
+    return taken
+
+
+def timed_step(engine: Engine, slot: int, width: int, queries: int) -> float:
+    """Seconds of a step whose tokens all see each other and `slot` slots before them."""
+    buffers = engine.buffers(width, queries)
+    buffers.tokens[:], buffers.positions[:], buffers.write_index[:] = 0, 1, slot
+    buffers.mask[:] = False
+    buffers.mask[..., : slot + width] = True
+    start = time.perf_counter()
+    engine.run(width, queries)
+    return time.perf_counter() - start
 
 
 def choose(seconds: Mapping[int, float]) -> tuple[int, ...] | None:

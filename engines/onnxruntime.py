@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from arforge.engines.cache_trial import LowCaches, check_foldable
 from arforge.engines.decode_widths import choose, measure, stored_widths
 from arforge.engines.jacobi_windows import Window, count_calls, rated, windows_to_try
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
@@ -33,6 +34,8 @@ DEVICE = "cpu"
 OWN = "step-onnxruntime"  # the name of a graph beside the bundle's, before a hash
 PRECISIONS = ("fp32", "int8", "int4")
 IN_BLOCKS = ("int8", "int4")
+CACHES = ("fp32", "int8")
+PARTS = ("graph", "weights", "cache_graph")  # of an identity: files that a build wrote
 QUANTIZATIONS = ("blocks", "rows", "static")  # of int8; the last is the graph that `arforge calibrate` made
 
 
@@ -48,6 +51,7 @@ def build(
     widths: Sequence[int] = (),
     quantization: str | None = None,
     *,
+    caches: str = "fp32",
     measure_widths: bool = False,
     measure_jacobi: bool = False,
     trial: bool = True,
@@ -60,6 +64,8 @@ def build(
     `quantization`, of int8 alone: "blocks" and "rows" need no calibration, "static" is the calibrated graph. None times
     products in blocks and by rows on this machine and takes the quicker; without a trial, and where the bundle stores
     blocks, it is blocks.
+    `caches` "int8": draw a few images, give keys and values 8 bits by them, and use that graph where all rows write to
+    the same slots, up to the width to which it is quicker.
     Raises EngineError for a precision that the target lacks, or a graph that fails its trial step.
     """
     if precision not in PRECISIONS:
@@ -68,6 +74,15 @@ def build(
         raise EngineError(
             f"quantization {quantization!r} with precision {precision}: int8 has {', '.join(QUANTIZATIONS)}, "
             "other precisions no choice"
+        )
+    if caches not in CACHES:
+        raise EngineError(f"caches {caches!r}: use {', '.join(CACHES)}")
+    if caches == "int8" and (precision not in IN_BLOCKS or quantization == "static"):
+        raise EngineError("8-bit caches go with int8 and int4 that need no calibration")
+    if caches == "int8" and (not trial or measure_jacobi):
+        raise EngineError(
+            "8-bit caches are measured, and running ahead on drafts has float32 ones: give --cache-precision "
+            "int8 neither --no-trial nor --measure-jacobi"
         )
     if widths and measure_widths:
         raise EngineError("widths are either given or measured: leave one out")
@@ -82,7 +97,7 @@ def build(
         if max(widths, default=1) > bundle.model.position_rows:
             raise EngineError(f"width {max(widths)} is more than the model's {bundle.model.position_rows} positions")
         chosen = tuple(sorted(set(widths))) or None
-        return _build(bundle, precision, chosen, quantization, measure_widths, measure_jacobi, trial)
+        return _build(bundle, precision, chosen, quantization, caches, measure_widths, measure_jacobi, trial)
 
 
 def _build(
@@ -90,12 +105,15 @@ def _build(
     precision: str,
     widths: tuple[int, ...] | None,
     quantization: str | None,
+    caches: str,
     measure_widths: bool,
     measure_jacobi: bool,
     trial: bool,
 ) -> Built:
     folder = f"engines/{TARGET}-{precision}-{DEVICE}"
     check_stored(bundle, precision, quantization)
+    if caches == "int8":
+        check_foldable(bundle.model)
     tried: dict[str, Any] = {}
     if precision == "int8" and quantization is None and trial and bundle.model.stored_precision not in IN_BLOCKS:
         quantization, tried = quicker(bundle)
@@ -106,12 +124,13 @@ def _build(
         graph, new = lowered(bundle, precision, bundle.path(folder), rows=quantization == "rows")
     graph["graph_sha256"] = sha256_of(bundle.path(graph["graph"]))
     path = bundle.path(graph["graph"])
+    low = LowCaches(bundle, precision, path, rows=quantization == "rows") if caches == "int8" else None
     found = Trial(widths)
     if trial:
         start = time.perf_counter()
         engine = OnnxRuntimeEngine(bundle, precision, widths=widths, path=path)
         seconds, engine.exact_width = time.perf_counter() - start, graph.get("exact_width")
-        measures = measured(bundle, engine, measure_widths=measure_widths, measure_jacobi=measure_jacobi)
+        measures = measured(bundle, engine, low, measure_widths=measure_widths, measure_jacobi=measure_jacobi)
         found = replace(measures, load_seconds=seconds)
     identity: dict[str, Any] = {
         "target": TARGET,
@@ -129,7 +148,12 @@ def _build(
     if precision in IN_BLOCKS:
         identity |= {"quantization": quantization or QUANTIZATIONS[0], **tried}
     kind = BuiltEngine(TARGET, precision, DEVICE, folder)
-    gone = unused_graphs(bundle, kind, {graph["graph"], graph.get("weights", "")})
+    if low is not None:
+        identity |= low.facts
+        new += low.files
+        if "cache_graph" in low.facts:
+            identity.pop("exact_width", None)  # one token's step and running ahead have caches of two types
+    gone = unused_graphs(bundle, kind, {identity.get(part, "") for part in PARTS})
     add_engine(bundle, kind, identity, new, gone)
     return Built(identity, found.load_seconds)
 
@@ -144,7 +168,9 @@ class Trial:
     load_seconds: float | None = None  # None: it was not opened
 
 
-def measured(bundle: Bundle, engine: OnnxRuntimeEngine, *, measure_widths: bool, measure_jacobi: bool) -> Trial:
+def measured(
+    bundle: Bundle, engine: OnnxRuntimeEngine, low: LowCaches | None, *, measure_widths: bool, measure_jacobi: bool
+) -> Trial:
     """Try an engine that has just been opened, measure what is asked for, and close it.
 
     Raises EngineError if its trial step fails.
@@ -158,6 +184,8 @@ def measured(bundle: Bundle, engine: OnnxRuntimeEngine, *, measure_widths: bool,
         if measure_widths:
             costs = measure(engine, bundle, stored_widths(bundle))
             widths = choose(costs)
+        if low is not None:
+            low.try_out(engine)
     finally:
         engine.close()
     return Trial(widths, costs, windows)
@@ -219,7 +247,7 @@ def unused_graphs(bundle: Bundle, kind: BuiltEngine, used: set[str]) -> list[str
     for engine in bundle.engines:
         if engine.target == TARGET and engine.key != kind.key:
             identity = bundle.identity(engine)
-            used |= {identity["graph"], identity.get("weights", "")}
+            used |= {identity.get(part, "") for part in PARTS}
     written = (name for name in bundle.files if PurePosixPath(name).name.startswith(f"{OWN}-"))
     return [name for name in written if name not in used]
 

@@ -6,14 +6,18 @@ of 8 or 4 bits (`onnxruntime_blocks.py`). All else stays float32.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from arforge.engines.onnxruntime_attention import ease_attention
 from arforge.engines.onnxruntime_blocks import CONTRIB, Choice, by_rule, quantize_products
+from arforge.engines.onnxruntime_caches import fold_attention
 from arforge.engines.onnxruntime_rows import quantize_rows
 from arforge.export.quantization import BITS
 from arforge.export.stored_values import stored_values
@@ -21,18 +25,29 @@ from arforge.runner.errors import EngineError
 
 
 def lower_for_onnxruntime(
-    path: Path, precision: str, narrow: int, *, shared: bool = False, choice: Choice = by_rule, rows: bool = False
+    path: Path,
+    precision: str,
+    narrow: int,
+    *,
+    shared: bool = False,
+    choice: Choice = by_rule,
+    rows: bool = False,
+    scales: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> ir.Model:
     """The graph at `path` for "fp32", "int8" or "int4", with queries apart in steps of up to `narrow` tokens.
 
     `shared`: the graph is to lie beside the source, whose weights it reads, as one for fp32 does; else it has all of
     its own. `choice`: of bits and blocks of matrices that are not stored in any. `rows`, of int8: whole matrices
-    in place of blocks. Raises EngineError for a graph that is none of a decoding step.
+    in place of blocks. `scales`: of 8-bit caches, for steps whose rows all write to the same slots. Raises EngineError
+    for a graph that is none of a decoding step.
     """
     model = ir.load(path)
     model.opset_imports[CONTRIB] = 1
     fuse_norms(model)
-    ease_attention(model, narrow)
+    if scales is None:
+        ease_attention(model, narrow)
+    else:
+        fold_attention(model, scales)
     if precision in BITS:
         if not (quantize_rows(model) if rows else quantize_products(model, precision, choice)):
             raise EngineError(f"{path} has no product with a stored matrix: it is not a step graph")
@@ -50,6 +65,13 @@ def take_along(model: ir.Model) -> None:
             value.const_value = ir.LazyTensor(
                 partial(copied, value.const_value), value.const_value.dtype, value.const_value.shape, name=value.name
             )
+
+
+def share_weights(model: ir.Model, written: Path) -> None:
+    """Have a graph read what another graph, which is written, stores outside itself under the same names."""
+    for name, value in ir.load(written).graph.initializers.items():
+        if name in model.graph.initializers and isinstance(value.const_value, ir.ExternalTensor):
+            model.graph.initializers[name].const_value = value.const_value
 
 
 def copied(source: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -47,7 +47,9 @@ class ModuleEngine:
     def settings(self) -> RequestBuffers:
         return self._memory.settings
 
-    def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
+    def prepare(
+        self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1, lockstep: int = 0
+    ) -> None:
         self._memory.prepare(images, rows, slots, condition)
         self._caches = self._module.empty_caches(rows, slots)
 

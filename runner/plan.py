@@ -133,6 +133,11 @@ class Plan:
         return bool(self.jacobi or self.schedule.rows)
 
     @property
+    def lockstep_width(self) -> int:
+        """Of the widest call, where the images of a batch all write to the same slots; else 0."""
+        return 0 if self.own_pace else max(width for width, _ in self.kinds)
+
+    @property
     def length(self) -> int:
         """What `Decoding.done` counts up to: the table's steps, or cells where rows start by themselves."""
         return self.schedule.cells if self.schedule.rows else len(self.steps)

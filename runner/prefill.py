@@ -56,7 +56,9 @@ class Prefill:
                 whose = "the prompt" if row < images else "what stands for no prompt"
                 self._held[prompt] = self._pass(prompt, f"{whose} of image {first_image + row % images}")
             self._held.move_to_end(prompt)
-        self._engine.prepare(images, len(prompts), plan.slots, schedule.zero_slots + slots)
+        self._engine.prepare(
+            images, len(prompts), plan.slots, schedule.zero_slots + slots, lockstep=plan.lockstep_width
+        )
         settings = self._engine.settings
         if settings.condition is None:
             return Prefixes()

@@ -171,6 +171,20 @@ def row_sizes(model: ModelFacts, images: int) -> dict[str, int]:
     return {"rows": rows, ROW_HEADS: heads, ROW_VALUES: heads * model.head_size}
 
 
+def folded(plain: Contract, types: Mapping[str, str]) -> Contract:
+    """A step whose rows stand as heads of one row in the caches, which have these types, int8 or float32."""
+
+    def tensor(one: Tensor, cache: str) -> Tensor:
+        if cache not in types:
+            return one
+        return replace(one, dtype=types[cache], shape=(1, "heads", *one.shape[2:]))
+
+    return Contract(
+        tuple(tensor(one, one.name) for one in plain.inputs),
+        tuple(tensor(one, one.name.removeprefix(written_name(""))) for one in plain.outputs),
+    )
+
+
 def caches(model: ModelFacts, cache_type: str) -> tuple[Tensor, ...]:
     shape = ("rows", model.kv_heads, "slots", model.head_size)
     return tuple(Tensor(name, cache_type, shape) for name in cache_names(model.caches))

@@ -125,10 +125,13 @@ class Engine(Protocol):
     def settings(self) -> RequestBuffers:
         """Those of the images that were prepared for; the runner fills them before the first step."""
 
-    def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
+    def prepare(
+        self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1, lockstep: int = 0
+    ) -> None:
         """Make caches and settings of that shape ready, the first `zero_slots` slots zero.
 
-        `condition`: rows of a prompt that steps read, where the model takes prompts.
+        `condition`: rows of a prompt that steps read, where the model takes prompts. `lockstep`: the widest of the
+        steps, in each of which all rows write to the same slots; 0: they may not.
         """
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:

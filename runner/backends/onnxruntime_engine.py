@@ -7,6 +7,7 @@ rounded up; when a step needs more, the slots move apart in their memory, a few 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,19 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.backends.engine import RequestBuffers, StepBuffers, StepMemory
+from arforge.runner.backends.folded_graph import folded_content
 from arforge.runner.backends.onnxruntime_session import contract_of, open_session
 from arforge.runner.bundle import Bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.device import available_cores, device_name, streaming_bandwidth
 from arforge.runner.errors import EngineError
 from arforge.runner.plan import Plan
-from arforge.runner.step_graph import Contract, cache_names, contract, difference, written_name
+from arforge.runner.step_graph import Contract, cache_names, contract, difference, folded, guided_rows, written_name
 
 if TYPE_CHECKING:
     import onnxruntime
 
 GROWTH = 64  # slots by which the bound part of the caches grows at least
 SIZES = 16  # of the bound part between a power of two and the next
+
+
+@dataclass(frozen=True)
+class FoldedGraph:
+    """A graph with 8-bit caches for steps in which all rows write to the same slots."""
+
+    path: Path
+    width: int  # of the widest steps in which it is the quicker one
 
 
 class OnnxRuntimeEngine:
@@ -46,30 +56,34 @@ class OnnxRuntimeEngine:
         path: Path | None = None,
         session: onnxruntime.InferenceSession | None = None,
         extra_outputs: Sequence[str] = (),
+        folded: FoldedGraph | None = None,
     ) -> None:
         """Load a step graph as it is. `threads`: CPU threads (None: one a core).
 
         `graph` None is the one that the bundle draws with, "step-logits" also gives the guided logits, for
         verification. `path`: a graph of the same inputs and outputs to run in place of the bundle's. `session`: one
-        that is open already, whose graph may also have `extra_outputs`, which can be read after each step. Raises
-        EngineError for a graph with other inputs.
+        that is open already, whose graph may also have `extra_outputs`, which can be read after each step. `folded`:
+        takes its place where it can, one of both open at a time. Raises EngineError for a graph with other inputs.
         """
         self.widths = widths
         self.exact_width: int | None = None
         self.prefill_widths: tuple[int, ...] | None = None  # widths pay for steps that come again and again
         self._bundle, self._threads = bundle, threads
-        graph = graph or bundle.sampler.graph
+        self._graph = graph = graph or bundle.sampler.graph
         self._path = path or bundle.graph(graph, precision)
-        self._session = session or open_session(self._path, threads)
-        check_caches(self._session, bundle, self._path)
-        self._caches, self._cache_type = cache_names(bundle.model.caches), cache_type(self._session)
-        check_inputs(self._session, contract(bundle.model, graph, self._cache_type.name), self._path)
+        self._folded, self._folded_rows = folded, 0  # rows that the open graph is folded for; 0: it is not
+        self._caches = cache_names(bundle.model.caches)
         self._extra = tuple(extra_outputs)
         self._steps = StepMemory(bundle.model, graph)
         self._live = 0  # slots that are bound
         self._memory: dict[str, NDArray[Any]] = {}  # flat, grown when needed, never shrunk
         self._bound: dict[tuple[int, int], Any] = {}  # by width and queries: the binding to the live slots
         self._masks: dict[tuple[int, int], NDArray[np.bool_]] = {}  # of the live slots, as they are bound
+        self._session: onnxruntime.InferenceSession | None = None
+        if session is None:
+            self._choose_graph(guided_rows(1, guided=True), lockstep=1)
+        else:
+            self._take(session)
 
     @classmethod
     def built(cls, bundle: Bundle, precision: str, threads: int | None = None) -> Self:
@@ -78,7 +92,10 @@ class OnnxRuntimeEngine:
         check_identity(bundle, identity)
         widths = identity.get("widths")
         path = bundle.path(identity["graph"])
-        engine = cls(bundle, precision, threads, None if widths is None else tuple(widths), path=path)
+        folded = None
+        if identity.get("cache_width"):
+            folded = FoldedGraph(bundle.path(identity["cache_graph"]), identity["cache_width"])
+        engine = cls(bundle, precision, threads, None if widths is None else tuple(widths), path=path, folded=folded)
         engine.exact_width = identity.get("exact_width")
         return engine
 
@@ -91,27 +108,58 @@ class OnnxRuntimeEngine:
 
     @property
     def cache_type(self) -> np.dtype[Any]:
-        return self._cache_type
+        return self._cache_types[self._caches[0]]
 
     @property
     def settings(self) -> RequestBuffers:
         return self._steps.settings
 
-    def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
+    def prepare(
+        self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1, lockstep: int = 0
+    ) -> None:
+        self._choose_graph(rows, lockstep)
         if self._steps.prepare(images, rows, slots, condition):
             self._allocate(rows * self._bundle.model.kv_heads * slots * self._bundle.model.head_size)
         self._unbind(self._rounded(zero_slots))
         for name in self._memory:
             self.cache(name)[:, :, :zero_slots] = 0
 
+    def _choose_graph(self, rows: int, lockstep: int) -> None:
+        """Open the graph for steps so wide, unless it is, and close the other, which has caches of another type."""
+        wanted = rows if self._folded is not None and 0 < lockstep <= self._folded.width else 0
+        if self._session is not None and wanted == self._folded_rows:
+            return
+        self._unbind(0)
+        self._steps.prepare(0, 0, 0, 0)
+        self._memory.clear()
+        self._session = None
+        if self._folded is None or not wanted:
+            self._take(self._open(self._path))
+        else:
+            path = self._folded.path
+            session = self._open(path, folded_content(path, rows))
+            types = {name: kind.name for name, kind in cache_types(session).items()}
+            check_inputs(session, folded(contract(self._bundle.model, self._graph), types), path)
+            self._session, self._folded_rows, self._cache_types = session, rows, cache_types(session)
+
+    def _open(self, path: Path, content: bytes | None = None) -> onnxruntime.InferenceSession:
+        return open_session(path, self._threads, content)
+
+    def _take(self, session: onnxruntime.InferenceSession) -> None:
+        """Have a session of the plain graph. Raises EngineError if its inputs are not the bundle's."""
+        check_caches(session, self._bundle, self._path)
+        types = cache_types(session)
+        check_inputs(session, contract(self._bundle.model, self._graph, types[self._caches[0]].name), self._path)
+        self._session, self._folded_rows, self._cache_types = session, 0, types
+
     def _allocate(self, size: int) -> None:
         try:
             for name in self._caches:
                 if name not in self._memory or self._memory[name].size < size:
-                    self._memory[name] = np.zeros(size, dtype=self._cache_type)
+                    self._memory[name] = np.zeros(size, dtype=self._cache_types[name])
         except MemoryError:
             self._steps.prepare(0, 0, 0, 0)
-            needed = len(self._caches) * size * self._cache_type.itemsize / 2**30
+            needed = size * sum(self._cache_types[name].itemsize for name in self._caches) / 2**30
             raise EngineError(f"no memory for caches of {needed:.1f} GiB: use a smaller batch") from None
 
     def loop(self, first: int, later: int, inputs: int) -> None:
@@ -121,7 +169,7 @@ class OnnxRuntimeEngine:
         """As `loop`."""
 
     def cache(self, name: str) -> NDArray[Any]:
-        """The live part of one cache, float32 or float16 (rows, kv_heads, live slots, head_size)."""
+        """The live part of one cache, float32, float16 or int8 (rows, kv_heads, live slots, head_size)."""
         shape = (self._steps.rows, self._bundle.model.kv_heads, self._live, self._bundle.model.head_size)
         return self._memory[name][: np.prod(shape)].reshape(shape)
 
@@ -157,6 +205,7 @@ class OnnxRuntimeEngine:
         if (width, queries) not in self._bound:
             self._bound[width, queries] = self._bind(width, queries)
         np.copyto(self._masks[width, queries], buffers.mask[..., : self._live])
+        assert self._session is not None
         try:
             self._session.run_with_iobinding(self._bound[width, queries])
         except RuntimeError as error:
@@ -173,12 +222,13 @@ class OnnxRuntimeEngine:
         self._bound.clear()
         self._steps.clear()
         self._memory.clear()
-        del self._session
+        self._session = None
 
     def _bind(self, width: int, queries: int) -> Any:
         buffers = self.buffers(width, queries)
         shape = (self._steps.rows, 1, width, self._live)
         mask = self._masks.setdefault((width, queries), np.zeros(shape, np.bool_))
+        assert self._session is not None
         binding = self._session.io_binding()
         for name, array in {**vars(buffers), **vars(self.settings), "mask": mask}.items():
             if array is None:
@@ -186,7 +236,8 @@ class OnnxRuntimeEngine:
             bind = binding.bind_output if name in ("next_tokens", "logits") else binding.bind_input
             bind(name, *place_of(array))
         for name in self._caches:
-            place = place_of(self.cache(name))
+            cache = self.cache(name)
+            place = place_of(cache.reshape(1, -1, *cache.shape[2:]) if self._folded_rows else cache)
             binding.bind_input(name, *place)
             binding.bind_output(written_name(name), *place)
         for name in self._extra:
@@ -207,10 +258,14 @@ def place_of(array: NDArray[Any]) -> tuple[str, int, type[np.generic], tuple[int
     return "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
 
 
-def cache_type(session: onnxruntime.InferenceSession) -> np.dtype[Any]:
-    """The type of a step graph's caches."""
-    kinds = {value.type for value in session.get_inputs() if value.name.startswith("key_cache_")}
-    return np.dtype(np.float16 if kinds == {"tensor(float16)"} else np.float32)
+def cache_types(session: onnxruntime.InferenceSession) -> dict[str, np.dtype[Any]]:
+    """The types of a step graph's caches; float32 for those that no cache may have."""
+    known = {"tensor(float16)": np.float16, "tensor(int8)": np.int8}
+    return {
+        value.name: np.dtype(known.get(value.type, np.float32))
+        for value in session.get_inputs()
+        if "_cache_" in value.name
+    }
 
 
 def check_caches(session: onnxruntime.InferenceSession, bundle: Bundle, path: Path) -> None:
@@ -236,9 +291,9 @@ def check_inputs(session: onnxruntime.InferenceSession, wanted: Contract, path: 
 
 def check_identity(bundle: Bundle, identity: dict[str, Any]) -> None:
     """Raise EngineError unless the engine was built from the bundle's present graphs."""
-    for part in ("graph", "source"):  # the source is that of an engine with a graph of its own
+    for part in ("graph", "source", "cache_graph"):  # the source is that of an engine with a graph of its own
         path = identity.get(part)
-        if part == "source" and path is None:
+        if part != "graph" and path is None:
             continue
         present = bundle.sha256(path)
         if present is None or present != identity.get(f"{part}_sha256"):

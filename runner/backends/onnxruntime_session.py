@@ -25,6 +25,7 @@ TYPES = {
     "bfloat16": "tensor(bfloat16)",
     "int64": "tensor(int64)",
     "bool": "tensor(bool)",
+    "int8": "tensor(int8)",
     "uint8": "tensor(uint8)",
 }
 """How the library writes the types of a contract."""

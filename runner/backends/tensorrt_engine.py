@@ -118,7 +118,9 @@ class TensorRTEngine:
         programs = (program.captured for program in self._programs.values() if program.captured is not None)
         return all((*programs, self._loops.captured, self._tables.captured))
 
-    def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
+    def prepare(
+        self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1, lockstep: int = 0
+    ) -> None:
         if condition > max(self._prompt, 1):
             self._refuse(f"it was built for prompts of up to {1 + self._prompt} tokens, this one has {1 + condition}")
         if slots > self.identity["slots"]:

@@ -16,7 +16,7 @@ SCHEMAS = {
     "tensorrt-rtx": "tensorrt-identity.schema.json",
 }
 COUNTS = (
-    *("widths", "exact_width", "prefill_widths", "slots", "profiles", "options"),
+    *("widths", "exact_width", "cache_width", "prefill_widths", "slots", "profiles", "options"),
     *("loop_inputs", "loop_profiles", "table_sizes", "table_profiles"),
 )
 SAME = ("target", "precision", "device")

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import open_session
-from arforge.runner.bundle import Bundle
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 KERNEL = "_kernel_time"
 
@@ -27,21 +29,16 @@ class OperatorTime:
 class TracedEngine(OnnxRuntimeEngine):
     """Runs the step graph with the profiler on, which costs some microseconds an operator."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        precision: str,
-        threads: int | None = None,
-        widths: tuple[int, ...] | None = None,
-        path: Path | None = None,
-    ) -> None:
+    def __init__(self, *given: Any, **settings: Any) -> None:
         self._folder = TemporaryDirectory()
-        path = path or bundle.graph(bundle.sampler.graph, precision)
-        self._traced = open_session(path, threads, trace=Path(self._folder.name) / "step")
-        super().__init__(bundle, precision, threads, widths, path=path, session=self._traced)
+        super().__init__(*given, **settings)
+
+    def _open(self, path: Path, content: bytes | None = None) -> onnxruntime.InferenceSession:
+        self._traced = open_session(path, self._threads, content, trace=Path(self._folder.name) / "step")
+        return self._traced
 
     def times(self) -> list[OperatorTime]:
-        """Ends the profile; the operators with their time over all calls, the costliest first."""
+        """Ends the profile; the operators of the graph that was opened last, the costliest first."""
         return read_trace(Path(self._traced.end_profiling()))
 
     def close(self) -> None:

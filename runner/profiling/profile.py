@@ -108,8 +108,10 @@ class TimedEngine:
     def cache_type(self) -> np.dtype[Any]:
         return self._engine.cache_type
 
-    def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
-        self._engine.prepare(images, rows, slots, zero_slots, condition)
+    def prepare(
+        self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1, lockstep: int = 0
+    ) -> None:
+        self._engine.prepare(images, rows, slots, zero_slots, condition, lockstep)
         self.seconds.clear()
         self.kinds.clear()
         self.prompt_slots, self.prepared = 0, time.perf_counter()

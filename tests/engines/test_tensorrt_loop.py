@@ -29,7 +29,7 @@ from arforge.engines.tensorrt_between import check_between
 from arforge.engines.tensorrt_layers import FROM_HOST, attention_kernels, check_layers, expected, load_layers
 from arforge.engines.tensorrt_loop import loop_graph, plan_loop
 from arforge.engines.verify import verify_bundle
-from arforge.options import calls_a_launch
+from arforge.identities import calls_a_launch
 from arforge.runner import Runner, open_bundle
 from arforge.runner.backends.engine import LoopProgress, StepBuffers
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine

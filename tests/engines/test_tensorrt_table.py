@@ -25,7 +25,7 @@ from arforge.engines.tensorrt_between import check_between
 from arforge.engines.tensorrt_layers import FROM_HOST, load_layers
 from arforge.engines.tensorrt_table import plan_table, table_graph
 from arforge.engines.verify import verify_bundle
-from arforge.options import calls_a_launch
+from arforge.identities import calls_a_launch
 from arforge.runner import Runner, open_bundle
 from arforge.runner.backends.engine import StepBuffers, TableProgress
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine

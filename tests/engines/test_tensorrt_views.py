@@ -24,7 +24,7 @@ from arforge.engines.tensorrt_verify import casts_to_float, expected_casts
 from arforge.engines.tensorrt_view import attend_through_views, close_views, cut_views, profiles_for_views
 from arforge.engines.trtexec import dry_run
 from arforge.engines.verify import verify_bundle
-from arforge.options import copied_caches
+from arforge.identities import copied_caches
 from arforge.runner import EngineError, open_bundle
 from arforge.runner.backends.tensorrt_identity import build_command
 from arforge.runner.bundle import Bundle

@@ -87,7 +87,8 @@ void Prefill::start(const Plan& plan, std::int64_t images, const std::vector<Pro
     }
   }
   const auto rows = static_cast<std::int64_t>(prompts.size());
-  engine_.prepare({images, rows, plan.slots, 1}, plan.shapes, plan.zero_slots + plan.prompt_slots);
+  const bool lockstep = !plan.line && !plan.rules; // else images get on at paces of their own
+  engine_.prepare({images, rows, plan.slots, 1, lockstep}, plan.shapes, plan.zero_slots + plan.prompt_slots);
   if (!conditioned(model_)) {
     return;
   }

@@ -142,6 +142,22 @@ Contract lowered_contract(const ModelFacts& model, const std::string& graph, Typ
   return contract;
 }
 
+Contract folded(const Contract& plain, const std::map<std::string, Type>& types) {
+  Contract made = plain;
+  for (std::vector<Tensor>* const side : {&made.inputs, &made.outputs}) {
+    for (Tensor& tensor : *side) {
+      for (const auto& [cache, type] : types) {
+        if (tensor.name == cache || tensor.name == written_name(cache)) {
+          tensor.type = type;
+          tensor.shape[0] = 1;
+          tensor.shape[1] = "heads";
+        }
+      }
+    }
+  }
+  return made;
+}
+
 Type cache_type(const std::string& precision) {
   return precision == "bf16" ? Type::bfloat16 : precision == "fp16" ? Type::float16 : Type::float32;
 }
@@ -168,6 +184,8 @@ const char* name_of(Type type) {
   switch (type) {
   case Type::boolean:
     return "bool";
+  case Type::int8:
+    return "int8";
   case Type::uint8:
     return "uint8";
   case Type::int64:

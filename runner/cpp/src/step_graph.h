@@ -17,7 +17,7 @@
 
 namespace arforge {
 
-enum class Type { boolean, uint8, int64, float32, float16, bfloat16 };
+enum class Type { boolean, int8, uint8, int64, float32, float16, bfloat16 };
 
 struct Dimension {
   std::string word; // empty: a number
@@ -45,6 +45,9 @@ Contract contract_of(const ModelFacts& model, const std::string& graph, Type cac
 // a model takes prompts, which are of unequal lengths, each row keeps a mask of its own. `own_mask`: the graph makes
 // it.
 Contract lowered_contract(const ModelFacts& model, const std::string& graph, Type cache, bool filters, bool own_mask);
+
+// A step whose rows stand as heads of one row in the caches, which have these types by name, int8 or float32.
+Contract folded(const Contract& plain, const std::map<std::string, Type>& types);
 
 // The type of keys and values in a bundle's graphs of that precision.
 Type cache_type(const std::string& precision);
@@ -92,8 +95,10 @@ struct Shape {
 struct Extent {
   std::int64_t images, rows, slots;
   std::int64_t condition; // rows of a prompt that steps read, where the model takes prompts
+  bool lockstep = false;  // whether all rows write to the same slots in each step
   bool operator==(const Extent& other) const {
-    return images == other.images && rows == other.rows && slots == other.slots && condition == other.condition;
+    return images == other.images && rows == other.rows && slots == other.slots && condition == other.condition &&
+           lockstep == other.lockstep;
   }
 };
 

@@ -13,6 +13,7 @@ import cpp_abi
 import numpy as np
 import pytest
 from cpp_abi import STATUS, Failure
+from low_caches import always_quicker
 from tiny import CONFIG
 
 from arforge.calibration.int8 import CalibrationJob, calibrate
@@ -20,7 +21,7 @@ from arforge.calibration.ranges import Rule
 from arforge.engines import onnxruntime
 from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families.llamagen import FAMILY
-from arforge.runner import Runner, open_bundle
+from arforge.runner import EngineError, Runner, open_bundle
 from arforge.runner.bundle import Precision
 
 CLASSES = [3, 1, 4, 1]
@@ -107,14 +108,21 @@ def test_a_mixed_batch_gives_each_image_what_it_has_alone(
     ours.close()
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, *(f"{name} rows" for name in FAMILIES), "static"])
+LOW = ["bundle caches", "grouped_bundle caches", "par_bundle caches"]  # with keys and values in 8 bits
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, *(f"{name} rows" for name in FAMILIES), "static", *LOW])
 def int8_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     name, _, quantization = request.param.replace("static", "bundle static").partition(" ")
     source = request.getfixturevalue(name)
     root = Path(shutil.copytree(source, tmp_path_factory.mktemp("cpp-int8") / "int8.bundle"))
     if quantization == "static":
         calibrate(CalibrationJob(root, Rule("max", 100), samples=2, check=0, trials=0, threads=1))
-    onnxruntime.build(root, "int8", quantization=quantization or "blocks")
+    with pytest.MonkeyPatch.context() as patch:
+        always_quicker(patch)
+        low = quantization == "caches"
+        form = "blocks" if low else quantization or "blocks"
+        onnxruntime.build(root, "int8", quantization=form, caches="int8" if low else "fp32")
     return root
 
 
@@ -126,6 +134,35 @@ def test_int8_tokens_and_images_are_pythons(library: Any, int8_bundle: Path) -> 
                 compare(ours, theirs, CLASSES, SEEDS, schedule=entry.specification, **settings)
                 compare(ours, theirs, CLASSES[:1], SEEDS[:1], schedule=entry.specification, **settings)
     ours.close()
+
+
+@pytest.mark.parametrize("int8_bundle", LOW, indirect=True)
+def test_8_bit_caches_come_and_go_with_batch_and_schedule(library: Any, int8_bundle: Path) -> None:
+    """Images of a batch, alone, and running ahead on drafts, whose caches are float32: each opens another graph."""
+    ours = cpp_abi.Runner(library, int8_bundle, precision="int8", threads=1)
+    with Runner.open(int8_bundle, precision="int8", threads=1) as theirs:
+        schedules = theirs.bundle.specifications
+        drafts = ["jacobi:4"] if theirs.bundle.model.order == "raster" else []
+        for schedule in (*schedules[:2], *drafts, schedules[0]):
+            compare(ours, theirs, CLASSES, SEEDS, schedule=schedule)
+            assert theirs._engine.cache_type == (np.float32 if schedule in drafts else np.int8)
+            whole, parted = (ours.generate(CLASSES, SEEDS, schedule=schedule, batch=batch) for batch in (4, 3))
+            np.testing.assert_array_equal(parted.tokens, whole.tokens)
+    ours.close()
+
+
+def test_a_graph_of_8_bit_caches_without_heads_is_one_clear_error(library: Any, bundle: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(bundle, tmp_path / "damaged.bundle"))
+    with pytest.MonkeyPatch.context() as patch:
+        always_quicker(patch)
+        onnxruntime.build(root, "int8", quantization="blocks", caches="int8")
+    path = open_bundle(root).path(open_bundle(root).engine("onnxruntime", "int8")["cache_graph"])
+    path.write_bytes(path.read_bytes().replace(b"num_heads", b"num_headz"))
+    with pytest.raises(EngineError, match="has no heads to count: rebuild the engine"):
+        Runner.open(root, precision="int8")
+    with pytest.raises(Failure, match="has no heads to count: rebuild the engine") as refused:
+        cpp_abi.Runner(library, root, precision="int8")
+    assert refused.value.status == STATUS["engine"]
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])

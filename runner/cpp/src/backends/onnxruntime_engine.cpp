@@ -4,6 +4,7 @@
 #include <cstring>
 #include <set>
 
+#include "backends/folded_graph.h"
 #include "text.h"
 
 namespace arforge {
@@ -39,6 +40,24 @@ const std::filesystem::path& graph_for(const EngineIdentity& identity, const Opt
   return identity.standard;
 }
 
+// The types of a graph's caches, float32 for those that are not 8 bits.
+std::map<std::string, Type> cache_types(const Ort::Session& session, const ModelFacts& model) {
+  std::map<std::string, Type> types;
+  for (const std::string& name : cache_names(model.caches)) {
+    types[name] = Type::float32;
+  }
+  const std::vector<std::string> names = session.GetInputNames();
+  for (std::size_t index = 0; index < names.size(); index++) {
+    const auto known = types.find(names[index]);
+    const Ort::TypeInfo info = session.GetInputTypeInfo(index);
+    if (known != types.end() && info.GetONNXType() == ONNX_TYPE_TENSOR &&
+        info.GetTensorTypeAndShapeInfo().GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8) {
+      known->second = Type::int8;
+    }
+  }
+  return types;
+}
+
 } // namespace
 
 std::vector<std::int64_t> OnnxRuntimeEngine::cache_shape(std::int64_t slots) const {
@@ -47,8 +66,8 @@ std::vector<std::int64_t> OnnxRuntimeEngine::cache_shape(std::int64_t slots) con
 
 std::size_t OnnxRuntimeEngine::heads() const { return entries_of({extent_.rows, bundle_.model.kv_heads}); }
 
-std::size_t OnnxRuntimeEngine::line_bytes() const {
-  return entries_of({bundle_.model.head_size}) * bytes_of(facts_.cache_type);
+std::size_t OnnxRuntimeEngine::line_bytes(const Cache& cache) const {
+  return entries_of({bundle_.model.head_size}) * bytes_of(cache.type);
 }
 
 OnnxRuntimeEngine::OnnxRuntimeEngine(const Bundle& bundle, const EngineIdentity& identity, const Options& options)
@@ -60,15 +79,37 @@ OnnxRuntimeEngine::OnnxRuntimeEngine(const Bundle& bundle, const EngineIdentity&
               false,
               false,
               cache_type(options.precision)}),
-      bundle_(bundle), contract_(contract_of(bundle.model, bundle.sampler.graph(), facts_.cache_type)),
-      env_(open_environment()), session_(open_session(env_, graph_for(identity, options), options, false)),
+      bundle_(bundle), identity_(identity), options_(options),
+      contract_(contract_of(bundle.model, bundle.sampler.graph(), facts_.cache_type)), env_(open_environment()),
       host_(Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault)) {
-  check_session(session_, contract_, text("the step graph of ", bundle.root.string()));
   for (const std::string& name : cache_names(bundle.model.caches)) {
     caches_.emplace_back();
     caches_.back().name = name;
   }
+  choose_graph(guided_rows(1, true), 1);
   find_device();
+}
+
+// Opens the graph for steps so wide (0: rows may write to slots of their own), unless it is, and closes the other,
+// whose caches are of another type.
+void OnnxRuntimeEngine::choose_graph(std::int64_t rows, std::int64_t lockstep_width) {
+  const bool low = options_.provider == "cpu" && lockstep_width > 0 && lockstep_width <= identity_.cache_width;
+  const std::int64_t wanted = low ? rows : 0;
+  if (session_ != nullptr && wanted == folded_rows_) {
+    return;
+  }
+  forget_shapes();
+  session_ = Ort::Session{nullptr};
+  const std::filesystem::path& path = low ? identity_.cache_graph : graph_for(identity_, options_);
+  Ort::Session session = open_session(env_, path, options_, false, low ? folded_content(path, rows) : std::string());
+  const std::map<std::string, Type> types = low ? cache_types(session, bundle_.model) : std::map<std::string, Type>();
+  check_session(session, low ? folded(contract_, types) : contract_, text("the step graph of ", bundle_.root.string()));
+  for (Cache& cache : caches_) {
+    cache.type = low ? types.at(cache.name) : cache_type(options_.precision);
+    cache.host = {};
+  }
+  session_ = std::move(session);
+  folded_rows_ = wanted;
 }
 
 // Where the session wants its caches, if not in host memory.
@@ -90,6 +131,11 @@ void OnnxRuntimeEngine::find_device() {
 }
 
 void OnnxRuntimeEngine::prepare(const Extent& extent, const std::vector<Shape>& shapes, std::int64_t zero_slots) {
+  std::int64_t widest = 0;
+  for (const Shape& shape : shapes) {
+    widest = std::max(widest, shape.width);
+  }
+  choose_graph(extent.rows, extent.lockstep ? widest : 0);
   try {
     if (!(extent_ == extent)) {
       forget_shapes();
@@ -105,8 +151,8 @@ void OnnxRuntimeEngine::prepare(const Extent& extent, const std::vector<Shape>& 
     throw;
   }
   live_ = shapes.front().slots;
-  const std::size_t line = line_bytes();
   for (Cache& cache : caches_) {
+    const std::size_t line = line_bytes(cache);
     for (std::size_t head = 0; head < heads() && !cache.host.empty(); head++) {
       std::memset(cache.host.data() + head * static_cast<std::size_t>(live_) * line, 0,
                   static_cast<std::size_t>(zero_slots) * line);
@@ -116,16 +162,19 @@ void OnnxRuntimeEngine::prepare(const Extent& extent, const std::vector<Shape>& 
 
 // The memory of all caches: the host's, grown when needed and never shrunk; or a device's.
 void OnnxRuntimeEngine::allocate_caches() {
-  std::vector<std::int64_t> shape = cache_shape(extent_.slots);
-  shape.push_back(static_cast<std::int64_t>(bytes_of(facts_.cache_type)));
-  const std::size_t bytes = entries_of(shape);
-  shape.pop_back();
+  const std::vector<std::int64_t> shape = cache_shape(extent_.slots);
+  const auto bytes_for = [&](Type type) {
+    std::vector<std::int64_t> sizes = shape;
+    sizes.push_back(static_cast<std::int64_t>(bytes_of(type)));
+    return entries_of(sizes);
+  };
   if (device_ == nullptr) {
     for (Cache& cache : caches_) {
-      cache.host.resize(std::max(cache.host.size(), bytes));
+      cache.host.resize(std::max(cache.host.size(), bytes_for(cache.type)));
     }
     return;
   }
+  const std::size_t bytes = bytes_for(facts_.cache_type);
   zeros_.resize(std::max(zeros_.size(), bytes));
   const ONNXTensorElementDataType type = element_type(facts_.cache_type);
   for (Cache& cache : caches_) {
@@ -142,9 +191,9 @@ void OnnxRuntimeEngine::clear() { // a device's are cleared by every first step
 
 // Lays the caches out for more slots: every head's move to where they now begin, the last head's first.
 void OnnxRuntimeEngine::spread(std::int64_t slots) {
-  const std::size_t before = static_cast<std::size_t>(live_) * line_bytes();
-  const std::size_t now = static_cast<std::size_t>(slots) * line_bytes();
   for (Cache& cache : caches_) {
+    const std::size_t before = static_cast<std::size_t>(live_) * line_bytes(cache);
+    const std::size_t now = static_cast<std::size_t>(slots) * line_bytes(cache);
     for (std::size_t head = heads(); head-- > 1;) {
       std::memmove(cache.host.data() + head * now, cache.host.data() + head * before, before);
     }
@@ -197,13 +246,16 @@ void OnnxRuntimeEngine::bind(const Shape& shape) {
 }
 
 void OnnxRuntimeEngine::bind_caches(Ort::IoBinding& binding, bool first, std::int64_t slots) {
-  const std::vector<std::int64_t> live = cache_shape(slots);
-  const std::size_t bytes = entries_of(live) * bytes_of(facts_.cache_type);
+  std::vector<std::int64_t> live = cache_shape(slots);
+  const std::size_t entries = entries_of(live);
+  if (folded_rows_ > 0) {
+    live = {1, static_cast<std::int64_t>(heads()), slots, bundle_.model.head_size};
+  }
   for (Cache& cache : caches_) {
     const std::string output = written_name(cache.name);
     if (device_ == nullptr) {
-      const Ort::Value value = Ort::Value::CreateTensor(host_, cache.host.data(), bytes, live.data(), live.size(),
-                                                        element_type(facts_.cache_type));
+      const Ort::Value value = Ort::Value::CreateTensor(host_, cache.host.data(), entries * bytes_of(cache.type),
+                                                        live.data(), live.size(), element_type(cache.type));
       binding.BindInput(cache.name.c_str(), value);
       binding.BindOutput(output.c_str(), value);
     } else {
@@ -228,13 +280,13 @@ void OnnxRuntimeEngine::run(const Shape& shape, bool first) {
 // Where a head's slot lies in host memory.
 std::uint8_t* OnnxRuntimeEngine::place(Cache& cache, std::int64_t row, std::int64_t head, std::int64_t slot) {
   return cache.host.data() +
-         static_cast<std::size_t>((row * bundle_.model.kv_heads + head) * live_ + slot) * line_bytes();
+         static_cast<std::size_t>((row * bundle_.model.kv_heads + head) * live_ + slot) * line_bytes(cache);
 }
 
 CacheContent OnnxRuntimeEngine::read_cache(std::int64_t row, std::int64_t first, std::int64_t count) {
-  const std::size_t bytes = static_cast<std::size_t>(count) * line_bytes();
   CacheContent content;
   for (Cache& cache : caches_) {
+    const std::size_t bytes = static_cast<std::size_t>(count) * line_bytes(cache);
     std::vector<std::uint8_t>& into = content.emplace_back();
     for (std::int64_t head = 0; head < bundle_.model.kv_heads; head++) {
       const std::uint8_t* const from = place(cache, row, head, first);

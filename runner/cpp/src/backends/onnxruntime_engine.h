@@ -33,7 +33,8 @@ public:
 
 private:
   struct Cache {
-    std::string name;                            // "key_cache_0"
+    std::string name; // "key_cache_0"
+    Type type;
     std::vector<std::uint8_t> host;              // (rows, kv_heads, live slots, head_size), where in host memory
     Ort::Value value{nullptr}, cleared{nullptr}; // (rows, kv_heads, slots, head_size), where on a device
   };
@@ -47,8 +48,9 @@ private:
   };
 
   [[nodiscard]] std::vector<std::int64_t> cache_shape(std::int64_t slots) const;
-  [[nodiscard]] std::size_t heads() const;      // of all rows
-  [[nodiscard]] std::size_t line_bytes() const; // of one head's slot
+  [[nodiscard]] std::size_t heads() const;                        // of all rows
+  [[nodiscard]] std::size_t line_bytes(const Cache& cache) const; // of one head's slot
+  void choose_graph(std::int64_t rows, std::int64_t lockstep_width);
   void find_device();
   void allocate_caches();
   void bind(const Shape& shape);
@@ -58,9 +60,12 @@ private:
   std::uint8_t* place(Cache& cache, std::int64_t row, std::int64_t head, std::int64_t slot);
 
   const Bundle& bundle_;
+  const EngineIdentity identity_;
+  const Options options_;
   Contract contract_;
   Ort::Env env_;
-  Ort::Session session_;
+  Ort::Session session_{nullptr};
+  std::int64_t folded_rows_ = 0; // that the open graph is folded for; 0: it is the plain one
   Ort::MemoryInfo host_;
   Ort::Allocator device_{nullptr}; // of the caches, where they are not in host memory
   Extent extent_{};

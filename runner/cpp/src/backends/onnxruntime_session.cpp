@@ -172,7 +172,8 @@ Ort::Env open_environment() {
   return Ort::Env(ORT_LOGGING_LEVEL_WARNING, "arforge");
 }
 
-Ort::Session open_session(Ort::Env& env, const std::filesystem::path& graph, const Options& options, bool plain) {
+Ort::Session open_session(Ort::Env& env, const std::filesystem::path& graph, const Options& options, bool plain,
+                          const std::string& content) {
   try {
     Ort::SessionOptions session;
     session.SetIntraOpNumThreads(options.threads > 0 ? options.threads : default_threads());
@@ -185,6 +186,9 @@ Ort::Session open_session(Ort::Env& env, const std::filesystem::path& graph, con
     if (!plain) {
       append_provider(env, session, options);
     }
+    if (!content.empty()) {
+      return {env, content.data(), content.size(), session};
+    }
     return {env, graph.c_str(), session};
   } catch (const Ort::Exception& error) {
     throw Error(Code::engine,
@@ -196,6 +200,8 @@ ONNXTensorElementDataType element_type(Type type) {
   switch (type) {
   case Type::boolean:
     return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+  case Type::int8:
+    return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
   case Type::uint8:
     return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
   case Type::int64:

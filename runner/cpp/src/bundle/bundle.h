@@ -31,7 +31,9 @@ struct EngineIdentity {
   std::filesystem::path graph;
   std::filesystem::path standard; // the same step in standard operators; empty where the weights are the engine's own
   std::vector<std::int64_t> widths;
-  std::int64_t exact_width; // the widest step in which a token gets the bits that it gets alone; 0: not known
+  std::int64_t exact_width;          // the widest step in which a token gets the bits that it gets alone; 0: not known
+  std::filesystem::path cache_graph; // one with 8-bit caches, where all rows write to the same slots; may be empty
+  std::int64_t cache_width;          // of the widest steps in which that is quicker; 0: none
 };
 
 // Reads manifest.json; throws Error (manifest, format_version, bundle). Files are not looked at.

@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::size_t MAX_NAME_BYTES = 800; // 200 letters
 constexpr std::size_t MAX_WIDTHS = 4096;
-constexpr std::int64_t MAX_EXACT_WIDTH = 1 << 30;
+constexpr std::int64_t MAX_WIDTH = 1 << 30;
 
 // The bundle's path of one of an identity's graphs; throws Error (engine) unless it is the one of then.
 std::string graph_of(const Bundle& bundle, const Json& identity, const std::string& part) {
@@ -51,7 +51,7 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
       refuse(text("lacks its ", name));
     }
   }
-  EngineIdentity result{bundle.root / fs::u8path(graph_of(bundle, identity, "graph")), {}, {}, 0};
+  EngineIdentity result{bundle.root / fs::u8path(graph_of(bundle, identity, "graph")), {}, {}, 0, {}, 0};
   result.standard = result.graph;
   if (identity.contains("source") || identity.contains("source_sha256")) { // of an engine with a graph of its own
     result.standard = bundle.root / fs::u8path(graph_of(bundle, identity, "source"));
@@ -63,11 +63,19 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
     }
     result.standard.clear();
   }
-  if (const auto exact = identity.find("exact_width"); exact != identity.end()) {
-    if (!exact->is_number_integer() || *exact < 1 || *exact > MAX_EXACT_WIDTH) {
-      refuse(text("has an exact_width of ", exact->dump()));
+  const auto width_of = [&](const char* name) {
+    const Json width = identity.value(name, Json());
+    if (!width.is_number_integer() || width < 1 || width > MAX_WIDTH) {
+      refuse(text("has ", name, " ", width.dump()));
     }
-    result.exact_width = exact->get<std::int64_t>();
+    return width.get<std::int64_t>();
+  };
+  if (identity.contains("exact_width")) {
+    result.exact_width = width_of("exact_width");
+  }
+  if (identity.contains("cache_graph") || identity.contains("cache_width")) {
+    result.cache_graph = bundle.root / fs::u8path(graph_of(bundle, identity, "cache_graph"));
+    result.cache_width = width_of("cache_width");
   }
   if (!identity.contains("widths")) {
     refuse("lacks its widths");

@@ -1,0 +1,228 @@
+"""Keys and values in 8 bits: attention as ONNX Runtime's own operator does it, rows standing as heads of one batch.
+
+The operator rotates and quantises what a step writes, with a scale for each channel of a head, and reads no slot beyond
+those in use. All rows must write to the same slots, at the same positions, as those of classes do that get on together;
+each has a mask of its own. It takes several tokens of one row alone, so rows become heads; their number is an
+attribute, which the runner sets (`folded_graph.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from arforge.engines.attention import Builder, attention_nodes
+from arforge.engines.onnxruntime_blocks import CONTRIB
+from arforge.runner.backends.folded_graph import MARK
+from arforge.runner.errors import EngineError
+from arforge.runner.step_graph import written_name
+
+FLOAT, INT8, INT32, INT64 = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64
+HIDDEN = -1e30
+TURNED = 8  # pairs of channels that the operator rotates at once
+Scales = Mapping[str, NDArray[np.float32]]
+"""By cache, of each channel: float32 (kv_heads * head_size). A cache that is missing stays float32."""
+
+
+def fold_attention(model: ir.Model, scales: Scales) -> None:
+    """Replace each attention and the writes to its caches, in place; caches become (1, heads of all rows, …)."""
+    made = Folded(model, scales)
+    for node in attention_nodes(model):
+        made.replace(node)
+    made.count_rows_by_tokens()
+
+
+class Folded:
+    """What all layers share."""
+
+    def __init__(self, model: ir.Model, scales: Scales) -> None:
+        self.graph, self.scales = model.graph, scales
+        self.inputs = {str(value.name): value for value in model.graph.inputs}
+        self.caches: set[ir.Value] = set()
+        build = Builder(model.graph, model.graph[0])
+        self.constants: dict[str, ir.Value] = {}
+        self.rows = build("Shape", [self.inputs["tokens"]], INT64, start=0, end=1)
+        self.width = build("Shape", [self.inputs["tokens"]], INT64, start=1, end=2)
+        zero, one = self.numbers(0), self.numbers(1)
+        written = build("Slice", [self.inputs["write_index"], zero, one], INT64)
+        self.used = build("Add", [written, self.width], INT64)  # slots with those that the step writes
+        self.last = build("Cast", [build("Sub", [self.used, one], INT64)], INT32, to=int(INT32))
+        scalar = build("Squeeze", [self.used], INT64)
+        self.total = build("Cast", [scalar], INT32, to=int(INT32))
+        self.whole = build("Concat", [one, self.width, self.numbers(-1)], INT64, axis=0)
+        self.positions = build("Slice", [self.inputs["positions"], zero, one, zero], INT64)
+        self.masks: dict[ir.Value, ir.Value] = {}
+        self.tables: dict[ir.Value, ir.Value] = {}
+
+    def numbers(self, *values: int) -> ir.Value:
+        name = "folded." + "_".join(map(str, values))
+        if name not in self.constants:
+            array = np.array(values, np.int64)
+            self.constants[name] = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
+            self.graph.register_initializer(self.constants[name])
+        return self.constants[name]
+
+    def replace(self, node: ir.Node) -> None:
+        query, keys, values, mask = node.inputs[:4]
+        result = node.outputs[0]
+        assert query is not None
+        assert query.shape is not None
+        assert mask is not None
+        heads, size = query.shape[1], query.shape[3]
+        assert isinstance(heads, int)
+        assert isinstance(size, int)
+        build = Builder(self.graph, node)
+        writes = [write_of(value) for value in (keys, values)]
+        kv_heads = writes[0].heads
+        kind = INT8 if all(write.cache.name in self.scales for write in writes) else FLOAT
+        new = [one.new for one in writes]
+        rotated = packed_by(query, *new)
+        given: list[ir.Value | None]
+        tables: list[ir.Value | None]
+        if rotated is None:
+            given, tables = [self.flat(build, value) for value in (query, *new)], [None, None, None]
+        else:
+            given = [self.packed(build, rotated, heads * size), None, None]
+            tables = [*(self.long_enough(build, table) for table in rotated.tables), self.positions]
+        given += [*(one.cache for one in writes), self.last, self.total, *tables, self.bias(build, mask, heads)]
+        scale = node.attributes["scale"].as_float() if "scale" in node.attributes else 1 / sqrt(size)
+        attributes: dict[str, int | float | str] = {
+            "num_heads": MARK + heads, "kv_num_heads": MARK + kv_heads, "scale": scale, "causal": 0
+        }  # fmt: skip
+        if rotated is not None:
+            attributes |= {"do_rotary": 1, "rotary_interleaved": rotated.interleaved}
+        if kind == INT8:
+            given += [None, *(self.tiled(build, str(one.cache.name)) for one in writes)]
+            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+        attended = ir.Value(name=f"{result.name}.folded", type=ir.TensorType(FLOAT))
+        outputs = [attended, *(self.fold(one, kind, size) for one in writes)]
+        facts = ir.convenience.convert_attributes(attributes)
+        attention = ir.Node(CONTRIB, "GroupQueryAttention", given, facts, outputs=outputs, name=node.name)
+        self.graph.insert_before(node, attention)
+        shape = build("Concat", [self.width, self.rows, self.numbers(heads, size)], INT64, axis=0)
+        whole = build("Transpose", [build("Reshape", [attended, shape], FLOAT)], FLOAT, perm=[1, 2, 0, 3])
+        whole.shape = result.shape
+        result.replace_all_uses_with(whole)
+        self.graph.remove(node, safe=True)
+
+    def fold(self, write: Write, kind: ir.DataType, size: int) -> ir.Value:
+        """Give a cache its new shape and type; what stands for it behind the step."""
+        write.cache.shape, write.cache.type = ir.Shape([1, "heads", "slots", size]), ir.TensorType(kind)
+        old = write.written
+        old.name = f"{old.name}.scattered"
+        new = ir.Value(name=written_name(str(write.cache.name)), shape=write.cache.shape, type=write.cache.type)
+        self.graph.outputs[self.graph.outputs.index(old)] = new
+        self.caches |= {write.cache, old}
+        return new
+
+    def flat(self, build: Builder, value: ir.Value) -> ir.Value:
+        """From [rows, heads, width, size] to [1, width, rows * heads * size]."""
+        return build("Reshape", [build("Transpose", [value], FLOAT, perm=[2, 0, 1, 3]), self.whole], FLOAT)
+
+    def packed(self, build: Builder, rotated: Packed, size: int) -> ir.Value:
+        """From [rows, width, 3 * size] to [1, width, 3 * rows * size]: queries of all rows, then keys, then values."""
+        apart = build("Concat", [self.rows, self.width, self.numbers(3, size)], INT64, axis=0)
+        ordered = build("Transpose", [build("Reshape", [rotated.source, apart], FLOAT)], FLOAT, perm=[1, 2, 0, 3])
+        return build("Reshape", [ordered, self.whole], FLOAT)
+
+    def long_enough(self, build: Builder, table: ir.Value) -> ir.Value:
+        """A rotary table with a row for each slot in use, as the operator asks: stand-ins take more than cells."""
+        if table not in self.tables:
+            assert table.shape is not None
+            rows = table.shape[0]
+            assert isinstance(rows, int)
+            more = build("Max", [build("Sub", [self.used, self.numbers(rows)], INT64), self.numbers(0)], INT64)
+            ends = build("Concat", [self.numbers(0, 0), more, self.numbers(0)], INT64, axis=0)
+            self.tables[table] = build("Pad", [table, ends], FLOAT)
+        return self.tables[table]
+
+    def bias(self, build: Builder, mask: ir.Value, heads: int) -> ir.Value:
+        """The mask of the slots in use, float32 [1, rows * heads, width, slots], made once for all layers."""
+        if mask not in self.masks:
+            cut = build("Slice", [mask, self.numbers(0), self.used, self.numbers(3)], ir.DataType.BOOL)
+            seen, hidden = (build.constant(f"bias{value}", np.array(value, np.float32)) for value in (0, HIDDEN))
+            added = build("Where", [cut, seen, hidden], FLOAT)
+            every = build("Expand", [added, self.numbers(1, heads, 1, 1)], FLOAT)
+            shape = build("Concat", [self.numbers(1, -1), self.width, self.used], INT64, axis=0)
+            self.masks[mask] = build("Reshape", [every, shape], FLOAT)
+        return self.masks[mask]
+
+    def tiled(self, build: Builder, cache: str) -> ir.Value:
+        """A cache's scales for the heads of all rows."""
+        name = f"{cache}.scales"
+        scales = ir.Value(name=name, const_value=ir.Tensor(self.scales[cache], name=name))
+        self.graph.register_initializer(scales)
+        return build("Tile", [scales, self.rows], FLOAT)
+
+    def count_rows_by_tokens(self) -> None:
+        """Caches have another number of rows now, which the graph may not go by."""
+        for node in self.graph:
+            if node.op_type == "Shape" and node.inputs[0] in self.caches:
+                if (node.attributes.get_int("start", 0), node.attributes.get_int("end", 0)) != (0, 1):
+                    raise EngineError("the step graph reads its caches' shape: it has float32 caches alone")
+                node.replace_input_with(0, self.inputs["tokens"])
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A product of queries, keys and values, of as many heads, and how the first two are rotated."""
+
+    source: ir.Value  # [rows, width, 3 * heads * size]
+    tables: tuple[ir.Value, ir.Value]  # cosine and sine
+    interleaved: int
+
+
+def packed_by(query: ir.Value, key: ir.Value, value: ir.Value) -> Packed | None:
+    """What the operator can take apart and rotate by itself; None where it is not just that."""
+    first, other, split = made_by(query, "RotaryEmbedding"), made_by(key, "RotaryEmbedding"), made_by(value, "Split")
+    turn = None if split is None else made_by(split.inputs[0], "Transpose")
+    apart = None if turn is None else made_by(turn.inputs[0], "Reshape")
+    if first is None or other is None or split is None or apart is None:
+        return None
+    turned, cosine, sine = first.inputs[:3]
+    source = apart.inputs[0]
+    assert source is not None
+    assert cosine is not None
+    assert cosine.shape is not None
+    assert sine is not None
+    assert query.shape is not None
+    size, rotated = query.shape[3], cosine.shape[1]
+    alike = (turned, other.inputs[0], value) == tuple(split.outputs) and first.inputs[1:] == other.inputs[1:]
+    whole = isinstance(rotated, int) and 2 * rotated == size and not rotated % TURNED and query.shape == key.shape
+    turns = [node.attributes.get_int("interleaved", 0) for node in (first, other)]
+    known = {"interleaved"} >= first.attributes.keys() | other.attributes.keys()
+    return Packed(source, (cosine, sine), turns[0]) if alike and whole and known and turns[0] == turns[1] else None
+
+
+def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == op_type else None
+
+
+@dataclass(frozen=True)
+class Write:
+    """What a step puts into a cache."""
+
+    cache: ir.Value
+    new: ir.Value  # [rows, kv_heads, width, size]
+    written: ir.Value
+    heads: int
+
+
+def write_of(value: ir.Value | None) -> Write:
+    """How a cache that attention reads is written. Raises EngineError where something else reads it too."""
+    node = None if value is None else value.producer()
+    if value is None or node is None or node.op_type != "TensorScatter" or len(value.uses()) > 1:
+        raise EngineError("the step graph does not write a cache where it reads it: it has float32 caches alone")
+    cache, new = node.inputs[:2]
+    assert cache is not None
+    assert cache.shape is not None
+    assert new is not None
+    heads = cache.shape[1]
+    assert isinstance(heads, int)
+    return Write(cache, new, value, heads)
