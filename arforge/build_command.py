@@ -8,7 +8,17 @@ from pathlib import Path
 import click
 
 from arforge.engine import precision_of
-from arforge.options import PATH, Numbers, calls_a_launch, human, measured_jacobi, measured_widths
+from arforge.options import (
+    PATH,
+    Numbers,
+    calls_a_launch,
+    copied_caches,
+    human,
+    measured_jacobi,
+    measured_products,
+    measured_widths,
+    only_read,
+)
 from arforge.runner.errors import EngineError
 from arforge.runner.targets import TARGETS
 
@@ -57,9 +67,9 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 )
 @click.option(
     "--quantization",
-    type=click.Choice(["blocks", "static"]),
-    help="ONNX Runtime, int8: weights in blocks, which needs no calibration, or the graph of `arforge calibrate`.  "
-    "[default: blocks]",
+    type=click.Choice(["blocks", "rows", "static"]),
+    help="ONNX Runtime, int8: weights in blocks, or whole with a scale a row of activations, which both need no "
+    "calibration, or the graph of `arforge calibrate`.  [default: blocks or rows, whichever is quicker here]",
 )
 @click.option("--images", type=Numbers(), multiple=True, help="TensorRT: batches to build for.  [default: 1]")
 @click.option(
@@ -74,10 +84,17 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 )
 @click.option(
     "--attention",
-    type=click.Choice(["auto", "fused", "decomposed"]),
+    type=click.Choice(["auto", "fused", "decomposed", "view"]),
     default="auto",
     show_default=True,
-    help="TensorRT: as one operator, or as products and a softmax.",
+    help="TensorRT: as one operator, or as products and a softmax; TensorRT-RTX: over caches that are never copied.",
+)
+@click.option(
+    "--caches",
+    type=click.Choice(["auto", "in-place", "read-only"]),
+    default="auto",
+    show_default=True,
+    help="TensorRT: updated by the engine where they lie, or only read, with rows that the runner puts there.",
 )
 @click.option(
     "--filters/--no-filters",
@@ -87,11 +104,16 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 @click.option(
     "--loop/--no-loop",
     default=True,
-    help="TensorRT, next-token schedules: several calls a launch, without the host.  [default: where it can be]",
+    help="TensorRT: several calls a launch, without the host.  [default: where it can be]",
 )
 @click.option("--strip-weights", is_flag=True, help="TensorRT: leave the weights out, to be refitted on the device.")
 @click.option(
     "--dry-run", is_flag=True, help="TensorRT: print the commands that build without Python, and write nothing."
+)
+@click.option(
+    "--tensorrt-version",
+    metavar="N.N",
+    help="With --dry-run: the TensorRT that is to build, such as 10.3.  [default: the latest that is known]",
 )
 @click.option("--graphs", type=PATH, help="With --dry-run: a new folder for the graphs that the commands read.")
 def command(
@@ -108,10 +130,12 @@ def command(
     schedules: tuple[str, ...],
     compute_capabilities: tuple[str, ...],
     attention: str,
+    caches: str,
     filters: bool | None,
     loop: bool,
     strip_weights: bool,
     dry_run: bool,
+    tensorrt_version: str | None,
     graphs: Path | None,
 ) -> None:
     """Build an engine of BUNDLE, and enter it in the bundle.
@@ -129,6 +153,8 @@ def command(
             "--schedule": schedules,
             "--compute-capability": compute_capabilities,
             "--attention": attention != "auto",
+            "--caches": caches != "auto",
+            "--tensorrt-version": tensorrt_version is not None,
             "--filters": filters is not None,
             "--no-loop": not loop,
             "--strip-weights": strip_weights,
@@ -150,6 +176,8 @@ def command(
         raise EngineError("--quantization is for ONNX Runtime: TensorRT's int8 is that of `arforge calibrate`")
     if graphs and not dry_run:
         raise EngineError("--graphs goes with --dry-run: a build keeps its graphs in the bundle")
+    if tensorrt_version and (not dry_run or target != "tensorrt"):
+        raise EngineError("--tensorrt-version goes with --dry-run and --target tensorrt: a build asks the library here")
     if measure_widths:
         raise EngineError("--measure-widths is for ONNX Runtime: name TensorRT's widths with --width")
     if not trial:
@@ -172,6 +200,8 @@ def command(
         strip_weights,
         [width for group in prefill_widths for width in group],
         loop,
+        caches,
+        tensorrt_version,
     )
     if dry_run:
         from arforge.engines.trtexec import dry_run as commands
@@ -189,7 +219,8 @@ def command(
     click.echo(
         f"built {target} {precision} for {identity['device']}: {identity['library']}, {len(identity['profiles'])} "
         f"profiles up to {widest['images']} images of width {widest['width']}, {identity['slots']} slots, {prefilled}"
-        f"attention {identity['attention']['lowering']}, {calls_a_launch(identity)}, "
+        f"{only_read(identity)}attention {identity['attention']['lowering']}, {copied_caches(identity)}, "
+        f"{calls_a_launch(identity)}, "
         f"{human(built.engine_bytes)}, in {built.seconds:.1f} s"
     )
 
@@ -226,6 +257,8 @@ def build_onnxruntime(
         f"built {identity['target']} {precision} for {identity['device']}: {identity['library']}, "
         f"{identity['machine']}, {loaded}"
     )
+    if "product_milliseconds" in identity:
+        click.echo(measured_products(identity))
     if measure_widths:
         click.echo(measured_widths(identity))
     if measure_jacobi:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from arforge.runner.device import check_threads
-from arforge.runner.loop_graph import PASSES
 from arforge.runner.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -33,6 +32,12 @@ threads_option = click.option(
     type=int,
     callback=lambda ctx, param, value: check_threads(value),
     help="CPU threads.  [default: one an available core]",
+)
+
+look_every_option = click.option(
+    "--look-every",
+    type=click.IntRange(min=0),
+    help="TensorRT: calls without the host, between two looks for progress and cancel; 0: all.  [default: 8]",
 )
 
 
@@ -103,12 +108,48 @@ def measured_jacobi(identity: Mapping[str, Any]) -> str:
     return f"jacobi:L, calls an image and time of ntp's: {listed}; {verdict}"
 
 
+OF_KIND = {"table": "steps", "loop": "drafts"}  # what follows one another without the host
+
+
 def calls_a_launch(identity: Mapping[str, Any]) -> str:
     """Whether a TensorRT engine's calls follow one another without the host, by its identity."""
-    if identity.get("loop") is None:
-        return f"1 call a launch ({identity.get('loop_reason', 'built before there were more')})"
-    widths = sorted({profile["width"] for profile in identity["loop_profiles"]})
-    return f"{PASSES} calls of width {', '.join(map(str, widths))} a launch"
+    made = [name for name in ("table", "loop") if identity.get(name) is not None]
+    if not made:
+        reasons = [identity.get(f"{name}_reason", "built before there were more") for name in OF_KIND]
+        return f"1 call a launch ({'; '.join(dict.fromkeys(filter(None, reasons)))})"
+    found = []
+    for name in made:
+        widths = sorted({profile["width"] for profile in identity[f"{name}_profiles"]})
+        found.append(f"{OF_KIND[name]} of width {', '.join(map(str, widths))}")
+    return f"several calls a launch: {' and '.join(found)}"
+
+
+def copied_caches(identity: Mapping[str, Any]) -> str:
+    """What a TensorRT engine's steps copy of their caches, by its identity."""
+    copied = identity.get("copied_cache_bytes")
+    if copied is None:
+        return "copied caches: not known"
+    pairs = [(profile["width"], count) for profile, count in zip(identity["profiles"], copied, strict=True)]
+    alone, wide = ([count for width, count in pairs if (width > 1) == wider] for wider in (False, True))
+    parts = [(alone, " at width 1"), (wide, " above")] if alone and wide and set(alone) != set(wide) else [(copied, "")]
+    said = []
+    for counts, where in parts:
+        least, most = human(min(counts)), human(max(counts))
+        said.append(f"{least if least == most else f'{least} to {most}'} a step{where}")
+    return f"copied caches: {', '.join(said)}"
+
+
+def only_read(identity: Mapping[str, Any]) -> str:
+    """Where a TensorRT engine only reads its caches, that it does and why, before what else is said of it."""
+    caches = identity.get("caches", {"lowering": "in-place"})
+    return "" if caches["lowering"] == "in-place" else f"caches {caches['lowering']} ({caches['reason']}), "
+
+
+def measured_products(identity: Mapping[str, Any]) -> str:
+    """What an engine's identity says of the quantisations that were tried for it."""
+    blocks, rows = (identity["product_milliseconds"][form] for form in ("blocks", "rows"))
+    listed = ", ".join(f"{width}: {blocks[width]:g} and {rows[width]:g}" for width in sorted(blocks, key=int))
+    return f"ms of a step's products by width, in blocks and by rows: {listed}; built {identity['quantization']}"
 
 
 def measured_widths(identity: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ LINE = "{:28} {:>5} {:>8} {:>8} {:>8} {:>9} {:>8} {:>7} {:>8} {:>7} {:>8}"
 
 
 @click.command()
-@click.argument("bundle", type=PATH)
+@click.argument("bundle", type=PATH, required=False)
 @click.option("--schedule", "schedules", multiple=True, help="Schedule to measure; repeatable.  [default: all stored]")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images decoded together.")
 @click.option("--guidance", type=float, help="Guidance scale; 1 is off.  [default: the bundle's]")
@@ -40,8 +41,10 @@ LINE = "{:28} {:>5} {:>8} {:>8} {:>8} {:>9} {:>8} {:>7} {:>8} {:>7} {:>8}"
 @click.option("--json", "json_file", type=PATH, help="All figures, with device and versions.")
 @click.option("--html", "html_file", type=PATH, help="One page with tables and plots.")
 @click.option("--quality", type=PATH, help="JSON of `arforge evaluate`: the page shows quality against latency.")
+@click.option("--sysfs", type=PATH, help="Where to read power, clocks and temperatures.  [default: /sys]")
+@click.option("--read", "given", type=PATH, help="Show this JSON, also of `arforge-run --profile`; measure nothing.")
 def command(
-    bundle: Path,
+    bundle: Path | None,
     schedules: tuple[str, ...],
     batch: int,
     guidance: float | None,
@@ -55,6 +58,8 @@ def command(
     json_file: Path | None,
     html_file: Path | None,
     quality: Path | None,
+    sysfs: Path | None,
+    given: Path | None,
     asked: Asked,
 ) -> None:
     """Show where the time of BUNDLE's schedules goes, step by step.
@@ -63,11 +68,12 @@ def command(
 
     \b
     arforge profile llamagen-l.bundle --schedule ntp --schedule zipar:16 --json profile.json --html profile.html
+    arforge profile --read profile.json --html profile.html
     """
     from arforge.runner.bundle import open_bundle
     from arforge.runner.errors import EngineError
     from arforge.runner.output import check_outputs, write_whole
-    from arforge.runner.profiling.page import require_matplotlib, save_page, settings_line
+    from arforge.runner.profiling.page import require_matplotlib, save_page
     from arforge.runner.profiling.profile import Settings
 
     if html_file:
@@ -77,12 +83,39 @@ def command(
     if layers and target != "onnxruntime":
         raise EngineError(f"--layers reads ONNX Runtime's profiler: {target} has none here")
     check_outputs({"--json": json_file, "--html": html_file})
+    judged = read_quality(quality) if quality else None
+    if (bundle is None) == (given is None):
+        raise click.UsageError("name a BUNDLE to measure, or a profile to show with --read")
+    if bundle is None:
+        if json_file or layers:
+            raise click.UsageError("--read measures nothing: leave --json and --layers out")
+        figures = read_profile(given)
+        show(figures["bundle"], figures)
+        if "operators" in figures:
+            show_operators(figures["operators"])
+        if html_file:
+            save_page(html_file, figures, judged)
+        return
     subjects = asked.subjects(open_bundle(bundle).model)
     settings = Settings(batch, guidance, warm_ups, repeats, max_steps, subjects)
     precision = precision_of(bundle, target, precision)
-    judged = read_quality(quality) if quality else None
-    figures = measure(bundle, schedules, settings, target, precision, threads)
-    click.echo(f"{bundle}: {target} {precision}, {settings_line(figures)}")
+    figures = measure(bundle, schedules, settings, target, precision, threads, sysfs)
+    show(bundle, figures)
+    if layers:
+        figures["operators"] = operators(bundle, figures["schedules"][0]["schedule"], settings, precision, threads)
+        show_operators(figures["operators"])
+    if json_file:
+        text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
+        write_whole(json_file, lambda file: file.write(text.encode()))
+    if html_file:
+        save_page(html_file, figures, judged)
+
+
+def show(name: object, figures: dict[str, Any]) -> None:
+    """The table of a profile, and what else there is to say."""
+    from arforge.runner.profiling.page import sensor_lines, settings_line
+
+    click.echo(f"{name}: {figures['target']} {figures['precision']}, {settings_line(figures)}")
     click.echo(
         f"loaded in {figures['load_seconds']:.2f} s, first step after {figures['first_step_seconds']:.2f} s; "
         f"peak memory {human(figures['peak_memory_bytes'] or 0)}"
@@ -96,25 +129,21 @@ def command(
                 f"{row['schedule']}: {row['steps_per_call']:.2f} steps a call; "
                 f"{100 * row['share_of_single_steps']:.0f} % of the calls gave one alone"
             )
+        for line in sensor_lines(row):
+            click.echo(f"{row['schedule']}: {line}")
     if any(row["prompt_slots"] for row in figures["schedules"]):
         row = figures["schedules"][0]
         click.echo(
             f"prompts of {1 + row['prompt_slots']:.0f} tokens a row: {row['ms_to_filled_caches']:.1f} ms to filled "
             f"caches, {row['ms_to_first_token']:.1f} ms to the first token ({row['schedule']})"
         )
-    if layers:
-        figures["operators"] = operators(bundle, figures["schedules"][0]["schedule"], settings, precision, threads)
-        steps, total = figures["operators"]["steps"], sum(row["ms"] for row in figures["operators"]["times"])
-        click.echo(f"operators of {figures['operators']['schedule']}   calls  ms/step   share")
-        for row in figures["operators"]["times"]:
-            click.echo(
-                f"  {row['operator']:26} {row['calls']:7} {row['ms'] / steps:8.3f} {100 * row['ms'] / total:6.1f}%"
-            )
-    if json_file:
-        text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
-        write_whole(json_file, lambda file: file.write(text.encode()))
-    if html_file:
-        save_page(html_file, figures, judged)
+
+
+def show_operators(operators: dict[str, Any]) -> None:
+    steps, total = operators["steps"], sum(row["ms"] for row in operators["times"])
+    click.echo(f"operators of {operators['schedule']}   calls  ms/step   share")
+    for row in operators["times"]:
+        click.echo(f"  {row['operator']:26} {row['calls']:7} {row['ms'] / steps:8.3f} {100 * row['ms'] / total:6.1f}%")
 
 
 def measure(
@@ -124,11 +153,13 @@ def measure(
     target: str,
     precision: str,
     threads: int | None,
+    sysfs: Path | None,
 ) -> dict[str, Any]:
     """Every figure but those by operator."""
     from arforge.runner.device import peak_memory
     from arforge.runner.errors import RequestError
     from arforge.runner.profiling.profile import TimedEngine, Traffic, against_first, profile_schedule, summary
+    from arforge.runner.profiling.sensors import SYSFS, Sensors
     from arforge.runner.runner import Runner, open_codec, open_engine
 
     opened = open_built(bundle, target, precision)
@@ -142,8 +173,8 @@ def measure(
     engine, codec = TimedEngine(opened_engine), open_codec(opened, opened_engine, threads)
     loaded = time.perf_counter() - start
     traffic = Traffic.of(opened, precision, engine.cache_type, target)
-    with Runner(opened, engine, codec) as runner:
-        profiles = [profile_schedule(runner, engine, schedule, settings) for schedule in chosen]
+    with Runner(opened, engine, codec) as runner, closing(Sensors.found(sysfs or SYSFS)) as sensors:
+        profiles = [profile_schedule(runner, engine, schedule, settings, sensors) for schedule in chosen]
         peak = peak_memory()  # before the bandwidth is measured, which takes memory of its own
         bandwidth, device = engine.bandwidth(), engine.device
     assert engine.first_step is not None
@@ -202,6 +233,21 @@ def read_quality(path: Path) -> dict[str, Any]:
         raise RequestError(f"cannot read {path}: {error}. Give what `arforge evaluate --json` wrote") from None
     quality_key(quality)
     return quality
+
+
+def read_profile(path: Path | None) -> dict[str, Any]:
+    """What `arforge profile --json` or `arforge-run --profile` wrote. Raises RequestError for other files."""
+    from arforge.runner.errors import RequestError
+
+    assert path is not None
+    try:
+        figures: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"cannot read {path}: {error}. Give what `arforge profile --json` wrote") from None
+    rows = figures.get("schedules") if isinstance(figures, dict) else None
+    if not rows or "ms_per_step" not in rows[0]:
+        raise RequestError(f"{path} holds no profile: give what `arforge profile --json` wrote")
+    return figures
 
 
 def versions(target: str) -> dict[str, str]:

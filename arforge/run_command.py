@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from arforge.engine import open_built, precision_of
-from arforge.options import PATH, Grid, Numbers, precision_option, target_option, threads_option
+from arforge.options import PATH, Grid, Numbers, look_every_option, precision_option, target_option, threads_option
 from arforge.progress import progress_bar
 from arforge.runner.errors import RequestError
 from arforge.subjects import Asked, asked_options, how_to_ask
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 @target_option
 @precision_option
 @threads_option
+@look_every_option
 @click.option("--output", type=PATH, help="PNG grid of the images.")
 @click.option("--columns", type=click.IntRange(min=1), help="Images a row of the grid.  [default: nearly square]")
 @click.option("--zoom", type=click.IntRange(1, 64), default=1, show_default=True, help="Size of a pixel in the grid.")
@@ -63,6 +64,7 @@ def command(
     target: str,
     precision: str | None,
     threads: int | None,
+    look_every: int | None,
     output: Path | None,
     columns: int | None,
     zoom: int,
@@ -107,7 +109,7 @@ def command(
     numbers = spread_seeds([seed for group in seeds for seed in group], images)
     page = Page(images, columns) if output or preview else None
     with ExitStack() as stack:
-        runner = stack.enter_context(Runner.open(bundle, target=target, precision=precision, threads=threads))
+        runner = stack.enter_context(Runner.open(bundle, target, precision, threads, look_every))
         if runner.bundle.image_tokenizer is None and (output or npz or preview):
             raise RequestError(
                 f"{bundle} has no image tokenizer and gives tokens only: use --tokens, or export with --tokenizer"

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from arforge.options import PATH, precision_option, target_option, threads_option
+from arforge.options import PATH, look_every_option, precision_option, target_option, threads_option
 from arforge.serving.limits import Limits
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -42,6 +42,7 @@ def limit(name: str, default: int, text: str) -> Callable[[Decorated], Decorated
 @target_option
 @precision_option
 @threads_option
+@look_every_option
 def command(
     bundles: tuple[Path, ...],
     host: str,
@@ -59,6 +60,7 @@ def command(
     target: str,
     precision: str | None,
     threads: int | None,
+    look_every: int | None,
 ) -> None:
     """Serve bundles over HTTP: OpenAI's images API, health, metrics, and a page to try it on.
 
@@ -82,5 +84,7 @@ def command(
         drain=drain,
     )
     key = None if api_key_file is None else read_key(api_key_file)
-    serving = Serving(tuple(str(path) for path in bundles), Opening(target, precision, threads), limits, key)
+    serving = Serving(
+        tuple(str(path) for path in bundles), Opening(target, precision, threads, look_every), limits, key
+    )
     run(serving, host, port, workers)

@@ -2,9 +2,10 @@
 
 python bench/cpu.py --bundle l.bundle --output bench/results/cpu.json [--width 1 …] [--slot 288] [--rounds 9]
 python bench/cpu.py --bundle j-int8.bundle --bundle j-int4.bundle --schedule ntp --schedule zipar:8 --rounds 2 …
+python bench/cpu.py --bundle l.bundle --schedule ntp --images 8 …
 python bench/cpu.py --make LlamaGen-L.bundle
 
-One image with guidance is two rows; each peer decodes the same number of tokens a row after the same number of tokens
+An image with guidance is two rows; each peer decodes the same number of tokens a row after the same number of tokens
 before. Peers live in processes of their own, and wait while another is measured. With `--schedule`, whole images are
 made: the prompt, every step, and with arforge sampling and the picture of the tokens, which llama.cpp does without. Its
 steps are those of the schedule too. `--make` exports random weights and builds the engines; `bench/at_size.py` those
@@ -132,7 +133,7 @@ def compare_steps(remotes: list[Remote], slot: int, width: int, steps: int, roun
 
 
 def compare_images(remotes: list[Remote], schedule: str, bundle: Path, prompt: int, rounds: int) -> dict[str, Any]:
-    """Seconds of an image; with one thread the CPU time beside them tells what it takes beside other work."""
+    """Seconds of a batch; with one thread the CPU time beside them tells what it takes beside other work."""
     steps = len(steps_of(open_bundle(bundle), schedule))
     figures = compare(remotes, (schedule, prompt), rounds, lambda seconds: sum(seconds[:-1]))
     return {"schedule": schedule, "prompt": prompt, "steps": steps, "unit": "s", **figures}
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--slot", type=int, default=288, help="tokens before the measured ones: half of an image")
     parser.add_argument("--steps", type=int, default=4, help="in a row, of which a round takes the median")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--images", type=int, default=1, help="of a batch")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.make:
@@ -169,7 +171,7 @@ def main() -> None:
     if not arguments.bundle or not arguments.output:
         parser.error("--bundle and --output are needed")
     bundles = tuple(arguments.bundle)
-    setting = Setting(bundles, arguments.threads, bundles[0].resolve().parent)
+    setting = Setting(bundles, arguments.threads, bundles[0].resolve().parent, arguments.images)
     names = arguments.peer or [name for name in PEERS if not name.endswith(FOUR_BITS)]
     remotes = [Remote(name, setting) for name in names]
     figures: dict[str, Any] = {
@@ -178,7 +180,7 @@ def main() -> None:
         "machine": device_name(),
         "versions": {"arforge": version("arforge"), **{remote.name: remote.version for remote in remotes}},
         "model": bundles[0].stem,
-        "rows": 2,
+        "rows": setting.rows,
         "threads": arguments.threads,
         "cpus": os.cpu_count(),
         "measured": [],

@@ -1,11 +1,10 @@
-"""Correctness and speed of full-size models on a GPU, for every runtime that runs there, in one go.
+"""Every check that waits for a GPU, in one go: correctness first, then speed, on a machine with one GPU.
 
-python bench/gpu.py --work FOLDER --output bench/results/gpu.json [--case llamagen:L:24x24=ntp,zipar:16,zipar:8 …]
-    [--runtime tensorrt --runtime tensorrt-rtx --runtime onnxruntime-cuda --runtime torch-compile …] [--batch 1 …]
+python bench/gpu.py --output bench/results/gpu.json [--minutes 8] [--work FOLDER] [--only tokens …]
 
-Weights are random. Each model is exported once; each runtime runs in a process of its own, through the same runner
-and requests, and a runtime that fails is recorded with its error and does not stop the others. Tokens are compared
-with ONNX Runtime's on the CPU in float32: step by step on the CPU's tokens so far, and over one whole image.
+Weights are random. Each part is a process of its own with a limit for each of its items: what crashes or hangs is
+recorded and left out, the rest goes on. The file is written anew after every item, so that whatever ends this script
+leaves what was found before. The order is that of value: what is cut by the time is at the end.
 """
 
 from __future__ import annotations
@@ -14,188 +13,174 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from build_engines import export
-
-from arforge.runner.backends.engine import Engine
-from arforge.runner.bundle import Bundle, open_bundle
-from arforge.runner.conditions import sample_conditions
-from arforge.runner.errors import ArforgeError
-from arforge.runner.profiling.profile import Settings, TimedEngine, Traffic, against_first, profile_schedule, summary
-from arforge.runner.runner import Runner, open_codec, open_engine
-from arforge.runner.side_by_side import GUIDANCE, side_by_side
-
-CASES = ("llamagen:L:24x24=ntp,zipar:16,zipar:8", "par:XL:24x24=par:4", "arpg:L:16x16=arpg:64")
-RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "torch-compile")
-PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings", "torch", "cuda-bindings")
-COMPARED_STEPS = 64
-KEPT = ("ms_per_step", "ms_per_image", "images_per_second", "bytes_per_second", "bandwidth_share", "runner_ms_per_step")
+SCRIPT = Path(__file__).with_name("gpu_parts.py")
+LOOK = 0.1  # seconds between looks at a part that runs
+LEAST = 5  # seconds that are worth beginning something in
+SPARE = 2  # seconds left for the file
+SAID = 1500  # letters of what a part that failed has said last
+SMALL = ("llamagen", "par", "arpg", "llamagen-t2i", "janus")
+PEERS = ("onnxruntime-cuda", "torch-compile")
 
 
-def engine_of(runtime: str, bundle: Bundle, precision: str, schedules: list[str], batches: list[int]) -> Engine:
-    """The engine of one runtime, built first where it needs that. Raises an ArforgeError if it cannot be had."""
-    from gpu_engines import ProviderEngine, TorchEngine
+@dataclass(frozen=True)
+class Part:
+    """Items that one process does one after another; it is started again behind one that ends it."""
 
-    if runtime in ("tensorrt", "tensorrt-rtx"):
-        from arforge.engines.tensorrt import BuildJob, build
-
-        build(BuildJob(bundle.root, runtime, precision, schedules=schedules, images=batches), print)
-        return open_engine(open_bundle(bundle.root), runtime, precision)
-    engines: dict[str, Callable[[], Engine]] = {
-        "onnxruntime-cuda": lambda: ProviderEngine(bundle, precision, "CUDA"),
-        "onnxruntime-cuda-plain": lambda: ProviderEngine(bundle, precision, "CUDA", graphs=False),
-        "onnxruntime-cpu": lambda: ProviderEngine(bundle, precision, "CPU"),
-        "torch-compile": lambda: TorchEngine(bundle, precision, "cuda", compiled=True),
-        "torch-eager": lambda: TorchEngine(bundle, precision, "cuda", compiled=False),
-        "torch-cpu": lambda: TorchEngine(bundle, precision, "cpu", compiled=False),
-    }
-    if runtime not in engines:
-        raise SystemExit(f"no runtime {runtime!r}: use {', '.join([*RUNTIMES, *engines])}")
-    return engines[runtime]()
+    name: str
+    items: Sequence[str]
+    seconds: float  # that an item may take
 
 
-def same_step_tokens(bundle: Bundle, reference: Engine, engine: Engine, schedule: str) -> float:
-    """Share of tokens, most likely ones, that both find the same, each step given the reference's so far."""
-    same = cells = 0
-    for done in side_by_side(bundle, schedule, [reference, engine], sample_conditions(bundle, 1), COMPARED_STEPS):
-        wanted, found = (buffers.next_tokens[:, step.target_rows] for step, buffers in done)
-        same, cells = same + int((wanted == found).sum()), cells + wanted.size
-    return same / cells
+def parts(targets: Sequence[str], view: bool) -> Iterator[Part]:
+    """What follows the look at the machine. `targets`: the TensorRTs that it has; `view`: whether that is an option."""
+    yield Part("models", [*SMALL, "size"], 60)
+    for target in targets:
+        quick = [f"{family} {precision}" for precision in ("fp32", "fp16") for family in SMALL]
+        yield Part(f"tokens {target}", [*quick, "llamagen loop", "llamagen verify"], 60)
+    for target in targets:
+        attention = ["fp16 view"] if view and target == "tensorrt-rtx" else []
+        yield Part(f"speed {target}", ["fp16", "fp16 jacobi", *attention, "fp16 batch"], 90)
+    for peer in PEERS:
+        yield Part(f"speed {peer}", ["fp16"], 75)
+    for target in targets:
+        if view and target == "tensorrt-rtx":
+            yield Part(f"view {target}", ["llamagen verify", "arpg verify"], 60)
+        more = [f"{family} {precision}" for precision in ("int8", "int4", "bf16") for family in ("llamagen", "par")]
+        yield Part(f"tokens {target}, more", more, 60)
+        yield Part(f"speed {target}, more", ["int4", "int8"], 120)
 
 
-def measure(
-    root: Path, runtime: str, precision: str, schedules: list[str], batches: list[int], most: int | None
-) -> Any:
-    """In a child process: all figures of one runtime on one model."""
-    bundle = open_bundle(root)
-    start = time.perf_counter()
-    measured = engine_of(runtime, bundle, precision, schedules, batches)
-    engine, codec = TimedEngine(measured), open_codec(bundle, measured)
-    ready = time.perf_counter() - start
-    traffic = Traffic.of(open_bundle(root), precision, engine.cache_type)
-    reference = open_engine(bundle, "onnxruntime", "fp32")
-    figures: dict[str, Any] = {"device": engine.device, "seconds_to_build_and_load": ready, "schedules": []}
-    with Runner(bundle, engine, codec) as runner, Runner(bundle, reference) as expected:
-        bandwidth = engine.bandwidth()
-        figures["bytes_per_second_of_a_copy"] = bandwidth
-        for batch in batches:
-            settings = Settings(images=batch, guidance=GUIDANCE, max_steps=most)
-            rows = [summary(profile_schedule(runner, engine, name, settings), traffic, bandwidth) for name in schedules]
-            saved = against_first(rows) if most is None else [{} for _ in rows]
-            for row, more in zip(rows, saved, strict=True):
-                least = (row["weight_bytes_per_step"] + row["cache_bytes_per_step"]) / bandwidth
-                kept = {"schedule": row["schedule"], "steps": row["steps"], "batch": batch}
-                kept |= {name: row[name] for name in KEPT} | {"ms_per_step_of_the_memory_limit": 1000 * least} | more
-                figures["schedules"].append(kept)
-                print(json.dumps(kept), file=sys.stderr, flush=True)
-        figures["agreement"] = []
-        for name in schedules:
-            found: dict[str, Any] = {"schedule": name, "steps": same_step_tokens(bundle, reference, engine, name)}
-            if most is None:
-                request: dict[str, Any] = {"schedule": name, "guidance": GUIDANCE, "seeds": [0]}
-                tokens = [one.generate([0], **request).tokens for one in (expected, runner)]
-                found["image"] = float((tokens[0] == tokens[1]).mean())
-            figures["agreement"].append(found)
-    return figures
+class Figures:
+    """The file that is written."""
+
+    def __init__(self, path: Path, minutes: float, words: Sequence[str]) -> None:
+        self.path, self.start = path, time.monotonic()
+        self.deadline = self.start + 60 * minutes - SPARE
+        self.content: dict[str, Any] = {
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": ["python", "bench/gpu.py", *words],
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+            "minutes": minutes,
+            "parts": {},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def left(self) -> float:
+        """Seconds that there still are."""
+        return self.deadline - time.monotonic()
+
+    def enter(self, part: str, items: dict[str, Any]) -> None:
+        self.content["parts"].setdefault(part, {}).update(items)
+        self.content["seconds"] = round(time.monotonic() - self.start, 1)
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text(json.dumps(self.content, indent=1) + "\n")
+        partial.replace(self.path)
+
+    def problems(self) -> Iterator[str]:
+        for part, items in self.content["parts"].items():
+            for item, found in items.items():
+                if "error" in found or "skipped" in found:
+                    yield f"{part}, {item}: {found.get('error') or found['skipped']}"
 
 
-def child(arguments: argparse.Namespace, root: Path, runtime: str, schedules: str) -> dict[str, Any]:
-    """`measure` in a process of its own, since one process takes one TensorRT, and a crash should cost one row."""
-    command = [sys.executable, __file__, "--one", str(root), "--runtime", runtime, "--case", f"x={schedules}"]
-    command += ["--precision", arguments.precision, *(f"--batch={batch}" for batch in arguments.batch)]
-    command += [f"--max-steps={arguments.max_steps}"] if arguments.max_steps else []
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    try:
-        found: dict[str, Any] = json.loads(lines[-1])
-    except (IndexError, ValueError):
-        found = {"error": f"the process ended with status {done.returncode}: {' '.join(lines[-3:])}"}
-    return {"model": root.stem, "runtime": runtime, "precision": arguments.precision, **found}
-
-
-def versions() -> dict[str, str]:
-    found = {}
-    for name in ("arforge", *PACKAGES):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
+def run_part(part: Part, figures: Figures, work: Path) -> dict[str, Any]:
+    """Do the items of a part, each at most once; returns what was found."""
+    left, found = list(part.items), dict[str, Any]()
+    while left and figures.left > LEAST:
+        state, reason = run_items(part, left, figures, work)
+        found |= state["done"]
+        left = [item for item in left if item not in state["done"]]
+        if reason and left:
+            found[left[0]] = {**state["so_far"], "error": reason}
+            left = left[1:]
+            figures.enter(part.name, found)
+    found |= {item: {"skipped": "no time was left"} for item in left}
+    figures.enter(part.name, found)
     return found
 
 
-def main(words: list[str] | None = None) -> None:
+def run_items(part: Part, items: Sequence[str], figures: Figures, work: Path) -> tuple[dict[str, Any], str | None]:
+    """One process for some items; its last state, and why it did not come to the end of them."""
+    path, log = work / "state.json", work / "said.txt"
+    path.unlink(missing_ok=True)
+    command = [sys.executable, str(SCRIPT), part.name, str(work), str(path), *items]
+    with log.open("w") as said:
+        child = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+    state: dict[str, Any] = {"done": {}, "so_far": {}}
+    changed, reason = time.monotonic(), None
+    try:
+        while child.poll() is None:
+            time.sleep(LOOK)
+            if (newer := read_state(path)) not in (None, state):
+                state, changed = newer or state, time.monotonic()
+                figures.enter(part.name, state["done"])
+            if time.monotonic() - changed > part.seconds:
+                reason = f"it hung: ended after {part.seconds:g} s"
+                break
+            if figures.left <= 0:
+                reason = "the time was up"
+                break
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # and whatever it has started
+        child.wait()
+    state = read_state(path) or state
+    if reason is None and child.returncode:
+        reason = f"{ended(child.returncode)}: {log.read_text(errors='replace')[-SAID:].strip()}"
+    if reason is None and len(state["done"]) < len(items):
+        reason = "it ended before its time"
+    return state, reason
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    try:
+        state: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return state
+
+
+def ended(status: int) -> str:
+    return f"it crashed by {signal.Signals(-status).name}" if status < 0 else f"it ended with status {status}"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if words is None else words
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="where bundles are written and kept, some 3 GB a model")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    parser.add_argument("--case", action="append", help=f"FAMILY:VARIANT:GRID=SCHEDULES; default {' '.join(CASES)}")
-    parser.add_argument("--runtime", action="append", help=f"default {', '.join(RUNTIMES)}")
-    parser.add_argument("--precision", choices=["fp16", "fp32"], default="fp16", help="of the runtimes measured")
-    parser.add_argument("--batch", action="append", type=int, help="images decoded together; default 1 and 64")
-    parser.add_argument("--max-steps", type=int, help="of a generation; default all")
-    parser.add_argument("--one", type=Path, metavar="BUNDLE", help="measure one runtime here and print its figures")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--minutes", type=float, default=8, help="that it may take; default 8")
+    parser.add_argument("--work", type=Path, help="folder for bundles, some 4 GB; default: a new one, removed again")
+    parser.add_argument("--only", action="append", help="parts whose names begin so; default all")
     arguments = parser.parse_args(words)
-    arguments.batch = arguments.batch or [1, 64]
-    if arguments.one:
-        schedules = arguments.case[0].partition("=")[2].split(",")
-        try:
-            found = measure(
-                arguments.one,
-                arguments.runtime[0],
-                arguments.precision,
-                schedules,
-                arguments.batch,
-                arguments.max_steps,
-            )
-        except ArforgeError as error:
-            found = {"error": str(error)}
-        print(json.dumps(found))
-        return
-    if not arguments.work or not arguments.output:
-        parser.error("--work and --output are needed")
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["python", "bench/gpu.py", *(sys.argv[1:] if words is None else words)],
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "versions": versions(),
-        "guidance": GUIDANCE,
-        "max_steps": arguments.max_steps,
-        "runs": [],
-    }
-    for case in arguments.case or CASES:
-        model, _, schedules = case.partition("=")
-        family, variant, grid = model.split(":")
-        rows, columns = (int(side) for side in grid.split("x"))
-        root = export(family, variant, (rows, columns), arguments.work)
-        prepare(root, arguments.precision)
-        for runtime in arguments.runtime or RUNTIMES:
-            figures["runs"].append(child(arguments, root, runtime, schedules))
-            print(json.dumps(figures["runs"][-1], indent=1), flush=True)
-            arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
-
-
-def prepare(root: Path, precision: str) -> None:
-    """Give the bundle the CPU's engine, and the graphs of the precision that the other runtimes share."""
-    from arforge.engines import onnxruntime
-    from arforge.engines.low_precision import add_graphs, entries, has_graphs
-    from arforge.runner.bundle.writer import changing, write_revision
-
-    with changing(root) as bundle:
-        if not has_graphs(bundle, precision):
-            new = add_graphs(bundle, precision)
-            write_revision(replace(bundle, graphs=(*bundle.graphs, *entries(precision))), new)
-    onnxruntime.build(root)
+    figures = Figures(arguments.output, arguments.minutes, words)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = (arguments.work or Path(scratch)).absolute()
+        work.mkdir(parents=True, exist_ok=True)
+        found = run_part(Part("machine", ["facts"], 60), figures, work)["facts"]
+        if not found.get("gpu"):
+            print(f"there is no GPU to run on: {found.get('error') or found.get('reason')}", file=sys.stderr)
+            return 1
+        for part in parts(found["targets"], found["view"]):
+            if not arguments.only or any(part.name.startswith(name) for name in arguments.only):
+                print(f"{part.name}, {figures.left:.0f} s left", file=sys.stderr, flush=True)
+                run_part(part, figures, work)
+    problems = list(figures.problems())
+    print("\n".join(problems) or "all of it ran", file=sys.stderr)
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,6 +20,7 @@ from arforge.runner.backends.onnxruntime_session import UNWANTED, load_library
 from arforge.runner.bundle import Bundle
 from arforge.runner.device import device_name, streaming_bandwidth
 from arforge.runner.errors import EngineError
+from arforge.runner.plan import Plan
 from arforge.runner.step_graph import cache_names, written_name
 
 TYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.float32}
@@ -53,6 +54,9 @@ class DeviceEngine(ABC):
 
     def loop(self, first: int, later: int, inputs: int) -> None:
         return None  # the host makes the calls
+
+    def table_loop(self, plan: Plan) -> None:
+        return None
 
     def bandwidth(self) -> float:
         if self._kind == "cpu":

@@ -1,4 +1,4 @@
-"""llama.cpp on random weights of a bundle's dimensions, in Q8_0 or Q4_0: both rows of a guided image as two sequences.
+"""llama.cpp on random weights of a bundle's dimensions, in Q8_0 or Q4_0: the rows of guided images as sequences.
 
 What it leaves out is in its favour: guidance and sampling, norms of heads, Janus's first layer of the head; its head
 gives image tokens alone, in 4 bits where the others have them. Keys and values are its default, float16.
@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from peers import ROWS, SPARE, Setting, steps_of
+from peers import SPARE, Setting, steps_of
 
 from arforge.runner.bundle import Bundle, open_bundle
 
@@ -25,6 +25,7 @@ class LlamaCpp:
         import llama_cpp as library
 
         self.library = library
+        self.rows = setting.rows
         self.version = f"llama-cpp-python {version('llama-cpp-python')}"
         bundle = self.bundle = open_bundle(setting.bundles[0])
         model = bundle.model
@@ -37,14 +38,14 @@ class LlamaCpp:
         self.keep = silence
         loaded = library.llama_model_load_from_file(str(path).encode(), library.llama_model_default_params())
         settings = library.llama_context_default_params()
-        settings.n_ctx = ROWS * (1 + model.cells + SPARE)
-        settings.n_seq_max = ROWS
-        settings.n_batch = settings.n_ubatch = ROWS * PROMPT
+        settings.n_ctx = self.rows * (1 + model.cells + SPARE)
+        settings.n_seq_max = self.rows
+        settings.n_batch = settings.n_ubatch = self.rows * PROMPT
         settings.n_threads = settings.n_threads_batch = setting.threads
         self.context = library.llama_init_from_model(loaded, settings)
         if not self.context:
             raise SystemExit(f"llama.cpp does not load {path}")
-        self.batch = library.llama_batch_init(ROWS * PROMPT, 0, ROWS)
+        self.batch = library.llama_batch_init(self.rows * PROMPT, 0, self.rows)
         self.filled = 0
 
     def step(self, slot: int, width: int) -> None:
@@ -65,7 +66,7 @@ class LlamaCpp:
     def fill(self, slot: int) -> None:
         """Leave `slot` tokens in both sequences."""
         memory = self.library.llama_get_memory(self.context)
-        for row in range(ROWS):
+        for row in range(self.rows):
             self.library.llama_memory_seq_rm(memory, row, slot, -1)
         for first in range(min(self.filled, slot), slot, PROMPT):
             self.decode(first, min(PROMPT, slot - first), wanted=False)
@@ -73,7 +74,7 @@ class LlamaCpp:
     def decode(self, slot: int, width: int, wanted: bool) -> None:
         """Every token's logits are asked for where `wanted`, as an image generator samples all of a step."""
         batch = self.batch
-        batch.n_tokens = ROWS * width
+        batch.n_tokens = self.rows * width
         for index in range(batch.n_tokens):
             row, place = divmod(index, width)
             batch.token[index] = 7

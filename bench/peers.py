@@ -1,7 +1,7 @@
 """One decoding step on arforge, and on the torch module as its authors run it: the same interface for each.
 
-A peer is made in a process of its own. `step(slot, width)` decodes `width` tokens a row of two rows (conditional and
-unconditional) with `slot` tokens a row before them.
+A peer is made in a process of its own. `step(slot, width)` decodes `width` tokens a row of two rows an image
+(conditional and unconditional) with `slot` tokens a row before them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from arforge.runner.conditioner import Conditioner
 from arforge.runner.plan import make_plan
 from arforge.runner.runner import Runner
 
-ROWS = 2  # one image with guidance
+ROWS = 2  # of an image with guidance
 SPARE = 192  # slots beside the grid's, for a prompt and for stand-ins of ZipAR
 
 
@@ -33,6 +33,11 @@ class Setting:
     bundles: tuple[Path, ...]  # of one model, stored in this and that
     threads: int
     work: Path  # for files that a peer makes once
+    images: int = 1  # of a batch
+
+    @property
+    def rows(self) -> int:
+        return ROWS * self.images
 
     def built(self, precision: str) -> Bundle:
         """The first bundle with that engine, or the first."""
@@ -46,7 +51,7 @@ class Peer(Protocol):
     def step(self, slot: int, width: int) -> None: ...
 
     def image(self, schedule: str, prompt: int) -> list[float]:
-        """Seconds of an image's tokens, behind so many of a prompt, and of their picture where the peer paints."""
+        """Seconds of a batch's tokens, behind so many of a prompt, and of their picture where the peer paints."""
 
 
 def steps_of(bundle: Bundle, schedule: str) -> list[tuple[int, int]]:
@@ -62,10 +67,10 @@ class Arforge:
         from arforge.runner.runner import open_engine
 
         self.version = f"onnxruntime {load_library().__version__}"
-        self.threads, self.bundle = setting.threads, setting.built(precision)
+        self.threads, self.bundle, self.images = setting.threads, setting.built(precision), setting.images
         self.slots = 1 + self.bundle.model.cells + SPARE
         self.engine = open_engine(self.bundle, "onnxruntime", precision, self.threads)
-        self.engine.prepare(images=1, rows=ROWS, slots=self.slots, zero_slots=0)
+        self.engine.prepare(images=setting.images, rows=setting.rows, slots=self.slots, zero_slots=0)
 
     def step(self, slot: int, width: int) -> None:
         fill(self.engine.buffers(width), slot, width)
@@ -80,12 +85,12 @@ class Arforge:
         return Runner(self.bundle, self.engine, codec, Conditioner(self.bundle, self.threads))
 
     def image(self, schedule: str, prompt: int) -> list[float]:
-        given: dict[str, Any] = {"classes": [1]}
+        given: dict[str, Any] = {"classes": [1] * self.images}
         if self.bundle.model.condition.kind != "class":
-            given = {"ids": [np.arange(1, prompt + 1)]}
+            given = {"ids": [np.arange(1, prompt + 1)] * self.images}
         runner = self.runner
         start = time.perf_counter()
-        result = runner.generate(**given, schedule=schedule, guidance=2.0)
+        result = runner.generate(**given, batch=self.images, schedule=schedule, guidance=2.0)
         return [time.perf_counter() - start - result.image_seconds, result.image_seconds]
 
 
@@ -109,12 +114,13 @@ class Torch:
         self.torch, self.sample = torch, sampler.sample
         self.version = f"torch {torch.__version__}"
         torch.set_num_threads(setting.threads)
+        self.images, self.rows = setting.images, setting.rows
         layers.write_cache = write_in_place
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         bundle = open_bundle(setting.bundles[0])
         module = load_module(bundle).to(dtype)
         self.slots = 1 + bundle.model.cells + SPARE
-        self.caches = [(key.to(dtype), value.to(dtype)) for key, value in module.empty_caches(ROWS, self.slots)]
+        self.caches = [(key.to(dtype), value.to(dtype)) for key, value in module.empty_caches(self.rows, self.slots)]
         if compiled:  # layer by layer: all share one compilation, where the whole takes many minutes
             for layer in module.layers:
                 layer.compile(dynamic=False)
@@ -123,12 +129,12 @@ class Torch:
     def step(self, slot: int, width: int) -> None:
         torch = self.torch
         with torch.inference_mode():
-            positions = torch.arange(slot, slot + width).expand(ROWS, width)
+            positions = torch.arange(slot, slot + width).expand(self.rows, width)
             mask = torch.arange(self.slots) <= positions[:, None, :, None]
-            tokens = torch.full((ROWS, width), 7)
+            tokens = torch.full((self.rows, width), 7)
             logits, _ = self.module(tokens, positions, mask, positions[0], self.caches)
-            one = torch.ones(1)
-            self.sample(logits, torch.full((1, width), 0.5), 2 * one, one, torch.zeros(1, dtype=torch.int64), one)
+            one, uniforms = torch.ones(self.images), torch.full((self.images, width), 0.5)
+            self.sample(logits, uniforms, 2 * one, one, torch.zeros(self.images, dtype=torch.int64), one)
 
 
 def write_in_place(cache: Any, update: Any, slots: Any) -> Any:
@@ -142,12 +148,20 @@ def llama_cpp(setting: Setting, kind: str) -> Peer:
     return LlamaCpp(setting, kind)
 
 
+def openvino(setting: Setting, kind: str) -> Peer:
+    from openvino_peer import OpenVino
+
+    return OpenVino(setting, kind)
+
+
 PEERS: dict[str, Callable[[Setting], Peer]] = {
     "arforge int8": lambda setting: Arforge(setting, "int8"),
     "arforge fp32": lambda setting: Arforge(setting, "fp32"),
     "llama.cpp Q8_0": lambda setting: llama_cpp(setting, "Q8_0"),
+    "openvino int8": lambda setting: openvino(setting, "int8"),
     "arforge int4": lambda setting: Arforge(setting, "int4"),
     "llama.cpp Q4_0": lambda setting: llama_cpp(setting, "Q4_0"),
+    "openvino int4": lambda setting: openvino(setting, "int4"),
     "torch eager fp32": lambda setting: Torch(setting, "fp32", compiled=False),
     "torch eager bf16": lambda setting: Torch(setting, "bf16", compiled=False),
     "torch compiled bf16": lambda setting: Torch(setting, "bf16", compiled=True),

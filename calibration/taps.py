@@ -13,6 +13,7 @@ from arforge.runner.backends.engine import RequestBuffers, StepBuffers
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import Bundle
+from arforge.runner.plan import Plan
 
 Arrays = Mapping[str, NDArray[np.float32]]
 Observer = Callable[[Arrays], None]
@@ -99,6 +100,9 @@ class PairedEngine:
 
     def loop(self, first: int, later: int, inputs: int) -> None:
         """The host makes the calls."""
+
+    def table_loop(self, plan: Plan) -> None:
+        """As `loop`."""
 
     def cache(self, name: str) -> NDArray[Any]:
         return np.concatenate([self._leader.cache(name), self._follower.cache(name)], axis=1)

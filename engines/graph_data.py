@@ -20,8 +20,8 @@ from arforge.export.stored_values import stored_values
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import VerificationError
 
-SCALED = ("QuantizeLinear", "DequantizeLinear")  # input 1 holds scales
-BLOCKS = "MatMulNBits"  # input 2 does
+SCALED = {"QuantizeLinear": 1, "DequantizeLinear": 1, "MatMulNBits": 2, "MatMulIntegerToFloat": 3}
+"""The input that holds scales, of activations or weights, by operator."""
 Region = tuple[int, int]  # first byte, end
 
 
@@ -86,7 +86,7 @@ def location(bundle: Bundle, path: str, name: str, tensor: ir.ExternalTensor) ->
 
 def check_scales(path: str, model: ir.Model) -> None:
     for node in model.graph.all_nodes():
-        index = 1 if node.op_type in SCALED else 2 if node.op_type == BLOCKS else None
+        index = SCALED.get(node.op_type)
         value = node.inputs[index] if index is not None and len(node.inputs) > index else None
         if value is None or value.const_value is None:
             continue

@@ -33,7 +33,7 @@ DEVICE = "cpu"
 OWN = "step-onnxruntime"  # the name of a graph beside the bundle's, before a hash
 PRECISIONS = ("fp32", "int8", "int4")
 IN_BLOCKS = ("int8", "int4")
-QUANTIZATIONS = ("blocks", "static")  # of int8: weights in blocks, or the graph that `arforge calibrate` made
+QUANTIZATIONS = ("blocks", "rows", "static")  # of int8; the last is the graph that `arforge calibrate` made
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ def build(
     `measure_widths`: time a step of every width that the stored schedules use, and pad where that is quicker.
     `measure_jacobi`: see how far next-token decoding had best run ahead on drafts; it takes whole images.
     `trial`: open it and run a step, which takes the engine's memory; building without takes that of a few blocks.
-    `quantization`, of int8 alone: "blocks" (the default) needs no calibration, "static" is the calibrated graph.
+    `quantization`, of int8 alone: "blocks" and "rows" need no calibration, "static" is the calibrated graph. None times
+    products in blocks and by rows on this machine and takes the quicker; without a trial, and where the bundle stores
+    blocks, it is blocks.
     Raises EngineError for a precision that the target lacks, or a graph that fails its trial step.
     """
     if precision not in PRECISIONS:
@@ -93,12 +95,15 @@ def _build(
     trial: bool,
 ) -> Built:
     folder = f"engines/{TARGET}-{precision}-{DEVICE}"
-    check_stored(bundle, precision)
+    check_stored(bundle, precision, quantization)
+    tried: dict[str, Any] = {}
+    if precision == "int8" and quantization is None and trial and bundle.model.stored_precision not in IN_BLOCKS:
+        quantization, tried = quicker(bundle)
     new: list[Path] = []
     if quantization == "static":
         graph: dict[str, Any] = {"graph": place(bundle, calibrated_graph(bundle))}
     else:
-        graph, new = lowered(bundle, precision, bundle.path(folder))
+        graph, new = lowered(bundle, precision, bundle.path(folder), rows=quantization == "rows")
     graph["graph_sha256"] = sha256_of(bundle.path(graph["graph"]))
     path = bundle.path(graph["graph"])
     found = Trial(widths)
@@ -106,8 +111,8 @@ def _build(
         start = time.perf_counter()
         engine = OnnxRuntimeEngine(bundle, precision, widths=widths, path=path)
         seconds, engine.exact_width = time.perf_counter() - start, graph.get("exact_width")
-        tried = measured(bundle, engine, measure_widths=measure_widths, measure_jacobi=measure_jacobi)
-        found = replace(tried, load_seconds=seconds)
+        measures = measured(bundle, engine, measure_widths=measure_widths, measure_jacobi=measure_jacobi)
+        found = replace(measures, load_seconds=seconds)
     identity: dict[str, Any] = {
         "target": TARGET,
         "precision": precision,
@@ -122,7 +127,7 @@ def _build(
     if measure_jacobi:
         identity["jacobi"] = [window.to_json() for window in found.windows]
     if precision in IN_BLOCKS:
-        identity["quantization"] = quantization or QUANTIZATIONS[0]
+        identity |= {"quantization": quantization or QUANTIZATIONS[0], **tried}
     kind = BuiltEngine(TARGET, precision, DEVICE, folder)
     gone = unused_graphs(bundle, kind, {graph["graph"], graph.get("weights", "")})
     add_engine(bundle, kind, identity, new, gone)
@@ -158,9 +163,11 @@ def measured(bundle: Bundle, engine: OnnxRuntimeEngine, *, measure_widths: bool,
     return Trial(widths, costs, windows)
 
 
-def check_stored(bundle: Bundle, precision: str) -> None:
+def check_stored(bundle: Bundle, precision: str, quantization: str | None) -> None:
     """Raise EngineError for a precision that would round weights anew which the bundle stores in blocks."""
     stored = bundle.model.stored_precision
+    if quantization == "rows" and stored in IN_BLOCKS:
+        raise EngineError(f"{bundle.root} stores its weights in blocks, which are not rounded again: leave out rows")
     if {stored, precision} == {"int8", "int4"}:
         raise EngineError(
             f"{bundle.root} stores its weights in {stored}, of which no {precision} engine is made: build {stored}, or "
@@ -175,7 +182,20 @@ def calibrated_graph(bundle: Bundle) -> Path:
         raise EngineError(f"{bundle.root} has no calibrated graph: make it with `arforge calibrate`") from None
 
 
-def lowered(bundle: Bundle, precision: str, folder: Path) -> tuple[dict[str, Any], list[Path]]:
+def quicker(bundle: Bundle) -> tuple[str, dict[str, Any]]:
+    """The quantisation whose products are quicker on this machine, and what an identity says of the trial."""
+    with needed("building", "build", EngineError):
+        from arforge.engines.product_trial import try_products
+
+    found = try_products(bundle)
+    taken = {
+        form: {str(width): round(1000 * one, 3) for width, one in seconds.items()}
+        for form, seconds in found.seconds.items()
+    }
+    return found.quicker, {"product_milliseconds": taken}
+
+
+def lowered(bundle: Bundle, precision: str, folder: Path, *, rows: bool = False) -> tuple[dict[str, Any], list[Path]]:
     """Write the engine's own graph; what an identity says of it, and the new files."""
     with needed("building", "build", EngineError):
         from arforge.engines.onnxruntime_attention import narrow_width
@@ -185,7 +205,7 @@ def lowered(bundle: Bundle, precision: str, folder: Path) -> tuple[dict[str, Any
     source = bundle.graph(bundle.sampler.graph, "fp32")
     shared = precision in ("fp32", bundle.model.stored_precision)
     narrow = narrow_width(bundle.model)
-    model = lower_for_onnxruntime(source, precision, narrow, shared=shared)
+    model = lower_for_onnxruntime(source, precision, narrow, shared=shared, rows=rows)
     files = list(write_model(model, source.parent, OWN) if shared else write_model(model, folder, "step"))
     name = place(bundle, source)
     facts: dict[str, Any] = {"graph": place(bundle, files[0]), "source": name, "exact_width": narrow}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -93,16 +94,16 @@ def shared_blocks(model: ir.Model, factor: ir.Value | None) -> Blocks | None:
 
 def made_blocks(model: ir.Model, factor: ir.Value | None, bits: int, choice: Choice = by_rule) -> Blocks | None:
     """Those of a float matrix, made when they are written; None for a factor that is no stored matrix."""
-    weight = factor
-    if factor is not None and (cast := factor.producer()) is not None and cast.op_type == "Cast":
-        weight = cast.inputs[0]
-    if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
+    weight = stored_matrix(factor)
+    if weight is None:
         return None
-    inputs, outputs = (int(size) for size in weight.const_value.shape.numpy())
+    source = weight.const_value
+    assert source is not None
+    inputs, outputs = (int(size) for size in source.shape.numpy())
     bits, widest = choice(str(weight.name), bits)
     block = block_size(inputs, widest) or FINEST
     count = -(-inputs // block)
-    maker = Maker(weight.const_value, bits, block)
+    maker = Maker(lambda: quantized_blocks(stored_values(source), block, bits))
     kinds = {
         f"{weight.name}.blocks": (0, ir.DataType.UINT8, (outputs, count, block * bits // 8)),
         f"{weight.name}.scales": (1, ir.DataType.FLOAT, (outputs, count)),
@@ -114,6 +115,16 @@ def made_blocks(model: ir.Model, factor: ir.Value | None, bits: int, choice: Cho
     return facts, [model.graph.initializers[name] for name in kinds]
 
 
+def stored_matrix(factor: ir.Value | None) -> ir.Value | None:
+    """The float matrix that a factor is, or is cast from; None for a factor that is no stored matrix."""
+    weight = factor
+    if factor is not None and (cast := factor.producer()) is not None and cast.op_type == "Cast":
+        weight = cast.inputs[0]
+    if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
+        return None
+    return weight
+
+
 def register(model: ir.Model, name: str, tensor: ir.ExternalTensor | ir.LazyTensor) -> None:
     shape, kind = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
     model.graph.register_initializer(ir.Value(name=name, shape=shape, type=kind, const_value=tensor))
@@ -122,13 +133,13 @@ def register(model: ir.Model, name: str, tensor: ir.ExternalTensor | ir.LazyTens
 class Maker:
     """Quantises a matrix once for its two parts, which are asked for one after another."""
 
-    def __init__(self, source: ir.TensorProtocol, bits: int, block: int) -> None:
-        self.source, self.bits, self.block = source, bits, block
-        self.made: list[NDArray[np.uint8] | NDArray[np.float32] | None] = [None, None]
+    def __init__(self, make: Callable[[], tuple[NDArray[Any], NDArray[np.float32]]]) -> None:
+        self.make = make
+        self.made: list[NDArray[Any] | None] = [None, None]
 
     def part(self, index: int) -> ir.TensorProtocol:
         if self.made[index] is None:
-            self.made = list(quantized_blocks(stored_values(self.source), self.block, self.bits))
+            self.made = list(self.make())
         found, self.made[index] = self.made[index], None
         assert found is not None
         return ir.Tensor(found)

@@ -14,26 +14,27 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from arforge.engines.onnxruntime_attention import ease_attention
 from arforge.engines.onnxruntime_blocks import CONTRIB, Choice, by_rule, quantize_products
+from arforge.engines.onnxruntime_rows import quantize_rows
 from arforge.export.quantization import BITS
 from arforge.export.stored_values import stored_values
 from arforge.runner.errors import EngineError
 
 
 def lower_for_onnxruntime(
-    path: Path, precision: str, narrow: int, *, shared: bool = False, choice: Choice = by_rule
+    path: Path, precision: str, narrow: int, *, shared: bool = False, choice: Choice = by_rule, rows: bool = False
 ) -> ir.Model:
     """The graph at `path` for "fp32", "int8" or "int4", with queries apart in steps of up to `narrow` tokens.
 
     `shared`: the graph is to lie beside the source, whose weights it reads, as one for fp32 does; else it has all of
-    its own. `choice`: of bits and blocks of matrices that are not stored in any. Raises EngineError for a graph that is
-    none of a decoding step.
+    its own. `choice`: of bits and blocks of matrices that are not stored in any. `rows`, of int8: whole matrices
+    in place of blocks. Raises EngineError for a graph that is none of a decoding step.
     """
     model = ir.load(path)
     model.opset_imports[CONTRIB] = 1
     fuse_norms(model)
     ease_attention(model, narrow)
     if precision in BITS:
-        if not quantize_products(model, precision, choice):
+        if not (quantize_rows(model) if rows else quantize_products(model, precision, choice)):
             raise EngineError(f"{path} has no product with a stored matrix: it is not a step graph")
         RemoveUnusedNodesPass()(model)
         if not shared:

@@ -10,14 +10,20 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from arforge.engines.device_memory import told_memory
 from arforge.engines.low_precision import add_graphs, entries, has_graphs
 from arforge.engines.precision import TYPES
 from arforge.engines.profiles import Profiles, Shapes, plan_profiles, shapes
+from arforge.engines.tensorrt_between import Between, build_between, plan_between
+from arforge.engines.tensorrt_cache_layers import check_views, copied_bytes, readers
 from arforge.engines.tensorrt_graph import Lowered, decoder_graph, lower_for_tensorrt, source_precision, write_model
-from arforge.engines.tensorrt_layers import Layer, check_layers, dump_layers, expected, parse_layers
+from arforge.engines.tensorrt_layers import check_layers, dump_layers, expected, parse_layers
 from arforge.engines.tensorrt_library import load_builder, quiet
-from arforge.engines.tensorrt_loop import LoopPlan, check_loop, loop_content, loop_shapes, plan_loop
+from arforge.engines.tensorrt_versions import CacheChoice, abilities, choose_caches
+from arforge.engines.tensorrt_view import profiles_for_views
+from arforge.engines.tensorrt_weights import check_weights, weights_of
 from arforge.runner.backends.cuda import gpu_compute_capability
+from arforge.runner.backends.tensorrt_identity import ROWS_FIRST, SLOTS_FIRST
 from arforge.runner.backends.tensorrt_library import RTX, Library
 from arforge.runner.bundle import BuiltEngine, Bundle
 from arforge.runner.bundle.writer import add_engine, changing, facts_of, write_hashed
@@ -55,7 +61,9 @@ class BuildJob:
     filters: bool | None = None
     strip_weights: bool = False
     prefill_widths: Sequence[int] = ()  # of passes of prompts, where the model takes them; by rule
-    loop: bool = True  # whether it gets a loop graph, where a schedule can have one
+    loop: bool = True  # whether it gets what makes several calls a launch, where a schedule can have that
+    caches: str = "auto"  # how they are updated, one of tensorrt_versions.LOWERINGS
+    version: str | None = None  # of the library that is to build it elsewhere, of a dry run
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class Result:
     engine: bytes
     listing: str  # of the engine's layers
     cache: bytes  # timings
+    memory: dict[str, int] | None  # bytes on the device that the builder named
 
 
 @dataclass(frozen=True)
@@ -82,9 +91,20 @@ class Prepared:
     bundle: Bundle
     profiles: Profiles
     filters: bool
+    caches: CacheChoice
     lowered: Lowered
     graph: Path  # that TensorRT is given
     files: tuple[Path, ...]  # new in the bundle, this graph among them
+
+    @property
+    def views(self) -> bool:
+        """Whether attention reads the caches by views."""
+        return self.lowered.attention.lowering == "view"
+
+    @property
+    def exact(self) -> bool:
+        """Whether the step's float32 products keep all digits: those of opset 20 sum up probabilities."""
+        return self.job.precision == "fp32" or self.caches.read_only
 
     @property
     def shapes(self) -> list[Shapes]:
@@ -94,16 +114,22 @@ class Prepared:
             for value in self.lowered.model.graph.inputs
             if value.shape is None or not value.shape.is_static()
         }
-        given = [shapes(self.bundle, profile, self.profiles.slots) for profile in self.profiles.profiles]
+        slots, views = self.profiles.slots, self.views
+        given = [shapes(self.bundle, profile, slots, views=views) for profile in self.profiles.profiles]
         return [{name: shape for name, shape in one.items() if name in free} for one in given]
 
 
 def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
     """Settle shapes and write the lowered graph, and where they are missing those of the precision, into the bundle.
 
-    They are not entered in its manifest. Raises EngineError or ScheduleError for wishes that do not fit the bundle.
+    They are not entered in its manifest. Raises EngineError or ScheduleError for wishes that do not fit the bundle, or
+    the library's version.
     """
+    caches = choose_caches(job.target, job.version, job.caches, job.attention, job.precision)
     profiles = plan_profiles(bundle, job.schedules, job.images, job.widths, job.prefill_widths)
+    if job.attention == "view":
+        schedules = [bundle.schedule(name) for name in job.schedules or bundle.specifications]
+        profiles = profiles_for_views(job.target, profiles, schedules)
     filters = bundle.sampler.top_k > 0 or bundle.sampler.top_p < 1 if job.filters is None else job.filters
     new: list[Path] = []
     if job.precision in TYPES and not has_graphs(bundle, job.precision):
@@ -112,12 +138,20 @@ def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
     batches = sorted(set(job.images))
     one = batches[0] if len(batches) == 1 else None
     lowered = lower_for_tensorrt(
-        bundle, job.precision, profiles.slots, one, filters, job.attention, own_mask=profiles.own_mask
+        bundle,
+        job.precision,
+        profiles.slots,
+        one,
+        filters,
+        job.attention,
+        own_mask=profiles.own_mask,
+        target=job.target,
+        read_only=caches.read_only,
     )
     graph = write_model(
         lowered.model, bundle.graph(bundle.sampler.graph, source_precision(job.precision)).parent, GRAPH
     )
-    return Prepared(job, bundle, profiles, filters, lowered, graph[0], (*new, *graph))
+    return Prepared(job, bundle, profiles, filters, caches, lowered, graph[0], (*new, *graph))
 
 
 def build(job: BuildJob, report: Report = lambda line: None) -> Built:
@@ -129,30 +163,42 @@ def build(job: BuildJob, report: Report = lambda line: None) -> Built:
     library = load_builder(job.target)
     devices = check_devices(job, library)
     with changing(job.bundle) as bundle:
-        ready = prepare(job, bundle)
-        chosen = ready.lowered.attention
+        ready = prepare(replace(job, version=library.version), bundle)
+        chosen, caches = ready.lowered.attention, ready.caches
+        report(f"caches {caches.lowering}: {caches.reason}")
         report(f"attention {chosen.lowering}: {chosen.reason}; {len(ready.profiles.profiles)} profiles")
         device = device_name(devices)
         kind = BuiltEngine(job.target, job.precision, device, f"engines/{job.target}-{job.precision}-{device}")
         folder = bundle.path(kind.path)
         start = time.perf_counter()
-        step = run_builder(library, ready.graph, ready.shapes, job, devices, next(folder.glob("timing-*.cache"), None))
+        timings = next(folder.glob("timing-*.cache"), None)
+        step = run_builder(library, ready.graph, ready.shapes, job, devices, timings, exact=ready.exact)
         seconds = time.perf_counter() - start
         layers = parse_layers(step.listing)
         wanted = expected(ready.lowered.model, bundle.model.caches)
-        problems = check_layers(layers, wanted, len(ready.profiles.profiles))
-        if layers and problems:
+        count, own = len(ready.profiles.profiles), wanted.caches
+        problems = check_views(layers, readers(ready.lowered.model, bundle.model.caches), count)
+        if layers:
+            problems += check_layers(layers, wanted, count)
+            problems += check_weights(layers, len(step.engine), weights_of(ready.lowered.model), count)
+        if problems:
             raise EngineError(f"{library.name} built another engine than was asked: {problems[0]}")
         decoder, reason = build_decoder(library, ready, devices, report)
-        loop = build_loop(library, ready, devices)
+        plain = replace(job, strip_weights=False)  # what stands between two calls has none
+        between = [
+            build_between(bundle, one, lambda path, given: run_builder(library, path, given, plain, devices, None))
+            for one in planned_between(ready)
+        ]
         files = {
             "engine": write_hashed(folder, "step", ".engine", step.engine),
             "decoder": write_hashed(folder, "decoder", ".engine", decoder) if decoder else None,
             "layers": write_hashed(folder, "layers", ".json", dump_layers(layers)) if layers else None,
             "timing_cache": write_hashed(folder, "timing", ".cache", step.cache),
-            **loop.write(folder),
+            **{name: path for one in between for name, path in one.write(folder).items()},
         }
-        identity = describe(ready, library, devices, files, reason, loop)
+        identity = describe(ready, library, devices, files, reason, between)
+        identity |= {"memory": step.memory} if step.memory else {}
+        identity["copied_cache_bytes"] = copied_bytes(layers, own, count) if layers else None
         new = [*ready.files, *(path for path in files.values() if path)]
         add_engine(ready.bundle, kind, identity, new, unused_graphs(bundle, kind, ready.graph))
     return Built(identity, seconds, len(step.engine))
@@ -193,9 +239,16 @@ def device_name(devices: Sequence[str]) -> str:
 
 
 def run_builder(
-    library: Library, graph: Path, given: Sequence[Shapes], job: BuildJob, devices: Sequence[str], cache: Path | None
+    library: Library,
+    graph: Path,
+    given: Sequence[Shapes],
+    job: BuildJob,
+    devices: Sequence[str],
+    cache: Path | None,
+    *,
+    exact: bool = False,
 ) -> Result:
-    """Raises EngineError if the builder fails. `cache`: timings of an earlier build."""
+    """Raises EngineError if the builder fails. `cache`: timings of an earlier build; `exact`: as `Prepared` has it."""
     what = f"{library.name} cannot build {graph.name}"
     with quiet(what, library), TemporaryDirectory() as scratch:
         from polygraphy.backend.trt import Profile, engine_bytes_from_network, network_from_onnx_path
@@ -207,15 +260,18 @@ def run_builder(
                 profile.add(name, shape, shape, shape)
             profiles.append(profile)
         earlier = cache and Path(shutil.copy(cache, scratch))  # Polygraphy leaves a lock beside what it reads
-        config = make_config(library, profiles, job, devices, earlier)
+        tf32 = job.precision != "fp32" and not exact
+        config = make_config(library, profiles, job, devices, earlier, tf32)
         timings = Path(scratch) / "timing.cache"
-        network = network_from_onnx_path(str(graph))
+        typed = abilities(library.target, library.version).typed_on_request
+        network = network_from_onnx_path(str(graph), strongly_typed=typed)
         engine = bytes(engine_bytes_from_network(network, config, save_timing_cache=str(timings)))
-        return Result(engine, library.recorder.layers, timings.read_bytes())
+        memory = told_memory(library.recorder.memory)
+        return Result(engine, library.recorder.layers, timings.read_bytes(), memory)
 
 
 def make_config(
-    library: Library, profiles: list[Any], job: BuildJob, devices: Sequence[str], cache: Path | None
+    library: Library, profiles: list[Any], job: BuildJob, devices: Sequence[str], cache: Path | None, tf32: bool
 ) -> Callable[[Any, Any], Any]:
     from polygraphy.backend.trt import CreateConfig
 
@@ -226,7 +282,6 @@ def make_config(
         "load_timing_cache": str(cache) if cache and cache.exists() else None,
         "profiling_verbosity": library.trt.ProfilingVerbosity.DETAILED,
     }
-    tf32 = job.precision != "fp32"  # then only the image decoder has float32 products
     if library.target != RTX:
         plain: Callable[[Any, Any], Any] = CreateConfig(tf32=tf32, **common)
         return plain
@@ -252,7 +307,7 @@ def build_decoder(
     if bundle.image_tokenizer is None:
         return None, "the bundle has no image tokenizer"
     report("building the image decoder")
-    graph, new = decoder_graph(bundle)
+    graph, new = decoder_graph(bundle, older=ready.caches.read_only)
     try:
         given = decoder_shapes(ready.job, bundle)
         return run_builder(library, graph, given, ready.job, devices, None).engine, None
@@ -263,52 +318,13 @@ def build_decoder(
             path.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class BuiltLoop:
-    """The loop graph and its engine, or why there is none."""
-
-    plan: LoopPlan | None
-    reason: str | None
-    graph: bytes = b""
-    engine: bytes = b""
-    layers: Sequence[Layer] = ()
-
-    def write(self, folder: Path) -> dict[str, Path | None]:
-        """The files, by their names in an identity."""
-        if self.plan is None:
-            return dict.fromkeys(("loop", "loop_graph", "loop_layers"))
-        return {
-            "loop": write_hashed(folder, "loop", ".engine", self.engine),
-            "loop_graph": write_hashed(folder, "loop", ".onnx", self.graph),
-            "loop_layers": write_hashed(folder, "loop", ".json", dump_layers(self.layers)) if self.layers else None,
-        }
-
-
-def build_loop(library: Library, ready: Prepared, devices: Sequence[str]) -> BuiltLoop:
-    """What stands between two calls of the step, so that one launch makes several."""
-    job, bundle = ready.job, ready.bundle
-    plan, reason = loop_of(ready)
-    if plan is None:
-        return BuiltLoop(None, reason)
-    graph = loop_content(bundle, plan)
-    with TemporaryDirectory() as scratch:
-        path = Path(scratch) / "loop.onnx"
-        path.write_bytes(graph)
-        plain = replace(job, strip_weights=False)
-        try:
-            made = run_builder(library, path, loop_shapes(bundle, plan), plain, devices, None)
-        except EngineError as error:
-            return BuiltLoop(None, f"stays with the host: {error}")
-    layers = parse_layers(made.listing)
-    if problem := check_loop(layers, len(plan.profiles)):
-        return BuiltLoop(None, f"stays with the host: {problem}")
-    return BuiltLoop(plan, None, graph, made.engine, layers)
-
-
-def loop_of(ready: Prepared) -> tuple[LoopPlan | None, str | None]:
-    if not ready.job.loop:
-        return None, "as asked"
-    return plan_loop(ready.bundle, ready.job.schedules, ready.job.images, ready.profiles)
+def planned_between(ready: Prepared) -> list[Between]:
+    """What stands between two calls of the step, or why nothing does."""
+    job = ready.job
+    reason = None if job.loop else "as asked"
+    if job.loop and ready.caches.read_only:
+        reason = "the host puts the keys and values of each step into the caches"
+    return plan_between(ready.bundle, job.schedules, job.images, ready.profiles, reason)
 
 
 def decoder_shapes(job: BuildJob, bundle: Bundle) -> list[Shapes]:
@@ -331,7 +347,7 @@ def describe(
     devices: Sequence[str],
     files: dict[str, Path | None],
     reason: str | None,
-    loop: BuiltLoop,
+    between: Sequence[Between],
 ) -> dict[str, Any]:
     """The identity of an engine: what it was made from, by what, for what, and how."""
     job, bundle = ready.job, ready.bundle
@@ -353,13 +369,13 @@ def describe(
         **places,
         "decoder_reason": reason,
         "types": TYPED[job.precision],
-        "tf32": job.precision != "fp32",
+        "tf32": not ready.exact,
+        "caches": asdict(ready.caches),
         "attention": asdict(ready.lowered.attention),
+        "cache_order": SLOTS_FIRST if ready.views else ROWS_FIRST,
         "filters": ready.filters,
         "own_mask": profiles.own_mask,
-        "loop_reason": loop.reason,
-        "loop_inputs": loop.plan.sizes.inputs if loop.plan else 0,
-        "loop_profiles": [asdict(profile) for profile in loop.plan.profiles] if loop.plan else [],
+        **{name: value for one in between for name, value in one.facts.items()},
         "strip_weights": job.strip_weights,
         "slots": profiles.slots,
         "widths": list(profiles.widths),
@@ -372,6 +388,7 @@ def describe(
             "prefill-width": list(job.prefill_widths),
             "images": list(job.images),
             "attention": job.attention,
+            "caches": job.caches,
             "loop": job.loop,
         },
     }

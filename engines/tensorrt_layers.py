@@ -6,16 +6,18 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 import onnx_ir as ir
 
 from arforge.runner.errors import EngineError
-from arforge.runner.step_graph import cache_names, written_name
+from arforge.runner.step_graph import cache_names, update_name, written_name
 
 LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
-    r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), StreamId.*?(?:Metadata: (?P<origin>.*))?$"
+    r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), "
+    r"StreamId(?:: (?P<stream>\d+))?.*?(?:Metadata: (?P<origin>.*))?$"
 )
 FROM_HOST = "ShapeHostToDevice"  # copies sizes that the host works out
 COPY = re.compile(rf"Name: (.*?), LayerType: {FROM_HOST},")
@@ -42,6 +44,7 @@ class Layer:
     constants: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     origin: tuple[str, ...]  # ONNX nodes that it stands for
+    stream: int = 0  # that it is queued on
 
     def types(self) -> set[str]:
         """Of what it reads and writes."""
@@ -57,6 +60,7 @@ class Expected:
     quantized: tuple[str, ...]  # matrix products of int8 factors
     narrow: tuple[str, ...]  # those of a float factor and weights of 4 bits
     low: tuple[str, ...]  # the other products, where they are float16 or bfloat16
+    read_only: bool = False  # whether the engine only reads its caches
 
 
 def parse_layers(text: str) -> list[Layer]:
@@ -81,6 +85,7 @@ def parse_layers(text: str) -> list[Layer]:
             tensors(match["constants"]),
             tensors(match["outputs"]),
             tuple(ORIGIN.findall(match["origin"] or "")),
+            int(match["stream"] or 0),
         )
         for number, match in zip(numbers, matches, strict=True)
     ]
@@ -99,12 +104,19 @@ def load_layers(content: bytes) -> list[Layer]:
 
 
 def read_layer(
-    name: str, kind: str, profile: int, inputs: Any, constants: Any, outputs: Any, origin: Sequence[str]
+    name: str,
+    kind: str,
+    profile: int,
+    inputs: Any,
+    constants: Any,
+    outputs: Any,
+    origin: Sequence[str],
+    stream: int = 0,
 ) -> Layer:
     read = [
         tuple(Tensor(t["name"], tuple(t["shape"]), t["dtype"]) for t in part) for part in (inputs, constants, outputs)
     ]
-    return Layer(name, kind, profile, read[0], read[1], read[2], tuple(origin))
+    return Layer(name, kind, profile, read[0], read[1], read[2], tuple(origin), stream)
 
 
 def tensors(text: str) -> tuple[Tensor, ...]:
@@ -125,8 +137,12 @@ def expected(model: ir.Model, caches: int) -> Expected:
         if node not in quantized and node.outputs[0].dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     ]
     attention = [node for node in model.graph if node.op_type == "Attention"]
-    names = [tuple(str(node.name) for node in nodes) for nodes in (attention, quantized, narrow, low)]
-    return Expected(tuple(cache_names(caches)), *names)
+    fused, int8, int4, plain = (
+        tuple(str(node.name) for node in nodes) for nodes in (attention, quantized, narrow, low)
+    )
+    names = tuple(cache_names(caches))
+    read_only = update_name(names[0]) in {value.name for value in model.graph.outputs}
+    return Expected(names, fused, int8, int4, plain, read_only)
 
 
 def is_dequantized(value: ir.Value | None) -> bool:
@@ -151,7 +167,8 @@ def check_layers(layers: Sequence[Layer], wanted: Expected, profiles: int) -> li
         if not mine:
             problems.append(f"{where}: no layers listed")
             continue
-        problems += [f"{where}: {problem}" for problem in check_caches(mine, wanted.caches)]
+        check = check_read_only if wanted.read_only else check_caches
+        problems += [f"{where}: {problem}" for problem in check(mine, wanted.caches)]
         for name in wanted.attention:
             if len(attention_kernels(mine, (name,))) != 1:
                 problems.append(f"{where}: attention {name} is not one kernel")
@@ -180,6 +197,27 @@ def check_caches(layers: Iterable[Layer], caches: Iterable[str]) -> list[str]:
         problems += [f"{layer.name} copies {cache}" for layer in copies]
         blind = [layer for layer in writers if not any(t.name in (output, cache) for t in layer.inputs)]
         problems += [f"{layer.name} overwrites {cache}" for layer in blind]
+    return problems
+
+
+def check_read_only(layers: Iterable[Layer], caches: Iterable[str]) -> list[str]:
+    """A cache is read where it lies if none but products, of many queries, write anything as large from it.
+
+    The step's own rows are written once.
+    """
+    problems = []
+    for cache in caches:
+        readers = [layer for layer in layers if any(tensor.name == cache for tensor in layer.inputs)]
+        if not readers:
+            problems.append(f"nothing reads {cache}")
+        for layer in readers:
+            size = max(prod(tensor.shape) for tensor in layer.inputs if tensor.name == cache)
+            if not is_product(layer) and any(prod(tensor.shape) >= size for tensor in layer.outputs):
+                problems.append(f"{layer.name} copies {cache}")
+        update = update_name(cache)
+        writers = [layer for layer in layers if any(tensor.name == update for tensor in layer.outputs)]
+        if len(writers) != 1:
+            problems.append(f"{len(writers)} layers write {update}, expected 1")
     return problems
 
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import onnx
 import onnx.parser
 
 from arforge.engines.profiles import Profiles, Shapes
-from arforge.engines.tensorrt_layers import FROM_HOST, Layer
 from arforge.runner.bundle import Bundle, ModelFacts
 from arforge.runner.loop_graph import LoopSizes, loop_contract
 from arforge.runner.looped import line_of, loop_widths
@@ -159,16 +159,16 @@ def loop_graph(model: ModelFacts, sizes: LoopSizes, step: str) -> onnx.ModelProt
         slot_numbers=", ".join(map(str, range(sizes.slots))),
         masked="first_row" if sizes.one_mask else "write_index",
     )
-    contract = loop_contract(model, sizes, step)
-    head = f'<ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}]>\n{signature(contract)} {{\n{body}}}'
+    return parsed_graph("loop", loop_contract(model, sizes, step), body)
+
+
+def parsed_graph(name: str, contract: Contract, body: str) -> onnx.ModelProto:
+    """A graph of that contract, from its nodes in ONNX's text form."""
+    inputs, outputs = (", ".join(map(declared, part)) for part in (contract.inputs, contract.outputs))
+    head = f'<ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}]>\n{name} ({inputs}) => ({outputs}) {{\n{body}}}'
     made = onnx.parser.parse_model(head)
     onnx.checker.check_model(made, full_check=True)
     return made
-
-
-def signature(contract: Contract) -> str:
-    inputs, outputs = (", ".join(map(declared, part)) for part in (contract.inputs, contract.outputs))
-    return f"loop ({inputs}) => ({outputs})"
 
 
 def declared(tensor: Tensor) -> str:
@@ -191,6 +191,24 @@ class LoopPlan:
     sizes: LoopSizes
     profiles: tuple[LoopProfile, ...]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an identity says of it."""
+        return {"loop_inputs": self.sizes.inputs, "loop_profiles": [asdict(profile) for profile in self.profiles]}
+
+    def content(self, bundle: Bundle) -> bytes:
+        """The graph as a file."""
+        made = loop_graph(bundle.model, self.sizes, bundle.sampler.graph)
+        content: bytes = made.SerializeToString(deterministic=True)
+        return content
+
+    def shapes(self, bundle: Bundle) -> list[Shapes]:
+        """For each profile, the shapes of the inputs that have free dimensions."""
+        inputs = loop_contract(bundle.model, self.sizes, bundle.sampler.graph).inputs
+        free = [tensor for tensor in inputs if not all(isinstance(size, int) for size in tensor.shape)]
+        sizes = [{**asdict(profile), "rows": profile.rows} for profile in self.profiles]
+        return [{tensor.name: tensor.sizes(one) for tensor in free} for one in sizes]
+
 
 def plan_loop(
     bundle: Bundle, names: Sequence[str], images: Sequence[int], profiles: Profiles
@@ -202,38 +220,21 @@ def plan_loop(
     schedules = [bundle.schedule(name) for name in names or bundle.specifications]
     lines = [(schedule, line) for schedule in schedules if (line := line_of(schedule)) is not None]
     if not lines:
-        return None, "no schedule is next-token decoding"
+        return None, "no schedule runs next-token decoding ahead on drafts"
     found: set[LoopProfile] = set()
     for schedule, _ in lines:
         first, later = loop_widths(make_plan(schedule, profiles.widths))
         found |= {LoopProfile(count, fed, later) for count in images for fed in (first, later)}
+    if reason := noise_reason(bundle, images):
+        return None, reason
     one_mask = not profiles.own_mask and not conditioned(bundle.model)
     sizes = LoopSizes(len(lines[0][1]), profiles.slots, one_mask, profiles.own_mask)
-    if bundle.sampler.graph == "step-noise":
-        size = 4 * max(images) * bundle.model.cells * bundle.model.vocabulary
-        if size > LARGEST_NOISE:
-            return None, f"the noise of {max(images)} images takes {size} bytes, allowed are {LARGEST_NOISE}"
     return LoopPlan(sizes, tuple(sorted(found))), None
 
 
-def loop_content(bundle: Bundle, plan: LoopPlan) -> bytes:
-    """The graph as a file."""
-    content: bytes = loop_graph(bundle.model, plan.sizes, bundle.sampler.graph).SerializeToString(deterministic=True)
-    return content
-
-
-def loop_shapes(bundle: Bundle, plan: LoopPlan) -> list[Shapes]:
-    """For each profile, the shapes of the inputs that have free dimensions."""
-    inputs = loop_contract(bundle.model, plan.sizes, bundle.sampler.graph).inputs
-    free = [tensor for tensor in inputs if not all(isinstance(size, int) for size in tensor.shape)]
-    sizes = [{**asdict(profile), "rows": profile.rows} for profile in plan.profiles]
-    return [{tensor.name: tensor.sizes(one) for tensor in free} for one in sizes]
-
-
-def check_loop(layers: Sequence[Layer], profiles: int) -> str | None:
-    """Why a built loop graph cannot be launched between two calls; None where it can, or nothing is listed."""
-    if copies := [layer for layer in layers if layer.kind == FROM_HOST]:
-        return f"{copies[0].name} waits for the host"
-    if layers and {layer.profile for layer in layers} != set(range(profiles)):
-        return "not all of its profiles are listed"
+def noise_reason(bundle: Bundle, images: Sequence[int]) -> str | None:
+    """Why the random numbers of all cells of so many images cannot lie on the device; None where they can."""
+    size = 4 * max(images) * bundle.model.cells * bundle.model.vocabulary
+    if bundle.sampler.graph == "step-noise" and size > LARGEST_NOISE:
+        return f"the noise of {max(images)} images takes {size} bytes, allowed are {LARGEST_NOISE}"
     return None

@@ -1,4 +1,7 @@
-"""The command lines that build the same engines by `trtexec`, or `tensorrt_rtx`, on a device without Python."""
+"""The command lines that build the same engines by `trtexec`, or `tensorrt_rtx`, on a device without Python.
+
+Where graphs are kept, a script beside them runs the commands and enters the engines in the bundle (`build_script.py`).
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,26 @@ from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
+from arforge.engines.build_script import write_script
 from arforge.engines.low_precision import has_graphs
 from arforge.engines.profiles import Shapes
-from arforge.engines.tensorrt import GRAPH, BuildJob, Prepared, check_precision, decoder_shapes, loop_of, prepare
+from arforge.engines.tensorrt import (
+    GRAPH,
+    BuildJob,
+    Prepared,
+    check_precision,
+    decoder_shapes,
+    planned_between,
+    prepare,
+)
 from arforge.engines.tensorrt_graph import decoder_graph
-from arforge.engines.tensorrt_loop import loop_content, loop_shapes
+from arforge.engines.tensorrt_versions import abilities
 from arforge.runner.backends.tensorrt_library import RTX
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.bundle.writer import write_hashed
 from arforge.runner.errors import EngineError
 from arforge.runner.step_graph import PROMPT_GRAPHS
 
-LOOP = "loop-tensorrt"
 PROGRAMS = {"tensorrt": "trtexec", RTX: "tensorrt_rtx"}
 
 
@@ -37,6 +48,11 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
     check_precision(job)
     if job.target != RTX and job.compute_capabilities:
         raise EngineError(f"{job.target} builds for the GPU that it runs on: leave --compute-capability out")
+    if job.attention == "view":
+        raise EngineError(
+            "--attention view is for engines that are looked into while they are built, which these commands do not: "
+            "build it without --dry-run, or use --attention auto"
+        )
     bundle = open_bundle(job.bundle)
     if folder is not None and os.path.lexists(folder):
         raise EngineError(f"{folder} is there already: name a new folder for the graphs")
@@ -45,15 +61,15 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
             scratch = scratch_copy(bundle, job.precision, Path(made) / "scratch")
             ready = prepare(job, scratch)
             graph = ready.graph.relative_to(scratch.root)
-            commands = [command(job, graph, f"{graph.stem.removeprefix(f'{GRAPH}-')}-{job.precision}", ready.shapes)]
-            read = [ready.graph, *outside(ready.graph)]
-            if (loop := write_loop(ready)) is not None:
-                path, shapes = loop
+            name = f"{graph.stem.removeprefix(f'{GRAPH}-')}-{job.precision}"
+            commands = [command(job, graph, name, ready.shapes, exact=ready.exact)]
+            read = [*ready.files, ready.graph, *outside(ready.graph)]
+            for path, shapes in write_between(ready):
                 plain = replace(job, strip_weights=False)  # it has none
                 commands.append(command(plain, path.relative_to(scratch.root), path.stem, shapes))
                 read.append(path)
             if bundle.image_tokenizer is not None:
-                decoder, _ = decoder_graph(scratch)
+                decoder, _ = decoder_graph(scratch, older=ready.caches.read_only)
                 commands.append(
                     command(job, decoder.relative_to(scratch.root), "decoder-fp32", decoder_shapes(job, bundle))
                 )
@@ -62,6 +78,7 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
                 kept = Path(made) / "kept"
                 for path in dict.fromkeys(read):
                     copy(path, kept / path.relative_to(scratch.root))
+                write_script(kept, bundle, ready, commands, planned_between(ready))
                 kept.rename(folder)
     except OSError as error:
         where = folder or error.filename or "a scratch folder"
@@ -69,14 +86,12 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
     return commands
 
 
-def write_loop(ready: Prepared) -> tuple[Path, list[Shapes]] | None:
-    """The loop graph, beside the step's, and the shapes that it is built for; None where there is none."""
-    plan, _ = loop_of(ready)
-    if plan is None:
-        return None
+def write_between(ready: Prepared) -> list[tuple[Path, list[Shapes]]]:
+    """The graphs between two calls, beside the step's, and the shapes that each is built for."""
     bundle = ready.bundle
-    graph = write_hashed(ready.graph.parent, LOOP, ".onnx", loop_content(bundle, plan))
-    return graph, loop_shapes(bundle, plan)
+    plans = [(f"{one.kind}-tensorrt", one.plan) for one in planned_between(ready) if one.plan is not None]
+    folder = ready.graph.parent
+    return [(write_hashed(folder, name, ".onnx", plan.content(bundle)), plan.shapes(bundle)) for name, plan in plans]
 
 
 def scratch_copy(bundle: Bundle, precision: str, root: Path) -> Bundle:
@@ -104,8 +119,8 @@ def outside(graph: Path) -> set[Path]:
     return {graph.parent / str(value.location) for value in values if isinstance(value, ir.ExternalTensor)}
 
 
-def command(job: BuildJob, graph: Path, name: str, given: Sequence[Shapes]) -> str:
-    """One command line. `given`: a profile each, in which min, opt and max are the same."""
+def command(job: BuildJob, graph: Path, name: str, given: Sequence[Shapes], *, exact: bool = False) -> str:
+    """One command line. `given`: a profile each, in which min, opt and max are the same; `exact`: as `Prepared`'s."""
     words = [PROGRAMS[job.target], f"--onnx={graph.as_posix()}", f"--saveEngine={name}.engine", "--skipInference"]
     if job.target == RTX:
         if job.compute_capabilities:
@@ -113,7 +128,9 @@ def command(job: BuildJob, graph: Path, name: str, given: Sequence[Shapes]) -> s
             words.append(f"--computeCapabilities={numbers}")
     else:
         words.append(f"--timingCacheFile={name}.cache")
-    if job.precision == "fp32":
+    if abilities(job.target, job.version).typed_on_request:
+        words.append("--stronglyTyped")
+    if exact or job.precision == "fp32":
         words.append("--noTF32")
     if job.strip_weights:
         words += ["--stripWeights", "--refit"]

@@ -12,6 +12,7 @@ from arforge.export.sampler import guide
 from arforge.runner.backends.engine import RequestBuffers, StepBuffers, StepMemory
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.device import available_cores, device_name, streaming_bandwidth
+from arforge.runner.plan import Plan
 from arforge.runner.step_graph import cache_names
 
 
@@ -69,6 +70,9 @@ class ModuleEngine:
 
     def loop(self, first: int, later: int, inputs: int) -> None:
         """The host makes the calls."""
+
+    def table_loop(self, plan: Plan) -> None:
+        """As `loop`."""
 
     def cache(self, name: str) -> NDArray[Any]:
         held: NDArray[Any] = self._place(name).numpy()

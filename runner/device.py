@@ -1,8 +1,7 @@
-"""What a figure was measured on: the processor, its memory bandwidth, memory used, and power where the device tells."""
+"""What a figure was measured on: the processor, its memory bandwidth, memory used. Power: `profiling/sensors.py`."""
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import platform
@@ -20,7 +19,6 @@ CPU_FACTS = Path("/proc/cpuinfo")
 TOPOLOGY = Path("/sys/devices/system/cpu")
 GROUPS = Path("/proc/self/cgroup")  # lines of "number:controllers:path"; no controllers in version 2
 GROUP_FILES = Path("/sys/fs/cgroup")
-INA3221 = Path("/sys/bus/i2c/drivers/ina3221")
 THREADS_A_PROCESSOR = 4  # at most; more only wait for each other
 LEAST_LIMIT = 64  # threads that every machine bears
 STREAMED = 1 << 29  # bytes: beyond any last-level cache
@@ -124,32 +122,3 @@ def peak_memory() -> int | None:
         return None
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else 1024 * largest
-
-
-def power() -> float | None:
-    """Watts that the device draws now: an NVIDIA GPU's, or a Jetson board's; None where nothing tells."""
-    gpu = nvml_power()
-    return ina3221_power(INA3221) if gpu is None else gpu
-
-
-def nvml_power() -> float | None:
-    """Watts of the first NVIDIA GPU, by its management library."""
-    try:
-        library = ctypes.CDLL("nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
-    except OSError:
-        return None
-    handle, milliwatts = ctypes.c_void_p(), ctypes.c_uint()
-    if library.nvmlInit_v2() or library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)):
-        return None
-    failed = library.nvmlDeviceGetPowerUsage(handle, ctypes.byref(milliwatts))
-    return None if failed else milliwatts.value / 1000
-
-
-def ina3221_power(root: Path) -> float | None:
-    """Watts of the rail that feeds a Jetson module: the first channel of its INA3221 monitor, in mV and mA."""
-    for place in sorted(root.glob("*/hwmon/hwmon*")):
-        try:
-            return int((place / "in1_input").read_text()) * int((place / "curr1_input").read_text()) / 1e6
-        except (OSError, ValueError):
-            continue
-    return None

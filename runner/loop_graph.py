@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.step_graph import Contract, Tensor
 
-PASSES = 8
-"""Calls of one launch, after which the host looks how far images are. Even, so that the state ends where it began."""
+LOOK_EVERY = 8
+"""Calls between two looks of the host, by default: a cancel or a NaN waits for 7 calls at most, and the host for the
+device an eighth as often as at every call."""
 PROGRESS = ("place", "passes", "fault")
 STATE = ("known", *PROGRESS)
 

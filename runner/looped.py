@@ -1,6 +1,6 @@
 """Decoding whose calls a device makes by itself: the host gives the first, and the tables that the others are made of.
 
-For lines in which every input sees all before it: next-token decoding, as it is or run ahead on drafts.
+For lines in which every input sees all before it: next-token decoding that runs ahead on drafts.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from arforge.runner.schedules.visibility import sees_all_before
 
 
 def line_of(schedule: Schedule) -> Line | None:
-    """The line of a schedule that a device can go along by itself, one input a call or on drafts; None of others."""
-    unlike = schedule.kept or schedule.rows is not None or schedule.conditions != 1
-    if unlike or not sees_all_before(schedule) or not (schedule.jacobi or schedule.widths == (1,)):
+    """The line of a schedule that a device can run ahead on drafts of by itself; None of others."""
+    if not schedule.jacobi or schedule.kept or schedule.conditions != 1 or not sees_all_before(schedule):
         return None
     return make_line(schedule, column_of(schedule))
 
 
 def loop_widths(plan: Plan) -> tuple[int, int]:
     """Of the first call, before which nothing can be drafted, and of all after it."""
-    return fitting_width(1, plan.widths), fitting_width(max(1, plan.jacobi), plan.widths)
+    return fitting_width(1, plan.widths), fitting_width(plan.jacobi, plan.widths)
 
 
 def looped(

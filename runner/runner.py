@@ -30,6 +30,7 @@ from arforge.runner.decoding import Decoding, Drawing, decoding_of
 from arforge.runner.device import check_threads
 from arforge.runner.errors import EngineError, RequestError
 from arforge.runner.images import Keep, Pixels
+from arforge.runner.loop_graph import LOOK_EVERY
 from arforge.runner.looped import looped
 from arforge.runner.numerics import check_step
 from arforge.runner.plan import Plan, make_plan
@@ -53,13 +54,11 @@ from arforge.runner.request import (
 )
 from arforge.runner.schedules.specification import require_keeping
 from arforge.runner.schedules.visibility import sees_all_before
+from arforge.runner.tabled import tabled
 from arforge.runner.targets import default_precision
 
-ENGINES: dict[str, Callable[[Bundle, str, int | None], Engine]] = {
-    "onnxruntime": OnnxRuntimeEngine.built,
-    "tensorrt": lambda bundle, precision, _threads: TensorRTEngine.built("tensorrt", bundle, precision),
-    "tensorrt-rtx": lambda bundle, precision, _threads: TensorRTEngine.built("tensorrt-rtx", bundle, precision),
-}
+MAX_LOOK_EVERY = 2**30
+ON_HOST = "onnxruntime"  # the target whose every call the host makes
 
 
 @dataclass(frozen=True)
@@ -84,15 +83,29 @@ class Result:
     condition_seconds: float = 0.0  # prompts to filled caches, wall clock; next to nothing for classes
 
 
-def open_engine(bundle: Bundle, target: str, precision: str | None = None, threads: int | None = None) -> Engine:
+def open_engine(
+    bundle: Bundle,
+    target: str,
+    precision: str | None = None,
+    threads: int | None = None,
+    look_every: int | None = None,
+) -> Engine:
     """Load the engine that `arforge build` made, by default of the target's usual precision.
 
-    Raises EngineError if it is not built or not known.
+    `threads` are for ONNX Runtime, `look_every` for TensorRT (`Runner.open`). Raises EngineError if it is not built or
+    not known.
     """
     if precision is not None and not isinstance(precision, str):
         raise RequestError(f"precision {precision!r} is no text: use one such as 'fp32', or None for the target's own")
-    precision = precision or default_precision(target, bundle.model.stored_precision)
-    return ENGINES[target](bundle, precision, check_threads(threads))
+    usual = default_precision(target, bundle.model.stored_precision)
+    precision = precision or usual
+    checked = check_threads(threads)
+    if target != ON_HOST:
+        calls = LOOK_EVERY if look_every is None else whole("look-every", look_every, 0, MAX_LOOK_EVERY)
+        return TensorRTEngine.built(target, bundle, precision, calls)
+    if look_every is not None:
+        raise RequestError(f"look-every is for TensorRT: with {target} the host makes each call, so leave it out")
+    return OnnxRuntimeEngine.built(bundle, precision, checked)
 
 
 def open_codec(bundle: Bundle, engine: Engine, threads: int | None = None) -> ImageCodec:
@@ -128,16 +141,19 @@ class Runner:
         target: str = "onnxruntime",
         precision: str | None = None,
         threads: int | None = None,
+        look_every: int | None = None,
     ) -> Runner:
         """Open a bundle and load the engine that `arforge build` made for it.
 
         Raises BundleError for a bundle that cannot be used and EngineError for an engine that is not built or not
         known. `precision`: by default fp32, of TensorRT fp16, or the blocks that the bundle stores. `threads`: CPU
-        threads of the engine, by default one an available core.
+        threads of the engine, by default one an available core. `look_every`, of TensorRT: calls that
+        the device makes by itself between two looks of the host, for progress, cancel and previews; by default 8, 0 is
+        all of an image's.
         """
 
         def opened(bundle: Bundle) -> Runner:
-            engine = open_engine(bundle, target, precision, threads)
+            engine = open_engine(bundle, target, precision, threads, look_every)
             return cls(bundle, engine, open_codec(bundle, engine, threads), Conditioner(bundle, threads))
 
         return use_bundle(path, opened)
@@ -318,8 +334,10 @@ class Runner:
         images.sampling.fill(engine.settings)
         drawing = Drawing(images.random, images.sampling.guidance)
         model = self.bundle.model
-        decoding = looped(engine, plan, model, prompts, prefixes, drawing) or decoding_of(
-            plan, model, prompts, prefixes, drawing, tokens
+        decoding = (
+            tabled(engine, plan, model, prompts, prefixes, drawing, tokens)
+            or looped(engine, plan, model, prompts, prefixes, drawing)
+            or decoding_of(plan, model, prompts, prefixes, drawing, tokens)
         )
         before = watch.done
         while (shape := decoding.shape) is not None:

@@ -29,6 +29,7 @@ class Opening:
     target: str = "onnxruntime"
     precision: str | None = None
     threads: int | None = None
+    look_every: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,9 @@ def opened(
     models: Models = {}
     with ExitStack() as stack:
         for name, path in names_of(bundles).items():
-            runner = stack.enter_context(Runner.open(path, opening.target, opening.precision, opening.threads))
+            runner = stack.enter_context(
+                Runner.open(path, opening.target, opening.precision, opening.threads, opening.look_every)
+            )
             check_bundle(runner.bundle)
             seen = None if observe is None else partial(observe, name)
             batcher = stack.enter_context(Batcher(runner, limits.batch, limits.waiting, seen))

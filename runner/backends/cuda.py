@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from arforge.runner.errors import EngineError
 
-INSTALL = "pip install 'cuda-bindings>=13'"
+INSTALL = "pip install cuda-bindings, of the major version of CUDA that the driver is for"
 COPIED = 1 << 28  # bytes of a copy that measures bandwidth: beyond any cache
 ROUNDS = 5
 
@@ -74,6 +74,21 @@ class Gpu:
         place = (target.ctypes.data, width, address, pitch, width, len(target))
         self._call("cudaMemcpy2DAsync", *place, kind, self.stream)
 
+    def copy_box(
+        self, extent: tuple[int, int, int], target: tuple[int, int, int], source: tuple[int, int, int]
+    ) -> None:
+        """Queue a copy on the device. `extent`: bytes of a line, lines of a plane, planes.
+
+        `target`, `source`: the address, bytes from one line to the next, lines from one plane to the next.
+        """
+        wanted = self._runtime.cudaMemcpy3DParms()
+        wanted.dstPtr, wanted.srcPtr = (
+            self._runtime.make_cudaPitchedPtr(address, line, line, lines) for address, line, lines in (target, source)
+        )
+        wanted.extent = self._runtime.make_cudaExtent(*extent)
+        wanted.kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpy3DAsync", wanted, self.stream)
+
     def clear(self, address: int, pitch: int, width: int, rows: int) -> None:
         """Queue zeros into the first `width` bytes of each of `rows` rows that lie `pitch` bytes apart."""
         self._call("cudaMemset2DAsync", address, pitch, 0, width, rows, self.stream)
@@ -97,6 +112,11 @@ class Gpu:
 
     def launch(self, graph: Any) -> None:
         self._call("cudaGraphLaunch", graph, self.stream)
+
+    def discard(self, graph: Any) -> None:
+        """Free a graph that is not launched any more."""
+        self._graphs.remove(graph)
+        self._call("cudaGraphExecDestroy", graph)
 
     def synchronize(self) -> None:
         """Wait until all queued work is done. Raises EngineError if some of it failed."""
@@ -147,7 +167,9 @@ class Gpu:
             self._runtime.cudaError_t.cudaErrorInsufficientDriver,
             self._runtime.cudaError_t.cudaErrorNoDevice,
         ):
-            raise EngineError("there is no CUDA GPU here, or no driver for CUDA 13: use --target onnxruntime")
+            raise EngineError(
+                "there is no CUDA GPU here, or no driver for this cuda-bindings: use --target onnxruntime"
+            )
         text = self._runtime.cudaGetErrorString(error)[1].decode()
         raise EngineError(f"CUDA failed in {name}: {text}")
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.step_graph import Contract, Tensor, contract
+
+if TYPE_CHECKING:
+    from arforge.runner.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,28 @@ class Loop(Protocol):
         """Of all cells, (images, cells): decided, or drafts."""
 
 
+@dataclass(frozen=True)
+class TableProgress:
+    """How far a loop over a table has come."""
+
+    done: int  # calls
+    fault: NDArray[np.int64]  # (images): what came first where a token should; 0: nothing
+    fault_call: NDArray[np.int64]  # (images): in that call, where there is a fault
+
+
+class TableLoop(Protocol):
+    """The calls of a plan, one after another on a device, which keeps the tokens known so far."""
+
+    def begin(self, given: Mapping[str, NDArray[Any]]) -> None:
+        """What a batch differs in, by the names of `table_contract`."""
+
+    def run(self) -> TableProgress:
+        """Some calls, from where the last ones ended. Raises EngineError if the runtime fails."""
+
+    def known(self) -> NDArray[np.int64]:
+        """The tokens known so far, (rows, columns or more)."""
+
+
 class Engine(Protocol):
     widths: tuple[int, ...] | None
     """Step widths that it was built for; None where it takes any."""
@@ -79,7 +104,7 @@ class Engine(Protocol):
     largest_batch: int | None
     """Images that it decodes together at most; None where it takes any number."""
     one_mask: bool
-    """Whether all rows of a step must see the same slots."""
+    """Whether all images of a step must be at the same place: their rows see the same slots, or write to the same."""
     own_mask: bool
     """Whether the graph makes its mask: then all inputs see all before them, whatever the buffers' masks say."""
     exact_width: int | None
@@ -117,6 +142,9 @@ class Engine(Protocol):
 
         The first call has the width `first`, all others `later`.
         """
+
+    def table_loop(self, plan: Plan) -> TableLoop | None:
+        """What makes the calls of a batch that is prepared for, whose steps are settled; None: the host does."""
 
     def cache(self, name: str) -> NDArray[Any]:
         """What a cache holds now, (rows, kv_heads, slots, head_size); slots beyond those written may be left out."""

@@ -19,6 +19,7 @@ from arforge.runner.bundle import Bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.device import available_cores, device_name, streaming_bandwidth
 from arforge.runner.errors import EngineError
+from arforge.runner.plan import Plan
 from arforge.runner.step_graph import Contract, cache_names, contract, difference, written_name
 
 if TYPE_CHECKING:
@@ -115,6 +116,9 @@ class OnnxRuntimeEngine:
 
     def loop(self, first: int, later: int, inputs: int) -> None:
         """The host makes the calls."""
+
+    def table_loop(self, plan: Plan) -> None:
+        """As `loop`."""
 
     def cache(self, name: str) -> NDArray[Any]:
         """The live part of one cache, float32 or float16 (rows, kv_heads, live slots, head_size)."""

@@ -11,14 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.backends.cuda import Gpu
-from arforge.runner.backends.engine import Loop, RequestBuffers, StepBuffers, StepMemory
-from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES, build_command, choose, lowered_of
+from arforge.runner.backends.engine import Loop, RequestBuffers, StepBuffers, StepMemory, TableLoop
+from arforge.runner.backends.tensorrt_caches import place_caches
+from arforge.runner.backends.tensorrt_identity import (
+    ELEMENT_TYPES,
+    build_command,
+    choose,
+    has_views,
+    lowered_of,
+    reads_only,
+)
 from arforge.runner.backends.tensorrt_library import Library, load_library
 from arforge.runner.backends.tensorrt_loop import BatchLoop, Loops
+from arforge.runner.backends.tensorrt_placed_rows import PlacedRows
 from arforge.runner.backends.tensorrt_program import LoadedEngine, Program
+from arforge.runner.backends.tensorrt_table import BatchTable, Tables
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
-from arforge.runner.step_graph import bound_caches, cache_names, guided_rows, written_name
+from arforge.runner.loop_graph import LOOK_EVERY
+from arforge.runner.plan import Plan
+from arforge.runner.step_graph import cache_names, guided_rows, written_name
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,10 @@ class TensorRTEngine:
     that it was not built for is filled up with copies of the last image.
     """
 
-    def __init__(self, bundle: Bundle, identity: Mapping[str, Any], library: Library, gpu: Gpu) -> None:
+    def __init__(
+        self, bundle: Bundle, identity: Mapping[str, Any], library: Library, gpu: Gpu, look_every: int = LOOK_EVERY
+    ) -> None:
+        """`look_every`: calls that the device makes by itself, where it can, between two looks of the host; 0: all."""
         self._bundle, self.identity, self.library, self.gpu = bundle, identity, library, gpu
         self._profiles = {
             (p["images"], p["width"], p["queries"], p["condition"]): i for i, p in enumerate(identity["profiles"])
@@ -56,21 +71,30 @@ class TensorRTEngine:
         taken = {tensor.name: tensor.shape for tensor in step.inputs}
         self._inputs = {n: shape[0] for n, shape in taken.items() if n != "condition" and "slots" not in shape}
         self.own_mask = "mask" not in taken
-        self.one_mask = not self.own_mask and taken["mask"][0] == 1
+        self._shared_mask = not self.own_mask and taken["mask"][0] == 1
+        self._one_place = has_views(identity)  # rows write to the same slots
+        self.one_mask = self._shared_mask or self._one_place
         self.exact_width: int | None = None
-        self._caches = self._place_caches()
+        self._placed = self._place_rows() if reads_only(identity) else None
+        addresses = self._placed.addresses if self._placed else None
+        if self._placed is None:
+            self._require_in_place()
+        rows = self._rows(self.batches[-1])
+        self._caches = place_caches(gpu, bundle.model, identity, self.cache_type, rows, addresses)
         self._programs: dict[tuple[int, int, int, int], Program] = {}  # as in _profiles
         self._memory = StepMemory(bundle.model, bundle.sampler.graph)
         self._steps: dict[tuple[int, int], Step] = {}  # width, queries -> of this request
-        self._loops = Loops(bundle, identity, library, gpu)
+        self._loops = Loops(bundle, identity, library, gpu, look_every)
+        self._tables = Tables(bundle, identity, library, gpu)
+        self._look_every = look_every
 
     @classmethod
-    def built(cls, target: str, bundle: Bundle, precision: str) -> Self:
+    def built(cls, target: str, bundle: Bundle, precision: str, look_every: int = LOOK_EVERY) -> Self:
         """The engine that `arforge build` made. Raises EngineError if none is built, or fits, or there is no GPU."""
         identities = bundle.identities(target, precision)
         library, gpu = load_library(target), Gpu()
         identity = choose(bundle, identities, library.name, gpu.compute_capability)
-        return cls(bundle, identity, library, gpu)
+        return cls(bundle, identity, library, gpu, look_every)
 
     @property
     def device(self) -> str:
@@ -92,7 +116,7 @@ class TensorRTEngine:
     def captured(self) -> bool:
         """Whether every step that has run is a CUDA graph now."""
         programs = (program.captured for program in self._programs.values() if program.captured is not None)
-        return all((*programs, self._loops.captured))
+        return all((*programs, self._loops.captured, self._tables.captured))
 
     def prepare(self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1) -> None:
         if condition > max(self._prompt, 1):
@@ -105,9 +129,7 @@ class TensorRTEngine:
         if self._memory.prepare(images, rows, slots, condition):
             self._steps.clear()
         if zero_slots:
-            heads = guided_rows(self._batch, guided=True) * self._bundle.model.kv_heads
-            for address in self._caches.values():
-                self.gpu.clear(address, self._head_bytes, zero_slots * self._slot_bytes, heads)
+            self._caches.clear(self._rows(self._batch), zero_slots)
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         if (width, queries) not in self._steps:
@@ -118,6 +140,8 @@ class TensorRTEngine:
         step = self._steps[width, queries]
         self._stage(step)
         step.program.run()
+        if self._placed:
+            self._placed.put(width, step.program.inputs["write_index"])
         if not step.shared:
             next_tokens = step.buffers.next_tokens
             next_tokens[:] = step.program.outputs["next_tokens"][: len(next_tokens)]
@@ -131,6 +155,16 @@ class TensorRTEngine:
         loop = self._loops.of(self._batch, first, later, (steps[0].program, steps[1].program))
         return BatchLoop(loop, self._memory.images, self._places, partial(self._stage, *steps))
 
+    def table_loop(self, plan: Plan) -> TableLoop | None:
+        if not self._tables.fits(self._batch, plan):
+            return None
+        kinds = [(step.width, step.queries) for step in plan.steps]
+        programs = {kind: self._program(self._batch, *kind) for kind in kinds}
+        table, between = self._tables.of(self._batch, plan, programs)
+        stage = partial(self._stage_settings, table.settings.arrays, *self._places)
+        steps = [programs[kind] for kind in kinds]
+        return BatchTable(table, plan, steps, between, self._memory.images, self._places, self._look_every, stage)
+
     def _stage(self, *steps: Step) -> None:
         for step in steps:
             self._stage_one(step)
@@ -138,43 +172,52 @@ class TensorRTEngine:
     def _stage_one(self, step: Step) -> None:
         """Put what the buffers and settings hold into the inputs of the step's program."""
         inputs, buffers = step.program.inputs, step.buffers
+        for array, does, has in (
+            (buffers.mask, "see", "one mask for all" if self._shared_mask else None),
+            (buffers.write_index, "write to", "caches with slots first" if self._one_place else None),
+        ):
+            if has and (array[1:] != array[:-1]).any():
+                raise EngineError(
+                    f"the rows of a step {does} different slots, and {self.library.name} has {has}: decode images "
+                    "that are at other steps apart"
+                )
+        self._stage_settings(inputs, step.images, step.rows)
+        if not self.own_mask:
+            mask = buffers.mask[:1] if self._shared_mask else buffers.mask[step.rows]
+            inputs["mask"][..., : self._memory.slots] = mask
+        given = {} if step.shared else vars(buffers)
+        for name, first in self._inputs.items():
+            if name in given:
+                np.take(given[name], step.images if first == "images" else step.rows, axis=0, out=inputs[name])
+        if self._placed and self.one_mask and (inputs["write_index"] != inputs["write_index"][0]).any():
+            raise EngineError(f"rows with one mask write to slots {inputs['write_index'].tolist()}, expected the same")
+
+    def _stage_settings(self, inputs: Mapping[str, NDArray[Any]], images: Any, rows: Any) -> None:
+        """Put the request's settings into inputs of a program, whose images and rows are those of the request."""
         if "top_k" not in inputs and ((self.settings.top_k > 0).any() or (self.settings.top_p < 1).any()):
             self._refuse("it was built without top-k and top-p", "--filters")
-        if self.one_mask and (buffers.mask[1:] != buffers.mask[:-1]).any():
-            raise EngineError(
-                f"the rows of a step see different slots, and {self.library.name} has one mask for all: decode images "
-                "that are at other steps apart"
-            )
-        if not self.own_mask:
-            mask = buffers.mask[:1] if self.one_mask else buffers.mask[step.rows]
-            inputs["mask"][..., : self._memory.slots] = mask
         if self.settings.condition is not None:
-            inputs["condition"][:, : self._memory.condition] = self.settings.condition[step.rows]
-        given = {**vars(self.settings), **vars(buffers)}
-        for name, first in self._inputs.items():
-            if not (step.shared and hasattr(buffers, name)):
-                np.take(given[name], step.images if first == "images" else step.rows, axis=0, out=inputs[name])
+            inputs["condition"][:, : self._memory.condition] = self.settings.condition[rows]
+        for name in ("temperature", "top_k", "top_p"):
+            if name in inputs:
+                np.take(getattr(self.settings, name), images, axis=0, out=inputs[name])
 
     def cache(self, name: str) -> NDArray[Any]:
         """A copy of one cache of the present request, (rows, kv_heads, slots, head_size)."""
-        model, memory = self._bundle.model, self._memory
-        found = np.zeros((memory.rows, model.kv_heads, memory.slots, model.head_size), self.cache_type)
-        for row in range(memory.rows):
-            first = int(np.flatnonzero(self._places[1] == row)[0])
-            self.gpu.download_rows(found[row], self._address(name, first), self._head_bytes)
+        memory, rows = self._memory, self._rows(self._batch)
+        places = [int(np.flatnonzero(self._places[1] == row)[0]) for row in range(memory.rows)]
+        found = [self._caches.read(name, place, rows, memory.slots) for place in places]
         self.gpu.synchronize()
-        return found
+        return np.stack(found)
 
     def write_cache(self, name: str, row: int, first: int, values: NDArray[Any]) -> None:
-        values = np.ascontiguousarray(values)
-        for place in np.flatnonzero(self._places[1] == row):
-            address = self._address(name, int(place)) + first * self._slot_bytes
-            self.gpu.upload_rows(address, self._head_bytes, values)
-        self.gpu.synchronize()  # before the caller's array may change
+        places = np.flatnonzero(self._places[1] == row).tolist()
+        self._caches.write(name, places, self._rows(self._batch), first, values)
 
     def close(self) -> None:
         self._loaded.close()
         self._loops.close()
+        self._tables.close()
         self._programs.clear()
         self._steps.clear()
         self._memory.clear()
@@ -192,30 +235,22 @@ class TensorRTEngine:
         images = np.minimum(np.arange(self._batch), memory.images - 1)
         return images, np.concatenate([images, images + (memory.rows - memory.images)])
 
-    @property
-    def _slot_bytes(self) -> int:
-        return self.cache_type.itemsize * self._bundle.model.head_size
+    @staticmethod
+    def _rows(images: int) -> int:
+        """Of the programs that decode so many."""
+        return guided_rows(images, guided=True)
 
-    @property
-    def _head_bytes(self) -> int:
-        return int(self.identity["slots"]) * self._slot_bytes
-
-    def _address(self, name: str, row: int) -> int:
-        """Where a row of a cache begins, counted in the rows of this request's programs."""
-        return self._caches[name] + row * self._bundle.model.kv_heads * self._head_bytes
-
-    def _place_caches(self) -> dict[str, int]:
-        """Memory for the largest batch. Raises EngineError unless the engine writes each cache where it reads it."""
-        model = self._bundle.model
-        heads = guided_rows(self.batches[-1], guided=True) * model.kv_heads
-        size = self._head_bytes
-        for name in cache_names(model.caches):
+    def _require_in_place(self) -> None:
+        """Raise EngineError unless the engine writes each cache where it reads it."""
+        for name in cache_names(self._bundle.model.caches):
             if self._loaded.engine.get_aliased_input_tensor(written_name(name)) != name:
                 self._refuse(f"it does not update {name} in place")
-        caches = {name: self.gpu.allocate(heads * size) for name in cache_names(model.caches)}
-        for address in caches.values():  # NaN in a slot that no mask lets through would spoil its row all the same
-            self.gpu.clear(address, size, size, heads)
-        return caches
+
+    def _place_rows(self) -> PlacedRows:
+        model, profiles = self._bundle.model, self.identity["profiles"]
+        steps = {(self._rows(one["images"]), one["width"]) for one in profiles}
+        slots, slot_bytes = int(self.identity["slots"]), self.cache_type.itemsize * model.head_size
+        return PlacedRows(self.gpu, model.caches, model.kv_heads, slots, slot_bytes, steps)
 
     def _step(self, width: int, queries: int) -> Step:
         memory, batch = self._memory, self._batch
@@ -240,7 +275,8 @@ class TensorRTEngine:
             self._refuse(f"it was not built for steps of {width} tokens{asked}", "--schedule")
         kind = min(kinds)  # with the least room for a prompt
         if kind not in self._programs:
-            self._programs[kind] = self._loaded.program(self._profiles[kind], bound_caches(self._caches))
+            bound = self._placed.bound(self._rows(batch), width) if self._placed else self._caches.bound
+            self._programs[kind] = self._loaded.program(self._profiles[kind], bound)
         return self._programs[kind]
 
     def _refuse(self, problem: str, option: str | None = None) -> NoReturn:

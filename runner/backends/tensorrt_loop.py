@@ -16,7 +16,7 @@ from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.backends.tensorrt_program import Block, Launch, LoadedEngine, Program
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
-from arforge.runner.loop_graph import PASSES, PROGRESS, STATE, next_name
+from arforge.runner.loop_graph import LOOK_EVERY, PROGRESS, STATE, next_name
 from arforge.runner.step_graph import Contract, guided_rows
 
 Places = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -38,12 +38,14 @@ class TensorRTLoop:
         sizes: Mapping[str, int],
         profiles: tuple[int, int],
         steps: tuple[Program, Program],
+        passes: int,
     ) -> None:
         """`profiles`, `steps`: behind and of the first call, behind and of the later ones.
 
-        `loaded`: the loop graph's engine. Raises EngineError unless it is of that contract and `sizes`.
+        `loaded`: the loop graph's engine. `passes` of a launch are an even number, so that the state ends where it
+        began. Raises EngineError unless it is of that contract and `sizes`.
         """
-        self._gpu, self._loaded, self._steps = gpu, loaded, steps
+        self._gpu, self._loaded, self._steps, self._passes = gpu, loaded, steps, passes
         kinds = {tensor.name: (tensor.sizes(sizes), np.dtype(tensor.dtype)) for tensor in contract.inputs}
         self._shapes = {name: shape for name, (shape, _) in kinds.items() if name != "drawn"}
         self._spread_over = {tensor.name: tensor.shape[0] for tensor in contract.inputs}
@@ -122,10 +124,10 @@ class TensorRTLoop:
             block.upload()
         first.execute()
         self._first.execute()
-        self._queue(range(1, PASSES))
+        self._queue(range(1, self._passes))
 
     def _go_on(self) -> None:
-        self._queue(range(PASSES))
+        self._queue(range(self._passes))
 
     def _queue(self, passes: range) -> None:
         for index in passes:
@@ -168,8 +170,15 @@ class BatchLoop:
 class Loops:
     """All loops of an engine, whose loop graph is loaded when it is first wanted."""
 
-    def __init__(self, bundle: Bundle, identity: Mapping[str, Any], library: Library, gpu: Gpu) -> None:
+    def __init__(
+        self, bundle: Bundle, identity: Mapping[str, Any], library: Library, gpu: Gpu, look_every: int
+    ) -> None:
+        """`look_every`: calls between two looks of the host, made even; in place of 0, all, the default: none knows how
+        many an image takes.
+        """
         self._bundle, self._identity, self._library, self._gpu = bundle, identity, library, gpu
+        calls = look_every or LOOK_EVERY
+        self._passes = calls + calls % 2
         self._loaded: LoadedEngine | None = None
         self._made: dict[tuple[Program, Program], TensorRTLoop] = {}
 
@@ -191,7 +200,9 @@ class Loops:
             enter, turn = (self._identity["loop_profiles"].index(one) for one in profiles_of(batch, first, later))
             sizes = {"images": batch, "rows": guided_rows(batch, guided=True), "fed": later, "width": later}
             contract = loop_of(self._bundle, self._identity)
-            self._made[steps] = TensorRTLoop(self._gpu, self._loaded, contract, sizes, (enter, turn), steps)
+            self._made[steps] = TensorRTLoop(
+                self._gpu, self._loaded, contract, sizes, (enter, turn), steps, self._passes
+            )
         return self._made[steps]
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from arforge.runner.backends.tensorrt_library import RTX, Library
 from arforge.runner.errors import EngineError
 
 ALIGNMENT = 256  # bytes, of what TensorRT is given
+NOWHERE: Mapping[str, int] = {}
 
 
 class LoadedEngine:
@@ -123,6 +124,13 @@ class Launch:
         self._graph: Any = None
         self.captured: bool | None = None  # None before the first run
 
+    def start(self) -> None:
+        """Do the work, and wait for it the first time only. Raises EngineError if the engine or the GPU fails."""
+        if self._graph is None:
+            self.run()
+        else:
+            self._gpu.launch(self._graph)
+
     def run(self) -> None:
         """Do the work and wait for it. Raises EngineError if the engine or the GPU fails."""
         if self._graph is not None:
@@ -137,6 +145,13 @@ class Launch:
                 with self._gpu.capturing() as graphs:
                     self._queue()
                 self._graph = graphs[0]
+
+    def close(self) -> None:
+        """Free the graph, once nothing of it runs."""
+        if self._graph is not None:
+            self._gpu.synchronize()
+            self._gpu.discard(self._graph)
+            self._graph = None
 
 
 class Program:
@@ -157,6 +172,7 @@ class Program:
         self.input = self._place(moving[trt.TensorIOMode.INPUT])
         self.output = self._place(moving[trt.TensorIOMode.OUTPUT])
         self.inputs, self.outputs = self.input.arrays, self.output.arrays
+        self._addresses = {**placed, **self.input.addresses, **self.output.addresses}
         self._launch = Launch(loaded.gpu, self._queue, self.capturable)
 
     @property
@@ -176,9 +192,17 @@ class Program:
         ask = getattr(self._context, "is_stream_capturable", None)
         return ask is None or bool(ask(self._loaded.gpu.stream))
 
-    def execute(self) -> None:
-        """Queue the engine alone, on what lies on the device. Raises EngineError if it fails."""
-        if not self._context.execute_async_v3(self._loaded.gpu.stream):
+    def execute(self, elsewhere: Mapping[str, int] = NOWHERE) -> None:
+        """Queue the engine alone, on what lies on the device. Raises EngineError if it fails.
+
+        `elsewhere`: addresses that take the place of tensors' own this time.
+        """
+        for name, address in elsewhere.items():
+            self._context.set_tensor_address(name, address)
+        done = self._context.execute_async_v3(self._loaded.gpu.stream)
+        for name in elsewhere:
+            self._context.set_tensor_address(name, self._addresses[name])
+        if not done:
             library = self._loaded.library
             raise EngineError(f"{library.name} failed in {self._loaded.path}: {library.reason('no reason given')}")
 

@@ -15,9 +15,15 @@ SCHEMAS = {
     "tensorrt": "tensorrt-identity.schema.json",
     "tensorrt-rtx": "tensorrt-identity.schema.json",
 }
-COUNTS = ("widths", "exact_width", "prefill_widths", "slots", "profiles", "loop_inputs", "loop_profiles", "options")
+COUNTS = (
+    *("widths", "exact_width", "prefill_widths", "slots", "profiles", "options"),
+    *("loop_inputs", "loop_profiles", "table_sizes", "table_profiles"),
+)
 SAME = ("target", "precision", "device")
-TENSORRT_FILES = ("lowered", "engine", "decoder", "layers", "timing_cache", "loop", "loop_graph", "loop_layers")
+TENSORRT_FILES = (
+    *("lowered", "engine", "decoder", "layers", "timing_cache"),
+    *("loop", "loop_graph", "loop_layers", "table", "table_graph", "table_layers"),
+)
 # Files of the engine itself. What it was made from is compared by its hash when the engine is used.
 OWN = {
     "onnxruntime": ("weights",),

@@ -29,6 +29,7 @@ ADDED = "|".join(
         rf"{ENGINE}/weights/step-{HASH}\.weights",
         rf"{ENGINE}/(?:step|decoder)-{HASH}\.engine",
         rf"{ENGINE}/layers-{HASH}\.json",
+        rf"{ENGINE}/(?:loop|table)-{HASH}\.(?:onnx|engine|json)",
         rf"{ENGINE}/timing-{HASH}\.cache(?:\.lock)?",
         rf"(?:{FOLDERS}/)?(?:{SCRATCH}/)?{PARTIAL}",
     )

@@ -1,9 +1,10 @@
 """Makes a folder for ONNXRUNTIME_ROOT: include/ with the C and C++ headers, lib/ with the library.
 
-python runner/cpp/prepare_onnxruntime.py --output FOLDER [--headers PLACE] [--library FOLDER]
+python runner/cpp/prepare_onnxruntime.py --output FOLDER [--headers PLACE] [--library FOLDER | --machine aarch64]
 
 The library is that of the installed `onnxruntime` (or `onnxruntime-gpu`) wheel, so that C++ and Python run the very
-same code; `--library` names another folder that holds one. Wheels bring no headers. `--headers` is a folder, or an
+same code; `--library` names another folder that holds one, and `--machine` a machine to compile for, whose wheel of the
+same version is taken from the package index. Wheels bring no headers. `--headers` is a folder, or an
 archive (.tgz, .zip) or its URL: ONNX Runtime's official release archive has them, as has any package that ships
 `onnxruntime_cxx_api.h`. Left out, they come from the npm package of HEADERS below, which needs `npm`.
 """
@@ -16,15 +17,18 @@ import io
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
 HEADERS = "com.github.asus4.onnxruntime@0.4.9"  # npm; ONNX Runtime's headers of API version 29, MIT licence
 MAIN = "onnxruntime_c_api.h"
+MANYLINUX = ("manylinux_2_27", "manylinux_2_28")  # tags of the wheels since 1.23
 OLDEST = 23  # API version: tells where a session wants its inputs
 
 
@@ -32,13 +36,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the folder to make")
     parser.add_argument("--headers", help=f"folder, archive or URL; default: npm package {HEADERS}")
-    parser.add_argument("--library", type=Path, help="folder of libonnxruntime; default: the installed wheel's")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--library", type=Path, help="folder of libonnxruntime; default: the installed wheel's")
+    place.add_argument("--machine", help="of another machine, such as aarch64: from the wheel for it")
     arguments = parser.parse_args()
     headers = dict(find_headers(arguments.headers))
+    if arguments.machine:
+        arguments.library = foreign_library(arguments.machine, arguments.output / f"wheel-{arguments.machine}")
     library = find_library(arguments.library or wheel_folder())
     api = api_version(headers)
-    version = re.search(r"\.(\d+)\.(\d+)\.(\d+)", library.name)
-    if version and version[1] == "1" and api > int(version[2]):
+    found = re.search(r"\.(\d+)\.(\d+)\.(\d+)", library.name)
+    if found and found[1] == "1" and api > int(found[2]):
         raise SystemExit(f"headers of API version {api} are newer than {library.name}: use older headers")
     include, lib = arguments.output / "include", arguments.output / "lib"
     shutil.rmtree(include, ignore_errors=True)
@@ -62,6 +70,28 @@ def wheel_folder() -> Path:
     if found is None or not found.submodule_search_locations:
         raise SystemExit("onnxruntime is not installed: pip install onnxruntime, or name a folder with --library")
     return Path(found.submodule_search_locations[0]) / "capi"
+
+
+def foreign_library(machine: str, folder: Path) -> Path:
+    """Unpack the libraries of the wheel for Linux on another machine, of the installed version, into `folder`."""
+    try:
+        wanted = f"onnxruntime=={version('onnxruntime')}"
+    except PackageNotFoundError:
+        raise SystemExit("onnxruntime is not installed, so no version is chosen: pip install onnxruntime") from None
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", wanted, "--no-deps", "--only-binary=:all:", "--quiet"]
+        command += [f"--platform={libc}_{machine}" for libc in MANYLINUX]
+        done = subprocess.run([*command, f"--dest={scratch}"], capture_output=True, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise SystemExit(f"no wheel of {wanted} for {machine}:\n{done.stderr.strip()}")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            for name in wheel.namelist():
+                if PurePosixPath(name).name.startswith("libonnxruntime"):
+                    (folder / PurePosixPath(name).name).write_bytes(wheel.read(name))
+    return folder
 
 
 def find_library(folder: Path) -> Path:

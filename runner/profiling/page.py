@@ -47,6 +47,11 @@ def parts(figures: dict[str, Any], quality: dict[str, Any] | None) -> Iterator[s
     yield "<h2>Time per step by width</h2>" + width_table(rows)
     if all(row["ms_per_image"] is not None for row in rows):
         yield "<h2>Where the time of an image goes</h2>" + plot(lambda axes: shares(axes, rows))
+    if any(row.get("sensors") for row in rows):
+        yield "<h2>Power, clocks and temperatures</h2>" + sensor_table(rows)
+        yield "".join(
+            f"<p>{html.escape(row['schedule'])}: {html.escape(line)}</p>" for row in rows for line in sensor_lines(row)
+        )
     if figures.get("operators"):
         yield "<h2>Time by operator</h2>" + operator_parts(figures["operators"])
     points = quality_points(rows, quality) if quality else []
@@ -193,6 +198,31 @@ def width_table(rows: list[dict[str, Any]]) -> str:
         for part in row["ms_per_step_by_width"]
     ]
     return table(("schedule", "width", "queries", "steps", "median ms", "p95", "p99"), cells)
+
+
+def sensor_table(rows: list[dict[str, Any]]) -> str:
+    """A row for each rail, clock and zone of each schedule."""
+    units = (("milliwatts", "mW"), ("megahertz", "MHz"), ("celsius", "°C"))
+    cells = [
+        (row["schedule"], name, unit, *(f"{told[part]:.0f}" for part in ("mean", "least", "largest")))
+        for row in rows
+        for kind, unit in units
+        for name, told in ((row["sensors"] or {}).get(kind) or {}).items()
+    ]
+    return table(("schedule", "sensor", "unit", "mean", "least", "largest"), cells)
+
+
+def sensor_lines(row: dict[str, Any]) -> Iterator[str]:
+    """What is to be said of a schedule's power and of what held its clocks down."""
+    sensors = row.get("sensors")
+    if not sensors:
+        return
+    if row["watts"] is not None and row["joules_per_image"] is not None:
+        yield f"{row['watts']:.2f} W, {row['joules_per_image']:.2f} J an image ({sensors['samples']} samples)"
+    held = [f"{name} in {100 * share:.0f} % of the samples" for name, share in sensors["throttled"].items()]
+    held += [f"{count} events of {name}" for name, count in sensors["events"].items() if count]
+    if held:
+        yield f"clocks were held down: {', '.join(held)}"
 
 
 def table(heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from arforge.runner.backends.engine import Engine, RequestBuffers, StepBuffers
 from arforge.runner.bundle import Bundle
 from arforge.runner.conditions import sample_subjects
-from arforge.runner.device import power
 from arforge.runner.errors import Cancelled, RequestError
 from arforge.runner.plan import Plan
+from arforge.runner.profiling.sampling import Sampler, mean_watts, told
+from arforge.runner.profiling.sensors import Sensors
 from arforge.runner.request import Subjects
 from arforge.runner.runner import Runner
 from arforge.runner.step_graph import cache_names, guided_rows
@@ -71,7 +72,8 @@ class ScheduleProfile:
     total: NDArray[np.float64]  # (repeats, steps) from the end of a step to the end of the next
     engine: NDArray[np.float64]  # (repeats, steps) of these, inside the engine
     image_seconds: float | None  # tokens to pixels, a generation; None where it was not whole, or gives tokens only
-    watts: float | None  # mean of what the device told after each generation
+    watts: float | None  # mean of what the device told during each generation
+    sensors: dict[str, Any] | None  # and all that it told
     prompts: NDArray[np.float64]  # (repeats) from the call to the first step, whose caches hold the prompts then
     first: NDArray[np.float64]  # (repeats) from the call to the end of the first step
     prompt_slots: int  # of all rows, that hold a prompt
@@ -127,6 +129,9 @@ class TimedEngine:
     def loop(self, first: int, later: int, inputs: int) -> None:
         """The host makes the calls, so that each is timed."""
 
+    def table_loop(self, plan: Plan) -> None:
+        """As `loop`."""
+
     def cache(self, name: str) -> NDArray[Any]:
         return self._engine.cache(name)
 
@@ -159,23 +164,25 @@ class Clock:
         return self.most is not None and len(self.ends) >= self.most
 
 
-def profile_schedule(runner: Runner, engine: TimedEngine, schedule: str, settings: Settings) -> ScheduleProfile:
-    """Measure `schedule` on `runner`, which runs on `engine`.
+def profile_schedule(
+    runner: Runner, engine: TimedEngine, schedule: str, settings: Settings, sensors: Sensors | None = None
+) -> ScheduleProfile:
+    """Measure `schedule` on `runner`, which runs on `engine`, and look at the sensors meanwhile, where given.
 
     Raises ScheduleError or EngineError if it does not fit the model or the engine.
     """
     guidance = runner.bundle.sampler.guidance if settings.guidance is None else settings.guidance
-    total, inside, decoding, watts, starts = [], [], [], [], []
+    total, inside, decoding, samplers, starts = [], [], [], [], []
     for index in range(settings.warm_ups + settings.repeats):
-        clock, image_seconds = generate_once(runner, schedule, settings)
+        with Sampler(sensors) as sampler:
+            clock, image_seconds = generate_once(runner, schedule, settings)
         if index >= settings.warm_ups:
             total.append([after - before for before, after in pairwise([engine.prepared, *clock.ends])])
             inside.append(list(engine.seconds))
             decoding.append(image_seconds)
-            watts.append(power())
+            samplers.append(sampler)
             starts.append((engine.prepared - clock.start, clock.ends[0] - clock.start))
     seconds = [taken for taken in decoding if taken is not None]
-    told = [drawn for drawn in watts if drawn is not None]
     plan = runner.plan(schedule)
     return ScheduleProfile(
         schedule=schedule,
@@ -188,7 +195,8 @@ def profile_schedule(runner: Runner, engine: TimedEngine, schedule: str, setting
         total=np.array(total),
         engine=np.array(inside),
         image_seconds=float(np.median(seconds)) if seconds else None,
-        watts=float(np.mean(told)) if told else None,
+        watts=mean_watts(samplers),
+        sensors=told(samplers),
         prompts=np.array([prompts for prompts, _ in starts]),
         first=np.array([first for _, first in starts]),
         prompt_slots=engine.prompt_slots,
@@ -319,6 +327,10 @@ def summary(profile: ScheduleProfile, traffic: Traffic, bandwidth: float | None)
         "bandwidth_share": None if bandwidth is None else moved / seconds / bandwidth,
         "operations_per_second": operations / seconds,
         "watts": profile.watts,
+        "joules_per_image": None
+        if profile.watts is None or not profile.whole
+        else profile.watts * (whole + float(np.median(profile.prompts))) / profile.images,
+        "sensors": profile.sensors,
         "step_ms": (1000 * np.median(profile.total, axis=0)).tolist(),
         "step_widths": [step.width for step in steps],
         **ahead(profile),

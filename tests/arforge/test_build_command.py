@@ -61,6 +61,22 @@ def test_a_dry_run_leaves_its_graphs_where_it_is_told(bundle_copy: Path, tmp_pat
     assert "--graphs goes with --dry-run" in output
 
 
+def test_a_dry_run_for_the_tensorrt_of_a_jetson(bundle_copy: Path, tmp_path: Path) -> None:
+    words = ("build", bundle_copy, "--target", "tensorrt", "--schedule", "ntp", "--tensorrt-version", "10.3")
+    code, output = invoke(*words, "--dry-run", "--graphs", tmp_path / "graphs")
+    assert code == 0, output
+    step, decoder, *_ = output.splitlines()
+    assert "--stronglyTyped --noTF32" in step
+    assert "--stronglyTyped" in decoder
+    assert f"the graphs are in {tmp_path / 'graphs'}: run the commands there" in output
+    code, output = invoke(*words)
+    assert code == 1
+    assert "--tensorrt-version goes with --dry-run and --target tensorrt: a build asks the library here" in output
+    code, output = invoke(*words, "--dry-run", "--caches", "in-place")
+    assert code == 1
+    assert "tensorrt 10.3 updates no cache in place, 10.15 and later do" in output
+
+
 def everything(root: Path) -> dict[str, str]:
     """All files, by what they hold."""
     return {path.relative_to(root).as_posix(): sha256_of(path) for path in root.rglob("*") if path.is_file()}
@@ -73,6 +89,8 @@ def everything(root: Path) -> dict[str, str]:
         ("--schedule", "ntp"),
         ("--compute-capability", "8.6"),
         ("--attention", "fused"),
+        ("--caches", "read-only"),
+        ("--tensorrt-version", "10.3"),
         ("--no-filters",),
         ("--strip-weights",),
         ("--dry-run",),

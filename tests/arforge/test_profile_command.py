@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from fake_jetson import make_sysfs
 
 from arforge.cli import main
 
@@ -22,7 +23,7 @@ def outputs(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str
     result = arforge(
         *("profile", bundle, "--schedule", "ntp", "--schedule", "zipar:2", "--batch", 2, "--repeats", 2, "--layers"),
         *("--threads", 1, "--json", folder / "p.json", "--html", folder / "p.html"),
-        *("--quality", folder / "quality.json"),
+        *("--quality", folder / "quality.json", "--sysfs", make_sysfs(folder / "sys")),
     )
     assert result.exit_code == 0, result.output
     return result.output, json.loads((folder / "p.json").read_text()), (folder / "p.html").read_text("utf-8")
@@ -61,7 +62,9 @@ def test_page_is_whole_and_needs_nothing_else(outputs: tuple[str, dict, str]) ->
     *_, page = outputs
     assert page.startswith("<!doctype html>")
     assert page.count("<svg") == page.count("</svg>") == 4
+    assert "<td>VDD_IN</td>" in page
     for heading in (
+        "Power, clocks and temperatures",
         "Schedules",
         "along the schedule",
         "by width",
@@ -72,6 +75,38 @@ def test_page_is_whole_and_needs_nothing_else(outputs: tuple[str, dict, str]) ->
         assert heading in page
     assert not re.search(r'(src|href)="(?!#)', page)
     assert "<td>zipar:2</td>" in page
+
+
+def test_power_is_that_of_the_board(outputs: tuple[str, dict, str]) -> None:
+    text, figures, _ = outputs
+    for row in figures["schedules"]:
+        assert row["watts"] == pytest.approx(9.25)
+        seconds = (row["ms_per_image"] + row["ms_to_filled_caches"] / row["batch"]) / 1000
+        assert row["joules_per_image"] == pytest.approx(9.25 * seconds, rel=1e-6)
+        assert row["sensors"]["samples"] >= 2
+        assert row["sensors"]["megahertz"]["17000000.gpu"] == {"mean": 624.75, "least": 624.75, "largest": 624.75}
+        assert row["sensors"]["throttled"] == {"devfreq-17000000.gpu": 1.0}
+        assert row["sensors"]["events"] == {"oc2": 0, "oc3": 0}
+    assert "ntp: clocks were held down: devfreq-17000000.gpu in 100 % of the samples" in text
+
+
+def test_a_profile_is_shown_again(outputs: tuple[str, dict, str], tmp_path: Path) -> None:
+    text, figures, _ = outputs
+    (tmp_path / "p.json").write_text(json.dumps(figures))
+    result = arforge("profile", "--read", tmp_path / "p.json", "--html", tmp_path / "p.html")
+    assert result.exit_code == 0, result.output
+    assert text[text.index("loaded in") :] in result.output
+    assert (tmp_path / "p.html").read_text("utf-8").count("<svg") == 3  # all but quality
+    (tmp_path / "other.json").write_text('{"schedules": [{"steps": 1}]}')
+    for words, message in (
+        (("--read", tmp_path / "other.json"), "holds no profile"),
+        (("--read", tmp_path / "missing.json"), "cannot read"),
+        (("--read", tmp_path / "p.json", "--layers"), "leave --json and --layers out"),
+        ((), "name a BUNDLE to measure"),
+    ):
+        refused = arforge("profile", *words)
+        assert refused.exit_code in (1, 2)
+        assert message in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_width_that_the_graph_cannot_run_is_refused_when_building(bundle_copy:
 
 
 def test_an_engine_that_is_not_tried_is_the_same(bundle_copy: Path) -> None:
-    wanted = onnxruntime.build(bundle_copy, "int8")
+    wanted = onnxruntime.build(bundle_copy, "int8", quantization="blocks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxruntime, "OnnxRuntimeEngine", None)  # nothing opens it
         done = CliRunner().invoke(main, ["build", str(bundle_copy), "--precision", "int8", "--no-trial"])

@@ -91,12 +91,12 @@ def test_queries_without_a_rotary_embedding_stay_as_they_are(bundle: Path) -> No
     assert "scale" not in first.attributes
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(("precision", "rows"), [("fp32", False), ("int8", False), ("int8", True)])
 def test_up_to_the_narrow_width_each_token_gets_the_bits_that_it_gets_alone(
-    opened: Bundle, precision: str, tmp_path: Path
+    opened: Bundle, precision: str, rows: bool, tmp_path: Path
 ) -> None:
     narrow = 12
-    model = lower_for_onnxruntime(opened.graph("step-logits", "fp32"), precision, narrow)
+    model = lower_for_onnxruntime(opened.graph("step-logits", "fp32"), precision, narrow, rows=rows)
     path = write_model(model, tmp_path, "step")[0]
     engine = OnnxRuntimeEngine(opened, "fp32", threads=1, graph="step-logits", path=path)
     together, alone = (line(engine, parts) for parts in ([narrow], [1] * narrow))

@@ -155,7 +155,7 @@ def test_logits_stay_close_to_float32(
 
 
 def test_an_int8_engine_needs_no_calibration_and_brings_its_own_graph(bundle_copy: Path) -> None:
-    built = onnxruntime.build(bundle_copy, "int8")
+    built = onnxruntime.build(bundle_copy, "int8", quantization="blocks")
     opened = open_bundle(bundle_copy)
     identity = opened.engine("onnxruntime", "int8")
     assert identity == built.identity
@@ -164,7 +164,7 @@ def test_an_int8_engine_needs_no_calibration_and_brings_its_own_graph(bundle_cop
     assert identity["graph"].startswith("engines/onnxruntime-int8-cpu/step-")
     assert {identity["graph"], identity["weights"]} <= opened.files.keys()
     before = sorted(path for path in opened.files if "int8" in path)
-    onnxruntime.build(bundle_copy, "int8")
+    onnxruntime.build(bundle_copy, "int8", quantization="blocks")
     assert sorted(path for path in open_bundle(bundle_copy).files if "int8" in path) == before
     lines: list[str] = []
     verify_bundle(bundle_copy, lines.append)
@@ -185,7 +185,7 @@ def test_an_engine_of_another_source_is_refused(bundle_copy: Path) -> None:
 @pytest.mark.parametrize(
     ("precision", "quantization", "message"),
     [
-        ("fp32", "blocks", "quantization 'blocks' with precision fp32: int8 has blocks, static"),
+        ("fp32", "blocks", "quantization 'blocks' with precision fp32: int8 has blocks, rows, static"),
         ("int8", "dynamic", "quantization 'dynamic' with precision int8"),
         ("int8", "static", "has no calibrated graph: make it with `arforge calibrate`"),
     ],

@@ -25,8 +25,9 @@ from arforge.cli import main
 from arforge.engines import tensorrt, tensorrt_loop
 from arforge.engines.profiles import plan_profiles
 from arforge.engines.tensorrt import BuildJob
+from arforge.engines.tensorrt_between import check_between
 from arforge.engines.tensorrt_layers import FROM_HOST, attention_kernels, check_layers, expected, load_layers
-from arforge.engines.tensorrt_loop import check_loop, loop_graph, plan_loop
+from arforge.engines.tensorrt_loop import loop_graph, plan_loop
 from arforge.engines.verify import verify_bundle
 from arforge.options import calls_a_launch
 from arforge.runner import Runner, open_bundle
@@ -253,11 +254,11 @@ def opened(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_built_loops_wait_for_nobody_and_steps_are_as_without(opened: Bundle, precision: str) -> None:
     identity = opened.engine(RTX, precision)
     between = load_layers(opened.path(identity["loop_layers"]).read_bytes())
-    pairs = [(1, 1), (1, 6), (6, 6)]
+    pairs = [(1, 6), (6, 6)]
     assert [(one["fed"], one["width"]) for one in identity["loop_profiles"]] == pairs * 2
-    assert check_loop(between, 6) is None
+    assert check_between(between, 4) is None
     assert {layer.kind for layer in between} == {"kgen"}
-    assert all(sum(layer.profile == profile for layer in between) <= 6 for profile in range(6))
+    assert all(sum(layer.profile == profile for layer in between) <= 6 for profile in range(4))
     step = load_layers(opened.path(identity["layers"]).read_bytes())
     model = ir.load(opened.path(identity["lowered"]))
     assert check_layers(step, expected(model, opened.model.caches), 4) == []
@@ -273,7 +274,7 @@ def test_tokens_and_calls_are_those_of_the_same_engine_without_a_loop(
     monkeypatch.setenv("ARFORGE_CACHE", str(tmp_path / "kernels"))
     found = []
     identity = opened.engine(RTX, precision)
-    for one in (identity, {**identity, "loop": None}):
+    for one in (identity, {**identity, "loop": None, "table": None}):
         gpu = FakeGpu()
         library = fake_library(gpu, identity["library"].split()[1])
         library.trt.add(opened, identity)
@@ -288,11 +289,9 @@ def test_tokens_and_calls_are_those_of_the_same_engine_without_a_loop(
 def test_verify_inspect_and_the_build_command_name_it(opened: Bundle, bundle: Path) -> None:
     lines: list[str] = []
     verify_bundle(opened.root, lines.append, target=RTX)
-    assert (
-        sum(bool(re.search(r": loop: 8 calls a launch, \d kernels between two calls, none", one)) for one in lines) == 2
-    )
+    assert sum(bool(re.search(r": loop: \d kernels between two calls, none", one)) for one in lines) == 2
     shown = CliRunner().invoke(main, ["inspect", str(opened.root)]).output
-    assert "without top-k and top-p, 8 calls of width 1, 6 a launch" in shown
+    assert "top-p, several calls a launch: steps of width 1 and drafts of width 6" in shown
     identity = opened.engine(RTX, "fp16")
     assert "--no-loop" not in build_command(opened.root, identity)
     without = {**identity, "options": {**identity["options"], "loop": False}}
@@ -330,19 +329,24 @@ def test_noise_beyond_what_fits_leaves_the_calls_to_the_host(
 
 def test_engines_from_before_say_so(opened: Bundle) -> None:
     identity = opened.engine(RTX, "fp16")
-    before = {name: value for name, value in identity.items() if not name.startswith("loop")}
+    before = {name: value for name, value in identity.items() if not name.startswith(("loop", "table"))}
     check_schema(before, SCHEMAS[RTX], "it", EngineError)
     assert calls_a_launch(before) == "1 call a launch (built before there were more)"
-    with pytest.raises(EngineError, match="it does not follow the format"):
-        check_schema({**before, "loop": identity["loop"]}, SCHEMAS[RTX], "it", EngineError)
+    for name in ("loop", "table"):
+        with pytest.raises(EngineError, match="it does not follow the format"):
+            check_schema({**before, name: identity[name]}, SCHEMAS[RTX], "it", EngineError)
 
 
-def test_bundles_without_next_token_schedules_say_why_there_is_none(
+def test_bundles_without_drafts_say_why_there_is_none(
     rtx_bundle: Path, rtx_arpg_bundle: Path, bundle_copy: Path
 ) -> None:
+    reasons = {"loop_reason": "as asked", "table_reason": "as asked"}
     for path in (rtx_bundle, rtx_arpg_bundle):
         identity = open_bundle(path).engine(RTX, "fp16")
-        assert (identity["loop"], identity["loop_reason"]) == (None, "no schedule is next-token decoding")
+        assert (identity["loop"], identity["loop_reason"]) == (
+            None,
+            "no schedule runs next-token decoding ahead on drafts",
+        )
     built = tensorrt.build(BuildJob(bundle_copy, RTX, "fp16", schedules=["ntp"], loop=False))
-    assert (built.identity["loop"], built.identity["loop_reason"]) == (None, "as asked")
-    assert not list((bundle_copy / "engines").rglob("loop-*"))
+    assert {name: built.identity[name] for name in reasons} == reasons
+    assert not [path for name in ("loop-*", "table-*") for path in (bundle_copy / "engines").rglob(name)]

@@ -39,50 +39,6 @@ def test_peak_memory_grows_with_what_is_taken() -> None:
     assert after > before
 
 
-def test_jetson_power_is_volts_times_amperes(tmp_path: Path) -> None:
-    assert device.ina3221_power(tmp_path) is None
-    broken = tmp_path / "1-0040/hwmon/hwmon3"
-    broken.mkdir(parents=True)
-    (broken / "in1_input").write_text("5000\n")
-    assert device.ina3221_power(tmp_path) is None
-    place = tmp_path / "1-0041/hwmon/hwmon4"
-    place.mkdir(parents=True)
-    (place / "in1_input").write_text("19072\n")
-    (place / "curr1_input").write_text("520\n")
-    assert device.ina3221_power(tmp_path) == pytest.approx(9.917, abs=1e-3)
-
-
-def test_a_gpu_that_tells_its_power_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "ina3221_power", lambda root: 9.0)
-    monkeypatch.setattr(device, "nvml_power", lambda: 250.0)
-    assert device.power() == 250.0
-    monkeypatch.setattr(device, "nvml_power", lambda: None)
-    assert device.power() == 9.0
-
-
-class Nvml:
-    """What the management library's functions give: status codes, and 61.5 W in milliwatts."""
-
-    def __init__(self, failing: str = "") -> None:
-        self.failing = failing
-
-    def __getattr__(self, name: str) -> object:
-        def call(*arguments: object) -> int:
-            if name == "nvmlDeviceGetPowerUsage":
-                arguments[1]._obj.value = 61_500  # type: ignore[attr-defined]
-            return 999 if name == self.failing else 0
-
-        return call
-
-
-@pytest.mark.parametrize("failing", ["nvmlInit_v2", "nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetPowerUsage"])
-def test_gpu_power_is_in_watts_or_nothing(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Nvml())
-    assert device.nvml_power() == 61.5
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: Nvml(failing))
-    assert device.nvml_power() is None
-
-
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Eight processors, two of each core, all allowed, with no limits."""

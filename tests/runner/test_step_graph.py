@@ -19,6 +19,7 @@ from arforge.runner.step_graph import (
     difference,
     guided_rows,
     lowered_step,
+    update_name,
 )
 
 FEATURES = FeaturesCondition(slots=20, width=48, captions="clean")
@@ -148,6 +149,17 @@ def test_caches_are_bound_under_both_names(model: ModelFacts) -> None:
     assert set(bound_caches(dict.fromkeys(kinds))) == {
         tensor.name for part in vars(contract(model, "step")).values() for tensor in part if "_cache_" in tensor.name
     }
+
+
+def test_engines_that_only_read_caches_give_the_steps_own_rows(model: ModelFacts) -> None:
+    plain = lowered_step(model, "float16", filters=True)
+    reading = lowered_step(model, "float16", filters=True, read_only=True)
+    assert reading.inputs == plain.inputs
+    assert [update_name(name) for name in cache_names(1)] == ["key_update_0", "value_update_0"]
+    own = [tensor for tensor in plain.outputs if "cache" not in tensor.name]
+    rows = ("rows", model.kv_heads, "width", model.head_size)
+    updates = [Tensor(update_name(name), "float16", rows) for name in cache_names(model.caches)]
+    assert reading.outputs == (*own, *updates)
 
 
 def test_what_differs_is_said_by_name_type_and_shape() -> None:

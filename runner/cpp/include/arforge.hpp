@@ -26,6 +26,8 @@
 namespace arforge {
 
 struct Bundle;
+struct Profile;
+struct ProfileSettings;
 
 // What went wrong; the values are those of the C interface.
 enum class Code : int {
@@ -172,11 +174,17 @@ struct Result {
   double image_seconds = 0;                         // tokens to pixels, wall clock
   double condition_seconds = 0;                     // prompts to filled caches, wall clock; nothing for classes
   std::vector<double> step_seconds, engine_seconds; // (calls of the request): a whole step, and the engine's part of it
+  std::vector<std::int64_t> step_widths, step_queries; // (calls of the request): tokens of a row, and cells asked for
+  std::int64_t prompt_slots = 0;                       // of all rows, that were filled with prompts
 };
 
 // What a caller may want to know of an open bundle.
 struct Facts {
-  std::string precision; // of the engine
+  std::string target, precision;    // of the engine
+  std::vector<std::int64_t> widths; // of steps that it was built for; none: any
+  std::int64_t exact_width = 0;     // the widest step in which a token gets the bits that it gets alone; 0: not known
+  std::string provider;             // of ONNX Runtime
+  int threads = 0;                  // CPU threads that were asked for; 0: one for each core that the process may use
   std::string family;
   std::string order;                  // of cells that the model was trained for: raster, regions or random
   std::int64_t classes = 0;           // 0 where the model takes prompts
@@ -214,6 +222,7 @@ public:
 
 private:
   friend class Batcher;
+  friend ARFORGE_API Profile profile(Runner& runner, const Request& request, const ProfileSettings& settings);
   struct Implementation;
   [[nodiscard]] const Bundle& bundle() const;
   explicit Runner(std::unique_ptr<Implementation> implementation);

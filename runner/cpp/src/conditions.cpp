@@ -45,6 +45,14 @@ bool Prompt::operator==(const Prompt& other) const {
   return rows == other.rows || bytes_of(rows->data(), rows->size()) == bytes_of(other.rows->data(), other.rows->size());
 }
 
+std::int64_t slots_before(const std::vector<Prompt>& prompts) {
+  std::int64_t slots = 0;
+  for (const Prompt& prompt : prompts) {
+    slots += prompt.before();
+  }
+  return slots;
+}
+
 std::vector<Prompt> Conditions::rows(std::int64_t first, std::int64_t images, bool guided) const {
   std::vector<Prompt> found(conditional.begin() + first, conditional.begin() + first + images);
   if (guided) {

@@ -26,6 +26,9 @@ struct Prompt {
   bool operator==(const Prompt& other) const;
 };
 
+// How many slots of caches prompts fill, a prompt a row.
+std::int64_t slots_before(const std::vector<Prompt>& prompts);
+
 // Those of several images, one an image.
 struct Conditions {
   std::vector<Prompt> conditional, unconditional;

@@ -123,6 +123,18 @@ void fill_settings(const Sampling& sampling, std::int64_t first, std::int64_t im
   }
 }
 
+void reserve_calls(Result& result, std::size_t calls) {
+  result.step_seconds.reserve(calls);
+  result.engine_seconds.reserve(calls);
+  result.step_widths.reserve(calls);
+  result.step_queries.reserve(calls);
+}
+
+void note_call(Result& result, const Shape& shape) {
+  result.step_widths.push_back(shape.width);
+  result.step_queries.push_back(shape.queries);
+}
+
 std::vector<std::uint64_t> seeds_of(const Request& request) {
   std::vector<std::uint64_t> seeds = request.seeds;
   if (seeds.empty()) {

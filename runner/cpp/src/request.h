@@ -40,6 +40,10 @@ void check_images(const std::optional<ImageTokenizerFacts>& tokenizer, std::int6
 // Writes the settings of the images from `first` on, guidance excepted. Allocates nothing.
 void fill_settings(const Sampling& sampling, std::int64_t first, std::int64_t images, StepBuffers& buffers);
 
+// Room for what a result tells of so many calls, and the shape of one of them.
+void reserve_calls(Result& result, std::size_t calls);
+void note_call(Result& result, const Shape& shape);
+
 // A seed an image: the request's, or their places in it.
 std::vector<std::uint64_t> seeds_of(const Request& request);
 

@@ -147,6 +147,9 @@ Result part_of(const Result& result, std::int64_t place, std::int64_t count) {
   part.condition_seconds = result.condition_seconds;
   part.step_seconds = result.step_seconds;
   part.engine_seconds = result.engine_seconds;
+  part.step_widths = result.step_widths;
+  part.step_queries = result.step_queries;
+  part.prompt_slots = result.prompt_slots;
   return part;
 }
 
@@ -156,6 +159,9 @@ void append(Result& result, const Result& more) {
   append(result.passes, more.passes);
   append(result.step_seconds, more.step_seconds);
   append(result.engine_seconds, more.engine_seconds);
+  append(result.step_widths, more.step_widths);
+  append(result.step_queries, more.step_queries);
+  result.prompt_slots += more.prompt_slots;
   result.images += more.images;
   result.steps = std::max(result.steps, more.steps);
   result.seconds += more.seconds;

@@ -87,8 +87,9 @@ struct Runner::Implementation {
 
 Runner::Implementation::Implementation(Bundle opened, const Options& options)
     : bundle(std::move(opened)), backend(open_backend(bundle, options)), engine(*backend.engine), codec(*backend.codec),
-      conditioner(bundle, options), prefill(engine, bundle.model), facts(facts_of(bundle)) {
-  facts.precision = options.precision;
+      conditioner(bundle, options), prefill(engine, bundle.model), facts(facts_of(bundle, options)) {
+  facts.widths = engine.facts().widths;
+  facts.exact_width = engine.facts().exact_width;
 }
 
 const Plan& Runner::Implementation::plan(const std::string& schedule, const std::vector<std::int32_t>& kept,
@@ -125,6 +126,7 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
   const double filled = conditioned(bundle.model) ? seconds_since(filling) : 0;
   generation.result.condition_seconds += filled;
   generation.result.seconds -= filled; // of which it is a part otherwise
+  generation.result.prompt_slots += slots_before(prompts);
   const std::vector<std::int64_t> tokens = canvas.take(window, batch.first, images);
   const Drawing drawing{generation.seeds, window.cells, generation.sampling.guidance, batch.first};
   const std::unique_ptr<Decoding> decoding =
@@ -144,6 +146,7 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
     const Clock::time_point start = Clock::now();
     engine.run(*shape, std::exchange(first, false));
     generation.result.engine_seconds.push_back(seconds_since(start));
+    note_call(generation.result, *shape);
     if (const std::int64_t spoilt = spoilt_image(*decoding, buffers, bundle.model, images); spoilt >= 0) {
       engine.clear();
       throw Error(Code::numerics, text("step ", decoding->done(), " of ", plan.length(), ", image ",
@@ -198,8 +201,7 @@ Result Runner::Implementation::generate(const Request& request) {
   const std::int64_t batches = (images + each - 1) / each;
   Generation generation{request, sampling, std::move(conditions), seeds_of(request), 0, batches * steps, steps,
                         each,    result};
-  result.step_seconds.reserve(static_cast<std::size_t>(batches * calls)); // so that the loop allocates nothing
-  result.engine_seconds.reserve(static_cast<std::size_t>(batches * calls));
+  reserve_calls(result, static_cast<std::size_t>(batches * calls)); // so that the loop allocates nothing
   ImageCodec::Receive receive = request.receive;
   if (bundle.image_tokenizer && !receive) {
     const std::int64_t side = bundle.image_tokenizer->downsampling;

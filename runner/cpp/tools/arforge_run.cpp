@@ -1,5 +1,6 @@
 // arforge-run: generates images from a bundle, with the options of `arforge run`.
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <iomanip>
 #include <iostream>
@@ -141,14 +142,23 @@ void write_timings(const std::string& path, const arforge::Result& result) {
   output.finish();
 }
 
+// The last of the generations that are measured.
+arforge::Result profiled(arforge::Runner& runner, const Command& command) {
+  arforge::Profile profile = arforge::profile(runner, command.request, command.profiling);
+  Output output(command.profile);
+  output.stream() << profile.json;
+  output.finish();
+  return std::move(profile.result);
+}
+
 void run(Command& command) {
-  const std::vector<std::pair<std::string, std::string>> outputs = {{"--output", command.output},
-                                                                    {"--preview", command.preview},
-                                                                    {"--npz", command.npz},
-                                                                    {"--tokens", command.tokens},
-                                                                    {"--timings", command.timings}};
+  const std::vector<std::pair<std::string, std::string>> outputs = {
+      {"--output", command.output}, {"--preview", command.preview}, {"--npz", command.npz},
+      {"--tokens", command.tokens}, {"--timings", command.timings}, {"--profile", command.profile}};
   check_outputs(outputs);
+  const auto opening = std::chrono::steady_clock::now();
   arforge::Runner runner = arforge::Runner::open(command.bundle, command.open);
+  command.profiling.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - opening).count();
   const arforge::Facts& facts = runner.facts();
   if (facts.downsampling == 0 && !(command.output.empty() && command.preview.empty() && command.npz.empty())) {
     throw UsageError(command.bundle + " has no image tokenizer and gives tokens only: use --tokens");
@@ -196,7 +206,10 @@ void run(Command& command) {
   if (!command.preview.empty()) {
     request.preview = [&](const arforge::Partial& partial) { images.show(partial); };
   }
-  const arforge::Result result = runner.generate(request);
+  const arforge::Result result = command.profile.empty() ? runner.generate(request) : profiled(runner, command);
+  if (!result.pixels.empty()) { // which nothing has received
+    images.add(result.pixels.data(), result.images, result.height, result.width);
+  }
   if (!command.tokens.empty()) {
     write_tokens(command.tokens, result);
   }

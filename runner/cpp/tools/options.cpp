@@ -50,6 +50,10 @@ Generate images from BUNDLE: one a class or prompt, or --samples in all. A seed 
   --mask FILE.pgm      Of the size of --keep, white where to paint.
   --grid RxC           Tokens of a larger image, decoded window by window (models of random order).
   --timings FILE       JSON: seconds of all, of each step, of the engine in it, and of the images.
+  --profile FILE       JSON of `arforge profile`: times a step and width, memory, power, clocks, throttling.
+  --warm-ups N         Generations that it does not count.  [default: 1]
+  --repeats N          Generations that it counts.  [default: 3]
+  --sysfs FOLDER       Where it reads power, clocks and temperatures.  [default: /sys]
   --quiet              Print no progress.
 )";
 
@@ -164,6 +168,11 @@ std::map<std::string, Action> valued_options(Command& c) {
          c.columns = at_least<std::int64_t>(name, value.substr(std::min(cross + 1, value.size())), 1);
        }},
       {"--timings", into(c.timings)},
+      {"--profile", into(c.profile)},
+      {"--warm-ups",
+       [&c](const auto& name, const auto& value) { c.profiling.warm_ups = at_least<std::int64_t>(name, value, 0); }},
+      {"--repeats", count(c.profiling.repeats)},
+      {"--sysfs", [&c](const auto&, const auto& value) { c.profiling.sysfs = value; }},
   };
 }
 
@@ -202,8 +211,11 @@ void check_together(const Command& c) {
   if (c.prompt_ids.size() != 1 && !c.prompt_ids_mask.empty()) {
     throw UsageError("--prompt-ids-mask goes with --prompt-ids, one of them");
   }
-  if (c.output.empty() && c.npz.empty() && c.tokens.empty()) {
-    throw UsageError("nothing to write: name --output, --npz or --tokens");
+  if (c.output.empty() && c.npz.empty() && c.tokens.empty() && c.profile.empty()) {
+    throw UsageError("nothing to write: name --output, --npz, --tokens or --profile");
+  }
+  if (!c.profile.empty() && !c.preview.empty()) {
+    throw UsageError("--preview takes its time from what --profile measures: leave one out");
   }
   if (c.request.greedy && !c.request.temperature.values.empty() && c.request.temperature.values.front() != 0) {
     throw UsageError("--greedy is temperature 0: leave out one of --greedy and --temperature");

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "arforge.hpp"
+#include "arforge_profile.hpp"
 
 struct Command {
   std::string bundle;
@@ -16,9 +17,11 @@ struct Command {
   std::vector<std::string> prompt_ids;
   std::string prompt_ids_mask, negative_ids;
   std::string output, preview, npz, tokens, keep, mask, timings; // files; empty: not asked for
-  std::int64_t samples = 0;                                      // images in all; 0: one a class, or one a prompt
-  std::int64_t rows = 0, columns = 0;                            // of a larger grid; 0: the model's
-  std::int64_t across = 0;                                       // images a row of the page; 0: nearly square
+  std::string profile;                                           // likewise
+  arforge::ProfileSettings profiling;
+  std::int64_t samples = 0;           // images in all; 0: one a class, or one a prompt
+  std::int64_t rows = 0, columns = 0; // of a larger grid; 0: the model's
+  std::int64_t across = 0;            // images a row of the page; 0: nearly square
   std::int64_t zoom = 1;
   std::int64_t preview_every = 16; // steps
   bool quiet = false;

@@ -40,7 +40,7 @@ def open_fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Opened]
     """Opens a bundle's engine by the public way, on a GPU that is not there."""
     runners = []
 
-    def opened(path: Path, precision: str = "fp32", **facts: Any) -> Opened:
+    def opened(path: Path, precision: str = "fp32", look_every: int | None = None, **facts: Any) -> Opened:
         bundle, gpu = open_bundle(path), FakeGpu()
         for name, value in facts.items():
             setattr(gpu, name, value)
@@ -50,7 +50,7 @@ def open_fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Opened]
             library.trt.add(bundle, identity)
         monkeypatch.setattr(tensorrt_engine, "Gpu", lambda: gpu)
         monkeypatch.setattr(tensorrt_engine, "load_library", lambda target: replace(library, target=target))
-        runner = Runner.open(path, target=RTX, precision=precision, threads=1)
+        runner = Runner.open(path, target=RTX, precision=precision, threads=1, look_every=look_every)
         runners.append(runner)
         engine = runner._engine
         assert isinstance(engine, TensorRTEngine)

@@ -75,6 +75,11 @@ def json_headers() -> Path:
 
 
 @pytest.fixture(scope="session")
+def json_include() -> Path:
+    return json_headers()
+
+
+@pytest.fixture(scope="session")
 def compiler() -> str:
     for name in COMPILERS:
         if shutil.which(name):

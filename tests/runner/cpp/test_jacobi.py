@@ -58,7 +58,7 @@ def test_neither_tokens_nor_calls_depend_on_the_batch(both: tuple[cpp_abi.Runner
     np.testing.assert_array_equal(whole.tokens, ours.generate(**{**settings, "schedule": "ntp,cfg-interval=20"}).tokens)
 
 
-@pytest.mark.parametrize("quantization", ["blocks", "static"])
+@pytest.mark.parametrize("quantization", ["blocks", "rows", "static"])
 def test_int8_tokens_and_calls_are_pythons(library: Any, bundle: Path, tmp_path: Path, quantization: str) -> None:
     root = Path(shutil.copytree(bundle, tmp_path / "int8.bundle"))
     if quantization == "static":

@@ -47,6 +47,9 @@ CASES = [
     ("par", "par:4", PLAIN),
     ("arpg", "arpg:3", PLAIN),
     ("noise", "jacobi:6", PLAIN),
+    ("only-read", "zipar:2", FILTERED),
+    ("only-read-ahead", "jacobi:6", PLAIN),
+    ("only-read-prompts", "zipar:2", PLAIN),
 ]
 
 

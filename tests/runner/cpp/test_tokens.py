@@ -107,14 +107,14 @@ def test_a_mixed_batch_gives_each_image_what_it_has_alone(
     ours.close()
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, "static"])
+@pytest.fixture(scope="module", params=[*FAMILIES, *(f"{name} rows" for name in FAMILIES), "static"])
 def int8_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    static = request.param == "static"
-    source = request.getfixturevalue("bundle" if static else request.param)
+    name, _, quantization = request.param.replace("static", "bundle static").partition(" ")
+    source = request.getfixturevalue(name)
     root = Path(shutil.copytree(source, tmp_path_factory.mktemp("cpp-int8") / "int8.bundle"))
-    if static:
+    if quantization == "static":
         calibrate(CalibrationJob(root, Rule("max", 100), samples=2, check=0, trials=0, threads=1))
-    onnxruntime.build(root, "int8", quantization="static" if static else "blocks")
+    onnxruntime.build(root, "int8", quantization=quantization or "blocks")
     return root
 
 
@@ -155,11 +155,12 @@ def test_long_caches_grow_alike(library: Any, checkpoint: Path, tmp_path: Path) 
     ours.close()
 
 
-def test_int8_in_blocks_is_for_the_cpu_alone(library: Any, int8_bundle: Path) -> None:
-    blocks = open_bundle(int8_bundle).engine("onnxruntime", "int8")["quantization"] == "blocks"
+def test_int8_of_its_own_weights_is_for_the_cpu_alone(library: Any, int8_bundle: Path) -> None:
+    static = open_bundle(int8_bundle).engine("onnxruntime", "int8")["quantization"] == "static"
     with pytest.raises(Failure) as refused:
         cpp_abi.Runner(library, int8_bundle, precision="int8", provider="cuda")
-    expected = "an int8 engine in blocks is for provider cpu, not cuda: use fp32, or" if blocks else "has no provider"
+    own = "an int8 engine with weights of its own is for provider cpu, not cuda: use fp32, or"
+    expected = "has no provider" if static else own
     assert expected in refused.value.message
     assert refused.value.status == STATUS["engine"]
 

@@ -26,9 +26,7 @@ CONFIGURATION = """
 name: "{name}"
 backend: "arforge"
 max_batch_size: 8
-input [
-  {{ name: "{asked}" data_type: TYPE_INT64 dims: [ {size} ] }}, {{ name: "seed" data_type: TYPE_UINT64 dims: [ 1 ] }}
-]
+input [ {inputs}, {{ name: "seed" data_type: TYPE_UINT64 dims: [ 1 ] }} ]
 output [
   {{ name: "image" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] }}, {{ name: "tokens" data_type: TYPE_INT64 dims: [ -1 ] }}
 ]
@@ -36,6 +34,8 @@ dynamic_batching {{ }}
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 parameters {{ key: "threads" value: {{ string_value: "1" }} }}
 """
+INPUT = '{{ name: "{}" data_type: TYPE_{} dims: [ {} ]{} }}'
+CLASS = ("class", "INT64", "1", "")
 Infer = Callable[..., tuple[int, Any]]
 
 
@@ -52,19 +52,32 @@ def get(url: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
 
 
 def tensor(name: str, array: np.ndarray) -> dict[str, Any]:
-    kind = array.dtype.name.upper()
+    kind = array.dtype.name.upper().replace("FLOAT", "FP")
     return {"name": name, "datatype": kind, "shape": list(array.shape), "data": array.ravel().tolist()}
 
 
 @pytest.fixture(scope="module")
-def server(release: Any, bundle: Path, ids_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(
+    release: Any,
+    bundle: Path,
+    ids_bundle: Path,
+    arpg_bundle: Path,
+    words_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
     """Its address."""
     if not SERVER.exists():
         pytest.skip("no tritonserver: make build/triton/.ready")
     folder = tmp_path_factory.mktemp("triton")
-    for name, path, asked, size in (("tiny", bundle, "class", 1), ("ids", ids_bundle, "ids", -1)):
+    known = ("known", "INT64", "-1, -1", " optional: true")
+    for name, path, inputs in (
+        ("tiny", bundle, [CLASS]),
+        ("ids", ids_bundle, [("ids", "INT64", "-1", "")]),
+        ("arpg", arpg_bundle, [CLASS, known]),
+        ("words", words_bundle, [("features", "FP32", "-1, -1", "")]),
+    ):
         shutil.copytree(path, folder / "models" / name / "1/model.bundle")
-        text = CONFIGURATION.format(name=name, asked=asked, size=size)
+        text = CONFIGURATION.format(name=name, inputs=", ".join(INPUT.format(*one) for one in inputs))
         (folder / "models" / name / "config.pbtxt").write_text(text)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -133,6 +146,35 @@ def test_prompts_by_ids(infer: Infer, ids_runner: Runner) -> None:
     assert status == 200
     expected = ids_runner.generate(ids=prompts, seeds=[7, 8], **settings)
     np.testing.assert_array_equal(outputs["tokens"], expected.tokens)
+
+
+@pytest.mark.servers
+def test_known_cells_stay(infer: Infer, arpg_runner: Runner) -> None:
+    known = np.full((2, 4, 6), -1)
+    known[:, :, :3] = 5
+    status, outputs = infer("arpg", {**classes(2, 9), "known": known})
+    assert status == 200
+    np.testing.assert_array_equal(outputs["tokens"], arpg_runner.generate([2, 9], seeds=[2, 9], known=known).tokens)
+    status, outputs = infer("arpg", classes(2, 9))
+    assert status == 200
+    np.testing.assert_array_equal(outputs["tokens"], arpg_runner.generate([2, 9], seeds=[2, 9]).tokens)
+    status, said = infer("arpg", {**classes(2), "known": np.zeros((1, 3, 6), np.int64)})
+    assert status == 400
+    assert "known" in said
+
+
+@pytest.mark.servers
+def test_prompts_by_features(infer: Infer, words_bundle: Path) -> None:
+    with Runner.open(words_bundle, threads=1) as runner:
+        width = runner.bundle.model.condition.width
+        features = np.random.default_rng(0).standard_normal((2, 4, width), np.float32)
+        status, outputs = infer("words", {"features": features, "seed": np.array([[5], [6]], np.uint64)})
+        assert status == 200
+        expected = runner.generate(features=list(features), seeds=[5, 6])
+        np.testing.assert_array_equal(outputs["tokens"], expected.tokens)
+        status, said = infer("words", {"features": features[..., 1:], "seed": np.array([[5], [6]], np.uint64)})
+        assert status == 400
+        assert "features" in said
 
 
 @pytest.mark.servers

@@ -96,6 +96,7 @@ def test_figures_follow_from_the_measured_times() -> None:
         engine=total * 0.75,
         image_seconds=4.0,
         watts=10.0,
+        sensors=None,
         prompts=np.zeros(2),
         first=total[:, 0],
         prompt_slots=0,

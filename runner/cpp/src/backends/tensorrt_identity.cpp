@@ -11,14 +11,14 @@ namespace {
 constexpr const char* RTX_DEFAULT = "8.6"; // the least that TensorRT-RTX builds for where nothing else is asked
 
 // "12.0" as numbers, of which the first counts most.
-std::pair<int, int> number(const std::string& compute_capability) {
+std::pair<int, int> capability_number(const std::string& compute_capability) {
   const std::size_t point = compute_capability.find('.');
   return {std::stoi(compute_capability.substr(0, point)), std::stoi(compute_capability.substr(point + 1))};
 }
 
 bool runs_on(const TensorRTIdentity& identity, const std::string& compute_capability) {
   const std::vector<std::string>& listed = identity.compute_capabilities;
-  return listed.empty() ? number(compute_capability) >= number(RTX_DEFAULT)
+  return listed.empty() ? capability_number(compute_capability) >= capability_number(RTX_DEFAULT)
                         : std::find(listed.begin(), listed.end(), compute_capability) != listed.end();
 }
 
@@ -84,6 +84,9 @@ std::string build_command(const Bundle& bundle, const TensorRTIdentity& identity
   add("images", wishes.images);
   if (wishes.attention != "auto") {
     command += " --attention " + wishes.attention;
+  }
+  if (wishes.caches != "auto") {
+    command += " --caches " + wishes.caches;
   }
   command += wishes.loop ? "" : " --no-loop";
   command += identity.filters ? " --filters" : " --no-filters";

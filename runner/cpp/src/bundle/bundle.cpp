@@ -140,12 +140,16 @@ EngineIdentity find_engine(const Bundle& bundle, const std::string& precision) {
   refuse_unbuilt(bundle, "onnxruntime", precision);
 }
 
-Facts facts_of(const Bundle& bundle) {
+Facts facts_of(const Bundle& bundle, const Options& options) {
   const ModelFacts& model = bundle.model;
   const auto* classes = std::get_if<ClassCondition>(&model.condition);
   const FeaturesCondition* features = features_condition(model);
   const IdsCondition* own = ids_condition(model);
   Facts facts;
+  facts.target = options.target;
+  facts.precision = options.precision;
+  facts.provider = options.provider;
+  facts.threads = options.threads;
   facts.family = model.family;
   facts.order = model.order;
   facts.classes = classes != nullptr ? classes->classes : 0;

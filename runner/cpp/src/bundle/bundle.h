@@ -68,8 +68,8 @@ std::string default_precision(const Bundle& bundle, const std::string& target);
 // The engine of ONNX Runtime of that precision, checked against the bundle; throws Error (engine).
 EngineIdentity find_engine(const Bundle& bundle, const std::string& precision);
 
-// What a caller may want to know of it.
-Facts facts_of(const Bundle& bundle);
+// What a caller may want to know of it, opened so.
+Facts facts_of(const Bundle& bundle, const Options& options);
 
 // The stored schedule of that specification, else one compiled for the grid and the kept cells; throws Error
 // (schedule).

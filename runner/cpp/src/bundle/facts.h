@@ -57,6 +57,8 @@ struct ModelFacts {
   std::int64_t layers;
   std::int64_t caches; // pairs of key and value caches
   std::int64_t kv_heads, head_size;
+  std::int64_t parameters;
+  std::optional<std::string> variant;
 
   [[nodiscard]] std::int64_t cells() const { return rows * columns; }
   // The largest position of a schedule's inputs, 0 being the condition token's.

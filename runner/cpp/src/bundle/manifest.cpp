@@ -114,9 +114,7 @@ ModelFacts model_of(const Json& value) {
                        "dim",       "condition",  "specials",        "row_end", "labels", "source_precision",
                        "queries",   "positions",  "position_rows",   "layers",  "caches", "kv_heads",
                        "head_size", "parameters", "stored_precision"});
-  (void)string_or_null(fields, "variant", MAX_NAME_LETTERS);
   (void)fields.object("config");
-  (void)fields.whole("parameters", 1, INT64_MAX);
   (void)fields.one_of("source_precision", {"fp32", "bf16", "fp16"});
   const Pair grid = pair(fields, "grid");
   return {fields.string("family"),
@@ -136,7 +134,9 @@ ModelFacts model_of(const Json& value) {
           fields.whole("layers", 1, MAX_LAYERS),
           fields.whole("caches"),
           fields.whole("kv_heads"),
-          fields.whole("head_size")};
+          fields.whole("head_size"),
+          fields.whole("parameters", 1, INT64_MAX),
+          string_or_null(fields, "variant", MAX_NAME_LETTERS)};
 }
 
 std::optional<ImageTokenizerFacts> image_tokenizer_of(const Json& value) {

@@ -13,7 +13,7 @@ namespace arforge {
 
 // A kind of step that an engine was built for: images decoded together, tokens of a row, cells that it asks for, and
 // rows of a prompt that it reads at most.
-struct Profile {
+struct ShapeProfile {
   std::int64_t images, width, queries, condition;
 };
 
@@ -21,7 +21,7 @@ struct Profile {
 struct BuildWishes {
   std::vector<std::string> compute_capabilities, schedules;
   std::vector<std::int64_t> widths, prefill_widths, images;
-  std::string attention;
+  std::string attention, caches;
   bool loop;
 };
 
@@ -34,9 +34,10 @@ struct TensorRTIdentity {
   std::optional<std::string> decoder;                       // likewise
   Type types;                                               // of caches
   bool filters, own_mask, strip_weights;
+  bool read_only; // whether the engine only reads its caches, and the runner puts each step's keys and values there
   std::int64_t slots;
   std::vector<std::int64_t> widths, prefill_widths;
-  std::vector<Profile> profiles;
+  std::vector<ShapeProfile> profiles;
   BuildWishes wishes;
 };
 

@@ -1,0 +1,52 @@
+"""What an image costs beside its kernels: launches, waits and bytes, as `docs/engines.md` has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_gpu import Opened
+
+BUNDLES = {"ntp": "bundle", "zipar:4": "bundle", "jacobi:6": "bundle", "par:4": "par_bundle", "arpg:5": "arpg_bundle"}
+COUNTS = {
+    "ntp": [(64, 64, 114688, 16384), (8, 8, 3072, 7424), (1, 1, 3072, 2048)],
+    "zipar:4": [(40, 40, 71680, 10240), (5, 5, 3072, 5120), (1, 1, 3072, 2048)],
+    "jacobi:6": [(58, 58, 89088, 14848), (8, 9, 8708, 6656), (8, 9, 8708, 6656)],
+    "par:4": [(19, 19, 34048, 4864), (3, 3, 3072, 3584), (1, 1, 3072, 2048)],
+    "arpg:5": [(5, 5, 10240, 1280), (1, 1, 2304, 1280), (1, 1, 2304, 1280)],
+}
+"""Of each schedule, with a look at every call, at every eighth and at the end: launches, waits, bytes to the device and
+back. Jacobi has as many calls as its drafts need, so that there is no end to be known."""
+
+
+@pytest.fixture(scope="session", params=BUNDLES)
+def schedule(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def engines(request: pytest.FixtureRequest, schedule: str, build_copy: Callable[..., Path]) -> list[Path]:
+    """Without the graphs between two calls, and with them."""
+    bundle = request.getfixturevalue(BUNDLES[schedule])
+    return [build_copy(bundle, schedules=[schedule], loop=loop) for loop in (False, True)]
+
+
+def test_an_image_takes_so_many_launches_waits_and_bytes(
+    engines: list[Path], schedule: str, open_fake: Callable[..., Opened]
+) -> None:
+    tokens, counts = [], []
+    for path, look_every in ((engines[0], None), (engines[1], None), (engines[1], 0)):
+        runner, _, gpu = open_fake(path, look_every=look_every)
+        runner.bundle = replace(runner.bundle, image_tokenizer=None)  # whose decoder would count
+        runner.generate([1], [3], schedule, guidance=2.0)  # which is captured meanwhile
+        before = np.array([gpu.launches, gpu.waits, gpu.sent, gpu.fetched, gpu.allocations])
+        tokens.append(runner.generate([7], [5], schedule, guidance=2.0).tokens.tolist())
+        after = np.array([gpu.launches, gpu.waits, gpu.sent, gpu.fetched, gpu.allocations])
+        *found, allocations = (after - before).tolist()
+        assert allocations == 0
+        counts.append(tuple(found))
+    assert tokens[1:] == tokens[:1] * 2
+    assert counts == COUNTS[schedule]
