@@ -155,7 +155,16 @@ def test_arforge_run_shows_progress_and_timings(release: Any, bundle: Path, tmp_
         (("--class", "3-1", "--tokens", "x.npy"), USAGE_ERROR, "'3-1' is not a rising range"),
         (("--class", "x", "--tokens", "x.npy"), USAGE_ERROR, "'x' is not a number"),
         (("--class", 1, "--greedy", "--temperature", 1, "--tokens", "x.npy"), USAGE_ERROR, "--greedy is temperature 0"),
-        (("--class", 1, "--target", "tensorrt", "--tokens", "x.npy"), USAGE_ERROR, "unknown target 'tensorrt'"),
+        (
+            ("--class", 1, "--target", "cuda", "--tokens", "x.npy"),
+            USAGE_ERROR,
+            "'cuda' is not one of onnxruntime, tensorrt",
+        ),
+        (
+            ("--class", 1, "--target", "tensorrt", "--tokens", "x.npy"),
+            112,
+            "this arforge was built without tensorrt: build",
+        ),
         (("--clas", 1), USAGE_ERROR, "no such option: --clas"),
         (("--class",), USAGE_ERROR, "--class needs a value"),
         (("--class", 1, "--keep", "x.ppm", "--tokens", "x.npy"), USAGE_ERROR, "give both"),

@@ -91,6 +91,12 @@ def test_one_that_copies_its_caches(stand_in: StandIn, copy: Path, monkeypatch: 
     check(f"engine of .*: it does not update key_cache_0 in place; rebuild it: {BUILT_SO}", stand_in.refused(copy))
 
 
+def test_one_whose_attention_reads_views_of_its_caches(stand_in: StandIn, copy: Path) -> None:
+    change_identity(copy, identity_path(copy), lambda found: found.update(cache_order="slots rows heads size"))
+    found = stand_in.refused(copy)
+    check(f"lie with slots first, which Python alone runs; rebuild it .with --attention auto.: {BUILT_SO}", found)
+
+
 def test_a_file_that_is_no_engine(stand_in: StandIn, copy: Path) -> None:
     engine = open_bundle(copy).engine(RTX, "fp32")["engine"]
     rewrite(copy, engine, b"not an engine")

@@ -71,6 +71,9 @@ TensorRTEngine::TensorRTEngine(const Bundle& bundle, TensorRTIdentity identity, 
 // Throws Error (engine) unless the engine writes each cache where it reads it, if it writes to them.
 TensorRTCaches TensorRTEngine::caches() const {
   const std::int64_t rows = guided_rows(batches_.back(), true);
+  if (identity_.views) {
+    refuse("its caches lie with slots first, which Python alone runs", "--attention auto");
+  }
   if (identity_.read_only) {
     return {*gpu_, bundle_.model, identity_.types, identity_.slots, rows, true};
   }

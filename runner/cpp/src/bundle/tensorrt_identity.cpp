@@ -14,6 +14,8 @@ constexpr std::size_t MAX_ENTRIES = 4096; // of a list
 constexpr std::size_t MAX_CAPABILITIES = 64;
 constexpr std::size_t MAX_REASON_LETTERS = 100000;
 constexpr std::size_t MAX_ATTENTION_LETTERS = 2000;
+constexpr std::int64_t MAX_COPIED = std::int64_t{1} << 62; // bytes
+constexpr const char* SLOTS_FIRST = "slots rows heads size";
 constexpr const char* DIGITS = "0123456789";
 
 // One identity as it is read.
@@ -133,6 +135,20 @@ struct Reader {
     }
   }
 
+  // What was found out about the engine when it was built.
+  void check_figures(const Fields& fields) const {
+    if (fields.has("copied_cache_bytes") && !fields.at("copied_cache_bytes").is_null()) {
+      for (const Json& entry : list(fields, "copied_cache_bytes", 0, MAX_ENTRIES)) {
+        (void)whole_number(entry, fields.place("copied_cache_bytes"), 0, MAX_COPIED, document);
+      }
+    }
+    if (fields.has("memory")) {
+      const Fields memory(fields.at("memory"), fields.place("memory"), {"weights", "activations"}, document);
+      (void)memory.whole("weights", 0, INT64_MAX);
+      (void)memory.whole("activations", 0, INT64_MAX);
+    }
+  }
+
   // An identity that does not say is of an engine that updates them in place.
   [[nodiscard]] bool reads_only(const Fields& fields) const {
     if (!fields.has("caches")) {
@@ -152,21 +168,22 @@ struct Reader {
             counts(fields, "width"),
             counts(fields, "prefill-width"),
             counts(fields, "images"),
-            fields.one_of("attention", {"auto", "fused", "decomposed"}),
+            fields.one_of("attention", {"auto", "fused", "decomposed", "view"}),
             fields.has("caches") ? fields.one_of("caches", {"auto", "in-place", "read-only"}) : "auto",
             !fields.has("loop") || fields.boolean("loop")};
   }
 
   [[nodiscard]] TensorRTIdentity identity(const Json& value) const {
-    const Fields fields(
-        value, "identity", {"target", "precision",    "device",         "library",        "compute_capabilities",
-                            "graph",  "graph_sha256", "weights",        "weights_sha256", "lowered",
-                            "engine", "decoder",      "layers",         "timing_cache",   "decoder_reason",
-                            "types",  "tf32",         "attention",      "filters",        "strip_weights",
-                            "slots",  "widths",       "prefill_widths", "profiles",       "options"},
-        document,
-        {"caches", "own_mask", "loop", "loop_graph", "loop_layers", "loop_reason", "loop_inputs", "loop_profiles",
-         "table", "table_graph", "table_layers", "table_reason", "table_sizes", "table_profiles"});
+    const Fields fields(value, "identity",
+                        {"target", "precision",    "device",         "library",        "compute_capabilities",
+                         "graph",  "graph_sha256", "weights",        "weights_sha256", "lowered",
+                         "engine", "decoder",      "layers",         "timing_cache",   "decoder_reason",
+                         "types",  "tf32",         "attention",      "filters",        "strip_weights",
+                         "slots",  "widths",       "prefill_widths", "profiles",       "options"},
+                        document,
+                        {"cache_order", "copied_cache_bytes", "memory", "caches", "own_mask", "loop", "loop_graph",
+                         "loop_layers", "loop_reason", "loop_inputs", "loop_profiles", "table", "table_graph",
+                         "table_layers", "table_reason", "table_sizes", "table_profiles"});
     (void)fields.string("device");
     (void)fields.boolean("tf32");
     (void)optional(fields, "layers");
@@ -174,8 +191,9 @@ struct Reader {
     (void)optional(fields, "decoder_reason", MAX_REASON_LETTERS, 0);
     check_loop(fields);
     check_table(fields);
+    check_figures(fields);
     const Fields attention(fields.at("attention"), fields.place("attention"), {"lowering", "reason"}, document);
-    (void)attention.one_of("lowering", {"fused", "decomposed"});
+    (void)attention.one_of("lowering", {"fused", "decomposed", "view"});
     (void)attention.string("reason", MAX_ATTENTION_LETTERS, 0);
     const std::string types = fields.one_of("types", {"float", "half", "bfloat16"});
     return {fields.one_of("target", {"tensorrt", "tensorrt-rtx"}),
@@ -196,6 +214,8 @@ struct Reader {
             fields.has("own_mask") && fields.boolean("own_mask"),
             fields.boolean("strip_weights"),
             reads_only(fields),
+            fields.has("cache_order") &&
+                fields.one_of("cache_order", {"rows heads slots size", SLOTS_FIRST}) == SLOTS_FIRST,
             fields.whole("slots"),
             counts(fields, "widths", 1),
             counts(fields, "prefill_widths"),

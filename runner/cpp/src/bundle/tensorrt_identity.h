@@ -35,6 +35,7 @@ struct TensorRTIdentity {
   Type types;                                               // of caches
   bool filters, own_mask, strip_weights;
   bool read_only; // whether the engine only reads its caches, and the runner puts each step's keys and values there
+  bool views;     // whether its caches lie with slots first, and attention reads them at a second address
   std::int64_t slots;
   std::vector<std::int64_t> widths, prefill_widths;
   std::vector<ShapeProfile> profiles;
