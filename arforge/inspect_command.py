@@ -11,6 +11,7 @@ import click
 
 from arforge.options import (
     PATH,
+    Numbers,
     calls_a_launch,
     human,
     measured_jacobi,
@@ -21,8 +22,10 @@ from arforge.options import (
 from arforge.runner.bundle import Bundle, ClassCondition, FeaturesCondition, IdsCondition, ModelFacts, open_bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.step_graph import guided_rows
+from arforge.runner.targets import TARGETS, default_precision
 
 FLOAT_BYTES = 4
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 UNCONDITIONAL = {"padded": "it padded", "image": "those alone", "negative": "a negative prompt"}
 OWN_PACE = ("jacobi=", "adaptive=")  # in the specifications of schedules that leave their table
 
@@ -30,10 +33,27 @@ OWN_PACE = ("jacobi=", "adaptive=")  # in the specifications of schedules that l
 @click.command()
 @click.argument("bundle", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
-def command(bundle: Path, as_json: bool) -> None:
+@click.option("--memory", is_flag=True, help="Also what an engine will take of memory, before it is built.")
+@click.option("--target", type=click.Choice(TARGETS), default="onnxruntime", show_default=True, help="Its target.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Its precision.  [default: the target's usual one]")
+@click.option("--images", type=Numbers(), multiple=True, help="Images that it decodes together.  [default: 1]")
+@click.option("--schedule", "schedules", multiple=True, help="What it decodes by; repeatable.  [default: all stored]")
+def command(
+    bundle: Path,
+    as_json: bool,
+    memory: bool,
+    target: str,
+    precision: str | None,
+    images: tuple[tuple[int, ...], ...],
+    schedules: tuple[str, ...],
+) -> None:
     """Show what BUNDLE holds: model, graphs, weights, schedules, engines and where it comes from."""
     opened = open_bundle(bundle)
     facts = facts_of(opened)
+    if memory:
+        facts["memory"] = memory_of(opened, target, precision, images, schedules)
+    elif precision or images or schedules or target != "onnxruntime":
+        raise click.UsageError("--target, --precision, --images and --schedule go with --memory")
     if as_json:
         click.echo(json.dumps(facts, indent=1))
         return
@@ -60,6 +80,22 @@ def command(bundle: Path, as_json: bool) -> None:
     for graph in opened.graphs:
         size = human(opened.files[graph.weights].bytes)
         click.echo(f"  {graph.name:12} {graph.precision}  {graph.path}  (weights {graph.weights}, {size})")
+    show_schedules(model, facts)
+    click.echo("engines")
+    for engine in facts["engines"]:
+        show_engine(engine)
+    if not facts["engines"]:
+        click.echo(f"  none; build one: {command_line('build', bundle, '--target', 'onnxruntime')}")
+    if memory:
+        show_memory(facts["memory"])
+    source = facts["provenance"]
+    click.echo(f"made {source.get('created')} by arforge {source.get('arforge')}")
+    for part in ("checkpoint", "tokenizer"):
+        if source.get(part):
+            click.echo(f"  {part} {source[part]['name']}, sha256 {source[part]['sha256']}")
+
+
+def show_schedules(model: ModelFacts, facts: dict[str, Any]) -> None:
     click.echo("schedules                      steps  saved  tokens a step  slots  cache of a guided image")
     for entry in facts["schedules"]:
         widths = f"{entry['widths'][0]}-{entry['widths'][-1]}" if len(entry["widths"]) > 1 else str(entry["widths"][0])
@@ -75,16 +111,20 @@ def command(bundle: Path, as_json: bool) -> None:
             f"  a decoder-only model of this size: {model.layers} caches of {model.cells} slots, {human(alone)}; here "
             f"{human(most)}, {100 * (1 - most / alone):.1f}% less"
         )
-    click.echo("engines")
-    for engine in facts["engines"]:
-        show_engine(engine)
-    if not facts["engines"]:
-        click.echo(f"  none; build one: {command_line('build', bundle, '--target', 'onnxruntime')}")
-    source = facts["provenance"]
-    click.echo(f"made {source.get('created')} by arforge {source.get('arforge')}")
-    for part in ("checkpoint", "tokenizer"):
-        if source.get(part):
-            click.echo(f"  {part} {source[part]['name']}, sha256 {source[part]['sha256']}")
+
+
+def show_memory(found: dict[str, Any]) -> None:
+    click.echo(
+        f"memory of a {found['target']} {found['precision']} engine, up to {found['images']} images, "
+        f"{found['slots']} slots: {human(found['total'])}"
+    )
+    for name in ("weights", "caches", "activations", "decoder", "prompts"):
+        if found[name]:
+            click.echo(f"  {name:12} {human(found[name])}")
+    if found["built"]:
+        told = found["built"]
+        click.echo(f"  its builder: weights {human(told['weights'])}, activations {human(told['activations'])}")
+    click.echo("  beside the process itself, the libraries, and a GPU's context")
 
 
 def show_engine(engine: dict[str, Any]) -> None:
@@ -139,6 +179,17 @@ def text_of(bundle: Bundle) -> str:
     stored = [graph.precision for graph in bundle.graphs if graph.name == "text"]
     encoder = f"with its text encoder, in {stored[0]}" if stored else "without a text encoder: takes features only"
     return f"a prompt is features of {condition.width} numbers a token; captions are {captions}; {encoder}"
+
+
+def memory_of(
+    bundle: Bundle, target: str, precision: str | None, images: tuple[tuple[int, ...], ...], schedules: tuple[str, ...]
+) -> dict[str, Any]:
+    """What an engine will take, as JSON."""
+    from arforge.engines.device_memory import estimate
+
+    chosen = precision or default_precision(target, bundle.model.stored_precision)
+    batches = [count for group in images for count in group] or [1]
+    return estimate(bundle, target, chosen, batches, schedules).to_json()
 
 
 def facts_of(bundle: Bundle) -> dict[str, Any]:

@@ -140,8 +140,9 @@ def own_pace(root: Path, runtime: str, precision: str, note: Note) -> None:
     counts, figures = Counts(engine), dict[str, Any]()
     request = {**sample_subjects(open_bundle(root).model, 1).take([0]), "guidance": GUIDANCE, "seeds": [0]}
     with Runner(open_bundle(root), engine) as runner:
-        for by, loop in (("device", engine.loop), ("host", lambda *shape: None)):
-            engine.loop = loop  # type: ignore[method-assign]
+        for by in ("device", "host"):
+            if by == "host":
+                engine.loop = engine.table_loop = lambda *_: None  # type: ignore[method-assign, assignment]
             for name in ("ntp", "jacobi:16"):
                 runner.generate(**request, schedule=name)  # captures
                 before = counts.launches, counts.waits

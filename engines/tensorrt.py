@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from arforge.engines.device_memory import told_memory
 from arforge.engines.low_precision import add_graphs, entries, has_graphs
 from arforge.engines.precision import TYPES
 from arforge.engines.profiles import Profiles, Shapes, plan_profiles, shapes
@@ -75,6 +76,7 @@ class Result:
     engine: bytes
     listing: str  # of the engine's layers
     cache: bytes  # timings
+    memory: dict[str, int] | None  # bytes on the device that the builder named
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ def build(job: BuildJob, report: Report = lambda line: None) -> Built:
             **{name: path for one in between for name, path in one.write(folder).items()},
         }
         identity = describe(ready, library, devices, files, reason, between)
+        identity |= {"memory": step.memory} if step.memory else {}
         new = [*ready.files, *(path for path in files.values() if path)]
         add_engine(ready.bundle, kind, identity, new, unused_graphs(bundle, kind, ready.graph))
     return Built(identity, seconds, len(step.engine))
@@ -244,7 +247,8 @@ def run_builder(
         typed = abilities(library.target, library.version).typed_on_request
         network = network_from_onnx_path(str(graph), strongly_typed=typed)
         engine = bytes(engine_bytes_from_network(network, config, save_timing_cache=str(timings)))
-        return Result(engine, library.recorder.layers, timings.read_bytes())
+        memory = told_memory(library.recorder.memory)
+        return Result(engine, library.recorder.layers, timings.read_bytes(), memory)
 
 
 def make_config(

@@ -29,7 +29,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"schedules": ["ntp", "zipar:2"], "images": [2], "filters": True, "prefill_widths": [4, 16]},
     ),
     "par": ("par_bundle", {"schedules": ["par:4"], "images": [1, 2]}),
-    "arpg": ("arpg_bundle", {"schedules": ["arpg:3"], "images": [2]}),
+    "arpg": ("arpg_bundle", {"schedules": ["arpg:3"], "images": [3]}),
     "noise": ("noise_bundle", {"schedules": ["jacobi:6"], "images": [2]}),
     "only-read": (
         "bundle",

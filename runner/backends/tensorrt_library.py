@@ -24,7 +24,7 @@ class Library:
     target: str
     trt: Any  # the module
     version: str
-    recorder: Any  # the process's one logger, an ILogger with `errors` and `layers`
+    recorder: Any  # the process's one logger, an ILogger with `errors`, `layers` and `memory`
 
     @property
     def name(self) -> str:
@@ -72,7 +72,7 @@ def import_library(target: str) -> Any:
 
 
 def make_recorder(trt: Any) -> Any:
-    """A logger that keeps errors, and the list of the engine's layers that the builder ends with.
+    """A logger that keeps errors, the list of the engine's layers that the builder ends with, and memory that it told.
 
     That list is the engine inspector's; reading it here needs no GPU, which loading the engine would.
     """
@@ -82,16 +82,20 @@ def make_recorder(trt: Any) -> Any:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
             self.layers = ""
+            self.memory: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
                 self.errors.append(message)
             elif message.startswith("Layers:"):
                 self.layers = message
+            elif message.startswith("Total ") and " Memory: " in message:
+                self.memory.append(message)
 
         def clear(self) -> None:
             self.errors.clear()
             self.layers = ""
+            self.memory.clear()
 
     return Recorder()
 

@@ -181,7 +181,7 @@ def test_the_whole_of_it_on_a_stand_in(
     for name, calls in (("ntp", 64), ("zipar:2", 28)):
         row = tokens["llamagen fp32"]["schedules"][name]
         assert (row["steps"], row["image"], row["calls"]) == (1.0, 1.0, calls)
-    assert tokens["llamagen fp32"]["schedules"]["zipar:2"]["launches"] > 20
+    assert 0 < tokens["llamagen fp32"]["schedules"]["zipar:2"]["launches"] <= 28
     assert "it crashed by SIGSEGV" in tokens["par fp32"]["error"]
     assert tokens["par fp16"]["error"] == "it hung: ended after 45 s"
     with pytest.raises(ProcessLookupError):

@@ -180,9 +180,11 @@ struct Result {
 
 // What a caller may want to know of an open bundle.
 struct Facts {
-  std::string precision; // of the engine
-  std::string provider;  // that it runs on
-  int threads = 0;       // CPU threads that were asked for; 0: one for each core that the process may use
+  std::string target, precision;    // of the engine
+  std::vector<std::int64_t> widths; // of steps that it was built for; none: any
+  std::int64_t exact_width = 0;     // the widest step in which a token gets the bits that it gets alone; 0: not known
+  std::string provider;             // of ONNX Runtime
+  int threads = 0;                  // CPU threads that were asked for; 0: one for each core that the process may use
   std::string family;
   std::string order;                  // of cells that the model was trained for: raster, regions or random
   std::int64_t classes = 0;           // 0 where the model takes prompts

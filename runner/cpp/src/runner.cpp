@@ -87,7 +87,10 @@ struct Runner::Implementation {
 
 Runner::Implementation::Implementation(Bundle opened, const Options& options)
     : bundle(std::move(opened)), backend(open_backend(bundle, options)), engine(*backend.engine), codec(*backend.codec),
-      conditioner(bundle, options), prefill(engine, bundle.model), facts(facts_of(bundle, options)) {}
+      conditioner(bundle, options), prefill(engine, bundle.model), facts(facts_of(bundle, options)) {
+  facts.widths = engine.facts().widths;
+  facts.exact_width = engine.facts().exact_width;
+}
 
 const Plan& Runner::Implementation::plan(const std::string& schedule, const std::vector<std::int32_t>& kept,
                                          std::int64_t prompt_slots) {

@@ -33,8 +33,8 @@ const std::filesystem::path& graph_for(const EngineIdentity& identity, const Opt
   }
   if (identity.standard.empty()) {
     throw Error(Code::engine,
-                text("an ", options.precision, " engine with weights of its own is for provider cpu, not ", options.provider,
-                     ": use fp32, or `arforge build --precision int8 --quantization static`"));
+                text("an ", options.precision, " engine with weights of its own is for provider cpu, not ",
+                     options.provider, ": use fp32, or `arforge build --precision int8 --quantization static`"));
   }
   return identity.standard;
 }

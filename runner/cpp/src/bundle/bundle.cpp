@@ -146,6 +146,7 @@ Facts facts_of(const Bundle& bundle, const Options& options) {
   const FeaturesCondition* features = features_condition(model);
   const IdsCondition* own = ids_condition(model);
   Facts facts;
+  facts.target = options.target;
   facts.precision = options.precision;
   facts.provider = options.provider;
   facts.threads = options.threads;

@@ -20,8 +20,6 @@ namespace {
 using Figures = nlohmann::ordered_json;
 using Clock = std::chrono::steady_clock;
 
-const char* const TARGET = "onnxruntime";
-
 // One generation that counts; times in seconds.
 struct Measured {
   Result result;
@@ -216,36 +214,38 @@ Profile profile(Runner& runner, const Request& request, const ProfileSettings& s
     }
   }
   const std::optional<std::int64_t> peak = peak_memory(); // before the bandwidth is measured, which takes its own
-  const bool cpu = facts.provider == "cpu";
+  const bool cpu = facts.target == "onnxruntime" && facts.provider == "cpu"; // a GPU's memory is not measured here
   const double bandwidth = cpu ? streaming_bandwidth(facts.threads > 0 ? facts.threads : available_cores()) : 0;
-  const EngineIdentity identity = find_engine(bundle, facts.precision);
-  const Plan plan = make_plan(find_schedule(bundle, asked.schedule, {}), identity.widths, 0, 0, identity.exact_width);
+  const Plan plan = make_plan(find_schedule(bundle, asked.schedule, {}), facts.widths, 0, 0, facts.exact_width);
   const std::vector<Call> calls = calls_of(plan, measured.back().result, done);
   const Sampling sampling = sampling_of(asked, bundle.sampler);
   const std::int64_t rows = guided_rows(images, sampling.guided(0, images));
-  const Traffic traffic = traffic_of(bundle, TARGET, facts.precision);
+  const Traffic traffic = traffic_of(bundle, facts.target, facts.precision);
   Figures row = row_of(asked.schedule, measured, samples, calls, traffic, bandwidth, rows);
   add_pace(done, row);
-  const Figures figures = {
-      {"bundle", bundle.root.filename().string()},
-      {"family", bundle.model.family},
-      {"variant", or_null(bundle.model.variant)},
-      {"device", cpu ? device_name() : sensors.gpu().value_or(facts.provider)},
-      {"versions",
-       {{"arforge", ARFORGE_VERSION}, {"compiler", __VERSION__}, {"onnxruntime", OrtGetApiBase()->GetVersionString()}}},
-      {"target", TARGET},
-      {"precision", facts.precision},
-      {"threads", facts.threads > 0 ? Figures(facts.threads) : Figures()},
-      {"batch", images},
-      {"guidance", sampling.guidance.front()},
-      {"warm_ups", settings.warm_ups},
-      {"repeats", settings.repeats},
-      {"max_steps", nullptr},
-      {"streaming_bytes_per_second", cpu ? Figures(bandwidth) : Figures()},
-      {"load_seconds", settings.load_seconds},
-      {"first_step_seconds", settings.load_seconds + first_step},
-      {"peak_memory_bytes", or_null(peak)},
-      {"schedules", Figures::array({std::move(row)})}};
+  Figures versions = {
+      {"arforge", ARFORGE_VERSION}, {"compiler", __VERSION__}, {"onnxruntime", OrtGetApiBase()->GetVersionString()}};
+  if (facts.target != "onnxruntime") {
+    versions[facts.target] = library_of(bundle, facts.target, facts.precision);
+  }
+  const Figures figures = {{"bundle", bundle.root.filename().string()},
+                           {"family", bundle.model.family},
+                           {"variant", or_null(bundle.model.variant)},
+                           {"device", cpu ? device_name() : sensors.gpu().value_or("a GPU that NVML does not name")},
+                           {"versions", std::move(versions)},
+                           {"target", facts.target},
+                           {"precision", facts.precision},
+                           {"threads", facts.threads > 0 ? Figures(facts.threads) : Figures()},
+                           {"batch", images},
+                           {"guidance", sampling.guidance.front()},
+                           {"warm_ups", settings.warm_ups},
+                           {"repeats", settings.repeats},
+                           {"max_steps", nullptr},
+                           {"streaming_bytes_per_second", cpu ? Figures(bandwidth) : Figures()},
+                           {"load_seconds", settings.load_seconds},
+                           {"first_step_seconds", settings.load_seconds + first_step},
+                           {"peak_memory_bytes", or_null(peak)},
+                           {"schedules", Figures::array({std::move(row)})}};
   return {figures.dump(1) + "\n", std::move(measured.back().result)};
 }
 

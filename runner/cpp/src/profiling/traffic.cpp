@@ -95,6 +95,12 @@ Traffic traffic_of(const Bundle& bundle, const std::string& target, const std::s
           model.parameters - table};
 }
 
+std::string library_of(const Bundle& bundle, const std::string& target, const std::string& precision) {
+  const Json library = identity_of(bundle, target, precision).value("library", Json());
+  const std::string name = library.is_string() ? library.get<std::string>() : "";
+  return name.substr(std::min(name.find(' ') + 1, name.size()));
+}
+
 std::vector<Call> calls_of(const Plan& plan, const Result& result, const std::vector<std::int64_t>& done) {
   const bool own_pace = plan.jacobi > 0 || plan.rules.has_value();
   const std::vector<std::int64_t> live = own_pace ? std::vector<std::int64_t>() : live_slots(plan);

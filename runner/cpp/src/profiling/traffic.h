@@ -30,6 +30,9 @@ struct Traffic {
 // Every layer reads one cache, ARPG's later half the shared one. Engines in blocks keep embeddings as floats.
 Traffic traffic_of(const Bundle& bundle, const std::string& target, const std::string& precision);
 
+// The version of the library that built an engine, as its identity names it; empty where none is built.
+std::string library_of(const Bundle& bundle, const std::string& target, const std::string& precision);
+
 // What the calls of a result saw: by the plan, or at an own pace what the slowest image has behind it, and the call's
 // inputs. `done`: how much of the plan's length all images had behind them after each.
 std::vector<Call> calls_of(const Plan& plan, const Result& result, const std::vector<std::int64_t>& done);
