@@ -106,7 +106,7 @@ class FakeGpu:
             [a + (p * lines + n) * line for p in range(depth) for n in range(height)]
             for a, line, lines in (target, source)
         ]
-        self.do(lambda: [self.move(to, of, width) for to, of in zip(*places, strict=True)])
+        self.do(lambda: [ctypes.memmove(to, of, width) for to, of in zip(*places, strict=True)])
 
     def clear(self, address: int, pitch: int, width: int, rows: int) -> None:
         self.do(lambda: [ctypes.memset(address + row * pitch, 0, width) for row in range(rows)])
