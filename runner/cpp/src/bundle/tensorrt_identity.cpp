@@ -14,6 +14,7 @@ constexpr std::size_t MAX_ENTRIES = 4096; // of a list
 constexpr std::size_t MAX_CAPABILITIES = 64;
 constexpr std::size_t MAX_REASON_LETTERS = 100000;
 constexpr std::size_t MAX_ATTENTION_LETTERS = 2000;
+constexpr std::int64_t MAX_BYTES = std::int64_t{1} << 62;
 constexpr const char* DIGITS = "0123456789";
 
 // One identity as it is read.
@@ -133,6 +134,24 @@ struct Reader {
     }
   }
 
+  // Caches whose slots come first, which attention reads by views, are Python's alone.
+  void check_caches(const Fields& fields) const {
+    if (fields.has("cache_order")) {
+      (void)fields.one_of("cache_order", {"rows heads slots size"});
+    }
+    if (fields.has("copied_cache_bytes") && !fields.at("copied_cache_bytes").is_null()) {
+      for (const Json& entry : list(fields, "copied_cache_bytes", 0, MAX_ENTRIES)) {
+        (void)whole_number(entry, fields.place("copied_cache_bytes"), 0, MAX_BYTES, document);
+      }
+    }
+    if (fields.has("memory")) {
+      const Fields memory(fields.at("memory"), fields.place("memory"), {"weights", "activations"}, document);
+      for (const char* name : {"weights", "activations"}) {
+        (void)whole_number(memory.at(name), memory.place(name), 0, MAX_BYTES, document);
+      }
+    }
+  }
+
   // An identity that does not say is of an engine that updates them in place.
   [[nodiscard]] bool reads_only(const Fields& fields) const {
     if (!fields.has("caches")) {
@@ -165,8 +184,8 @@ struct Reader {
                             "types",  "tf32",         "attention",      "filters",        "strip_weights",
                             "slots",  "widths",       "prefill_widths", "profiles",       "options"},
         document,
-        {"caches", "own_mask", "loop", "loop_graph", "loop_layers", "loop_reason", "loop_inputs", "loop_profiles",
-         "table", "table_graph", "table_layers", "table_reason", "table_sizes", "table_profiles"});
+        {"caches", "cache_order", "copied_cache_bytes", "memory", "own_mask", "loop", "loop_graph", "loop_layers",
+         "loop_reason", "loop_inputs", "loop_profiles", "table", "table_graph", "table_layers", "table_reason", "table_sizes", "table_profiles"});
     (void)fields.string("device");
     (void)fields.boolean("tf32");
     (void)optional(fields, "layers");
@@ -174,6 +193,7 @@ struct Reader {
     (void)optional(fields, "decoder_reason", MAX_REASON_LETTERS, 0);
     check_loop(fields);
     check_table(fields);
+    check_caches(fields);
     const Fields attention(fields.at("attention"), fields.place("attention"), {"lowering", "reason"}, document);
     (void)attention.one_of("lowering", {"fused", "decomposed"});
     (void)attention.string("reason", MAX_ATTENTION_LETTERS, 0);
