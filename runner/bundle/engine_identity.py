@@ -16,7 +16,7 @@ SCHEMAS = {
     "tensorrt-rtx": "tensorrt-identity.schema.json",
 }
 COUNTS = (
-    *("widths", "exact_width", "prefill_widths", "slots", "profiles", "options"),
+    *("widths", "exact_width", "prefill_widths", "slots", "profiles", "options", "copied_cache_bytes", "memory"),
     *("loop_inputs", "loop_profiles", "table_sizes", "table_profiles"),
 )
 SAME = ("target", "precision", "device")

@@ -185,7 +185,8 @@ struct Reader {
                             "slots",  "widths",       "prefill_widths", "profiles",       "options"},
         document,
         {"caches", "cache_order", "copied_cache_bytes", "memory", "own_mask", "loop", "loop_graph", "loop_layers",
-         "loop_reason", "loop_inputs", "loop_profiles", "table", "table_graph", "table_layers", "table_reason", "table_sizes", "table_profiles"});
+         "loop_reason", "loop_inputs", "loop_profiles", "table", "table_graph", "table_layers", "table_reason",
+         "table_sizes", "table_profiles"});
     (void)fields.string("device");
     (void)fields.boolean("tf32");
     (void)optional(fields, "layers");
