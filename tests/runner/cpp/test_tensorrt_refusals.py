@@ -91,6 +91,12 @@ def test_one_that_copies_its_caches(stand_in: StandIn, copy: Path, monkeypatch: 
     check(f"engine of .*: it does not update key_cache_0 in place; rebuild it: {BUILT_SO}", stand_in.refused(copy))
 
 
+def test_one_whose_caches_lie_with_slots_first(stand_in: StandIn, copy: Path) -> None:
+    """Which attention reads by views: Python alone does."""
+    change_identity(copy, identity_path(copy), lambda found: found.update(cache_order="slots rows heads size"))
+    check(r"identity.*cache_order must be .*rows heads slots size", stand_in.refused(copy))
+
+
 def test_a_file_that_is_no_engine(stand_in: StandIn, copy: Path) -> None:
     engine = open_bundle(copy).engine(RTX, "fp32")["engine"]
     rewrite(copy, engine, b"not an engine")
