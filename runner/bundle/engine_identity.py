@@ -17,6 +17,7 @@ SCHEMAS = {
 }
 COUNTS = (
     *("widths", "exact_width", "cache_width", "prefill_widths", "slots", "profiles", "options"),
+    *("copied_cache_bytes", "memory"),
     *("loop_inputs", "loop_profiles", "table_sizes", "table_profiles"),
 )
 SAME = ("target", "precision", "device")
