@@ -238,7 +238,7 @@ def test_an_engine_that_fails_between_two_calls_is_quoted_and_the_next_request_i
     between = next(one for one in engine._loops._loaded.library.trt.engines if "feeders" in one.inputs)  # type: ignore[union-attr]
     between.failure = "out of registers"
     with pytest.raises(EngineError, match=r"failed in .*loop-.*\.engine: out of registers"):
-        mine.generate([1], schedule="jacobi:6")
+        mine.generate([1, 2, 3], schedule="jacobi:6")  # whose calls are no graph yet
     between.failure = ""
     np.testing.assert_array_equal(mine.generate(CLASSES, SEEDS, "jacobi:6").tokens, expected.tokens)
 
