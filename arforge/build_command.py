@@ -12,6 +12,7 @@ from arforge.options import (
     PATH,
     Numbers,
     calls_a_launch,
+    copied_caches,
     human,
     measured_jacobi,
     measured_products,
@@ -83,10 +84,10 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 )
 @click.option(
     "--attention",
-    type=click.Choice(["auto", "fused", "decomposed"]),
+    type=click.Choice(["auto", "fused", "decomposed", "view"]),
     default="auto",
     show_default=True,
-    help="TensorRT: as one operator, or as products and a softmax.",
+    help="TensorRT: as one operator, or as products and a softmax; TensorRT-RTX: over caches that are never copied.",
 )
 @click.option(
     "--caches",
@@ -218,7 +219,8 @@ def command(
     click.echo(
         f"built {target} {precision} for {identity['device']}: {identity['library']}, {len(identity['profiles'])} "
         f"profiles up to {widest['images']} images of width {widest['width']}, {identity['slots']} slots, {prefilled}"
-        f"{only_read(identity)}attention {identity['attention']['lowering']}, {calls_a_launch(identity)}, "
+        f"{only_read(identity)}attention {identity['attention']['lowering']}, {copied_caches(identity)}, "
+        f"{calls_a_launch(identity)}, "
         f"{human(built.engine_bytes)}, in {built.seconds:.1f} s"
     )
 

@@ -13,6 +13,7 @@ from arforge.options import (
     PATH,
     Numbers,
     calls_a_launch,
+    copied_caches,
     human,
     measured_jacobi,
     measured_products,
@@ -144,7 +145,8 @@ def show_engine(engine: dict[str, Any]) -> None:
         click.echo(
             f"    {len(engine['profiles'])} profiles, {engine['slots']} slots, {prompts}"
             f"{only_read(engine)}attention {attention['lowering']} ({attention['reason']}), "
-            f"{'with' if engine['filters'] else 'without'} top-k and top-p, {calls_a_launch(engine)}"
+            f"{'with' if engine['filters'] else 'without'} top-k and top-p, {calls_a_launch(engine)}, "
+            f"{copied_caches(engine)}"
         )
 
 

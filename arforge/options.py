@@ -124,6 +124,21 @@ def calls_a_launch(identity: Mapping[str, Any]) -> str:
     return f"several calls a launch: {' and '.join(found)}"
 
 
+def copied_caches(identity: Mapping[str, Any]) -> str:
+    """What a TensorRT engine's steps copy of their caches, by its identity."""
+    copied = identity.get("copied_cache_bytes")
+    if copied is None:
+        return "copied caches: not known"
+    pairs = [(profile["width"], count) for profile, count in zip(identity["profiles"], copied, strict=True)]
+    alone, wide = ([count for width, count in pairs if (width > 1) == wider] for wider in (False, True))
+    parts = [(alone, " at width 1"), (wide, " above")] if alone and wide and set(alone) != set(wide) else [(copied, "")]
+    said = []
+    for counts, where in parts:
+        least, most = human(min(counts)), human(max(counts))
+        said.append(f"{least if least == most else f'{least} to {most}'} a step{where}")
+    return f"copied caches: {', '.join(said)}"
+
+
 def only_read(identity: Mapping[str, Any]) -> str:
     """Where a TensorRT engine only reads its caches, that it does and why, before what else is said of it."""
     caches = identity.get("caches", {"lowering": "in-place"})

@@ -1,7 +1,8 @@
-"""The two lowerings of attention for TensorRT, and which one a graph gets.
+"""The lowerings of attention for TensorRT, and which one a graph gets.
 
 Fused: the ONNX Attention node, which TensorRT takes as its own attention operator and must have one kernel for.
 Decomposed: matrix products and a softmax, from which TensorRT's compiler makes what kernels it can.
+View: the same over caches in the kernels' own order, read at a second address (`tensorrt_view`). Only where asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import onnx_ir as ir
 
 from arforge.runner.errors import EngineError
 
-Lowering = Literal["fused", "decomposed"]
+Lowering = Literal["fused", "decomposed", "view"]
 LARGEST_FUSED_HEAD = 128
 HIDDEN = -3.0e38  # added nowhere: it takes the place of a masked score, and its exponential is 0
 
@@ -28,7 +29,11 @@ class Choice:
 
 
 def choose_attention(model: ir.Model, asked: str) -> Choice:
-    """`asked` is "auto", "fused" or "decomposed". Raises EngineError if "fused" cannot be built."""
+    """`asked` is "auto" or a lowering. Raises EngineError if that cannot be built."""
+    if asked == "view":
+        if problem := against_view(model):
+            raise EngineError(f"attention cannot read views of the caches: {problem}. Use --attention auto")
+        return Choice("view", "as asked")
     against = against_fusing(model)
     if asked == "fused" and against:
         raise EngineError(f"attention cannot be fused: {against}. Use --attention decomposed, or auto")
@@ -53,6 +58,15 @@ def against_fusing(model: ir.Model) -> str | None:
     if max(Counter(node.inputs[1] for node in nodes).values()) > 1:
         # TensorRT-RTX 1.7.1 crashes on it while building; a copy of the cache between them would cost each step.
         return "several layers read one cache, which the fused operator does not build for"
+    return None
+
+
+def against_view(model: ir.Model) -> str | None:
+    """Why attention cannot read views of the caches; None where it can."""
+    query = attention_nodes(model)[0].inputs[0]
+    assert query is not None
+    if query.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        return "in float32 it is no single kernel, and so has nothing that waits for the update"
     return None
 
 

@@ -24,7 +24,7 @@ from arforge.runner.plan import make_plan
 from arforge.runner.prefill import CHUNK
 from arforge.runner.schedules.schedule import Schedule
 from arforge.runner.schedules.visibility import sees_all_before
-from arforge.runner.step_graph import conditioned, guided_rows, lowered_step
+from arforge.runner.step_graph import conditioned, guided_rows, lowered_step, row_sizes
 
 SLOT_MULTIPLE = 8
 MAX_PROFILES = 256
@@ -147,8 +147,8 @@ def rounded(count: int, halves: bool) -> int:
     return 3 * power // 4 if halves and power >= 4 and count <= 3 * power // 4 else power
 
 
-def shapes(bundle: Bundle, profile: Profile, slots: int) -> Shapes:
+def shapes(bundle: Bundle, profile: Profile, slots: int, *, views: bool = False) -> Shapes:
     """The shape of every input of a step graph in that profile, as the graph is lowered for TensorRT."""
-    dimensions = {**asdict(profile), "rows": profile.rows, "slots": slots}
-    taken = lowered_step(bundle.model, "float32", filters=True, graph=bundle.sampler.graph).inputs
+    dimensions = {**asdict(profile), **row_sizes(bundle.model, profile.images), "slots": slots}
+    taken = lowered_step(bundle.model, "float32", filters=True, graph=bundle.sampler.graph, views=views).inputs
     return {tensor.name: tensor.sizes(dimensions) for tensor in taken}

@@ -15,11 +15,15 @@ from arforge.engines.low_precision import add_graphs, entries, has_graphs
 from arforge.engines.precision import TYPES
 from arforge.engines.profiles import Profiles, Shapes, plan_profiles, shapes
 from arforge.engines.tensorrt_between import Between, build_between, plan_between
+from arforge.engines.tensorrt_cache_layers import check_views, copied_bytes, readers
 from arforge.engines.tensorrt_graph import Lowered, decoder_graph, lower_for_tensorrt, source_precision, write_model
 from arforge.engines.tensorrt_layers import check_layers, dump_layers, expected, parse_layers
 from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.engines.tensorrt_versions import CacheChoice, abilities, choose_caches
+from arforge.engines.tensorrt_view import profiles_for_views
+from arforge.engines.tensorrt_weights import check_weights, weights_of
 from arforge.runner.backends.cuda import gpu_compute_capability
+from arforge.runner.backends.tensorrt_identity import ROWS_FIRST, SLOTS_FIRST
 from arforge.runner.backends.tensorrt_library import RTX, Library
 from arforge.runner.bundle import BuiltEngine, Bundle
 from arforge.runner.bundle.writer import add_engine, changing, facts_of, write_hashed
@@ -93,6 +97,11 @@ class Prepared:
     files: tuple[Path, ...]  # new in the bundle, this graph among them
 
     @property
+    def views(self) -> bool:
+        """Whether attention reads the caches by views."""
+        return self.lowered.attention.lowering == "view"
+
+    @property
     def exact(self) -> bool:
         """Whether the step's float32 products keep all digits: those of opset 20 sum up probabilities."""
         return self.job.precision == "fp32" or self.caches.read_only
@@ -105,7 +114,8 @@ class Prepared:
             for value in self.lowered.model.graph.inputs
             if value.shape is None or not value.shape.is_static()
         }
-        given = [shapes(self.bundle, profile, self.profiles.slots) for profile in self.profiles.profiles]
+        slots, views = self.profiles.slots, self.views
+        given = [shapes(self.bundle, profile, slots, views=views) for profile in self.profiles.profiles]
         return [{name: shape for name, shape in one.items() if name in free} for one in given]
 
 
@@ -117,6 +127,9 @@ def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
     """
     caches = choose_caches(job.target, job.version, job.caches, job.attention, job.precision)
     profiles = plan_profiles(bundle, job.schedules, job.images, job.widths, job.prefill_widths)
+    if job.attention == "view":
+        schedules = [bundle.schedule(name) for name in job.schedules or bundle.specifications]
+        profiles = profiles_for_views(job.target, profiles, schedules)
     filters = bundle.sampler.top_k > 0 or bundle.sampler.top_p < 1 if job.filters is None else job.filters
     new: list[Path] = []
     if job.precision in TYPES and not has_graphs(bundle, job.precision):
@@ -132,6 +145,7 @@ def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
         filters,
         job.attention,
         own_mask=profiles.own_mask,
+        target=job.target,
         read_only=caches.read_only,
     )
     graph = write_model(
@@ -162,8 +176,12 @@ def build(job: BuildJob, report: Report = lambda line: None) -> Built:
         seconds = time.perf_counter() - start
         layers = parse_layers(step.listing)
         wanted = expected(ready.lowered.model, bundle.model.caches)
-        problems = check_layers(layers, wanted, len(ready.profiles.profiles))
-        if layers and problems:
+        count, own = len(ready.profiles.profiles), wanted.caches
+        problems = check_views(layers, readers(ready.lowered.model, bundle.model.caches), count)
+        if layers:
+            problems += check_layers(layers, wanted, count)
+            problems += check_weights(layers, len(step.engine), weights_of(ready.lowered.model), count)
+        if problems:
             raise EngineError(f"{library.name} built another engine than was asked: {problems[0]}")
         decoder, reason = build_decoder(library, ready, devices, report)
         plain = replace(job, strip_weights=False)  # what stands between two calls has none
@@ -180,6 +198,7 @@ def build(job: BuildJob, report: Report = lambda line: None) -> Built:
         }
         identity = describe(ready, library, devices, files, reason, between)
         identity |= {"memory": step.memory} if step.memory else {}
+        identity["copied_cache_bytes"] = copied_bytes(layers, own, count) if layers else None
         new = [*ready.files, *(path for path in files.values() if path)]
         add_engine(ready.bundle, kind, identity, new, unused_graphs(bundle, kind, ready.graph))
     return Built(identity, seconds, len(step.engine))
@@ -353,6 +372,7 @@ def describe(
         "tf32": not ready.exact,
         "caches": asdict(ready.caches),
         "attention": asdict(ready.lowered.attention),
+        "cache_order": SLOTS_FIRST if ready.views else ROWS_FIRST,
         "filters": ready.filters,
         "own_mask": profiles.own_mask,
         **{name: value for one in between for name, value in one.facts.items()},

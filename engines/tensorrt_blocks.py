@@ -1,13 +1,13 @@
 """Weights in blocks of 4 bits, as TensorRT takes them: signed codes, and scales of the type that it computes in.
 
 TensorRT reads them in the kernel of the product itself. Blocks that the bundle stores keep their codes and, but for
-rounding to float16, their scales; others are made of its float weights. Products in 8-bit blocks, for which it has no
-such kernel, become float.
+rounding to float16, their scales; others are made of its float weights. Products in blocks of 8 bits, or of a size that
+a library does not take, become float.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 
 import ml_dtypes
@@ -17,16 +17,21 @@ import onnx_ir as ir
 from arforge.engines.onnxruntime_blocks import WIDEST, Maker, dequantizer, quantized_blocks
 from arforge.export.quantization import block_size, unpacked
 from arforge.export.stored_values import stored_values
+from arforge.export.wide_weights import widen_blocks
+from arforge.runner.backends.tensorrt_library import RTX
 from arforge.runner.errors import EngineError
 
+FUSED = {"tensorrt": (64, 128), RTX: (32, 64, 128)}
+"""Sizes of blocks that each library takes: as TensorRT's documentation has it, and as TensorRT-RTX 1.7.1 builds."""
 FLIP = 8  # what tells an unsigned code from a signed one: its highest bit
 
 
-def blocks_for_tensorrt(model: ir.Model) -> int:
+def blocks_for_tensorrt(model: ir.Model, target: str = RTX) -> int:
     """Give the products of a graph blocks of 4 bits, in place, its other weights being float32 already.
 
     The last product, which makes the logits, stays float. Returns how many. Raises EngineError if there is none.
     """
+    sizes, widened = FUSED[target], set[ir.Value]()
     products = [node for node in model.graph if node.op_type == "MatMul"]
     made = 0
     for node in products:
@@ -34,12 +39,21 @@ def blocks_for_tensorrt(model: ir.Model) -> int:
         if weight is None:
             continue
         if (stored := dequantizer(weight)) is not None:
-            sign(stored)
-            made += 1
-        elif node is not products[-1] and weight.const_value is not None and len(weight.const_value.shape) == 2:
-            made += in_blocks(model, node, weight)
+            if stored.attributes["block_size"].as_int() in sizes:
+                sign(stored)
+                made += 1
+            elif (codes := stored.inputs[0]) is not None:
+                widen_blocks(model, codes, stored)
+                widened.add(codes)
+        elif weight in widened or node is products[-1]:
+            continue
+        elif weight.const_value is not None and len(weight.const_value.shape) == 2:
+            made += in_blocks(model, node, weight, sizes)
     if not made:
-        raise EngineError("the graph has no product whose weights blocks fit: build fp16")
+        listed = ", ".join(map(str, sizes))
+        raise EngineError(
+            f"the graph has no product whose weights blocks fit, which for {target} have {listed} inputs: build fp16"
+        )
     return made
 
 
@@ -66,13 +80,14 @@ def make(value: ir.Value, made: partial[ir.TensorProtocol], dtype: ir.DataType) 
     value.dtype = dtype
 
 
-def in_blocks(model: ir.Model, product: ir.Node, weight: ir.Value) -> int:
+def in_blocks(model: ir.Model, product: ir.Node, weight: ir.Value, sizes: Container[int]) -> int:
     """Put blocks in the place of a float matrix [inputs, outputs]. Returns whether they fit."""
     assert weight.const_value is not None
     inputs, outputs = (int(size) for size in weight.const_value.shape.numpy())
     block = block_size(inputs, min(WIDEST[4], inputs // 2))  # as in `storage.store`
-    if block is None:
+    if block not in sizes:
         return 0
+    assert block is not None
     source = weight.const_value
     maker = Maker(lambda: quantized_blocks(stored_values(source), block, 4))
     names = [f"{weight.name}.{part}" for part in ("codes", "scales")]

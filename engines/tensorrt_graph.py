@@ -22,7 +22,9 @@ from arforge.engines.precision import TYPES, lower_precision
 from arforge.engines.tensorrt_blocks import blocks_for_tensorrt
 from arforge.engines.tensorrt_mask import make_mask
 from arforge.engines.tensorrt_readonly import read_only_caches
+from arforge.engines.tensorrt_view import attend_through_views, cut_views
 from arforge.export.wide_weights import widen
+from arforge.runner.backends.tensorrt_library import RTX
 from arforge.runner.bundle import Bundle
 from arforge.runner.bundle.writer import new_file, settle, write_hashed
 from arforge.runner.errors import BundleError, EngineError
@@ -51,6 +53,7 @@ def lower_for_tensorrt(
     attention: str,
     *,
     own_mask: bool = False,
+    target: str = RTX,
     read_only: bool = False,
 ) -> Lowered:
     """The step graph of that precision for TensorRT. Raises EngineError if it cannot be made.
@@ -58,27 +61,31 @@ def lower_for_tensorrt(
     `images`: the one batch that it is for, None for several. `own_mask`: each row sees what lies before its inputs, by
     a mask that the graph makes. `read_only`: for versions that update no cache, in operators of opset 20.
     """
-    model = typed_graph(bundle, precision)
+    model = typed_graph(bundle, precision, target)
     attentions = sum(node.op_type == "Attention" for node in model.graph)
     choice = Choice("decomposed", IN_TWO_PARTS) if read_only else choose_attention(model, attention)
     if choice.lowering == "fused":
         prepare_fused(model)
-    elif not read_only:
+    elif choice.lowering == "decomposed" and not read_only:
         decompose_attention(model)
     if own_mask:
         make_mask(model, slots)
     one_mask = not own_mask and not conditioned(bundle.model)
     fix_dimensions(model, bundle.model.caches, slots, images, one_mask=one_mask)
     settle_filters(model, filters)
+    if choice.lowering == "view":
+        attend_through_views(model, bundle.model.caches)
+        cut_views(model, bundle.model.caches)
     if read_only:
         read_only_caches(model, bundle.model.caches, slots)
         to_opset_20(model)
     return Lowered(model, choice, attentions)
 
 
-def typed_graph(bundle: Bundle, precision: str) -> ir.Model:
+def typed_graph(bundle: Bundle, precision: str, target: str = RTX) -> ir.Model:
     """The step graph in the types of that precision. Raises EngineError if the bundle has none to make it of.
 
+    `target`: the library that is to build it, whose blocks of 4 bits it gets.
     An int8 graph keeps its quantised products, one for int4 has blocks of 4 bits in the float32 graph's; all else in
     them becomes float16.
     """
@@ -92,7 +99,7 @@ def typed_graph(bundle: Bundle, precision: str) -> ir.Model:
         widen(model)
     if precision == "int4":
         widen(model, blocks=(8,))
-        blocks_for_tensorrt(model)
+        blocks_for_tensorrt(model, target)
     if precision in ("int8", "int4"):
         lower_precision(model, TYPES["fp16"])
     return model

@@ -16,7 +16,8 @@ from arforge.runner.step_graph import cache_names, update_name, written_name
 
 LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
-    r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), StreamId.*?(?:Metadata: (?P<origin>.*))?$"
+    r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), "
+    r"StreamId(?:: (?P<stream>\d+))?.*?(?:Metadata: (?P<origin>.*))?$"
 )
 FROM_HOST = "ShapeHostToDevice"  # copies sizes that the host works out
 COPY = re.compile(rf"Name: (.*?), LayerType: {FROM_HOST},")
@@ -43,6 +44,7 @@ class Layer:
     constants: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     origin: tuple[str, ...]  # ONNX nodes that it stands for
+    stream: int = 0  # that it is queued on
 
     def types(self) -> set[str]:
         """Of what it reads and writes."""
@@ -83,6 +85,7 @@ def parse_layers(text: str) -> list[Layer]:
             tensors(match["constants"]),
             tensors(match["outputs"]),
             tuple(ORIGIN.findall(match["origin"] or "")),
+            int(match["stream"] or 0),
         )
         for number, match in zip(numbers, matches, strict=True)
     ]
@@ -101,12 +104,19 @@ def load_layers(content: bytes) -> list[Layer]:
 
 
 def read_layer(
-    name: str, kind: str, profile: int, inputs: Any, constants: Any, outputs: Any, origin: Sequence[str]
+    name: str,
+    kind: str,
+    profile: int,
+    inputs: Any,
+    constants: Any,
+    outputs: Any,
+    origin: Sequence[str],
+    stream: int = 0,
 ) -> Layer:
     read = [
         tuple(Tensor(t["name"], tuple(t["shape"]), t["dtype"]) for t in part) for part in (inputs, constants, outputs)
     ]
-    return Layer(name, kind, profile, read[0], read[1], read[2], tuple(origin))
+    return Layer(name, kind, profile, read[0], read[1], read[2], tuple(origin), stream)
 
 
 def tensors(text: str) -> tuple[Tensor, ...]:

@@ -50,7 +50,7 @@ def compare_engine(
     Tokens that differ are counted, not refused: another rounding can tip a near tie.
     """
     precision = identity["precision"]
-    reference = reference_engine(bundle, precision)
+    reference = reference_engine(bundle, precision, identity["target"])
     engine = TensorRTEngine(bundle, identity, library, gpu or Gpu())
     with Runner(bundle, reference) as expected, Runner(bundle, engine) as found:
         steps, same, largest = step_by_step(bundle, schedule, reference, engine, TOLERANCE[precision])
@@ -61,12 +61,12 @@ def compare_engine(
     return EngineAgreement(schedule, steps, largest, same, float((tokens[0] == tokens[1]).mean()))
 
 
-def reference_engine(bundle: Bundle, precision: str) -> OnnxRuntimeEngine:
+def reference_engine(bundle: Bundle, precision: str, target: str) -> OnnxRuntimeEngine:
     """The graph of that precision on ONNX Runtime; with weights of 4 bits, which no bundle holds for it, made anew."""
     if precision != "int4":
         return OnnxRuntimeEngine(bundle, ON_CPU.get(precision, precision))
     with TemporaryDirectory() as folder:
-        path = write_model(typed_graph(bundle, precision), Path(folder), "step")[0]
+        path = write_model(typed_graph(bundle, precision, target), Path(folder), "step")[0]
         return OnnxRuntimeEngine(bundle, precision, path=path)
 
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from arforge.engines.compare import compare_precision
 from arforge.engines.tensorrt_between import check_between
+from arforge.engines.tensorrt_cache_layers import check_views, copied_bytes, readers
 from arforge.engines.tensorrt_layers import (
     Layer,
     attention_kernels,
@@ -21,12 +22,14 @@ from arforge.engines.tensorrt_layers import (
 )
 from arforge.engines.tensorrt_library import load_builder, quiet
 from arforge.engines.tensorrt_versions import abilities
+from arforge.engines.tensorrt_weights import check_weights, weights_of
 from arforge.runner.backends.cuda import gpu_compute_capability
 from arforge.runner.backends.tensorrt_identity import (
     between_of,
     build_command,
     check_identity,
     devices,
+    has_views,
     lowered_of,
     reads_only,
 )
@@ -34,9 +37,10 @@ from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import BuiltEngine, Bundle
 from arforge.runner.errors import EngineError, VerificationError
 from arforge.runner.report import Report
-from arforge.runner.step_graph import Contract, cache_names, written_name
+from arforge.runner.step_graph import Contract, cache_names, view_name, written_name
 
 TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64", "bool": "BOOL"}  # the library's
+LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 Kinds = dict[str, tuple[str, tuple[int, ...]]]
 """Type and shape of tensors, by name."""
 COMPARED_STEPS = 16
@@ -71,6 +75,8 @@ def verify_engine(bundle: Bundle, engine: BuiltEngine, report: Report, required:
         report(f"{name}: {check_between_engine(bundle, identity, kind, wanted, library)}")
     if library is not None and capability is not None:
         report(f"{name}: {check_run(bundle, identity, library)}")
+    if has_views(identity):
+        report(f"{name}: {check_closed(bundle, identity)}")
     if engine.precision == "fp16":  # ONNX Runtime's CPU provider runs no bf16; int8 is compared by `calibrate`
         found = compare_precision(bundle, "fp16", bundle.default_schedule, COMPARED_STEPS)
         if not found.largest_error <= TOLERANCE:
@@ -94,6 +100,20 @@ def check_run(bundle: Bundle, identity: Mapping[str, Any], library: Library) -> 
         f"beside ONNX Runtime, {schedule}, {found.steps} steps: keys and values within {found.largest_error:.1e}, "
         f"{100 * found.same_step_tokens:.1f} % of tokens the same, "
         f"{100 * found.same_image_tokens:.1f} % over whole images"
+    )
+
+
+def check_closed(bundle: Bundle, identity: Mapping[str, Any]) -> str:
+    """With an engine that reads its caches by views: its graph with what they stand for, beside the plain one."""
+    from arforge.engines.tensorrt_closed import TOLERANCE as CLOSED
+    from arforge.engines.tensorrt_closed import compare_closed
+
+    if identity["precision"] not in CLOSED:
+        return f"views: ONNX Runtime's CPU provider runs no {identity['precision']}, so the graph was not run"
+    found = compare_closed(bundle, identity)
+    return (
+        f"views: its graph on ONNX Runtime with updated caches in their place, {found.steps} steps: keys and values "
+        f"within {found.largest_error:.1e} of the plain graph's, {100 * found.same_tokens:.1f} % of tokens the same"
     )
 
 
@@ -127,15 +147,18 @@ def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, 
     wanted_graph = lowered_of(bundle, identity)
     caches, read_only = cache_names(bundle.model.caches), reads_only(identity)
     for name in caches:
-        kind = TYPES[wanted_graph[name].dtype]
+        kind, wanted = TYPES[wanted_graph[name].dtype], fixed_sizes(wanted_graph, name, identity["slots"])
         given, result = tensors["input"].get(name), tensors["output"].get(written_name(name))
         wanted_result = None if read_only else given
         require(given is not None and result == wanted_result, f"cache {name} goes in as {given} and out as {result}")
         assert given is not None
-        shape = given[1]
         require(given[0] == kind, f"cache {name} is {given[0]}, expected {kind}")
-        wanted = (bundle.model.kv_heads, identity["slots"], bundle.model.head_size)
-        require(shape[1:] == wanted, f"cache {name} has heads, slots and head size {shape[1:]}, expected {wanted}")
+        require(has_sizes(given[1], wanted), f"cache {name} has the shape {given[1]}, expected {wanted}")
+        if has_views(identity):
+            read = view_name(name)
+            view, wanted = tensors["input"].get(read), fixed_sizes(wanted_graph, read, identity["slots"])
+            fits = view is not None and view[0] == kind and has_sizes(view[1], wanted)
+            require(fits, f"input {read} is {view}, expected {kind} {wanted}")
     wanted_kinds = {
         what: {tensor.name: TYPES[tensor.dtype] for tensor in part if "cache" not in tensor.name}
         for what, part in (("input", wanted_graph.inputs), ("output", wanted_graph.outputs))
@@ -159,6 +182,16 @@ def check_network(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model, 
     kept = "only read" if read_only else "updated in place"
     line = f"{len(caches)} caches {kept}, attention {lowering} ({why}), {raised} casts to float32"
     return [f"network: {line}, inputs and outputs as the format says"]
+
+
+def fixed_sizes(contract: Contract, name: str, slots: int) -> tuple[int, ...]:
+    """The shape of a tensor, -1 where the number of images decides."""
+    sizes = (slots if size == "slots" else size for size in contract[name].shape)
+    return tuple(size if isinstance(size, int) else -1 for size in sizes)
+
+
+def has_sizes(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(right in (-1, found) for found, right in zip(shape, wanted, strict=True))
 
 
 def check_between_engine(
@@ -185,17 +218,17 @@ def check_between_engine(
 
 
 def casts_to_float(model: ir.Model) -> int:
-    low = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     casts = [node for node in model.graph if node.op_type == "Cast" and node.outputs[0].dtype == ir.DataType.FLOAT]
-    return sum(node.inputs[0] is not None and node.inputs[0].dtype in low for node in casts)
+    return sum(node.inputs[0] is not None and node.inputs[0].dtype in LOW for node in casts)
 
 
 def expected_casts(identity: Mapping[str, Any], model: ir.Model) -> int:
-    """The logits', and where attention is decomposed the scores' of each, which end in a softmax."""
+    """The logits', and where attention is not fused the scores' of each, whose softmax is cast back."""
     if identity["types"] == "float":
         return 0
-    softmaxes = sum(node.op_type == "Softmax" for node in model.graph) - 1  # the last is the sampler's
-    return 1 + (softmaxes if identity["attention"]["lowering"] == "decomposed" else 0)
+    weights = [node for node in model.graph if node.op_type == "Cast" and node.outputs[0].dtype in LOW]
+    sources = [node.inputs[0].producer() for node in weights if node.inputs[0] is not None]
+    return 1 + sum(source is not None and source.op_type == "Softmax" for source in sources)
 
 
 def casts_of_opset_20(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model) -> int:
@@ -214,15 +247,20 @@ def check_listing(bundle: Bundle, identity: Mapping[str, Any], model: ir.Model) 
     if identity["layers"] is None:
         return [f"{sizes}; {identity['library']} lists no layers while it builds, so none were looked at"]
     layers = load_layers(bundle.path(identity["layers"]).read_bytes())
-    problems = check_layers(layers, expected(model, bundle.model.caches), len(identity["profiles"]))
+    wanted, count = expected(model, bundle.model.caches), len(identity["profiles"])
+    problems = check_layers(layers, wanted, count) + check_views(layers, readers(model, bundle.model.caches), count)
+    weights = weights_of(model)
+    problems += check_weights(layers, size, weights, count)
     if problems:
         raise VerificationError(f"{identity['engine']}: {problems[0]}")
-    lines = [sizes]
+    lines = [f"{sizes}; {weights}" if weights.narrow else sizes]
+    copied = copied_bytes(layers, wanted.caches, count)
     for index, profile in enumerate(identity["profiles"]):
         queries = f", {profile['queries']} queries" if profile["queries"] else ""
         prompt = f", up to {profile['condition']} rows of a prompt" if profile["condition"] > 1 else ""
         shape = f"batch {profile['images']}, width {profile['width']}{queries}{prompt}"
-        lines.append(f"profile {index}, {shape}: {summary([layer for layer in layers if layer.profile == index])}")
+        made = summary([layer for layer in layers if layer.profile == index])
+        lines.append(f"profile {index}, {shape}: {made}, copied caches: {copied[index]} bytes")
     return lines
 
 

@@ -48,6 +48,11 @@ def dry_run(job: BuildJob, folder: Path | None = None) -> list[str]:
     check_precision(job)
     if job.target != RTX and job.compute_capabilities:
         raise EngineError(f"{job.target} builds for the GPU that it runs on: leave --compute-capability out")
+    if job.attention == "view":
+        raise EngineError(
+            "--attention view is for engines that are looked into while they are built, which these commands do not: "
+            "build it without --dry-run, or use --attention auto"
+        )
     bundle = open_bundle(job.bundle)
     if folder is not None and os.path.lexists(folder):
         raise EngineError(f"{folder} is there already: name a new folder for the graphs")

@@ -170,17 +170,17 @@ def make_plan(
     slots = max(write_index + fitting_width(step.width, widths) for write_index, step in pairs)
     if schedule.rows:  # at most a stand-in or an end of each row, beside the cells and the condition
         slots = schedule.zero_slots + schedule.cells + schedule.grid[0] + fitting_width(schedule.widths[-1], widths)
+    line = None
+    jacobi = schedule.jacobi if exact_width is None else min(schedule.jacobi, exact_width)
+    if jacobi:
+        line = make_line(schedule, column)
+        slots = schedule.zero_slots + len(line) + fitting_width(jacobi, widths)
     prompt = slice(schedule.zero_slots, schedule.zero_slots + prompt_slots)
     steps = []
     for (write_index, step), mask in zip(pairs, masks(schedule, slots), strict=True):
         made = plan_step(step, mask, write_index, fitting_width(step.width, widths), column, prompt)
         asked = _asked(made.target_cells, widths) if schedule.queries else made.query_positions
         steps.append(replace(made, query_positions=asked))
-    line = None
-    jacobi = schedule.jacobi if exact_width is None else min(schedule.jacobi, exact_width)
-    if jacobi:
-        line = make_line(schedule, column)
-        slots = schedule.zero_slots + len(line) + fitting_width(jacobi, widths)
     return Plan(
         schedule,
         tuple(steps),

@@ -22,6 +22,7 @@ CACHE_TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8":
 
 STEPS = ("step", "step-logits", "step-noise")
 LIMITS = ("top_k", "top_p")  # inputs of the filters, which a graph may leave out
+ROW_HEADS, ROW_VALUES = "row_heads", "row_values"  # rows * kv_heads, and that many times head_size
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,15 @@ def update_name(cache: str) -> str:
     return cache.replace("_cache_", "_update_")
 
 
-def bound_caches(caches: Mapping[str, Item]) -> dict[str, Item]:
-    """What stands for each cache, under both names."""
-    return {**caches, **{written_name(name): item for name, item in caches.items()}}
+def view_name(cache: str) -> str:
+    """The input that attention reads a cache by, where it is read in another shape than it is updated in."""
+    return f"view_{cache}"
+
+
+def bound_caches(caches: Mapping[str, Item], *, views: bool = False) -> dict[str, Item]:
+    """What stands for each cache, under both names; with `views`, under all three."""
+    names = (written_name, view_name) if views else (written_name,)
+    return {**caches, **{named(name): item for name, item in caches.items() for named in names}}
 
 
 def contract(model: ModelFacts, graph: str, cache_type: str = "float32") -> Contract:
@@ -120,14 +127,18 @@ def lowered_step(
     graph: str = "step",
     *,
     own_mask: bool = False,
+    views: bool = False,
     read_only: bool = False,
 ) -> Contract:
     """The step `graph` as TensorRT is given it: limits only where there are `filters`, and one mask for all rows.
 
     Where a model takes prompts, which are of unequal lengths, each row keeps a mask of its own. `own_mask`: the graph
-    makes it, for each row. `read_only`: caches are inputs alone, and the step's own keys and values outputs.
+    makes it, for each row. `views`: caches lie with slots first, and attention reads them by inputs of their own.
+    `read_only`: caches are inputs alone, and the step's own keys and values outputs.
     """
     plain = step(model, graph, cache_type)
+    if views:
+        plain = with_views(model, plain)
     if read_only:
         own = tuple(tensor for tensor in plain.outputs if "cache" not in tensor.name)
         plain = Contract(plain.inputs, (*own, *updates(model, cache_type)))
@@ -139,6 +150,25 @@ def lowered_step(
         tuple(replace(tensor, shape=(1, *tensor.shape[1:])) if tensor.name == "mask" else tensor for tensor in kept),
         plain.outputs,
     )
+
+
+def with_views(model: ModelFacts, plain: Contract) -> Contract:
+    """The same step with caches in the order slots, rows, heads, head size, each with a view of three dimensions."""
+    names = cache_names(model.caches)
+    both = {*names, *map(written_name, names)}
+
+    def turned(tensor: Tensor) -> Tensor:
+        return replace(tensor, shape=(1, 1, "slots", ROW_VALUES)) if tensor.name in both else tensor
+
+    views = (replace(plain[name], name=view_name(name), shape=("slots", ROW_HEADS, model.head_size)) for name in names)
+    return Contract((*map(turned, plain.inputs), *views), tuple(map(turned, plain.outputs)))
+
+
+def row_sizes(model: ModelFacts, images: int) -> dict[str, int]:
+    """What follows from the number of images of a guided step: rows, and what comes in as many or multiples of them."""
+    rows = guided_rows(images, guided=True)
+    heads = rows * model.kv_heads
+    return {"rows": rows, ROW_HEADS: heads, ROW_VALUES: heads * model.head_size}
 
 
 def caches(model: ModelFacts, cache_type: str) -> tuple[Tensor, ...]:

@@ -17,14 +17,16 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
+from arforge.engines.lowered_session import session_of
+from arforge.engines.tensorrt_view import close_views
 from arforge.runner import Runner
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.backends.tensorrt_identity import between_of, lowered_of
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.bundle import Bundle
+from arforge.runner.step_graph import row_sizes
 
 NUMPY = {
     "tensor(int64)": np.int64,
@@ -104,7 +106,7 @@ class FakeGpu:
             [a + (p * lines + n) * line for p in range(depth) for n in range(height)]
             for a, line, lines in (target, source)
         ]
-        self.do(lambda: [self.move(to, of, width) for to, of in zip(*places, strict=True)])
+        self.do(lambda: [ctypes.memmove(to, of, width) for to, of in zip(*places, strict=True)])
 
     def clear(self, address: int, pitch: int, width: int, rows: int) -> None:
         self.do(lambda: [ctypes.memset(address + row * pitch, 0, width) for row in range(rows)])
@@ -210,49 +212,34 @@ class FakeContext:
         assert self.workspace[1] >= self.engine.get_device_memory_size_for_profile_v2(self.profile)
         assert set(self.addresses) == set(self.engine.types)
         binding = self.engine.session.io_binding()
+        for view, cache in self.engine.views.items():
+            assert self.addresses[view] == self.addresses[cache]  # the session has what is there after the update
         for name, kind in self.engine.types.items():
+            if name in self.engine.views:
+                continue
             bind = binding.bind_input if name in self.engine.inputs else binding.bind_output
             bind(name, "cpu", 0, kind, self.engine.shape(name, self.profile), self.addresses[name])
         self.engine.gpu.do(lambda: self.engine.session.run_with_iobinding(binding))
         return True
 
 
-def runnable(model: ir.Model) -> bytes:
-    """A lowered graph, which is changed, as ONNX Runtime takes it.
-
-    Its quantizers want scales and values of one type, so casts come between: as the standard has it, a
-    quotient is of the scale's type, float32; so is a product here, rounded once.
-    """
-    for node in model.graph:
-        if node.op_type == "QuantizeLinear":
-            wide = ir.Node("", "Cast", [node.inputs[0]], [ir.AttrInt64("to", ir.DataType.FLOAT)])
-            model.graph.insert_before(node, wide)
-            node.replace_input_with(0, wide.outputs[0])
-        elif node.op_type == "DequantizeLinear" and (kind := node.attributes.pop("output_dtype", None)):
-            narrow = ir.Node("", "Cast", [node.outputs[0]], [ir.AttrInt64("to", kind.as_int())])
-            node.outputs[0].replace_all_uses_with(narrow.outputs[0])
-            narrow.replace_input_with(0, node.outputs[0])
-            model.graph.insert_after(node, narrow)
-    return ir.to_proto(model).SerializeToString()
-
-
-def session_of(model: ir.Model, folder: Path) -> onnxruntime.InferenceSession:
-    """Of a lowered graph, which is changed, whose weights lie in `folder`."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return onnxruntime.InferenceSession(runnable(model), options, providers=["CPUExecutionProvider"])
-
-
 class FakeEngine:
     def __init__(self, graph: Path, profiles: list[dict[str, tuple[int, ...]]], gpu: FakeGpu, recorder: Any) -> None:
-        self.session = session_of(ir.load(graph), graph.parent)
+        model = ir.load(graph)
+        views = [value for value in model.graph.inputs if str(value.name).startswith("view_")]
+        if views:
+            close_views(model, len(views) // 2)
+        self.views = {str(value.name): str(value.name).removeprefix("view_") for value in views}
+        self.session = session_of(model, graph.parent)
         self.gpu, self.recorder, self.profiles, self.failure = gpu, recorder, profiles, ""
-        self.inputs = {value.name for value in self.session.get_inputs()}
+        self.inputs = {value.name for value in self.session.get_inputs()} | self.views.keys()
         values = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.types = {value.name: NUMPY[value.type] for value in values}
         self.free = {value.name: [dim if isinstance(dim, int) else -1 for dim in value.shape] for value in values}
-        self.num_io_tensors, self.num_optimization_profiles = len(values), len(profiles)
+        for view in views:
+            self.types[str(view.name)] = self.types[self.views[str(view.name)]]
+            self.free[str(view.name)] = [dim if isinstance(dim, int) else -1 for dim in view.shape or ()]
+        self.num_io_tensors, self.num_optimization_profiles = len(self.types), len(profiles)
 
     def shape(self, name: str, profile: int) -> tuple[int, ...]:
         return self.profiles[profile][name]
@@ -310,7 +297,7 @@ class FakeTensorRT:
         steps, images = [], []
         step = lowered_of(bundle, identity)
         for profile in profiles:
-            dimensions = {**profile, "rows": 2 * profile["images"], "slots": identity["slots"]}
+            dimensions = {**profile, **row_sizes(model, profile["images"]), "slots": identity["slots"]}
             steps.append({tensor.name: tensor.sizes(dimensions) for tensor in (*step.inputs, *step.outputs)})
         self.known[digest(bundle.path(identity["engine"]).read_bytes())] = (bundle.path(identity["lowered"]), steps)
         for kind, contract in between_of(bundle, identity).items():

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from fake_gpu import RTX, FakeGpu, FakeTensorRT, digest, runnable
+from fake_gpu import RTX, FakeGpu, FakeTensorRT, digest
 
+from arforge.engines.lowered_session import runnable
 from arforge.runner import open_bundle
 
 ENTERPRISE = "tensorrt 11.1.0.106"

@@ -29,8 +29,17 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"schedules": ["ntp", "zipar:2"], "images": [2], "filters": True, "prefill_widths": [4, 16]},
     ),
     "par": ("par_bundle", {"schedules": ["par:4"], "images": [1, 2]}),
-    "arpg": ("arpg_bundle", {"schedules": ["arpg:3"], "images": [2]}),
+    "arpg": ("arpg_bundle", {"schedules": ["arpg:3"], "images": [3]}),
     "noise": ("noise_bundle", {"schedules": ["jacobi:6"], "images": [2]}),
+    "only-read": (
+        "bundle",
+        {"schedules": ["ntp", "zipar:2"], "images": [1, 3], "filters": True, "caches": "read-only"},
+    ),
+    "only-read-ahead": ("bundle", {"schedules": ["ntp", "jacobi:6"], "images": [3], "caches": "read-only"}),
+    "only-read-prompts": (
+        "text_bundle",
+        {"schedules": ["zipar:2"], "images": [2], "prefill_widths": [4, 16], "caches": "read-only"},
+    ),
 }
 """Bundles, by their fixtures, and what an engine is built for."""
 

@@ -104,7 +104,7 @@ class Engine(Protocol):
     largest_batch: int | None
     """Images that it decodes together at most; None where it takes any number."""
     one_mask: bool
-    """Whether all rows of a step must see the same slots."""
+    """Whether all images of a step must be at the same place: their rows see the same slots, or write to the same."""
     own_mask: bool
     """Whether the graph makes its mask: then all inputs see all before them, whatever the buffers' masks say."""
     exact_width: int | None

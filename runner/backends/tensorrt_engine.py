@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from arforge.runner.backends.cuda import Gpu
 from arforge.runner.backends.engine import Loop, RequestBuffers, StepBuffers, StepMemory, TableLoop
-from arforge.runner.backends.tensorrt_identity import ELEMENT_TYPES, build_command, choose, lowered_of, reads_only
+from arforge.runner.backends.tensorrt_caches import place_caches
+from arforge.runner.backends.tensorrt_identity import (
+    ELEMENT_TYPES,
+    build_command,
+    choose,
+    has_views,
+    lowered_of,
+    reads_only,
+)
 from arforge.runner.backends.tensorrt_library import Library, load_library
 from arforge.runner.backends.tensorrt_loop import BatchLoop, Loops
 from arforge.runner.backends.tensorrt_placed_rows import PlacedRows
@@ -22,7 +30,7 @@ from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
 from arforge.runner.loop_graph import LOOK_EVERY
 from arforge.runner.plan import Plan
-from arforge.runner.step_graph import bound_caches, cache_names, guided_rows, written_name
+from arforge.runner.step_graph import cache_names, guided_rows, written_name
 
 
 @dataclass(frozen=True)
@@ -63,11 +71,16 @@ class TensorRTEngine:
         taken = {tensor.name: tensor.shape for tensor in step.inputs}
         self._inputs = {n: shape[0] for n, shape in taken.items() if n != "condition" and "slots" not in shape}
         self.own_mask = "mask" not in taken
-        self.one_mask = not self.own_mask and taken["mask"][0] == 1
+        self._shared_mask = not self.own_mask and taken["mask"][0] == 1
+        self._one_place = has_views(identity)  # rows write to the same slots
+        self.one_mask = self._shared_mask or self._one_place
         self.exact_width: int | None = None
         self._placed = self._place_rows() if reads_only(identity) else None
-        self._caches = self._placed.addresses if self._placed else self._allocate_caches()
-        self._clear_caches()
+        addresses = self._placed.addresses if self._placed else None
+        if self._placed is None:
+            self._require_in_place()
+        rows = self._rows(self.batches[-1])
+        self._caches = place_caches(gpu, bundle.model, identity, self.cache_type, rows, addresses)
         self._programs: dict[tuple[int, int, int, int], Program] = {}  # as in _profiles
         self._memory = StepMemory(bundle.model, bundle.sampler.graph)
         self._steps: dict[tuple[int, int], Step] = {}  # width, queries -> of this request
@@ -116,9 +129,7 @@ class TensorRTEngine:
         if self._memory.prepare(images, rows, slots, condition):
             self._steps.clear()
         if zero_slots:
-            heads = guided_rows(self._batch, guided=True) * self._bundle.model.kv_heads
-            for address in self._caches.values():
-                self.gpu.clear(address, self._head_bytes, zero_slots * self._slot_bytes, heads)
+            self._caches.clear(self._rows(self._batch), zero_slots)
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         if (width, queries) not in self._steps:
@@ -161,14 +172,18 @@ class TensorRTEngine:
     def _stage_one(self, step: Step) -> None:
         """Put what the buffers and settings hold into the inputs of the step's program."""
         inputs, buffers = step.program.inputs, step.buffers
-        if self.one_mask and (buffers.mask[1:] != buffers.mask[:-1]).any():
-            raise EngineError(
-                f"the rows of a step see different slots, and {self.library.name} has one mask for all: decode images "
-                "that are at other steps apart"
-            )
+        for array, does, has in (
+            (buffers.mask, "see", "one mask for all" if self._shared_mask else None),
+            (buffers.write_index, "write to", "caches with slots first" if self._one_place else None),
+        ):
+            if has and (array[1:] != array[:-1]).any():
+                raise EngineError(
+                    f"the rows of a step {does} different slots, and {self.library.name} has {has}: decode images "
+                    "that are at other steps apart"
+                )
         self._stage_settings(inputs, step.images, step.rows)
         if not self.own_mask:
-            mask = buffers.mask[:1] if self.one_mask else buffers.mask[step.rows]
+            mask = buffers.mask[:1] if self._shared_mask else buffers.mask[step.rows]
             inputs["mask"][..., : self._memory.slots] = mask
         given = {} if step.shared else vars(buffers)
         for name, first in self._inputs.items():
@@ -189,20 +204,15 @@ class TensorRTEngine:
 
     def cache(self, name: str) -> NDArray[Any]:
         """A copy of one cache of the present request, (rows, kv_heads, slots, head_size)."""
-        model, memory = self._bundle.model, self._memory
-        found = np.zeros((memory.rows, model.kv_heads, memory.slots, model.head_size), self.cache_type)
-        for row in range(memory.rows):
-            first = int(np.flatnonzero(self._places[1] == row)[0])
-            self.gpu.download_rows(found[row], self._address(name, first), self._head_bytes)
+        memory, rows = self._memory, self._rows(self._batch)
+        places = [int(np.flatnonzero(self._places[1] == row)[0]) for row in range(memory.rows)]
+        found = [self._caches.read(name, place, rows, memory.slots) for place in places]
         self.gpu.synchronize()
-        return found
+        return np.stack(found)
 
     def write_cache(self, name: str, row: int, first: int, values: NDArray[Any]) -> None:
-        values = np.ascontiguousarray(values)
-        for place in np.flatnonzero(self._places[1] == row):
-            address = self._address(name, int(place)) + first * self._slot_bytes
-            self.gpu.upload_rows(address, self._head_bytes, values)
-        self.gpu.synchronize()  # before the caller's array may change
+        places = np.flatnonzero(self._places[1] == row).tolist()
+        self._caches.write(name, places, self._rows(self._batch), first, values)
 
     def close(self) -> None:
         self._loaded.close()
@@ -225,41 +235,22 @@ class TensorRTEngine:
         images = np.minimum(np.arange(self._batch), memory.images - 1)
         return images, np.concatenate([images, images + (memory.rows - memory.images)])
 
-    @property
-    def _slot_bytes(self) -> int:
-        return self.cache_type.itemsize * self._bundle.model.head_size
+    @staticmethod
+    def _rows(images: int) -> int:
+        """Of the programs that decode so many."""
+        return guided_rows(images, guided=True)
 
-    @property
-    def _head_bytes(self) -> int:
-        return int(self.identity["slots"]) * self._slot_bytes
-
-    def _address(self, name: str, row: int) -> int:
-        """Where a row of a cache begins, counted in the rows of this request's programs."""
-        return self._caches[name] + row * self._bundle.model.kv_heads * self._head_bytes
-
-    @property
-    def _heads(self) -> int:
-        """Of all rows of the largest batch, which caches have memory for."""
-        return guided_rows(self.batches[-1], guided=True) * self._bundle.model.kv_heads
+    def _require_in_place(self) -> None:
+        """Raise EngineError unless the engine writes each cache where it reads it."""
+        for name in cache_names(self._bundle.model.caches):
+            if self._loaded.engine.get_aliased_input_tensor(written_name(name)) != name:
+                self._refuse(f"it does not update {name} in place")
 
     def _place_rows(self) -> PlacedRows:
         model, profiles = self._bundle.model, self.identity["profiles"]
-        steps = {(guided_rows(one["images"], guided=True), one["width"]) for one in profiles}
-        slots = int(self.identity["slots"])
-        return PlacedRows(self.gpu, model.caches, model.kv_heads, slots, self._slot_bytes, steps)
-
-    def _allocate_caches(self) -> dict[str, int]:
-        """Raises EngineError unless the engine writes each cache where it reads it."""
-        names = cache_names(self._bundle.model.caches)
-        for name in names:
-            if self._loaded.engine.get_aliased_input_tensor(written_name(name)) != name:
-                self._refuse(f"it does not update {name} in place")
-        return {name: self.gpu.allocate(self._heads * self._head_bytes) for name in names}
-
-    def _clear_caches(self) -> None:
-        """NaN in a slot that no mask lets through would spoil its row all the same."""
-        for address in self._caches.values():
-            self.gpu.clear(address, self._head_bytes, self._head_bytes, self._heads)
+        steps = {(self._rows(one["images"]), one["width"]) for one in profiles}
+        slots, slot_bytes = int(self.identity["slots"]), self.cache_type.itemsize * model.head_size
+        return PlacedRows(self.gpu, model.caches, model.kv_heads, slots, slot_bytes, steps)
 
     def _step(self, width: int, queries: int) -> Step:
         memory, batch = self._memory, self._batch
@@ -284,8 +275,7 @@ class TensorRTEngine:
             self._refuse(f"it was not built for steps of {width} tokens{asked}", "--schedule")
         kind = min(kinds)  # with the least room for a prompt
         if kind not in self._programs:
-            rows = guided_rows(batch, guided=True)
-            bound = self._placed.bound(rows, width) if self._placed else bound_caches(self._caches)
+            bound = self._placed.bound(self._rows(batch), width) if self._placed else self._caches.bound
             self._programs[kind] = self._loaded.program(self._profiles[kind], bound)
         return self._programs[kind]
 

@@ -15,6 +15,8 @@ from arforge.runner.table_graph import TableSizes, table_contract
 
 ELEMENT_TYPES = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
 """Of caches, by an identity's `types`, in the words of a contract."""
+ROWS_FIRST, SLOTS_FIRST = "rows heads slots size", "slots rows heads size"
+"""The order of a cache's dimensions in memory, by an identity's `cache_order`; the second has views."""
 RTX_DEFAULT = "8.6"  # the least that TensorRT-RTX builds for where nothing else is asked
 
 
@@ -27,8 +29,14 @@ def lowered_of(bundle: Bundle, identity: Mapping[str, Any]) -> Contract:
         identity["filters"],
         bundle.sampler.graph,
         own_mask=own_mask,
+        views=has_views(identity),
         read_only=reads_only(identity),
     )
+
+
+def has_views(identity: Mapping[str, Any]) -> bool:
+    """Whether the caches lie with slots first, and attention reads them by views."""
+    return bool(identity.get("cache_order") == SLOTS_FIRST)
 
 
 def reads_only(identity: Mapping[str, Any]) -> bool:

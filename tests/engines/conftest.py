@@ -57,6 +57,19 @@ def rtx_text_bundle(text_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
     return made_once(tmp_path_factory, "rtx-text.bundle", make)
 
 
+@pytest.fixture(scope="session")
+def rtx_view_bundle(grouped_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LlamaGen's with grouped heads, at two widths, in fp16 and int8 by views. Tests must leave it as it is."""
+
+    def make(path: Path) -> None:
+        shutil.copytree(grouped_bundle, path)
+        tensorrt.build(BuildJob(path, RTX, "fp16", ["8.6"], ["zipar:2"], [1, 3], attention="view"))
+        calibrate(CalibrationJob(path, Rule("max", 100.0), ["ntp"], samples=2, check=0))
+        tensorrt.build(BuildJob(path, RTX, "int8", ["8.6"], ["zipar:2"], [1, 3], attention="view"))
+
+    return made_once(tmp_path_factory, "rtx-view.bundle", make)
+
+
 @pytest.fixture
 def rtx_copy(rtx_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(rtx_bundle, tmp_path / "copy.bundle"))

@@ -65,6 +65,10 @@ def test_an_fp16_engine_updates_its_caches_in_place_and_fuses_attention(rtx_bund
     assert [profile["width"] for profile in identity["profiles"]] == [1, 2, 4]
     assert identity["decoder_reason"] is None
     assert opened.path(identity["decoder"]).stat().st_size > 1e6
+    cache = 2 * opened.model.kv_heads * identity["slots"] * opened.model.head_size * 2  # bytes
+    copied = 2 * opened.model.layers * cache  # of each layer keys and values, above width 1
+    assert identity["copied_cache_bytes"] == [0, copied, copied]
+    assert identity["cache_order"] == "rows heads slots size"
     layers = layers_of(opened, identity)
     for profile in (0, 1, 2):
         mine = [layer for layer in layers if layer.profile == profile]
@@ -288,7 +292,7 @@ def tamper(root: Path, precision: str, **fields: Any) -> Bundle:
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"slots": 8}, VerificationError, "cache key_cache_0 has heads, slots and head size .*expected"),
+        ({"slots": 8}, VerificationError, "cache key_cache_0 has the shape .*expected"),
         ({"types": "float"}, VerificationError, "cache key_cache_0 is HALF, expected FLOAT"),
         ({"filters": True}, VerificationError, "its inputs are .*expected .*top_k"),
         (
@@ -343,7 +347,7 @@ def test_a_dry_run_prints_commands_and_needs_no_library(bundle_copy: Path, monke
     for name in ("tensorrt_rtx", "tensorrt_rtx_bindings", "polygraphy"):
         monkeypatch.setitem(sys.modules, name, None)
     folder = bundle_copy.with_name("graphs")
-    step, decoder = dry_run(BuildJob(bundle_copy, RTX, "fp16", ["8.6", "8.9"], ["zipar:4"]), folder)
+    step, table, decoder = dry_run(BuildJob(bundle_copy, RTX, "fp16", ["8.6", "8.9"], ["zipar:4"]), folder)
     words = step.split()
     assert words[0] == "tensorrt_rtx"
     options = dict(word.removeprefix("--").split("=", 1) for word in words[1:] if "=" in word)
@@ -355,6 +359,7 @@ def test_a_dry_run_prints_commands_and_needs_no_library(bundle_copy: Path, monke
     assert given == [f"--optShapes={free.format(width, slots)}" for width in (1, 2, 3)]
     assert [word for word in words if word.startswith("--profile=")] == ["--profile=0", "--profile=1", "--profile=2"]
     assert "tokens:1x8x8" in decoder
+    assert "--profile=2" in table
     opened = open_bundle(bundle_copy)
     opened.check_hashes()
     assert not (bundle_copy / "graphs/fp16").exists()
@@ -366,15 +371,15 @@ def test_a_dry_run_prints_commands_and_needs_no_library(bundle_copy: Path, monke
 
 
 def test_a_dry_run_for_tensorrt(bundle_copy: Path) -> None:
-    step, loop, _ = dry_run(
+    step, table, _ = dry_run(
         BuildJob(bundle_copy, "tensorrt", "fp32", schedules=["ntp"], images=[1, 2], strip_weights=True)
     )
     words = step.split()
     assert words[0] == "trtexec"
     assert {"--noTF32", "--stripWeights", "--refit", "--profile=1"} <= set(words)
     assert any(word.startswith("--maxShapes=tokens:4x1,") and "key_cache_0:4x4x64x16" in word for word in words)
-    assert "--optShapes=known:2x64,place:2,passes:2,fault:2,drawn:2x1," in loop
-    assert "--stripWeights" not in loop
+    assert "--optShapes=known:4x65,fault:2,fault_call:2,drawn:2," in table
+    assert "--stripWeights" not in table
     with pytest.raises(EngineError, match="leave --compute-capability out"):
         dry_run(BuildJob(bundle_copy, "tensorrt", "fp16", ["8.6"]))
 

@@ -14,14 +14,17 @@ from safetensors.torch import save_file
 from tiny import CONFIG, random_weights
 
 from arforge.engines.tensorrt import BuildJob, build
-from arforge.engines.tensorrt_graph import lower_for_tensorrt
+from arforge.engines.tensorrt_blocks import blocks_for_tensorrt
+from arforge.engines.tensorrt_graph import lower_for_tensorrt, typed_graph
 from arforge.engines.tensorrt_layers import check_layers, expected, is_int4_product, load_layers
+from arforge.engines.tensorrt_weights import KERNEL_BYTES, check_weights, weights_of
 from arforge.engines.verify import verify_bundle
 from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families.llamagen import FAMILY
 from arforge.export.stored_values import stored_values
 from arforge.export.verify import stored_weights
-from arforge.runner import open_bundle
+from arforge.export.wide_weights import widen
+from arforge.runner import EngineError, open_bundle
 from arforge.runner.bundle import Bundle
 
 RTX = "tensorrt-rtx"
@@ -67,6 +70,25 @@ def test_an_engine_of_floats_is_no_engine_of_four_bits(stored: Bundle) -> None:
     assert all("does not read weights of 4 bits" in problem for problem in problems)
 
 
+def test_the_engine_has_the_size_of_weights_of_four_bits(stored: Bundle) -> None:
+    built = build(BuildJob(stored.root, RTX, "int4"))
+    opened = open_bundle(stored.root)
+    weights = weights_of(ir.load(opened.path(built.identity["lowered"])))
+    dim, hidden = CONFIG.dim, 192
+    assert weights.narrow == CONFIG.n_layer * (4 * dim * dim + 3 * dim * hidden)  # all products but the head
+    layers = load_layers(opened.path(built.identity["layers"]).read_bytes())
+    assert check_weights(layers, built.engine_bytes, weights, 1) == []
+    widened = weights.bytes + KERNEL_BYTES * len(layers) + 1
+    (problem,) = check_weights(layers, widened, weights, 1)
+    assert f"the engine has {widened} bytes, at most {widened - 1} are expected of weights of" in problem
+    (problem,) = check_weights(layers, built.engine_bytes, replace(weights, narrow=weights.narrow + 2), 1)
+    assert problem.startswith(f"profile 0: products read {weights.narrow} numbers of 4 bits, the graph has ")
+    assert check_weights(layers, 1 << 40, replace(weights, narrow=0), 1) == []  # of an engine of floats nothing is said
+    lines: list[str] = []
+    verify_bundle(stored.root, lines.append, target=RTX)
+    assert any(f"; {weights}" in line for line in lines)
+
+
 def test_codes_and_scales_stand_for_the_stored_values(stored: Bundle) -> None:
     model = lower_for_tensorrt(stored, "int4", 64, 1, False, "auto").model
     values = stored_weights(stored.graph("step", "fp32"))
@@ -85,6 +107,36 @@ def test_codes_and_scales_stand_for_the_stored_values(stored: Bundle) -> None:
         found = tensor.astype(np.float32) * np.repeat(scale, tensor.shape[1] // scale.shape[1], axis=1)
         wanted = values[str(codes.name)].numpy()
         np.testing.assert_allclose(found, wanted, rtol=1e-3)
+
+
+def block_sizes(model: ir.Model) -> list[int]:
+    return [node.attributes["block_size"].as_int() for node in model.graph if node.op_type == "DequantizeLinear"]
+
+
+def test_tensorrt_is_given_no_blocks_of_a_size_that_it_does_not_take(stored: Bundle) -> None:
+    """Of 64 inputs two blocks are of 32 each, of the 192 inputs of w2 there are three of 64."""
+    rtx = typed_graph(stored, "int4", RTX)
+    assert sorted(set(block_sizes(rtx))) == [32, 64]
+    other = typed_graph(stored, "int4", "tensorrt")
+    assert block_sizes(other) == [size for size in block_sizes(rtx) if size == 64] != []
+    weight = other.graph.initializers["layers.0.feed_forward.w1.weight"].const_value
+    assert weight is not None
+    assert weight.dtype == ir.DataType.FLOAT16
+    wanted = stored_weights(stored.graph("step", "fp32"))["layers.0.feed_forward.w1.weight"].numpy()
+    np.testing.assert_allclose(stored_values(weight).astype(np.float32).T, wanted, rtol=1e-3)  # rounded once
+
+
+def test_a_graph_of_small_blocks_alone_is_refused_for_tensorrt(stored: Bundle) -> None:
+    model = ir.load(stored.graph("step", "fp32"))
+    products = [node for node in model.graph if node.op_type == "MatMul"]
+    for node in products:
+        made = node.inputs[1].producer() if node.inputs[1] is not None else None
+        source = made.inputs[0].producer() if made is not None and made.inputs[0] is not None else None
+        if source is not None and source.attributes["block_size"].as_int() == 64:
+            node.op_type = "Removed"
+    widen(model, blocks=(8,))
+    with pytest.raises(EngineError, match="whose weights blocks fit, which for tensorrt have 64, 128 inputs"):
+        blocks_for_tensorrt(model, "tensorrt")
 
 
 def test_blocks_are_made_of_float_weights(bundle: Path, tmp_path: Path) -> None:

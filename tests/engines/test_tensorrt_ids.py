@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
-from fake_gpu import RTX, FakeGpu, fake_library, session_of
+from fake_gpu import RTX, FakeGpu, fake_library
 from made_once import made_once
 from tiny_llama import (
     EMU3,
@@ -28,6 +28,7 @@ from arforge.calibration.int8 import CalibrationJob, calibrate
 from arforge.calibration.ranges import Rule
 from arforge.cli import main
 from arforge.engines import tensorrt
+from arforge.engines.lowered_session import session_of
 from arforge.engines.tensorrt import BuildJob
 from arforge.engines.tensorrt_graph import source_precision, typed_graph
 from arforge.engines.tensorrt_layers import check_layers, expected, is_int4_product, load_layers

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from fake_gpu import RTX, FakeGpu, fake_library, session_of
+from fake_gpu import RTX, FakeGpu, fake_library
 
+from arforge.engines.lowered_session import session_of
 from arforge.engines.precision import TYPES, lower_precision
 from arforge.engines.tensorrt_run import compare_engine
 from arforge.runner import Runner, open_bundle

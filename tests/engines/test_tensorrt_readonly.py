@@ -12,21 +12,19 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from fake_gpu import FakeGpu, fake_library, session_of
+from fake_gpu import FakeGpu, fake_library
 from made_once import made_once
 
 from arforge.engines import tensorrt
 from arforge.engines.opset_20 import OPSET
 from arforge.engines.tensorrt import GRAPH, BuildJob
-from arforge.engines.tensorrt_graph import decoder_graph, lower_for_tensorrt, typed_graph, write_model
+from arforge.engines.tensorrt_graph import decoder_graph, lower_for_tensorrt, write_model
 from arforge.engines.tensorrt_layers import Expected, Layer, Tensor, check_layers, expected, load_layers
+from arforge.engines.tensorrt_run import compare_engine
 from arforge.engines.tensorrt_verify import verify_engine
-from arforge.runner import EngineError, Runner, open_bundle
-from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
-from arforge.runner.backends.tensorrt_engine import TensorRTEngine
+from arforge.runner import EngineError, open_bundle
 from arforge.runner.bundle import Bundle
 from arforge.runner.bundle.writer import changing
-from arforge.runner.conditions import sample_subjects
 from arforge.runner.errors import VerificationError
 from arforge.runner.step_graph import cache_names, update_name
 
@@ -220,24 +218,21 @@ def test_engines_copy_no_cache_at_any_width_and_verify(
 
 
 @pytest.mark.parametrize(("family", "precision"), CASES)
-def test_tokens_are_those_of_the_graph_of_that_precision(
+def test_steps_agree_with_onnx_runtime(
     read_only_bundles: dict[str, Path], family: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU that is not there; in 16 bits another order of sums may tip a near tie."""
+    """As `verify` on a machine with a GPU: given the same tokens so far, on a GPU that is not there."""
     monkeypatch.setenv("ARFORGE_CACHE", str(tmp_path / "kernels"))
     opened = open_bundle(read_only_bundles[family])
     entry = next(one for one in opened.engines if one.precision == precision and one.device == "rtx")
     identity, gpu = opened.identity(entry), FakeGpu()
     library = fake_library(gpu, identity["library"].split()[1])
     library.trt.add(opened, identity)
-    graph = opened.graph("step", precision)
-    session = session_of(typed_graph(opened, precision), graph.parent)
-    reference = OnnxRuntimeEngine(opened, precision, path=graph, session=session)
-    asked: dict[str, Any] = {"guidance": 3.0, "top_k": 0} | sample_subjects(opened.model, 2).take([0, 1, 0])
-    with Runner(opened, TensorRTEngine(opened, identity, library, gpu)) as mine, Runner(opened, reference) as wanted:
-        found, tokens = (runner.generate(**asked).tokens for runner in (mine, wanted))
-    assert (found == tokens).mean() > 0.9
-    assert len(np.unique(tokens)) > 5
+    (schedule,) = identity["options"]["schedule"]
+    found = compare_engine(opened, identity, library, schedule, gpu)  # type: ignore[arg-type]
+    assert found.steps > 2
+    assert 0 < found.largest_error < (0.1 if precision == "int8" else 1e-2)
+    assert found.same_step_tokens > 0.8
 
 
 def test_an_identity_that_says_otherwise_does_not_verify(read_only_bundles: dict[str, Path], tmp_path: Path) -> None:

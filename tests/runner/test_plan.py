@@ -53,6 +53,15 @@ def test_padding_gets_spare_slots_at_the_end() -> None:
     assert all(step.mask.shape == (8, plan.slots) for step in plan.steps)
 
 
+@pytest.mark.parametrize("widths", [None, [1, 8]])
+def test_steps_of_a_schedule_that_runs_ahead_see_the_slots_of_its_widest_call(widths: list[int] | None) -> None:
+    plan = make_plan(compile_schedule("jacobi:8", (4, 4)), widths, prompt_slots=3)
+    assert plan.line is not None
+    assert plan.slots == len(plan.line) + 8 + 3
+    assert all(step.mask.shape[1] == plan.slots for step in plan.steps)  # as engines compare them step by step
+    assert not any(step.mask[:, len(plan.line) + 3 :].any() for step in plan.steps)
+
+
 def test_widths_that_are_too_narrow_say_which_one_is_needed() -> None:
     with pytest.raises(EngineError, match=r"decodes 2 tokens in a step.*widths 1: rebuild.*--width 2"):
         make_plan(compile_schedule("zipar:3", (4, 4)), [1])

@@ -157,6 +157,11 @@ std::vector<std::string> cache_names(std::int64_t caches) {
 
 std::string written_name(const std::string& cache) { return "new_" + cache; }
 
+std::string update_name(const std::string& cache) {
+  std::string name = cache;
+  return name.replace(name.find("_cache_"), sizeof "_cache_" - 1, "_update_");
+}
+
 std::int64_t guided_rows(std::int64_t images, bool guided) { return guided ? 2 * images : images; }
 
 const char* name_of(Type type) {

@@ -54,6 +54,9 @@ Type cache_type(const std::string& precision);
 std::vector<std::string> cache_names(std::int64_t caches);
 std::string written_name(const std::string& cache);
 
+// The output that holds a step's own keys or values, of an engine that only reads its caches.
+std::string update_name(const std::string& cache);
+
 // Whether a step reads rows of a prompt. Classes are tokens, of which the step has its own table.
 bool conditioned(const ModelFacts& model);
 

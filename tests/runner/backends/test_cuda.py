@@ -42,7 +42,7 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_every_call_reaches_the_runtime_and_says_that_there_is_no_gpu(name: str, gpu: Gpu) -> None:
-    with pytest.raises(EngineError, match="there is no CUDA GPU here, or no driver for CUDA 13"):
+    with pytest.raises(EngineError, match="there is no CUDA GPU here, or no driver for this cuda-bindings"):
         CALLS[name](gpu)
 
 
@@ -55,7 +55,7 @@ def test_opening_says_so_too() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(EngineError, match=r"cuda-bindings is not installed: pip install 'cuda-bindings>=13'"):
+    with pytest.raises(EngineError, match="cuda-bindings is not installed: pip install cuda-bindings, of the"):
         Gpu()
 
 

@@ -146,10 +146,10 @@ def test_caches_stay_where_they_are_and_are_never_copied(built: Path, open_fake:
     for program in engine._programs.values():
         bound = context_addresses(program)
         for name in cache_names(model.caches):
-            assert bound[name] == bound[f"new_{name}"] == engine._caches[name]
+            assert bound[name] == bound[f"new_{name}"] == engine._caches.addresses[name]
             assert name not in program.inputs
     assert max(gpu.copied) < size
-    assert len({*engine._caches.values()}) == 2 * model.caches
+    assert len({*engine._caches.addresses.values()}) == 2 * model.caches
 
 
 def test_the_caches_hold_what_onnxruntimes_do(built: Path, runner: Runner, open_fake: Callable[..., Opened]) -> None:

@@ -212,7 +212,9 @@ def stand_in(with_rtx: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 @pytest.fixture(scope="session")
 def stand_ins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StandIns:
     """Bundles of a kind whose engines of a precision the stand-in runs. Tests must leave them as they are."""
-    from arforge.engines import tensorrt  # which takes long to import
+    from arforge.calibration.int8 import CalibrationJob, calibrate  # which take long to import
+    from arforge.calibration.ranges import Rule
+    from arforge.engines import tensorrt
 
     made: dict[tuple[str, str], Path] = {}
 
@@ -222,6 +224,8 @@ def stand_ins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
             def make(path: Path) -> None:
                 copy = Path(shutil.copytree(request.getfixturevalue(source), path.with_name("built.bundle")))
+                if precision == "int8":
+                    calibrate(CalibrationJob(copy, Rule("max", 100.0), ["ntp"], samples=2, check=0))
                 tensorrt.build(tensorrt.BuildJob(copy, RTX, precision, **wishes))
                 copy.rename(path)
 

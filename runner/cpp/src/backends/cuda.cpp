@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iomanip>
+#include <numeric>
 
 #include "arforge.hpp"
 #include "text.h"
@@ -40,6 +41,11 @@ int attribute(cudaDeviceAttr name) {
 }
 
 } // namespace
+
+Planes Planes::of(std::size_t line, std::size_t lines) {
+  const std::size_t step = ALIGNMENT / std::gcd(line, ALIGNMENT);
+  return {nullptr, line, (lines + step - 1) / step * step};
+}
 
 Gpu::Gpu() {
   int count = 0;
@@ -99,6 +105,15 @@ void Gpu::download_rows(std::uint8_t* target, const std::uint8_t* source, std::s
                         std::size_t rows) {
   check(cudaMemcpy2DAsync(target, width, source, pitch, width, rows, cudaMemcpyDeviceToHost, stream_),
         "cudaMemcpy2DAsync");
+}
+
+void Gpu::copy_box(const std::array<std::size_t, 3>& extent, const Planes& target, const Planes& source) {
+  cudaMemcpy3DParms wanted{};
+  wanted.dstPtr = {target.place, target.line, target.line, target.lines};
+  wanted.srcPtr = {source.place, source.line, source.line, source.lines};
+  wanted.extent = {extent[0], extent[1], extent[2]};
+  wanted.kind = cudaMemcpyDeviceToDevice;
+  check(cudaMemcpy3DAsync(&wanted, stream_), "cudaMemcpy3DAsync");
 }
 
 void Gpu::clear(std::uint8_t* target, std::size_t pitch, std::size_t width, std::size_t rows) {

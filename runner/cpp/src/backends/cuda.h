@@ -1,6 +1,7 @@
 // One CUDA GPU: its memory, one stream of work on it, and CUDA graphs of that work.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -9,6 +10,20 @@
 #include <cuda_runtime_api.h>
 
 namespace arforge {
+
+constexpr std::size_t ALIGNMENT = 256; // bytes, of what TensorRT is given
+
+// Planes of lines in device memory, one behind the other.
+struct Planes {
+  std::uint8_t* place = nullptr;
+  std::size_t line = 0, lines = 0; // bytes from one line to the next, lines from one plane to the next
+
+  // Lines of that many bytes, of which as many are added as let the next plane begin where a tensor may.
+  static Planes of(std::size_t line, std::size_t lines);
+
+  [[nodiscard]] std::size_t bytes() const { return line * lines; } // of a plane
+  [[nodiscard]] std::uint8_t* plane(std::size_t index) const { return place + index * bytes(); }
+};
 
 // The first GPU. All work goes to one stream, in order; memory that it gives lasts as long as it does. Every function
 // throws Error (engine) if CUDA fails.
@@ -35,6 +50,9 @@ public:
                    std::size_t rows);
   void download_rows(std::uint8_t* target, const std::uint8_t* source, std::size_t pitch, std::size_t width,
                      std::size_t rows);
+
+  // Queues a copy on the device: of bytes of a line, lines of a plane, and planes.
+  void copy_box(const std::array<std::size_t, 3>& extent, const Planes& target, const Planes& source);
 
   // Queues zeros into the first `width` bytes of each of `rows` rows that lie `pitch` bytes apart.
   void clear(std::uint8_t* target, std::size_t pitch, std::size_t width, std::size_t rows);

@@ -2,13 +2,18 @@
 
 namespace arforge {
 
-TensorRTCaches::TensorRTCaches(Gpu& gpu, const ModelFacts& model, Type type, std::int64_t slots, std::int64_t rows)
+TensorRTCaches::TensorRTCaches(Gpu& gpu, const ModelFacts& model, Type type, std::int64_t slots, std::int64_t rows,
+                               bool together)
     : gpu_(gpu), kv_heads_(static_cast<std::size_t>(model.kv_heads)), slots_(slots), rows_(rows),
       slot_bytes_(entries_of({model.head_size}) * bytes_of(type)),
       head_bytes_(entries_of({slots, static_cast<std::int64_t>(slot_bytes_)})), names_(cache_names(model.caches)) {
   const std::size_t size = entries_of({rows, model.kv_heads, static_cast<std::int64_t>(head_bytes_)});
+  if (together) {
+    planes_ = Planes::of(head_bytes_, static_cast<std::size_t>(rows) * kv_heads_);
+    planes_.place = gpu.allocate(planes_.bytes() * names_.size());
+  }
   for (std::size_t cache = 0; cache < names_.size(); cache++) {
-    addresses_.push_back(gpu.allocate(size));
+    addresses_.push_back(together ? planes_.plane(cache) : gpu.allocate(size));
   }
   clear(); // NaN in a slot that no mask lets through would spoil its row all the same
 }

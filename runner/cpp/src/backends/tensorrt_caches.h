@@ -14,12 +14,16 @@ namespace arforge {
 // Each is (rows, kv_heads, slots, head_size), of the rows of the programs that run.
 class TensorRTCaches {
 public:
-  // `rows`: of the largest batch. Throws Error (engine) if there is no memory for them.
-  TensorRTCaches(Gpu& gpu, const ModelFacts& model, Type type, std::int64_t slots, std::int64_t rows);
+  // `rows`: of the largest batch; `together`: in one block. Throws Error (engine) if there is no memory for them.
+  TensorRTCaches(Gpu& gpu, const ModelFacts& model, Type type, std::int64_t slots, std::int64_t rows, bool together);
 
   // Where programs find each, and write it, by the names of inputs and outputs.
   [[nodiscard]] Places places() const;
   [[nodiscard]] const std::vector<std::string>& names() const { return names_; }
+
+  [[nodiscard]] const Planes& planes() const { return planes_; } // of caches that lie together, a line a head
+  [[nodiscard]] std::size_t kv_heads() const { return kv_heads_; }
+  [[nodiscard]] std::size_t slot_bytes() const { return slot_bytes_; } // of a head
 
   // Queues zeros into the first slots of the first rows; or into all of them.
   void clear(std::int64_t slots, std::int64_t rows);
@@ -38,6 +42,7 @@ private:
   std::size_t slot_bytes_, head_bytes_; // of a head: one slot, and all
   std::vector<std::string> names_;
   std::vector<std::uint8_t*> addresses_;
+  Planes planes_;
 };
 
 } // namespace arforge

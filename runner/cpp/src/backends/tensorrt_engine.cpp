@@ -58,16 +58,28 @@ TensorRTEngine::TensorRTEngine(const Bundle& bundle, TensorRTIdentity identity, 
       plain_(contract_of(bundle.model, bundle.sampler.graph(), identity_.types)),
       loaded_(bundle.root / std::filesystem::u8path(identity_.engine), library, *gpu_,
               stripped_from(bundle, identity_)),
-      caches_(caches()) {}
+      caches_(caches()) {
+  if (identity_.read_only) {
+    std::vector<PlacedRows::Step> steps;
+    for (const ShapeProfile& profile : identity_.profiles) {
+      steps.emplace_back(guided_rows(profile.images, true), profile.width);
+    }
+    placed_.emplace(*gpu_, caches_, steps);
+  }
+}
 
-// Throws Error (engine) unless the engine writes each cache where it reads it.
+// Throws Error (engine) unless the engine writes each cache where it reads it, if it writes to them.
 TensorRTCaches TensorRTEngine::caches() const {
+  const std::int64_t rows = guided_rows(batches_.back(), true);
+  if (identity_.read_only) {
+    return {*gpu_, bundle_.model, identity_.types, identity_.slots, rows, true};
+  }
   for (const std::string& name : cache_names(bundle_.model.caches)) {
     if (!loaded_.aliases(written_name(name), name)) {
       refuse(text("it does not update ", name, " in place"));
     }
   }
-  return {*gpu_, bundle_.model, identity_.types, identity_.slots, guided_rows(batches_.back(), true)};
+  return {*gpu_, bundle_.model, identity_.types, identity_.slots, rows, false};
 }
 
 void TensorRTEngine::refuse(const std::string& problem, const char* option) const {
@@ -130,6 +142,7 @@ std::unique_ptr<TensorRTEngine::Step> TensorRTEngine::make_step(const Inputs& in
                                           make_buffers(plain_, sizes),
                                           {},
                                           chosen.input("mask"),
+                                          chosen.input("write_index"),
                                           chosen.output("next_tokens"),
                                           chosen.input("top_k") != nullptr});
   if (step->mask != nullptr) {
@@ -166,7 +179,9 @@ Program& TensorRTEngine::program(const Inputs& inputs) {
   const ShapeProfile& profile = identity_.profiles[*best];
   std::unique_ptr<Program>& made = programs_[{profile.images, profile.width, profile.queries, profile.condition}];
   if (made == nullptr) {
-    std::unique_ptr<Program> opened = loaded_.program(static_cast<std::int32_t>(*best), caches_.places());
+    const Places places =
+        placed_ ? placed_->places({guided_rows(profile.images, true), profile.width}) : caches_.places();
+    std::unique_ptr<Program> opened = loaded_.program(static_cast<std::int32_t>(*best), places);
     check_tensors(*opened, profile);
     made = std::move(opened);
   }
@@ -201,8 +216,16 @@ void TensorRTEngine::run(const Shape& shape, bool /*first*/) {
   Step& step = *steps_.find({shape.width, shape.queries})->second;
   stage(step);
   step.program->run();
+  if (placed_) {
+    placed_->put({static_cast<std::int64_t>(rows_.size()), shape.width}, write_index_of(step));
+  }
   std::memcpy(step.buffers.next_tokens.data(), step.next_tokens->data,
               step.buffers.next_tokens.size() * sizeof step.buffers.next_tokens[0]);
+}
+
+// Where each row of a step's program writes.
+const std::int64_t* TensorRTEngine::write_index_of(const Step& step) {
+  return reinterpret_cast<const std::int64_t*>(step.write_index->data);
 }
 
 // Puts what the buffers hold into the inputs of the step's program.
@@ -222,6 +245,17 @@ void TensorRTEngine::stage(Step& step) const {
       std::memcpy(feed.into + item * feed.pitch, feed.from + static_cast<std::size_t>(from[item]) * feed.bytes,
                   feed.bytes);
     }
+  }
+  check_places(step);
+}
+
+// Rows of one mask write to the same slots, where the graph tells those from what the caches hold.
+void TensorRTEngine::check_places(const Step& step) const {
+  const std::int64_t* const first = write_index_of(step);
+  const std::int64_t* const end = first + rows_.size();
+  if (placed_ && facts_.one_mask && !std::all_of(first, end, [&](std::int64_t index) { return index == *first; })) {
+    throw Error(Code::engine, text("rows with one mask write to slots [",
+                                   listed(std::vector<std::int64_t>(first, end), ""), "], expected the same"));
   }
 }
 

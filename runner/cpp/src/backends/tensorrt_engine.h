@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -14,6 +15,7 @@
 #include "backends/engine.h"
 #include "backends/tensorrt_caches.h"
 #include "backends/tensorrt_identity.h"
+#include "backends/tensorrt_placed_rows.h"
 #include "backends/tensorrt_program.h"
 
 namespace arforge {
@@ -58,6 +60,7 @@ private:
     StepBuffers buffers;
     std::vector<Feed> feeds;
     HostTensor* mask; // NULL where the graph makes it
+    const HostTensor* write_index;
     const HostTensor* next_tokens;
     bool filters; // whether the program has them
   };
@@ -70,7 +73,9 @@ private:
   Program& program(const Inputs& inputs);
   void check_tensors(Program& program, const ShapeProfile& profile) const;
   void stage(Step& step) const;
+  void check_places(const Step& step) const;
   void stage_mask(const Step& step) const;
+  static const std::int64_t* write_index_of(const Step& step);
   [[noreturn]] void refuse(const std::string& problem, const char* option = nullptr) const;
 
   const Bundle& bundle_;
@@ -82,6 +87,7 @@ private:
   Contract given_, plain_; // the step as the engine has it, and as the runner fills it
   LoadedEngine loaded_;
   TensorRTCaches caches_;
+  std::optional<PlacedRows> placed_; // where the engine only reads them
   std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>, std::unique_ptr<Program>> programs_;
   Extent extent_{};
   std::int64_t batch_ = 0;                        // images that the programs of this request decode

@@ -85,6 +85,9 @@ std::string build_command(const Bundle& bundle, const TensorRTIdentity& identity
   if (wishes.attention != "auto") {
     command += " --attention " + wishes.attention;
   }
+  if (wishes.caches != "auto") {
+    command += " --caches " + wishes.caches;
+  }
   command += wishes.loop ? "" : " --no-loop";
   command += identity.filters ? " --filters" : " --no-filters";
   command += identity.strip_weights ? " --strip-weights" : "";

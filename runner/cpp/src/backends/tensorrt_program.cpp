@@ -11,7 +11,6 @@ namespace arforge {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr std::size_t ALIGNMENT = 256; // bytes, of what TensorRT is given
 constexpr auto USER_MANAGED = nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED;
 
 // Only TensorRT-RTX tells whether a context can be captured; TensorRT's can, since the graphs have no branches.
@@ -97,8 +96,12 @@ void LoadedEngine::refit(const fs::path& graph) {
 }
 
 bool LoadedEngine::aliases(const std::string& output, const std::string& input) const {
+#if defined(TRT_MAJOR_RTX) || NV_TENSORRT_MAJOR > 10 || NV_TENSORRT_MINOR >= 15
   const char* const found = engine_->getAliasedInputTensor(output.c_str());
   return found != nullptr && found == input;
+#else // which has no caches that are updated in place
+  return output.empty() && input.empty();
+#endif
 }
 
 #ifdef TRT_MAJOR_RTX

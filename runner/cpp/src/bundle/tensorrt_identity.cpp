@@ -88,40 +88,72 @@ struct Reader {
     return found;
   }
 
-  // What is there for engines that make several calls by themselves, which this runner makes one by one.
-  void check_loop(const Fields& fields) const {
-    const char* const parts[] = {"own_mask",    "loop_graph",  "loop_layers",
-                                 "loop_reason", "loop_inputs", "loop_profiles"};
-    for (const char* part : parts) {
-      if (fields.has("loop") && !fields.has(part)) {
-        refuse(fields.place("loop"), text("there with ", part));
+  // What is there for engines that make several calls by themselves, which this runner makes one by one. `sizes`: of a
+  // profile; `facts`: what else belongs to that kind.
+  void check_between(const Fields& fields, const std::string& kind, std::initializer_list<const char*> sizes,
+                     const char* facts) const {
+    const std::string graph = kind + "_graph";
+    const std::string layers = kind + "_layers";
+    const std::string reason = kind + "_reason";
+    const std::string profiles = kind + "_profiles";
+    for (const std::string& part : {std::string("own_mask"), graph, layers, reason, std::string(facts), profiles}) {
+      if (fields.has(kind.c_str()) && !fields.has(part.c_str())) {
+        refuse(fields.place(kind.c_str()), text("there with ", part));
       }
     }
-    for (const char* path : {"loop", "loop_graph", "loop_layers"}) {
-      (void)optional(fields, path);
+    for (const std::string& path : {kind, graph, layers}) {
+      (void)optional(fields, path.c_str());
     }
-    (void)optional(fields, "loop_reason", MAX_REASON_LETTERS, 0);
+    (void)optional(fields, reason.c_str(), MAX_REASON_LETTERS, 0);
+    if (fields.has(profiles.c_str())) {
+      for (const Json& entry : list(fields, profiles.c_str(), 0, MAX_ENTRIES)) {
+        check_counts(Fields(entry, fields.place(profiles.c_str()), sizes, document), sizes);
+      }
+    }
+  }
+
+  static void check_counts(const Fields& fields, std::initializer_list<const char*> names) {
+    for (const char* name : names) {
+      (void)fields.whole(name, std::string(name) == "queries" ? 0 : 1);
+    }
+  }
+
+  void check_loop(const Fields& fields) const {
+    check_between(fields, "loop", {"images", "fed", "width"}, "loop_inputs");
     if (fields.has("loop_inputs")) {
       (void)fields.whole("loop_inputs", 0);
     }
-    if (fields.has("loop_profiles")) {
-      for (const Json& entry : list(fields, "loop_profiles", 0, MAX_ENTRIES)) {
-        const Fields one(entry, fields.place("loop_profiles"), {"images", "fed", "width"}, document);
-        (void)(one.whole("images") + one.whole("fed") + one.whole("width"));
-      }
+  }
+
+  void check_table(const Fields& fields) const {
+    check_between(fields, "table", {"images", "width", "queries"}, "table_sizes");
+    if (fields.has("table_sizes") && !fields.at("table_sizes").is_null()) {
+      const std::initializer_list<const char*> sizes = {"calls", "inputs", "outputs", "most", "columns"};
+      check_counts(Fields(fields.at("table_sizes"), fields.place("table_sizes"), sizes, document), sizes);
     }
+  }
+
+  // An identity that does not say is of an engine that updates them in place.
+  [[nodiscard]] bool reads_only(const Fields& fields) const {
+    if (!fields.has("caches")) {
+      return false;
+    }
+    const Fields caches(fields.at("caches"), fields.place("caches"), {"lowering", "reason"}, document);
+    (void)caches.string("reason", MAX_ATTENTION_LETTERS, 0);
+    return caches.one_of("lowering", {"in-place", "read-only"}) == "read-only";
   }
 
   [[nodiscard]] BuildWishes wishes(const Json& value) const {
     const Fields fields(value, "identity.options",
                         {"compute-capability", "schedule", "width", "prefill-width", "images", "attention"}, document,
-                        {"loop"});
+                        {"caches", "loop"});
     return {capabilities(fields, "compute-capability"),
             names(fields, "schedule", MAX_ENTRIES),
             counts(fields, "width"),
             counts(fields, "prefill-width"),
             counts(fields, "images"),
             fields.one_of("attention", {"auto", "fused", "decomposed"}),
+            fields.has("caches") ? fields.one_of("caches", {"auto", "in-place", "read-only"}) : "auto",
             !fields.has("loop") || fields.boolean("loop")};
   }
 
@@ -132,13 +164,16 @@ struct Reader {
                             "engine", "decoder",      "layers",         "timing_cache",   "decoder_reason",
                             "types",  "tf32",         "attention",      "filters",        "strip_weights",
                             "slots",  "widths",       "prefill_widths", "profiles",       "options"},
-        document, {"own_mask", "loop", "loop_graph", "loop_layers", "loop_reason", "loop_inputs", "loop_profiles"});
+        document,
+        {"caches", "own_mask", "loop", "loop_graph", "loop_layers", "loop_reason", "loop_inputs", "loop_profiles",
+         "table", "table_graph", "table_layers", "table_reason", "table_sizes", "table_profiles"});
     (void)fields.string("device");
     (void)fields.boolean("tf32");
     (void)optional(fields, "layers");
     (void)optional(fields, "timing_cache");
     (void)optional(fields, "decoder_reason", MAX_REASON_LETTERS, 0);
     check_loop(fields);
+    check_table(fields);
     const Fields attention(fields.at("attention"), fields.place("attention"), {"lowering", "reason"}, document);
     (void)attention.one_of("lowering", {"fused", "decomposed"});
     (void)attention.string("reason", MAX_ATTENTION_LETTERS, 0);
@@ -160,6 +195,7 @@ struct Reader {
             fields.boolean("filters"),
             fields.has("own_mask") && fields.boolean("own_mask"),
             fields.boolean("strip_weights"),
+            reads_only(fields),
             fields.whole("slots"),
             counts(fields, "widths", 1),
             counts(fields, "prefill_widths"),

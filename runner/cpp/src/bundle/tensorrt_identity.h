@@ -21,7 +21,7 @@ struct ShapeProfile {
 struct BuildWishes {
   std::vector<std::string> compute_capabilities, schedules;
   std::vector<std::int64_t> widths, prefill_widths, images;
-  std::string attention;
+  std::string attention, caches;
   bool loop;
 };
 
@@ -34,6 +34,7 @@ struct TensorRTIdentity {
   std::optional<std::string> decoder;                       // likewise
   Type types;                                               // of caches
   bool filters, own_mask, strip_weights;
+  bool read_only; // whether the engine only reads its caches, and the runner puts each step's keys and values there
   std::int64_t slots;
   std::vector<std::int64_t> widths, prefill_widths;
   std::vector<ShapeProfile> profiles;

@@ -20,11 +20,11 @@ constexpr std::pair<unsigned long long, const char*> REASONS[] = {
 constexpr std::pair<int, const char*> CLOCKS[] = {{0, "gpu"}, {1, "gpu sm"}, {2, "gpu memory"}};
 
 #ifndef _WIN32
-void* open_library(const std::string& name) { return dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL); }
+void* open_nvml(const std::string& name) { return dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL); }
 void* symbol(void* library, const char* name) { return dlsym(library, name); }
 void close_library(void* library) { dlclose(library); }
 #else
-void* open_library(const std::string&) { return nullptr; }
+void* open_nvml(const std::string&) { return nullptr; }
 void* symbol(void*, const char*) { return nullptr; }
 void close_library(void*) {}
 #endif
@@ -45,7 +45,7 @@ int call(void* library, const char* name, Arguments... arguments) {
 } // namespace
 
 std::unique_ptr<Nvml> Nvml::open(const std::string& library) {
-  void* const loaded = open_library(library);
+  void* const loaded = open_nvml(library);
   if (loaded == nullptr) {
     return nullptr;
   }

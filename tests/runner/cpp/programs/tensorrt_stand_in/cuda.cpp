@@ -209,6 +209,40 @@ cudaError_t cudaMemcpy2DAsync(void* target, std::size_t target_pitch, const void
   return copy(target, target_pitch, source, source_pitch, width, rows, kind, stream);
 }
 
+cudaError_t cudaMemcpy3DAsync(const cudaMemcpy3DParms* wanted, cudaStream_t stream) {
+  const Inside inside;
+  const auto [width, height, planes] = wanted->extent;
+  const cudaPitchedPtr target = wanted->dstPtr;
+  const cudaPitchedPtr source = wanted->srcPtr;
+  for (const cudaPitchedPtr& one : {target, source}) {
+    const std::size_t lines = (planes - 1) * one.ysize + height - 1;
+    if (width > one.pitch || height > one.ysize || !on_device(one.ptr, lines * one.pitch + width)) {
+      return cudaErrorInvalidValue;
+    }
+  }
+  if (wanted->kind != cudaMemcpyDeviceToDevice) {
+    return cudaErrorInvalidValue;
+  }
+  const std::size_t size = width * height * planes;
+  {
+    const std::lock_guard<std::mutex> held(lock);
+    counts.copies++;
+    counts.largest_copy = std::max(counts.largest_copy, static_cast<std::int64_t>(size));
+  }
+  enqueue(stream, [target, source, extent = wanted->extent, size] {
+    for (std::size_t plane = 0; plane < extent.depth; plane++) {
+      for (std::size_t line = 0; line < extent.height; line++) {
+        std::memcpy(static_cast<char*>(target.ptr) + (plane * target.ysize + line) * target.pitch,
+                    static_cast<const char*>(source.ptr) + (plane * source.ysize + line) * source.pitch, extent.width);
+      }
+    }
+    const std::lock_guard<std::mutex> held(lock);
+    counts.moved += static_cast<std::int64_t>(size);
+    return true;
+  });
+  return cudaSuccess;
+}
+
 cudaError_t cudaMemset2DAsync(void* place, std::size_t pitch, int value, std::size_t width, std::size_t rows,
                               cudaStream_t stream) {
   const Inside inside;
