@@ -133,6 +133,14 @@ struct Reader {
     }
   }
 
+  void check_memory(const Fields& fields) const {
+    if (fields.has("memory")) {
+      const Fields memory(fields.at("memory"), fields.place("memory"), {"weights", "activations"}, document);
+      (void)memory.whole("weights", 0, INT64_MAX);
+      (void)memory.whole("activations", 0, INT64_MAX);
+    }
+  }
+
   // An identity that does not say is of an engine that updates them in place.
   [[nodiscard]] bool reads_only(const Fields& fields) const {
     if (!fields.has("caches")) {
@@ -166,7 +174,7 @@ struct Reader {
                             "slots",  "widths",       "prefill_widths", "profiles",       "options"},
         document,
         {"caches", "own_mask", "loop", "loop_graph", "loop_layers", "loop_reason", "loop_inputs", "loop_profiles",
-         "table", "table_graph", "table_layers", "table_reason", "table_sizes", "table_profiles"});
+         "table", "table_graph", "table_layers", "table_reason", "table_sizes", "table_profiles", "memory"});
     (void)fields.string("device");
     (void)fields.boolean("tf32");
     (void)optional(fields, "layers");
@@ -174,6 +182,7 @@ struct Reader {
     (void)optional(fields, "decoder_reason", MAX_REASON_LETTERS, 0);
     check_loop(fields);
     check_table(fields);
+    check_memory(fields);
     const Fields attention(fields.at("attention"), fields.place("attention"), {"lowering", "reason"}, document);
     (void)attention.one_of("lowering", {"fused", "decomposed"});
     (void)attention.string("reason", MAX_ATTENTION_LETTERS, 0);
