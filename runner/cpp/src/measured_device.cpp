@@ -53,6 +53,7 @@ double streaming_bandwidth(int threads) {
   for (int round = 0; round < PASSES; round++) {
     const auto start = std::chrono::steady_clock::now();
     std::vector<std::thread> workers;
+    workers.reserve(found.size());
     for (std::size_t part = 0; part < found.size(); part++) {
       workers.emplace_back([&, part] {
         const auto first = streamed.begin() + static_cast<std::ptrdiff_t>(part * each);

@@ -25,12 +25,12 @@ from arforge.runner.backends.tensorrt_identity import choose
 build = tensorrt.build
 
 
-def built(cls: Any, target: str, bundle: Any, precision: str) -> Any:
+def built(cls: Any, target: str, bundle: Any, precision: str, *more: Any) -> Any:
     identities, gpu = bundle.identities(target, precision), FakeGpu()
     library = fake_library(gpu, identities[0]["library"].split()[1], target)
     for identity in identities:
         library.trt.add(bundle, identity)
-    return cls(bundle, choose(bundle, identities, library.name, gpu.compute_capability), library, gpu)
+    return cls(bundle, choose(bundle, identities, library.name, gpu.compute_capability), library, gpu, *more)
 
 
 def build_or_fail(job: Any, *report: Any) -> Any:

@@ -27,6 +27,14 @@ std::string devices(const TensorRTIdentity& identity) {
                                                : text("compute capability ", listed(identity.compute_capabilities));
 }
 
+// Whether two names of libraries are of one version; what one of them does not say counts for nothing.
+bool same_library(const std::string& one, const std::string& other) {
+  const std::string& shorter = one.size() < other.size() ? one : other;
+  const std::string& longer = one.size() < other.size() ? other : one;
+  const bool whole = longer.size() == shorter.size() || longer[shorter.size()] == '.';
+  return whole && longer.compare(0, shorter.size(), shorter) == 0;
+}
+
 void check_identity(const Bundle& bundle, const TensorRTIdentity& identity, const std::string& library,
                     const std::string& compute_capability) {
   const std::string what = engine_name(bundle, identity);
@@ -42,7 +50,7 @@ void check_identity(const Bundle& bundle, const TensorRTIdentity& identity, cons
   };
   check_source("another graph", identity.graph, identity.graph_sha256);
   check_source("other weights", identity.weights, identity.weights_sha256);
-  if (library != identity.library) {
+  if (!same_library(library, identity.library)) {
     refuse(text("by ", identity.library, ", here is ", library));
   }
   if (!runs_on(identity, compute_capability)) {
@@ -55,7 +63,7 @@ void check_identity(const Bundle& bundle, const TensorRTIdentity& identity, cons
 TensorRTIdentity choose_engine(const Bundle& bundle, std::vector<TensorRTIdentity> identities,
                                const std::string& library, const std::string& compute_capability) {
   const auto nearness = [&](const TensorRTIdentity& identity) {
-    return !runs_on(identity, compute_capability) ? 0 : identity.library == library ? 2 : 1;
+    return !runs_on(identity, compute_capability) ? 0 : same_library(identity.library, library) ? 2 : 1;
   };
   const auto nearest = std::max_element(identities.begin(), identities.end(), [&](const auto& one, const auto& other) {
     return nearness(one) < nearness(other);

@@ -47,6 +47,7 @@ Figures milliseconds(const std::vector<double>& seconds) {
 template <class Of>
 std::vector<double> each(const std::vector<Measured>& measured, Of of) {
   std::vector<double> values;
+  values.reserve(measured.size());
   for (const Measured& one : measured) {
     values.push_back(of(one));
   }
@@ -92,6 +93,7 @@ Figures by_width(const std::vector<Measured>& measured, const std::vector<Call>&
 
 std::vector<double> step_milliseconds(const std::vector<Measured>& measured) {
   std::vector<double> medians;
+  medians.reserve(measured.front().result.step_seconds.size());
   for (std::size_t step = 0; step < measured.front().result.step_seconds.size(); step++) {
     medians.push_back(1000 *
                       median(each(measured, [&](const Measured& one) { return one.result.step_seconds[step]; })));
