@@ -135,7 +135,6 @@ struct Reader {
     }
   }
 
-<<<<<<< HEAD
   // What was found out about the engine when it was built.
   void check_figures(const Fields& fields) const {
     if (fields.has("copied_cache_bytes") && !fields.at("copied_cache_bytes").is_null()) {
@@ -143,9 +142,6 @@ struct Reader {
         (void)whole_number(entry, fields.place("copied_cache_bytes"), 0, MAX_COPIED, document);
       }
     }
-=======
-  void check_memory(const Fields& fields) const {
->>>>>>> edge
     if (fields.has("memory")) {
       const Fields memory(fields.at("memory"), fields.place("memory"), {"weights", "activations"}, document);
       (void)memory.whole("weights", 0, INT64_MAX);
@@ -178,7 +174,6 @@ struct Reader {
   }
 
   [[nodiscard]] TensorRTIdentity identity(const Json& value) const {
-<<<<<<< HEAD
     const Fields fields(value, "identity",
                         {"target", "precision",    "device",         "library",        "compute_capabilities",
                          "graph",  "graph_sha256", "weights",        "weights_sha256", "lowered",
@@ -189,17 +184,6 @@ struct Reader {
                         {"cache_order", "copied_cache_bytes", "memory", "caches", "own_mask", "loop", "loop_graph",
                          "loop_layers", "loop_reason", "loop_inputs", "loop_profiles", "table", "table_graph",
                          "table_layers", "table_reason", "table_sizes", "table_profiles"});
-=======
-    const Fields fields(
-        value, "identity", {"target", "precision",    "device",         "library",        "compute_capabilities",
-                            "graph",  "graph_sha256", "weights",        "weights_sha256", "lowered",
-                            "engine", "decoder",      "layers",         "timing_cache",   "decoder_reason",
-                            "types",  "tf32",         "attention",      "filters",        "strip_weights",
-                            "slots",  "widths",       "prefill_widths", "profiles",       "options"},
-        document,
-        {"caches", "own_mask", "loop", "loop_graph", "loop_layers", "loop_reason", "loop_inputs", "loop_profiles",
-         "table", "table_graph", "table_layers", "table_reason", "table_sizes", "table_profiles", "memory"});
->>>>>>> edge
     (void)fields.string("device");
     (void)fields.boolean("tf32");
     (void)optional(fields, "layers");
@@ -207,11 +191,7 @@ struct Reader {
     (void)optional(fields, "decoder_reason", MAX_REASON_LETTERS, 0);
     check_loop(fields);
     check_table(fields);
-<<<<<<< HEAD
     check_figures(fields);
-=======
-    check_memory(fields);
->>>>>>> edge
     const Fields attention(fields.at("attention"), fields.place("attention"), {"lowering", "reason"}, document);
     (void)attention.one_of("lowering", {"fused", "decomposed", "view"});
     (void)attention.string("reason", MAX_ATTENTION_LETTERS, 0);
