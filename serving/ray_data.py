@@ -6,6 +6,7 @@ crash without a checkpoint of Ray's, and a file that Ray has made twice is the s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def on_ray(job: Job, shards: Sequence[Shard], progress: Progress, workers: int =
     if not shards:
         return
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="warning")
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = [vars(shard) for shard in shards]
     progress(0, len(shards))
