@@ -38,7 +38,7 @@ from arforge.runner.device import device_name, streaming_bandwidth
 
 Steps = list[tuple[int, int]]  # slot and width of each
 Image = tuple[str, int]  # a schedule, and tokens of the prompt
-FOUR_BITS = ("int4", "Q4_0")
+USUAL = [name for name in PEERS if not name.startswith("openvino") and not name.endswith(("int4", "Q4_0", "too"))]
 
 
 def serve(connection: Connection, name: str, setting: Setting) -> None:
@@ -153,9 +153,9 @@ def make(bundle: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--make", type=Path, metavar="BUNDLE", help="make the bundle that is measured, and stop")
-    parser.add_argument("--bundle", type=Path, action="append", help="repeatable: arforge runs one with its engine")
+    parser.add_argument("--bundle", type=Path, action="append", help="repeatable: arforge runs the one with its engine")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    parser.add_argument("--peer", action="append", choices=list(PEERS), help="default: all of 8 bits and more")
+    parser.add_argument("--peer", action="append", choices=list(PEERS), help=f"default: {', '.join(USUAL)}")
     parser.add_argument("--width", action="append", type=int, help="tokens a row and step; default 1, 4, 24")
     parser.add_argument("--schedule", action="append", help="time whole images in place of steps, such as zipar:8")
     parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt before a whole image")
@@ -172,7 +172,7 @@ def main() -> None:
         parser.error("--bundle and --output are needed")
     bundles = tuple(arguments.bundle)
     setting = Setting(bundles, arguments.threads, bundles[0].resolve().parent, arguments.images)
-    names = arguments.peer or [name for name in PEERS if not name.endswith(FOUR_BITS)]
+    names = arguments.peer or USUAL
     remotes = [Remote(name, setting) for name in names]
     figures: dict[str, Any] = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),

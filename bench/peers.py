@@ -39,10 +39,17 @@ class Setting:
     def rows(self) -> int:
         return ROWS * self.images
 
-    def built(self, precision: str) -> Bundle:
-        """The first bundle with that engine, or the first."""
+    def built(self, precision: str, low_caches: bool) -> Bundle:
+        """The first bundle with that engine, with or without 8-bit caches, or the first."""
         opened = [open_bundle(path) for path in self.bundles]
-        return next((one for one in opened if any(e.precision == precision for e in one.engines)), opened[0])
+        wanted = (
+            bundle
+            for bundle in opened
+            for engine in bundle.engines
+            if (engine.target, engine.precision) == ("onnxruntime", precision)
+            and ("cache_width" in bundle.identity(engine)) == low_caches
+        )
+        return next(wanted, opened[0])
 
 
 class Peer(Protocol):
@@ -62,17 +69,19 @@ def steps_of(bundle: Bundle, schedule: str) -> list[tuple[int, int]]:
 class Arforge:
     """The engine's step as the runner calls it, sampler included; of an image, all that the runner does."""
 
-    def __init__(self, setting: Setting, precision: str) -> None:
+    def __init__(self, setting: Setting, precision: str, *, low_caches: bool = False) -> None:
         from arforge.runner.backends.onnxruntime_session import load_library
         from arforge.runner.runner import open_engine
 
         self.version = f"onnxruntime {load_library().__version__}"
-        self.threads, self.bundle, self.images = setting.threads, setting.built(precision), setting.images
-        self.slots = 1 + self.bundle.model.cells + SPARE
+        self.threads, self.bundle, self.images = setting.threads, setting.built(precision, low_caches), setting.images
+        self.slots, self.rows, self.widest = 1 + self.bundle.model.cells + SPARE, setting.rows, 0
         self.engine = open_engine(self.bundle, "onnxruntime", precision, self.threads)
-        self.engine.prepare(images=setting.images, rows=setting.rows, slots=self.slots, zero_slots=0)
 
     def step(self, slot: int, width: int) -> None:
+        if width != self.widest:  # as for a schedule of such steps, by which the engine chooses its caches
+            self.widest = width
+            self.engine.prepare(self.images, self.rows, self.slots, zero_slots=0, lockstep=width)
         fill(self.engine.buffers(width), slot, width)
         self.engine.run(width)
 
@@ -156,6 +165,7 @@ def openvino(setting: Setting, kind: str) -> Peer:
 
 PEERS: dict[str, Callable[[Setting], Peer]] = {
     "arforge int8": lambda setting: Arforge(setting, "int8"),
+    "arforge int8, caches too": lambda setting: Arforge(setting, "int8", low_caches=True),
     "arforge fp32": lambda setting: Arforge(setting, "fp32"),
     "llama.cpp Q8_0": lambda setting: llama_cpp(setting, "Q8_0"),
     "openvino int8": lambda setting: openvino(setting, "int8"),
