@@ -15,7 +15,7 @@ from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle
 from arforge.runner.conditioner import Conditioner
 
-HEAD = "output.weight"  # the last product, which makes the logits
+HEADS = ("output.weight", "head.weight")  # the last product, which makes the logits; ARPG's is the latter
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Blocks:
     head_bits: int
 
     def __call__(self, name: str, bits: int) -> tuple[int, int]:
-        return (self.head_bits, self.head_block) if name == HEAD else (self.bits, self.block)
+        return (self.head_bits, self.head_block) if name in HEADS else (self.bits, self.block)
 
     @property
     def head_block(self) -> int:

@@ -71,7 +71,7 @@ SCHEDULES = {
     ),
 }
 INT8 = {"llamagen": ("ntp", "zipar:2"), "par": ("par:4",), "arpg": ("arpg:8",)}
-INT4 = {"llamagen": ("ntp", "zipar:2"), "arpg": ("arpg:8",)}
+INT4 = {"llamagen": ("ntp", "zipar:2"), "par": ("par:4",), "arpg": ("arpg:8",)}
 CALIBRATED = 32  # images a schedule that the ranges of the static kind come from
 OTHER_SEEDS = (10_000, 20_000)  # the first schedule again, for the spread of the measure
 FLOORS = (0, 10_000, 20_000)  # where the training images that stand for a perfect generator start
