@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-import onnxruntime
+
+from arforge.runner.backends.onnxruntime_session import open_session
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 
 def runnable(model: ir.Model) -> bytes:
@@ -28,9 +33,6 @@ def runnable(model: ir.Model) -> bytes:
     return content
 
 
-def session_of(model: ir.Model, folder: Path) -> onnxruntime.InferenceSession:
+def session_of(model: ir.Model, folder: Path) -> InferenceSession:
     """Of a lowered graph, which is changed, whose weights lie in `folder`."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return onnxruntime.InferenceSession(runnable(model), options, providers=["CPUExecutionProvider"])
+    return open_session(folder / "lowered.onnx", 1, runnable(model))

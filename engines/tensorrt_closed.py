@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxruntime import InferenceSession
 
 from arforge.engines.lowered_session import session_of
 from arforge.engines.profiles import Profile
@@ -27,6 +26,9 @@ from arforge.runner.backends.tensorrt_identity import lowered_of
 from arforge.runner.bundle import Bundle, ModelFacts
 from arforge.runner.errors import VerificationError
 from arforge.runner.step_graph import Tensor, cache_names, row_sizes, written_name
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 TOLERANCE = {"fp16": 3e-2, "int8": 2e-1, "int4": 3e-2}
 """Of keys and values, relative to the largest, for the precisions that ONNX Runtime's CPU provider runs."""

@@ -38,8 +38,9 @@ def test_a_dry_run_builds_nothing(bundle_copy: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "nothing is written: --graphs FOLDER" in result.stderr
     assert everything(bundle_copy) == before
-    step, decoder = result.stdout.splitlines()
+    step, table, decoder = result.stdout.splitlines()
     assert step.startswith("trtexec --onnx=graphs/fp16/step-tensorrt-")
+    assert table.startswith("trtexec --onnx=graphs/fp16/table-")
     assert decoder.startswith("trtexec --onnx=graphs/fp32/decoder.onnx")
     assert [engine.target for engine in open_bundle(bundle_copy).engines] == ["onnxruntime"]
 

@@ -110,7 +110,9 @@ def test_verification_looks_into_them(opened: Bundle) -> None:
     assert len([line for line in lines if "4 caches updated in place, attention fused" in line]) == 3
     products = [line.partition("products: ")[2] for line in lines if "rtx int4" in line and "profile" in line]
     assert len(products) == 3
-    assert all(re.match(r"\d+ half, 1[01] int4, attention kernels: 2$", found) for found in products), products
+    assert all(
+        re.match(r"\d+ half, 1[01] int4, attention kernels: 2, copied caches: 0 bytes$", found) for found in products
+    ), products
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

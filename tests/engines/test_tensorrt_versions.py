@@ -118,7 +118,7 @@ def test_builders_are_asked_for_strong_types_where_there_are_others(
         return b"engine"
 
     monkeypatch.setattr(trt, "engine_bytes_from_network", build)
-    recorder = SimpleNamespace(clear=lambda: None, layers="", errors=[])
+    recorder = SimpleNamespace(clear=lambda: None, layers="", errors=[], memory={})
     for version in ("10.3.0", "10.16.1", "11.4"):
         library = Library("tensorrt", SimpleNamespace(), version, recorder)
         job = BuildJob(tmp_path, "tensorrt", "fp16")

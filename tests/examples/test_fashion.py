@@ -203,14 +203,14 @@ def test_quality_script_measures_resumes_times_and_renders(
 
     monkeypatch.setattr(quality, "CALIBRATED", 2)
     lines = run("int8", *places, "--data", tmp_path, "--family", "par", "--threads", 1).splitlines()
-    assert [json.loads(line)["quantization"] for line in lines] == ["blocks", "static"]
+    assert [json.loads(line)["quantization"] for line in lines] == ["blocks", "rows", "static"]
     run("time", *places)
     page = tmp_path / "quality.md"
     page.write_text((FASHION.parent.parent / "docs/quality.md").read_text())
     run("render", "--json", file)
     text = page.read_text()
     assert re.search(rf"\| par \| `par:4` \| {row['guidance']:g} \| 19 \| [\d.]+ \| {row[DISTANCE]:.2f} \|", text)
-    for kind in ("blocks", "static"):
+    for kind in ("blocks", "rows", "static"):
         assert re.search(
             rf"\| par \| `par:4` \| {kind} \| [\d.]+ \| [+-][\d.]+ % \| [\d.]+ % \| [+-][\d.]+ points", text
         )

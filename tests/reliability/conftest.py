@@ -18,8 +18,14 @@ def small(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def _schemas_compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Which takes more than any of the attacks, once a process."""
+    use(write_small_bundle(tmp_path_factory.mktemp("once") / "small.bundle"))
+
+
 @pytest.fixture
-def _little_memory() -> Iterator[None]:
+def _little_memory(_schemas_compiled: None) -> Iterator[None]:
     """Nothing of a size that the attacker names is allocated while the test runs."""
     tracemalloc.start()
     yield

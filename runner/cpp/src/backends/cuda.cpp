@@ -108,11 +108,14 @@ void Gpu::download_rows(std::uint8_t* target, const std::uint8_t* source, std::s
 }
 
 void Gpu::copy_box(const std::array<std::size_t, 3>& extent, const Planes& target, const Planes& source) {
-  cudaMemcpy3DParms wanted{};
-  wanted.dstPtr = {target.place, target.line, target.line, target.lines};
-  wanted.srcPtr = {source.place, source.line, source.line, source.lines};
-  wanted.extent = {extent[0], extent[1], extent[2]};
-  wanted.kind = cudaMemcpyDeviceToDevice;
+  const cudaMemcpy3DParms wanted = {nullptr,
+                                    {},
+                                    {source.place, source.line, source.line, source.lines},
+                                    nullptr,
+                                    {},
+                                    {target.place, target.line, target.line, target.lines},
+                                    {extent[0], extent[1], extent[2]},
+                                    cudaMemcpyDeviceToDevice};
   check(cudaMemcpy3DAsync(&wanted, stream_), "cudaMemcpy3DAsync");
 }
 

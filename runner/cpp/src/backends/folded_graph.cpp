@@ -2,6 +2,7 @@
 
 #include <limits>
 #include <string_view>
+#include <vector>
 
 #include "arforge.hpp"
 #include "bundle/files.h"
@@ -65,6 +66,23 @@ std::string folded_content(const std::filesystem::path& path, std::int64_t rows)
     throw Error(Code::engine, text(path.string(), " has no heads to count: rebuild the engine"));
   }
   return content;
+}
+
+std::map<std::string, Type> cache_types(const Ort::Session& session, const ModelFacts& model) {
+  std::map<std::string, Type> types;
+  for (const std::string& name : cache_names(model.caches)) {
+    types[name] = Type::float32;
+  }
+  const std::vector<std::string> names = session.GetInputNames();
+  for (std::size_t index = 0; index < names.size(); index++) {
+    const auto known = types.find(names[index]);
+    const Ort::TypeInfo info = session.GetInputTypeInfo(index);
+    if (known != types.end() && info.GetONNXType() == ONNX_TYPE_TENSOR &&
+        info.GetTensorTypeAndShapeInfo().GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8) {
+      known->second = Type::int8;
+    }
+  }
+  return types;
 }
 
 } // namespace arforge

@@ -7,11 +7,19 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
+
+#include "backends/onnxruntime_session.h"
+#include "bundle/facts.h"
+#include "step_graph.h"
 
 namespace arforge {
 
 // The file's graph for that many rows. Throws Error (engine) for a graph that is not folded.
 std::string folded_content(const std::filesystem::path& path, std::int64_t rows);
+
+// The types of a graph's caches, float32 for those that are not 8 bits.
+std::map<std::string, Type> cache_types(const Ort::Session& session, const ModelFacts& model);
 
 } // namespace arforge

@@ -13,10 +13,7 @@
 struct CUgraph_st {
   std::vector<Work> works;
 };
-
-struct CUgraphExec_st {
-  std::vector<Work> works;
-};
+struct CUgraphExec_st : CUgraph_st {};
 
 struct CUstream_st {
   std::vector<Work> queued;
