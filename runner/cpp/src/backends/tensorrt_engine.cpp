@@ -60,10 +60,9 @@ TensorRTEngine::TensorRTEngine(const Bundle& bundle, TensorRTIdentity identity, 
               stripped_from(bundle, identity_)),
       caches_(caches()) {
   if (identity_.read_only) {
-    std::vector<PlacedRows::Step> steps;
-    for (const ShapeProfile& profile : identity_.profiles) {
-      steps.emplace_back(guided_rows(profile.images, true), profile.width);
-    }
+    std::vector<PlacedRows::Step> steps(identity_.profiles.size());
+    std::transform(identity_.profiles.begin(), identity_.profiles.end(), steps.begin(),
+                   [](const ShapeProfile& one) { return PlacedRows::Step{guided_rows(one.images, true), one.width}; });
     placed_.emplace(*gpu_, caches_, steps);
   }
 }
