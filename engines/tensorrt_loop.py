@@ -10,7 +10,7 @@ few small kernels beside the step's. Of a line in which every input sees all bef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -171,6 +171,12 @@ def parsed_graph(name: str, contract: Contract, body: str) -> onnx.ModelProto:
     return made
 
 
+def free_shapes(contract: Contract, sizes: Sequence[Mapping[str, int]]) -> list[Shapes]:
+    """For each of these sizes, the shapes of the inputs that have free dimensions."""
+    free = [tensor for tensor in contract.inputs if not all(isinstance(size, int) for size in tensor.shape)]
+    return [{tensor.name: tensor.sizes(one) for tensor in free} for one in sizes]
+
+
 def declared(tensor: Tensor) -> str:
     return f"{TYPES[tensor.dtype]}[{', '.join(map(str, tensor.shape))}] {tensor.name}"
 
@@ -204,10 +210,8 @@ class LoopPlan:
 
     def shapes(self, bundle: Bundle) -> list[Shapes]:
         """For each profile, the shapes of the inputs that have free dimensions."""
-        inputs = loop_contract(bundle.model, self.sizes, bundle.sampler.graph).inputs
-        free = [tensor for tensor in inputs if not all(isinstance(size, int) for size in tensor.shape)]
-        sizes = [{**asdict(profile), "rows": profile.rows} for profile in self.profiles]
-        return [{tensor.name: tensor.sizes(one) for tensor in free} for one in sizes]
+        contract = loop_contract(bundle.model, self.sizes, bundle.sampler.graph)
+        return free_shapes(contract, [{**asdict(profile), "rows": profile.rows} for profile in self.profiles])
 
 
 def plan_loop(

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 
 from arforge.engines.profiles import Profiles, Shapes
-from arforge.engines.tensorrt_loop import noise_reason, parsed_graph
+from arforge.engines.tensorrt_loop import free_shapes, noise_reason, parsed_graph
 from arforge.runner.bundle import Bundle, ModelFacts
 from arforge.runner.plan import make_plan
 from arforge.runner.step_graph import Contract, conditioned, guided_rows
@@ -134,14 +134,11 @@ class TablePlan:
 
     def shapes(self, bundle: Bundle) -> list[Shapes]:
         """For each profile, the shapes of the inputs that have free dimensions."""
-        free = [t for t in self.contract.inputs if not all(isinstance(size, int) for size in t.shape)]
-        sizes = [dimensions(asdict(profile), self.sizes) for profile in self.profiles]
-        return [{tensor.name: tensor.sizes(one) for tensor in free} for one in sizes]
-
-
-def dimensions(profile: dict[str, int], sizes: TableSizes) -> dict[str, int]:
-    images = profile["images"]
-    return {**profile, "rows": guided_rows(images, guided=True), "drawn": images * sizes.most}
+        drawn = self.sizes.most
+        return free_shapes(
+            self.contract,
+            [{**asdict(one), "rows": one.rows, "drawn": one.images * drawn} for one in self.profiles],
+        )
 
 
 def plan_table(

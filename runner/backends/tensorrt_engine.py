@@ -161,7 +161,7 @@ class TensorRTEngine:
         if not self._tables.fits(self._batch, plan):
             return None
         kinds = [(step.width, step.queries) for step in plan.steps]
-        programs = {kind: self._program(self._batch, *kind) for kind in kinds}
+        programs = {kind: self._program(self._batch, *kind) for kind in dict.fromkeys(kinds)}
         table, between = self._tables.of(self._batch, plan, programs)
         stage = partial(self._stage_settings, table.settings.arrays, *self._places)
         steps = [programs[kind] for kind in kinds]

@@ -224,8 +224,8 @@ class Tables:
         """Whether the engine has room for the tables of a plan, and all of its calls for that batch."""
         if self._identity.get("table") is None or plan.schedule.cells != self._bundle.model.cells:
             return False
-        profiles = [profile_of(batch, kind) for kind in plan.kinds]
-        return self._sizes.hold(TableSizes.of(plan)) and all(one in self._profiles for one in profiles)
+        profiles = self._profiles
+        return self._sizes.hold(TableSizes.of(plan)) and all(profile_of(batch, kind) in profiles for kind in plan.kinds)
 
     def of(self, batch: int, plan: Plan, steps: Mapping[Kind, Program]) -> tuple[TensorRTTable, list[Program]]:
         """The table of that batch, and its graphs before each call of a plan and behind the last."""
@@ -246,8 +246,9 @@ class Tables:
             block = Block(self._gpu, settings)
             self._made[batch] = TensorRTTable(self._gpu, self._loaded, contract, sizes, block)
         table = self._made[batch]
-        kinds = [(step.width, step.queries) for step in plan.steps]
-        between = [table.between(kind, self._profiles.index(profile_of(batch, kind))) for kind in kinds]
+        profiles = self._profiles
+        made_for = {kind: table.between(kind, profiles.index(profile_of(batch, kind))) for kind in plan.kinds}
+        between = [made_for[step.width, step.queries] for step in plan.steps]
         return table, [*between, between[-1]]
 
     def close(self) -> None:
