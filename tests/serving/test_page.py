@@ -59,7 +59,8 @@ def test_drawing_with_previews(page: Any, service: Running) -> None:
     page.fill("#guidance", "2.5")
     page.fill("#schedule", "zipar:2")
     page.evaluate(
-        "new MutationObserver(() => window.texts.push(document.querySelector('figcaption')?.textContent))"
+        "const told = found => found.flatMap(one => [...one.addedNodes].map(node => node.textContent));"  # each, however
+        "new MutationObserver(found => window.texts.push(...told(found)))"  # many come at once
         ".observe(document.getElementById('images'), {subtree: true, childList: true, characterData: true});"
         "window.texts = []"
     )
