@@ -58,9 +58,9 @@ def test_drawing_with_previews(page: Any, service: Running) -> None:
     page.fill("#n", "2")
     page.fill("#guidance", "2.5")
     page.fill("#schedule", "zipar:2")
-    page.evaluate(
-        "const told = found => found.flatMap(one => [...one.addedNodes].map(node => node.textContent));"  # each, however
-        "new MutationObserver(found => window.texts.push(...told(found)))"  # many come at once
+    page.evaluate(  # each caption, however many come at once
+        "const told = found => found.flatMap(one => [...one.addedNodes].map(node => node.textContent));"
+        "new MutationObserver(found => window.texts.push(...told(found)))"
         ".observe(document.getElementById('images'), {subtree: true, childList: true, characterData: true});"
         "window.texts = []"
     )
