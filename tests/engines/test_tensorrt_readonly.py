@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from fake_gpu import FakeGpu, fake_library
+from fake_trtexec import READ_BY_TENSORRT_10_3
 from made_once import made_once
 
 from arforge.engines import tensorrt
@@ -30,14 +31,6 @@ from arforge.runner.step_graph import cache_names, update_name
 
 RTX = "tensorrt-rtx"
 SLOTS, ROWS, WIDTH = 24, 2, 3
-# Of onnx-tensorrt's table of operators for TensorRT 10.1, with those that graphs here have.
-READ_BY_TENSORRT_10_3 = {
-    *("Abs", "Add", "And", "ArgMax", "Cast", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Equal", "Exp"),
-    *("Expand", "Gather", "GatherElements", "Greater", "GreaterOrEqual", "Identity", "InstanceNormalization", "Less"),
-    *("LessOrEqual", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pad", "QuantizeLinear", "Range"),
-    *("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Resize", "Shape", "Sigmoid"),
-    *("Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
-}
 BUNDLES = ("bundle", "noise_bundle", "grouped_bundle", "arpg_bundle", "par_bundle", "text_bundle", "ids_bundle")
 
 
