@@ -31,7 +31,7 @@ from arforge.runner.errors import EngineError
 from arforge.runner.loop_graph import LOOK_EVERY
 from arforge.runner.plan import Plan
 from arforge.runner.schedules.specification import parse
-from arforge.runner.step_graph import cache_names, guided_rows, written_name
+from arforge.runner.step_graph import Contract, cache_names, guided_rows, written_name
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class TensorRTEngine:
         self._one_place = has_views(identity)  # rows write to the same slots
         self.one_mask = self._shared_mask or self._one_place
         self.exact_width: int | None = None
+        self._require_contract(step)
         self._placed = self._place_rows() if reads_only(identity) else None
         addresses = self._placed.addresses if self._placed else None
         if self._placed is None:
@@ -251,6 +252,22 @@ class TensorRTEngine:
     def _rows(images: int) -> int:
         """Of the programs that decode so many."""
         return guided_rows(images, guided=True)
+
+    def _require_contract(self, step: Contract) -> None:
+        """Raise EngineError unless the engine takes and gives what its identity says, in that order of dimensions."""
+        there = set(self._loaded.names)
+        for tensor in (*step.inputs, *step.outputs):
+            if tensor.name not in there:
+                self._refuse(f"it has no {tensor.name}, which its identity speaks of")
+            found = tuple(self._loaded.engine.get_tensor_shape(tensor.name))
+            wanted = [self.identity["slots"] if size == "slots" else size for size in tensor.shape]
+            fits = [not isinstance(size, int) or size == mine for size, mine in zip(wanted, found, strict=False)]
+            if len(found) != len(wanted) or not all(fits):
+                said = f"[{', '.join(map(str, wanted))}]"
+                self._refuse(f"its {tensor.name} is {list(found)}, which its identity says is {said}")
+            there.remove(tensor.name)
+        if there:
+            self._refuse(f"it has {min(there)}, of which its identity says nothing")
 
     def _require_in_place(self) -> None:
         """Raise EngineError unless the engine writes each cache where it reads it."""
