@@ -126,7 +126,7 @@ def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
     They are not entered in its manifest. Raises EngineError or ScheduleError for wishes that do not fit the bundle, or
     the library's version.
     """
-    caches = choose_caches(job.target, job.version, job.caches, job.attention, job.precision)
+    caches = choose_caches(job.target, job.version, job.caches, job.attention)
     profiles = plan_profiles(bundle, job.schedules, job.images, job.widths, job.prefill_widths, known=job.known)
     if job.attention == "view":
         schedules = [bundle.schedule(name) for name in job.schedules or bundle.specifications]

@@ -72,7 +72,8 @@ def run_there(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("version", "precision"), [(version, precision) for version in ("10.3", "11.0") for precision in ("fp32", "fp16")]
+    ("version", "precision"),
+    [(version, precision) for version in ("10.3", "11.0") for precision in ("fp32", "fp16", "int4")],
 )
 def test_a_device_builds_by_the_script_and_runs(
     bundle: Path, tmp_path: Path, program: Any, run_there: Any, version: str, precision: str
