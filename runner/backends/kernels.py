@@ -48,7 +48,8 @@ def runs_here(path: Path) -> bool:
         return bool(ctypes.CDLL(str(path.resolve())).arforge_kernels_supported())
     except (OSError, AttributeError) as error:
         raise EngineError(
-            f"{path} is no library of arforge's kernels ({error}): compile it with `arforge kernels`, or set {PLACE}={OFF}"
+            f"{path} is no library of arforge's kernels ({error}): compile it with `arforge kernels`, "
+            f"or set {PLACE}={OFF}"
         ) from None
 
 

@@ -1,10 +1,10 @@
 #include "kernels/operators.h"
 
 #include <algorithm>
+#include <array>
 #include <exception>
 #include <memory>
 #include <string_view>
-#include <vector>
 
 #include "kernels/products.h"
 
@@ -16,6 +16,7 @@ constexpr std::string_view THEIRS = "\x22\x0bMatMulNBits"; // a node's field 4, 
 constexpr std::string_view OURS = "\x22\x0bMatMulBlock";
 static_assert(OURS.size() == THEIRS.size()); // so nothing else of the file moves
 constexpr const char* DOMAIN_NAME = "com.microsoft";
+constexpr std::size_t MOST_AXES = 8;
 constexpr std::size_t ALONE = 16384; // numbers that one thread rounds sooner than several are told to
 constexpr std::size_t PARTS = 16;    // that the threads take as they get done
 
@@ -24,12 +25,12 @@ class Product {
 public:
   explicit Product(const OrtKernelInfo* info) : Product(Ort::ConstKernelInfo(info)) {}
 
-  Ort::Status ComputeV2(OrtKernelContext* raw) noexcept {
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) noexcept {
     try {
       compute(Ort::KernelContext(raw));
-      return Ort::Status(nullptr);
+      return nullptr;
     } catch (const std::exception& error) {
-      return Ort::Status(error.what(), ORT_FAIL);
+      return Ort::Status(error.what(), ORT_FAIL).release();
     }
   }
 
@@ -47,7 +48,8 @@ private:
       throw Ort::Exception("not a product that the kernels know", ORT_INVALID_GRAPH);
     }
     const std::size_t blocks = shape.outputs * shape.blocks();
-    if (codes.GetTensorTypeAndShapeInfo().GetElementCount() != blocks * shape.block * static_cast<std::size_t>(shape.bits) / 8 ||
+    if (codes.GetTensorTypeAndShapeInfo().GetElementCount() !=
+            blocks * shape.block * static_cast<std::size_t>(shape.bits) / 8 ||
         scales.GetTensorTypeAndShapeInfo().GetElementCount() != blocks) {
       throw Ort::Exception("codes or scales of another shape than the attributes say", ORT_INVALID_GRAPH);
     }
@@ -57,18 +59,21 @@ private:
   void compute(const Ort::KernelContext& context) const {
     const Shape& shape = matrix_.shape();
     const Ort::ConstValue input = context.GetInput(0);
-    std::vector<std::int64_t> sizes = input.GetTensorTypeAndShapeInfo().GetShape();
-    if (sizes.empty() || sizes.back() != static_cast<std::int64_t>(shape.inputs)) {
+    std::array<std::int64_t, MOST_AXES> sizes{};
+    const auto facts = input.GetTensorTypeAndShapeInfo();
+    const std::size_t axes = facts.GetDimensionsCount();
+    if (axes == 0 || axes > MOST_AXES) {
+      throw Ort::Exception("rows of another shape than the kernels know", ORT_INVALID_ARGUMENT);
+    }
+    facts.GetDimensions(sizes.data(), axes);
+    if (sizes[axes - 1] != static_cast<std::int64_t>(shape.inputs)) {
       throw Ort::Exception("rows of another size than the matrix takes", ORT_INVALID_ARGUMENT);
     }
-    sizes.back() = static_cast<std::int64_t>(shape.outputs);
+    sizes[axes - 1] = static_cast<std::int64_t>(shape.outputs);
+    const std::size_t count = facts.GetElementCount() / shape.inputs;
     thread_local Rows rows;
     Work work = {matrix_, rows, input.GetTensorData<float>(),
-                 context.GetOutput(0, sizes).GetTensorMutableData<float>()};
-    std::size_t count = 1;
-    for (std::size_t axis = 0; axis + 1 < sizes.size(); axis++) {
-      count *= static_cast<std::size_t>(sizes[axis]);
-    }
+                 context.GetOutput(0, sizes.data(), axes).GetTensorMutableData<float>()};
     if (count == 0) {
       return;
     }
@@ -104,12 +109,12 @@ private:
 };
 
 struct Operator : Ort::CustomOpBase<Operator, Product, true> {
-  Ort::Status CreateKernelV2(const OrtApi& /*api*/, const OrtKernelInfo* info, void** kernel) const noexcept {
+  OrtStatusPtr CreateKernelV2(const OrtApi& /*api*/, const OrtKernelInfo* info, void** kernel) const noexcept {
     try {
       *kernel = new Product(info);
-      return Ort::Status(nullptr);
+      return nullptr;
     } catch (const std::exception& error) {
-      return Ort::Status(error.what(), ORT_FAIL);
+      return Ort::Status(error.what(), ORT_FAIL).release();
     }
   }
   const char* GetName() const noexcept { return NAME; }

@@ -9,9 +9,9 @@
 namespace arforge::kernels {
 namespace {
 
-constexpr std::size_t LINE = 64;     // bytes of a register, and of a cache line
-constexpr std::size_t LANES = 16;    // outputs of a register
-constexpr std::size_t QUAD = 4;      // inputs that one instruction adds up
+constexpr std::size_t LINE = 64;  // bytes of a register, and of a cache line
+constexpr std::size_t LANES = 16; // outputs of a register
+constexpr std::size_t QUAD = 4;   // inputs that one instruction adds up
 constexpr std::size_t TILES = Matrix::COLUMNS / LANES;
 constexpr std::size_t MOST_ROWS = 6; // at once: sums of 6 x 4 registers, and 8 registers for the rest
 constexpr float STEPS = 127;
@@ -32,7 +32,8 @@ struct Part {
 
 #if ARFORGE_AVX512
 
-template <int BITS> ARFORGE_TARGET inline void unpack(const std::uint8_t* codes, std::size_t quad, __m512i* registers) {
+template <int BITS>
+ARFORGE_TARGET inline void unpack(const std::uint8_t* codes, std::size_t quad, __m512i* registers) {
   if constexpr (BITS == 8) {
     ARFORGE_UNROLL
     for (std::size_t tile = 0; tile < TILES; tile++) {
@@ -67,7 +68,7 @@ ARFORGE_TARGET ARFORGE_APART void sum_block(const Part& part, std::size_t block,
     unpack<BITS>(codes, quad, weights);
     ARFORGE_UNROLL
     for (std::size_t row = 0; row < ROWS; row++) {
-      std::int32_t four;
+      std::int32_t four = 0;
       std::memcpy(&four, rows + row * inputs + quad * QUAD, sizeof four);
       const __m512i numbers = _mm512_set1_epi32(four);
       ARFORGE_UNROLL
@@ -85,7 +86,8 @@ ARFORGE_TARGET ARFORGE_APART void sum_block(const Part& part, std::size_t block,
   }
 }
 
-template <int BITS, std::size_t ROWS> ARFORGE_TARGET void multiply_rows(const Part& part) {
+template <int BITS, std::size_t ROWS>
+ARFORGE_TARGET void multiply_rows(const Part& part) {
   alignas(LINE) std::int32_t sums[ROWS * Matrix::COLUMNS];
   alignas(LINE) float totals[ROWS * Matrix::COLUMNS] = {};
   for (std::size_t block = 0; block < part.blocks; block++) {
@@ -110,7 +112,8 @@ template <int BITS, std::size_t ROWS> ARFORGE_TARGET void multiply_rows(const Pa
   }
 }
 
-template <int BITS> void multiply_part(const Part& part, std::size_t rows) {
+template <int BITS>
+void multiply_part(const Part& part, std::size_t rows) {
   using Kernel = void (*)(const Part&);
   constexpr Kernel KERNELS[MOST_ROWS] = {multiply_rows<BITS, 1>, multiply_rows<BITS, 2>, multiply_rows<BITS, 3>,
                                          multiply_rows<BITS, 4>, multiply_rows<BITS, 5>, multiply_rows<BITS, 6>};
@@ -143,7 +146,8 @@ ARFORGE_TARGET std::int32_t round_block(const float* numbers, std::size_t count,
 
 #else
 
-template <int BITS> void multiply_part(const Part&, std::size_t) {}
+template <int BITS>
+void multiply_part(const Part&, std::size_t) {}
 std::int32_t round_block(const float*, std::size_t, std::int8_t*, float&) { return 0; }
 
 #endif
@@ -152,8 +156,8 @@ std::int32_t round_block(const float*, std::size_t, std::int8_t*, float&) { retu
 
 bool supported() noexcept {
 #if ARFORGE_AVX512
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 #else
   return false;
 #endif
@@ -161,7 +165,8 @@ bool supported() noexcept {
 
 void AlignedDelete::operator()(void* memory) const noexcept { ::operator delete(memory, std::align_val_t{LINE}); }
 
-template <typename T> Aligned<T> aligned(std::size_t count) {
+template <typename T>
+Aligned<T> aligned(std::size_t count) {
   void* memory = ::operator new(count * sizeof(T), std::align_val_t{LINE});
   std::memset(memory, 0, count * sizeof(T));
   return Aligned<T>(static_cast<T*>(memory));
@@ -197,7 +202,8 @@ void Rows::round(std::size_t row, const float* numbers, const Shape& shape) noex
 
 Matrix::Matrix(const Shape& shape, const std::uint8_t* codes, const float* scales) : shape_(shape) {
   const std::size_t blocks = shape.blocks(), bytes = shape.block * static_cast<std::size_t>(shape.bits) / 8;
-  const std::size_t quads = blocks * shape.block / QUAD, panel_bytes = quads * QUAD * COLUMNS * static_cast<std::size_t>(shape.bits) / 8;
+  const std::size_t quads = blocks * shape.block / QUAD,
+                    panel_bytes = quads * QUAD * COLUMNS * static_cast<std::size_t>(shape.bits) / 8;
   codes_ = aligned<std::uint8_t>(panels() * panel_bytes);
   scales_ = aligned<float>(panels() * blocks * COLUMNS);
   for (std::size_t output = 0; output < shape.outputs; output++) {

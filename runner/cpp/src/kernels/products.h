@@ -1,8 +1,9 @@
 // Products of float32 rows with a stored matrix in blocks of 8 or 4 bits, for x86-64 with AVX-512 VNNI.
 //
-// The matrix is that of ONNX Runtime's MatMulNBits: `block` inputs of an output share a scale, codes are unsigned around
-// a zero point in the middle. A row is rounded to int8 block by block, by its largest absolute value / 127; sums within a
-// block are whole numbers, and blocks add up in their order. So a row's results have the same bits in any company.
+// The matrix is that of ONNX Runtime's MatMulNBits: `block` inputs of an output share a scale, codes are unsigned
+// around a zero point in the middle. A row is rounded to int8 block by block, by its largest absolute value / 127; sums
+// within a block are whole numbers, and blocks add up in their order. So a row's results have the same bits in any
+// company.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +19,8 @@ bool supported() noexcept;
 struct AlignedDelete {
   void operator()(void* memory) const noexcept;
 };
-template <typename T> using Aligned = std::unique_ptr<T[], AlignedDelete>;
+template <typename T>
+using Aligned = std::unique_ptr<T[], AlignedDelete>;
 
 struct Shape {
   std::size_t inputs, outputs, block;
@@ -38,9 +40,9 @@ public:
 private:
   friend class Matrix;
   std::size_t rows_ = 0, room_ = 0, block_room_ = 0;
-  Aligned<std::int8_t> codes_;  // [rows, blocks * block]
-  Aligned<float> scales_;       // [rows, blocks]
-  Aligned<std::int32_t> sums_;  // [rows, blocks]: of the codes, times the zero point, negative
+  Aligned<std::int8_t> codes_; // [rows, blocks * block]
+  Aligned<float> scales_;      // [rows, blocks]
+  Aligned<std::int32_t> sums_; // [rows, blocks]: of the codes, times the zero point, negative
 };
 
 class Matrix {
