@@ -8,6 +8,11 @@
 
 #include "kernels/products.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 namespace arforge::kernels {
 namespace {
 
@@ -19,6 +24,21 @@ constexpr const char* DOMAIN_NAME = "com.microsoft";
 constexpr std::size_t MOST_AXES = 8;
 constexpr std::size_t ALONE = 16384; // numbers that one thread rounds sooner than several are told to
 constexpr std::size_t PARTS = 16;    // that the threads take as they get done
+
+// Lets the system have the pages of what was read, most of them a file's, which nothing reads again.
+void not_needed(const std::uint8_t* data, std::size_t bytes) noexcept {
+#ifdef MADV_PAGEOUT
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto first = (reinterpret_cast<std::uintptr_t>(data) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / page * page;
+  if (first < end) {
+    (void)madvise(reinterpret_cast<void*>(first), end - first, MADV_PAGEOUT); // what is not supported costs nothing
+  }
+#else
+  (void)data;
+  (void)bytes;
+#endif
+}
 
 // A product with one stored matrix. Calls may come from several threads.
 class Product {
@@ -53,7 +73,10 @@ private:
         scales.GetTensorTypeAndShapeInfo().GetElementCount() != blocks) {
       throw Ort::Exception("codes or scales of another shape than the attributes say", ORT_INVALID_GRAPH);
     }
-    return Matrix(shape, codes.GetTensorData<std::uint8_t>(), scales.GetTensorData<float>());
+    const std::size_t bytes = blocks * shape.block * static_cast<std::size_t>(shape.bits) / 8;
+    Matrix made(shape, codes.GetTensorData<std::uint8_t>(), scales.GetTensorData<float>());
+    not_needed(codes.GetTensorData<std::uint8_t>(), bytes);
+    return made;
   }
 
   void compute(const Ort::KernelContext& context) const {
