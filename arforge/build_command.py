@@ -245,6 +245,7 @@ def build_onnxruntime(
     trial: bool,
 ) -> None:
     from arforge.engines import onnxruntime
+    from arforge.runner.backends import kernels
 
     built = onnxruntime.build(
         bundle,
@@ -264,3 +265,12 @@ def build_onnxruntime(
     )
     for line in measured(identity):
         click.echo(line)
+    if (
+        precision in onnxruntime.IN_BLOCKS
+        and kernels.could_run()
+        and not kernels.named()
+        and not kernels.find_kernels()
+    ):
+        click.echo(
+            "this processor runs such products faster by kernels of arforge's own: `arforge kernels` compiles them"
+        )

@@ -15,6 +15,7 @@ from pathlib import Path
 from arforge.runner.errors import EngineError
 from arforge.version import VERSION
 
+NAME = "arforge's kernels"
 PLACE = "ARFORGE_KERNELS"  # of the environment: the library's file, or OFF
 OFF = "off"
 THEIRS, OURS = (b"\x22\x0b" + name for name in (b"MatMulNBits", b"MatMulBlock"))
@@ -27,16 +28,21 @@ def usual_place() -> Path:
     return Path(folder) / "arforge" / f"libarforge_kernels-{VERSION}.so"
 
 
+def named() -> str:
+    """What the environment says of them; nothing where it says nothing."""
+    return os.environ.get(PLACE, "")
+
+
 def find_kernels() -> Path | None:
     """The library to use; None where there is none, it is off, or this processor lacks the instructions.
 
     Raises EngineError if the environment names a library that cannot be loaded.
     """
-    named = os.environ.get(PLACE, "")
-    if named.lower() == OFF:
+    name = named()
+    if name == OFF:
         return None
-    path = Path(named) if named else usual_place()
-    if not named and not path.exists():
+    path = Path(name) if name else usual_place()
+    if not name and not path.exists():
         return None
     return path if runs_here(path) else None
 
@@ -48,9 +54,16 @@ def runs_here(path: Path) -> bool:
         return bool(ctypes.CDLL(str(path.resolve())).arforge_kernels_supported())
     except (OSError, AttributeError) as error:
         raise EngineError(
-            f"{path} is no library of arforge's kernels ({error}): compile it with `arforge kernels`, "
-            f"or set {PLACE}={OFF}"
+            f"{path} is no library of {NAME} ({error}): compile it with `arforge kernels`, or set {PLACE}={OFF}"
         ) from None
+
+
+def could_run(information: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this is Linux on a processor that has the instructions; it needs no library to tell."""
+    try:
+        return " avx512_vnni" in information.read_text("utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def with_kernels(graph: bytes) -> bytes | None:

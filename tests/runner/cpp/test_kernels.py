@@ -25,7 +25,16 @@ from arforge.engines.kernels import compile_kernels
 from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families.llamagen import FAMILY
 from arforge.runner import EngineError, Runner
-from arforge.runner.backends.kernels import OURS, PLACE, THEIRS, find_kernels, runs_here, usual_place, with_kernels
+from arforge.runner.backends.kernels import (
+    OURS,
+    PLACE,
+    THEIRS,
+    find_kernels,
+    runs_here,
+    usual_place,
+    with_kernels,
+    worth_compiling,
+)
 from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import Precision, open_bundle
 from arforge.runner.profiling.operator_times import TracedEngine
@@ -192,6 +201,18 @@ def test_where_the_library_is_looked_for(kernels: Path, tmp_path: Path, monkeypa
     assert find_kernels() == usual_place()
 
 
+def test_build_says_that_they_could_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    information = tmp_path / "cpuinfo"
+    information.write_text("flags\t\t: fpu avx2 avx512_vnni avx512_bitalg\n")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not worth_compiling(information)  # off
+    monkeypatch.delenv(PLACE)
+    assert worth_compiling(information)
+    information.write_text("flags\t\t: fpu avx2\n")
+    assert not worth_compiling(information)
+    assert not worth_compiling(tmp_path / "none")
+
+
 def test_the_command_compiles_and_says_what_it_lacks(onnxruntime_root: Path, tmp_path: Path) -> None:
     def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
         given = {name: value for name, value in os.environ.items() if name not in (PLACE, "ONNXRUNTIME_ROOT", "CXX")}
@@ -272,6 +293,7 @@ def test_a_profile_names_the_operator(on: Path, bundle: Path, tmp_path: Path, mo
         engine.close()
         return names
 
+    assert open_bundle(root).engine("onnxruntime", "int8")["library"].endswith(" with arforge's kernels")
     assert {"MatMulBlock"} == operators() & {"MatMulBlock", "MatMulNBits"}
     monkeypatch.setenv(PLACE, "off")
     assert {"MatMulNBits"} == operators() & {"MatMulBlock", "MatMulNBits"}

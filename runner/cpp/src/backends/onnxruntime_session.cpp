@@ -155,12 +155,6 @@ int default_threads() {
   return available < machine_cores() ? available : 0;
 }
 
-// Whether products in blocks are our own kernels': where the processor can, unless the environment says "off".
-bool use_kernels() {
-  const char* const named = std::getenv("ARFORGE_KERNELS");
-  return kernels::supported() && (named == nullptr || std::string_view(named) != "off");
-}
-
 } // namespace
 
 Ort::Env open_environment() {
@@ -211,6 +205,11 @@ Ort::Session open_session(Ort::Env& env, const std::filesystem::path& graph, con
     throw Error(Code::engine,
                 text("ONNX Runtime cannot load ", graph.string(), ": ", error.what(), ". Export the bundle again"));
   }
+}
+
+bool use_kernels() {
+  const char* const named = std::getenv("ARFORGE_KERNELS");
+  return kernels::supported() && (named == nullptr || std::string_view(named) != "off");
 }
 
 ONNXTensorElementDataType element_type(Type type) {

@@ -21,6 +21,9 @@ Ort::Env open_environment();
 Ort::Session open_session(Ort::Env& env, const std::filesystem::path& graph, const Options& options, bool plain,
                           std::string content = {});
 
+// Whether the CPU's products in blocks are our own kernels': where it can run them, unless the environment says "off".
+bool use_kernels();
+
 // Throws Error (engine), naming `what`, unless the session's inputs and outputs are just those of the contract: its
 // types, and its shapes, open where the contract has words.
 void check_session(const Ort::Session& session, const Contract& contract, const std::string& what);
