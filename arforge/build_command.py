@@ -265,12 +265,5 @@ def build_onnxruntime(
     )
     for line in measured(identity):
         click.echo(line)
-    if (
-        precision in onnxruntime.IN_BLOCKS
-        and kernels.could_run()
-        and not kernels.named()
-        and not kernels.find_kernels()
-    ):
-        click.echo(
-            "this processor runs such products faster by kernels of arforge's own: `arforge kernels` compiles them"
-        )
+    if precision in onnxruntime.IN_BLOCKS and kernels.worth_compiling():
+        click.echo("`arforge kernels` compiles faster products for this processor: see docs/int8.md")

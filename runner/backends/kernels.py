@@ -58,12 +58,13 @@ def runs_here(path: Path) -> bool:
         ) from None
 
 
-def could_run(information: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this is Linux on a processor that has the instructions; it needs no library to tell."""
+def worth_compiling(information: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this is Linux on a processor that has the instructions, and nobody has said or done anything yet."""
     try:
-        return " avx512_vnni" in information.read_text("utf-8", errors="replace")
+        could = " avx512_vnni" in information.read_text("utf-8", errors="replace")
     except OSError:
-        return False
+        could = False
+    return could and not named() and find_kernels() is None
 
 
 def with_kernels(graph: bytes) -> bytes | None:
