@@ -49,7 +49,7 @@ class Counts(ctypes.Structure):
 
     _fields_ = tuple(
         (name, ctypes.c_int64)
-        for name in ("allocations", "waits", "launches", "captures", "copies", "largest_copy", "moved")
+        for name in ("allocations", "waits", "launches", "captures", "copies", "largest_copy", "moved", "sent", "fetched")
     )
 
 
