@@ -1,4 +1,4 @@
-"""Static schedules in C++ without the host between steps: the tokens are the host's, in few launches, waits and bytes."""
+"""Static schedules in C++ without the host between steps: the host's tokens, in few launches, waits and bytes."""
 
 from __future__ import annotations
 
@@ -111,11 +111,10 @@ def test_kept_cells_are_fed_by_tables_too(
         known = np.where(decide, -1, random.integers(0, 32, (3, 4, 6)))
         asked = {"classes": [1, 2, 3], "schedule": "arpg:5", "known": known, "guidance": 2.0, **PLAIN}
         expected = arpg_runner.generate(**asked, images=False)
+        ours.generate(**asked)  # which is captured meanwhile
         found, (launches, waits, *_) = counted(stand_in, lambda asked=asked: ours.generate(**asked))
         np.testing.assert_array_equal(found.tokens, expected.tokens)
-        steps = int(expected.passes[0])
-        assert waits < 2 * steps  # of two batches
-        assert launches <= waits
+        assert launches == waits == 2 * -(-int(found.passes[0]) // 2)  # of two batches
     ours.close()
 
 
@@ -126,9 +125,10 @@ def test_a_larger_canvas_is_decoded_by_tables(
     ours = stand_in.open(copied(stand_ins("inpainting"), tmp_path / "its.bundle", decoder=None), look_every=0)
     asked: dict[str, Any] = {"classes": [1, 2], "schedule": "arpg:5", "known": np.full((6, 8), -1), **PLAIN}
     expected = arpg_runner.generate(**asked, images=False)
-    found, (_, waits, *_) = counted(stand_in, lambda: ours.generate(**asked))
+    ours.generate(**asked)  # which is captured meanwhile
+    found, (launches, waits, *_) = counted(stand_in, lambda: ours.generate(**asked))
     np.testing.assert_array_equal(found.tokens, expected.tokens)
-    assert waits < int(expected.passes[0])
+    assert launches == waits == 4 < int(found.passes[0])
     ours.close()
 
 
@@ -181,14 +181,15 @@ def spoil_token(original: Path, path: Path, token: int) -> Path:
     engine = open_bundle(path).engine(RTX, "fp32")["engine"]
     text = (path / engine).read_text()
     rewrite(path, engine, text.replace(f"weights {original}", f"weights {path}").encode())
-    model, (graph,) = open_bundle(path).model, re.findall(r"^graph (.*)$", text, re.MULTILINE)
+    (graph,) = re.findall(r"^graph (.*)$", text, re.MULTILINE)
     initializers = onnx.load(graph, load_external_data=False).graph.initializer
-    (table,) = (one for one in initializers if list(one.dims) == [model.vocabulary, model.dim] and one.external_data)
+    (table,) = (one for one in initializers if one.name == "tok_embeddings.weight")
     facts = {entry.key: entry.value for entry in table.external_data}
     (weights,) = path.rglob(facts["location"].split("/")[-1])
     content = bytearray(weights.read_bytes())
-    first = int(facts.get("offset", 0)) + token * model.dim * 4
-    content[first : first + model.dim * 4] = np.full(model.dim, np.nan, np.float32).tobytes()
+    row = 4 * table.dims[1]
+    first = int(facts.get("offset", 0)) + token * row
+    content[first : first + row] = np.full(row // 4, np.nan, np.float32).tobytes()
     weights.unlink()
     weights.write_bytes(content)
     return path
@@ -231,7 +232,7 @@ def test_an_identity_that_says_other_sizes_is_refused(stand_in: StandIn, stand_i
     sizes = open_bundle(stand_ins("classes")).engine(RTX, "fp32")["table_sizes"]
     path = copied(stand_ins("classes"), tmp_path / "its.bundle", table_sizes={**sizes, "columns": 70})
     ours = stand_in.open(path)
-    with pytest.raises(Failure, match=r"does not take known as int64 \[2,70\]: build the engine again"):
+    with pytest.raises(Failure, match=r"does not take known as int64 \[2, 70\]: build the engine again"):
         ours.generate([1], schedule="ntp")
     ours.close()
 

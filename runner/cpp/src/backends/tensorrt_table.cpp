@@ -170,6 +170,13 @@ void TensorRTTable::forget_launches(const std::vector<Launch*>& kept) {
   }
 }
 
+void TensorRTTable::settle() {
+  if (queued_) {
+    gpu_.synchronize();
+    queued_ = false;
+  }
+}
+
 void TensorRTTable::place(const Plan& plan) {
   if (plan.number == plan_) {
     return;
@@ -193,8 +200,8 @@ void TensorRTTable::place(const Plan& plan) {
           name == "decided_by" ? NO_CALL : 0);
     }
   }
+  queued_ = true;
   tables_.upload(gpu_);
-  gpu_.synchronize(); // before what is copied may change
   plan_ = plan.number;
 }
 
@@ -203,6 +210,7 @@ void TensorRTTable::begin(Program& first) {
   for (const auto& [name, tensor] : progress.tensors) {
     put(tensor, {}, name == "call" ? -1 : 0);
   }
+  queued_ = true;
   for (const Block* const given : {&batch_, &known_[0], &progress, &settings_}) {
     given->upload(gpu_);
   }
@@ -212,6 +220,7 @@ void TensorRTTable::begin(Program& first) {
 }
 
 void TensorRTTable::run(const std::vector<Launch*>& launches, std::int64_t done, bool last) {
+  queued_ = true;
   for (Launch* const one : launches) {
     one->start();
   }
@@ -222,6 +231,7 @@ void TensorRTTable::run(const std::vector<Launch*>& launches, std::int64_t done,
     fetched_ = done_;
   }
   gpu_.synchronize();
+  queued_ = false;
 }
 
 const std::int64_t* TensorRTTable::progress(const std::string& name) const {

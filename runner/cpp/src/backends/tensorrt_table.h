@@ -45,6 +45,8 @@ public:
   // Frees the oldest launches, but for those of the plan that comes next.
   void forget_launches(const std::vector<Launch*>& kept);
 
+  // Waits for what a batch that was given up has queued, before host memory that it reads may change.
+  void settle();
   // Makes a plan's tables those of the next batches.
   void place(const Plan& plan);
 
@@ -90,6 +92,7 @@ private:
   std::list<NamedLaunch> launches_;                       // the latest used first
   std::map<const Program*, std::unique_ptr<Places>> own_; // of a step's tensors in a launch
   std::uint64_t plan_ = 0;                                // whose tables lie on the device
+  bool queued_ = false;                                   // work that has not been waited for
   std::int64_t done_ = 0;                                 // calls
   std::int64_t fetched_ = -1;                             // how many were when the tokens were fetched
 };

@@ -141,6 +141,7 @@ std::unique_ptr<TableLoop> Tables::loop(const Plan& plan, const Batch& batch, co
     return nullptr;
   }
   TensorRTTable& own = table(images, step_of(kind_of(plan.steps.front())));
+  own.settle();
   TensorRTTable::Calls calls;
   std::vector<Program*> before;
   for (const PlannedStep& step : plan.steps) {
