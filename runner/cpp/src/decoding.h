@@ -75,6 +75,6 @@ protected:
 // The decoding of a batch. The plan stays the caller's, as does what `drawing` refers to. `loop`: what makes its calls;
 // NULL: the host does.
 std::unique_ptr<Decoding> decoding_of(const Plan& plan, State start, const Drawing& drawing,
-                                      std::unique_ptr<TableLoop> loop);
+                                      std::unique_ptr<TableLoop> loop = nullptr);
 
 } // namespace arforge

@@ -22,7 +22,7 @@ HostTensor kind_of(const Tensor& tensor, const Sizes& sizes) {
 // Whole numbers into the beginning of a tensor that has room for more.
 void put(const HostTensor& into, const std::vector<std::int64_t>& given, std::int64_t rest) {
   auto* const numbers = reinterpret_cast<std::int64_t*>(into.data);
-  std::fill(std::copy(given.begin(), given.end(), numbers), numbers + into.bytes / sizeof *numbers, rest);
+  std::fill_n(std::copy(given.begin(), given.end(), numbers), entries_of(into.shape) - given.size(), rest);
 }
 
 bool ends_with(const std::string& word, const std::string& end) {

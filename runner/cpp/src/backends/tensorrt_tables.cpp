@@ -95,7 +95,7 @@ const std::int64_t* BatchTable::known(std::int64_t row) {
 } // namespace
 
 std::int32_t Tables::profile(std::int64_t images, const CallKind& kind) const {
-  const std::vector<TableProfile>& listed = identity_.table->profiles;
+  const std::vector<TableProfile>& listed = built_->profiles;
   const auto found = std::find_if(listed.begin(), listed.end(), [&](const TableProfile& one) {
     return one.images == images && one.width == kind.first && one.queries == kind.second;
   });
@@ -103,14 +103,14 @@ std::int32_t Tables::profile(std::int64_t images, const CallKind& kind) const {
 }
 
 bool Tables::fits(const Plan& plan, std::int64_t images) const {
-  return identity_.table && !identity_.read_only && is_table(plan) && plan.cells == bundle_.model.cells() &&
-         plan.slots <= identity_.slots && identity_.table->sizes.hold(TableSizes::of(plan)) &&
+  return built_ != nullptr && !identity_.read_only && is_table(plan) && plan.cells == bundle_.model.cells() &&
+         plan.slots <= identity_.slots && built_->sizes.hold(TableSizes::of(plan)) &&
          std::all_of(plan.steps.begin(), plan.steps.end(),
                      [&](const PlannedStep& step) { return profile(images, kind_of(step)) >= 0; });
 }
 
 TensorRTTable& Tables::table(std::int64_t images, Program& step) {
-  const TableIdentity& built = *identity_.table;
+  const TableIdentity& built = *built_;
   const bool one_mask = !identity_.own_mask && !conditioned(bundle_.model);
   Contract contract = table_contract(bundle_.model, built.sizes, bundle_.sampler.graph(), identity_.slots, one_mask,
                                      identity_.own_mask);

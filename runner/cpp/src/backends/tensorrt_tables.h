@@ -30,7 +30,8 @@ public:
 
   // `look_every`: calls between two looks of the host; 0: all.
   Tables(const Bundle& bundle, const TensorRTIdentity& identity, Library& library, Gpu& gpu, std::int64_t look_every)
-      : bundle_(bundle), identity_(identity), library_(library), gpu_(gpu), look_every_(look_every) {}
+      : bundle_(bundle), identity_(identity), built_(identity.table ? &*identity.table : nullptr), library_(library),
+        gpu_(gpu), look_every_(look_every) {}
 
   // The calls of a batch of that plan; NULL where the engine has no room for its tables, or not all of its calls.
   std::unique_ptr<TableLoop> loop(const Plan& plan, const Batch& batch, const StepOf& step_of);
@@ -42,6 +43,7 @@ private:
 
   const Bundle& bundle_;
   const TensorRTIdentity& identity_;
+  const TableIdentity* built_; // NULL: none
   Library& library_;
   Gpu& gpu_;
   std::int64_t look_every_;
