@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Changes when a function or struct here changes in a way that old callers would notice. */
-#define ARFORGE_ABI_VERSION 4
+#define ARFORGE_ABI_VERSION 5
 
 typedef enum arforge_status {
   ARFORGE_OK = 0,
