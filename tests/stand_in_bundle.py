@@ -26,8 +26,8 @@ def stand_in_bundle(source: Path, path: Path) -> Path:
         if engine.target == RTX:
             identity = opened.identity(engine)
             known.add(opened, identity)
-            for name in ("engine", "decoder"):
-                if file := identity[name]:
+            for name in ("engine", "decoder", "table"):
+                if file := identity.get(name):
                     graph, profiles = known.known[digest(opened.path(file).read_bytes())]
                     rewrite(path, file, engine_text(graph, profiles))
     return path

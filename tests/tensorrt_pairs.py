@@ -11,6 +11,7 @@ from typing import Any
 import cpp_abi
 import pytest
 from fake_gpu import RTX, FakeGpu, fake_library
+from launch_counts import BUNDLES, COUNTS
 
 from arforge.runner import Runner, open_bundle
 from arforge.runner.backends.image_codec import OnnxRuntimeCodec
@@ -31,6 +32,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "par": ("par_bundle", {"schedules": ["par:4"], "images": [1, 2]}),
     "arpg": ("arpg_bundle", {"schedules": ["arpg:3"], "images": [3]}),
     "noise": ("noise_bundle", {"schedules": ["jacobi:6"], "images": [2]}),
+    "noise-table": ("noise_bundle", {"schedules": ["zipar:4"], "images": [2]}),
+    "inpainting": ("arpg_bundle", {"schedules": ["arpg:5", "arpg:24"], "images": [2], "widths": [9]}),
+    "zipar": ("bundle", {"schedules": ["zipar:4"], "images": [2]}),
+    "host": ("par_bundle", {"schedules": ["par:4"], "images": [1, 2], "loop": False}),
+    **{f"counts {one}": (BUNDLES[one], {"schedules": [one]}) for one in COUNTS},
+    "counts ntp by the host": ("bundle", {"schedules": ["ntp"], "loop": False}),
     "only-read": (
         "bundle",
         {"schedules": ["ntp", "zipar:2"], "images": [1, 3], "filters": True, "caches": "read-only"},
@@ -49,7 +56,17 @@ class Counts(ctypes.Structure):
 
     _fields_ = tuple(
         (name, ctypes.c_int64)
-        for name in ("allocations", "waits", "launches", "captures", "copies", "largest_copy", "moved")
+        for name in (
+            "allocations",
+            "waits",
+            "launches",
+            "captures",
+            "copies",
+            "largest_copy",
+            "moved",
+            "sent",
+            "fetched",
+        )
     )
 
 

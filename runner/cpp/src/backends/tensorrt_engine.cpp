@@ -9,25 +9,6 @@
 namespace arforge {
 namespace {
 
-std::vector<std::int64_t> batches_of(const TensorRTIdentity& identity) {
-  std::vector<std::int64_t> found;
-  found.reserve(identity.profiles.size());
-  for (const ShapeProfile& profile : identity.profiles) {
-    found.push_back(profile.images);
-  }
-  std::sort(found.begin(), found.end());
-  found.erase(std::unique(found.begin(), found.end()), found.end());
-  return found;
-}
-
-std::int64_t longest_prompt(const TensorRTIdentity& identity) {
-  std::int64_t longest = 0;
-  for (const ShapeProfile& profile : identity.profiles) {
-    longest = std::max(longest, profile.condition);
-  }
-  return longest;
-}
-
 EngineFacts facts_of(const Bundle& bundle, const TensorRTIdentity& identity) {
   const bool one_mask = !identity.own_mask && !conditioned(bundle.model);
   return {identity.widths,   identity.prefill_widths, batches_of(identity).back(), 0, 0, one_mask,
@@ -46,11 +27,12 @@ std::unique_ptr<TensorRTEngine> TensorRTEngine::built(const Bundle& bundle, cons
   Library& library = load_library(options.target, options.plugin);
   auto gpu = std::make_unique<Gpu>();
   TensorRTIdentity identity = choose_engine(bundle, std::move(identities), library.name(), gpu->compute_capability());
-  return std::make_unique<TensorRTEngine>(bundle, std::move(identity), library, std::move(gpu));
+  return std::make_unique<TensorRTEngine>(bundle, std::move(identity), library, std::move(gpu),
+                                          options.look_every.value_or(LOOK_EVERY));
 }
 
 TensorRTEngine::TensorRTEngine(const Bundle& bundle, TensorRTIdentity identity, Library& library,
-                               std::unique_ptr<Gpu> gpu)
+                               std::unique_ptr<Gpu> gpu, std::int64_t look_every)
     : Engine(facts_of(bundle, identity)), bundle_(bundle), identity_(std::move(identity)), library_(library),
       gpu_(std::move(gpu)), batches_(batches_of(identity_)), longest_(longest_prompt(identity_)),
       given_(lowered_contract(bundle.model, bundle.sampler.graph(), identity_.types, identity_.filters,
@@ -58,7 +40,7 @@ TensorRTEngine::TensorRTEngine(const Bundle& bundle, TensorRTIdentity identity, 
       plain_(contract_of(bundle.model, bundle.sampler.graph(), identity_.types)),
       loaded_(bundle.root / std::filesystem::u8path(identity_.engine), library, *gpu_,
               stripped_from(bundle, identity_)),
-      caches_(caches()) {
+      caches_(caches()), tables_(bundle, identity_, library, *gpu_, look_every) {
   if (identity_.read_only) {
     std::vector<PlacedRows::Step> steps(identity_.profiles.size());
     std::transform(identity_.profiles.begin(), identity_.profiles.end(), steps.begin(),
@@ -145,8 +127,7 @@ std::unique_ptr<TensorRTEngine::Step> TensorRTEngine::make_step(const Inputs& in
                                           {},
                                           chosen.input("mask"),
                                           chosen.input("write_index"),
-                                          chosen.output("next_tokens"),
-                                          chosen.input("top_k") != nullptr});
+                                          chosen.output("next_tokens")});
   if (step->mask != nullptr) {
     std::memset(step->mask->data, 0, step->mask->bytes);
   }
@@ -208,8 +189,8 @@ void TensorRTEngine::check_tensors(Program& program, const ShapeProfile& profile
       inputs++;
     }
   }
-  if (program.inputs() != inputs) {
-    refuse(text("it has ", program.inputs(), " inputs beside its caches, expected ", inputs));
+  if (program.inputs().size() != inputs) {
+    refuse(text("it has ", program.inputs().size(), " inputs beside its caches, expected ", inputs));
   }
   check(given_.outputs.front(), program.output(given_.outputs.front().name));
 }
@@ -230,14 +211,22 @@ const std::int64_t* TensorRTEngine::write_index_of(const Step& step) {
   return reinterpret_cast<const std::int64_t*>(step.write_index->data);
 }
 
-// Puts what the buffers hold into the inputs of the step's program.
-void TensorRTEngine::stage(Step& step) const {
-  const StepBuffers& buffers = step.buffers;
+std::unique_ptr<TableLoop> TensorRTEngine::table_loop(const Plan& plan) {
+  return tables_.loop(plan, {extent_, images_, rows_, [this](const StepBuffers& settings) { check_filters(settings); }},
+                      [this](const Inputs& inputs) -> Program& { return program(inputs); });
+}
+
+void TensorRTEngine::check_filters(const StepBuffers& buffers) const {
   const bool limits = std::any_of(buffers.top_k.begin(), buffers.top_k.end(), [](std::int64_t k) { return k > 0; }) ||
                       std::any_of(buffers.top_p.begin(), buffers.top_p.end(), [](float p) { return p < 1; });
-  if (limits && !step.filters) {
+  if (limits && !identity_.filters) {
     refuse("it was built without top-k and top-p", "--filters");
   }
+}
+
+// Puts what the buffers hold into the inputs of the step's program.
+void TensorRTEngine::stage(Step& step) const {
+  check_filters(step.buffers);
   if (step.mask != nullptr) {
     stage_mask(step);
   }

@@ -14,6 +14,12 @@ namespace arforge {
 TensorRTIdentity choose_engine(const Bundle& bundle, std::vector<TensorRTIdentity> identities,
                                const std::string& library, const std::string& compute_capability);
 
+// The numbers of images that an engine was built for, rising.
+std::vector<std::int64_t> batches_of(const TensorRTIdentity& identity);
+
+// The longest prompt that it reads, in rows before its last.
+std::int64_t longest_prompt(const TensorRTIdentity& identity);
+
 // An engine as messages name it.
 std::string engine_name(const Bundle& bundle, const TensorRTIdentity& identity);
 

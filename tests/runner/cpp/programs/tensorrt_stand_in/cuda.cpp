@@ -78,6 +78,7 @@ cudaError_t copy(void* target, std::size_t target_pitch, const void* source, std
     }
     const std::lock_guard<std::mutex> held(lock);
     counts.moved += static_cast<std::int64_t>(width * rows);
+    (up ? counts.sent : counts.fetched) += static_cast<std::int64_t>(width * rows);
     return true;
   });
   return cudaSuccess;

@@ -53,6 +53,7 @@ public:
   nvinfer1::Dims getTensorShape(const char* name) const noexcept override { return dims_of(shape(name)); }
 
   bool setTensorAddress(const char* name, void* data) noexcept override {
+    const Inside inside;
     addresses_[name] = data;
     return true;
   }
