@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-from fake_gpu import RTX, FakeGpu, FakeTensorRT, digest
+from fake_gpu import RTX, FakeGpu, FakeTensorRT, closed, digest
 
 from arforge.engines.lowered_session import runnable
 from arforge.runner import open_bundle
@@ -53,8 +53,10 @@ def engine_text(graph: Path, profiles: list[dict[str, tuple[int, ...]]], *more: 
     """What the stand-in reads, of a graph that it may run; that is put beside the bundle."""
     own = graph.parents[2].with_suffix(".graphs") / f"{graph.parent.name}-{graph.name}"
     own.parent.mkdir(exist_ok=True)
-    own.write_bytes(runnable(ir.load(graph)))
+    model = ir.load(graph)
     lines = ["arforge-stand-in", f"graph {own}", f"weights {graph.parent}", *more]
+    lines += [f"view {name} {' '.join(map(str, shape))}" for name, shape in closed(model).items()]
+    own.write_bytes(runnable(model))
     for shapes in profiles:
         lines.append("profile")
         lines += [f"shape {name} {' '.join(map(str, shape))}" for name, shape in shapes.items()]

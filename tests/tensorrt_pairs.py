@@ -40,6 +40,23 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "text_bundle",
         {"schedules": ["zipar:2"], "images": [2], "prefill_widths": [4, 16], "caches": "read-only"},
     ),
+    "views": (
+        "grouped_bundle",
+        {"schedules": ["ntp", "zipar:2"], "images": [1, 3], "filters": True, "attention": "view"},
+    ),
+    "views-ahead": ("grouped_bundle", {"schedules": ["ntp", "jacobi:6"], "attention": "view"}),
+    "views-prompts": (
+        "text_bundle",
+        {
+            "schedules": ["ntp", "zipar:2"],
+            "images": [1, 3],
+            "filters": True,
+            "prefill_widths": [4, 16],
+            "attention": "view",
+        },
+    ),
+    "views-par": ("par_bundle", {"schedules": ["par:4"], "images": [1, 2], "attention": "view"}),
+    "views-arpg": ("arpg_bundle", {"schedules": ["arpg:3"], "images": [3], "attention": "view"}),
 }
 """Bundles, by their fixtures, and what an engine is built for."""
 

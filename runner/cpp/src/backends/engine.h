@@ -9,7 +9,7 @@
 
 namespace arforge {
 
-// What slots of a row hold, one array a cache: (kv_heads, slots, head_size).
+// What slots of a row hold, one array a cache: (kv_heads, slots, head_size), or slots first where an engine has it so.
 using CacheContent = std::vector<std::vector<std::uint8_t>>;
 
 struct EngineFacts {

@@ -12,7 +12,7 @@ namespace arforge {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr std::int64_t MOST = std::int64_t{1} << 30; // bytes
+constexpr std::int64_t LARGEST_KEPT = std::int64_t{1} << 30; // bytes
 
 // ARFORGE_CACHE, else arforge in XDG_CACHE_HOME or ~/.cache; empty where there is none.
 fs::path cache_folder() {
@@ -46,7 +46,7 @@ std::string KernelCache::load() const {
     return "";
   }
   try {
-    return read_file(path_, MOST, Code::engine);
+    return read_file(path_, LARGEST_KEPT, Code::engine);
   } catch (const Error&) {
     return "";
   }

@@ -197,6 +197,9 @@ Program::Program(LoadedEngine& loaded, std::unique_ptr<nvinfer1::IExecutionConte
     }
     if (const auto place = placed.find(name); place != placed.end()) {
       bind(name, place->second);
+      if (input) {
+        placed_[name] = kind_of(name);
+      }
     } else {
       (input ? inputs : outputs).push_back(name);
     }

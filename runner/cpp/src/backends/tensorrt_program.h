@@ -105,6 +105,8 @@ public:
   // The tensor of that name on the host; NULL where there is none, or it stays on the device.
   HostTensor* input(const std::string& name) { return found(input_->tensors, name); }
   HostTensor* output(const std::string& name) { return found(output_->tensors, name); }
+  // The kind of an input that stays on the device; NULL where there is none.
+  HostTensor* placed(const std::string& name) { return found(placed_, name); }
   [[nodiscard]] std::size_t inputs() const { return input_->tensors.size(); }
 
   // Executes on the inputs and fills the outputs. Throws Error (engine) if the engine or the GPU fails.
@@ -122,6 +124,7 @@ private:
   LoadedEngine& loaded_;
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
   std::unique_ptr<Block> input_, output_;
+  std::map<std::string, HostTensor> placed_; // inputs, without data
   cudaGraphExec_t graph_ = nullptr;
   bool looked_ = false; // whether it can be captured
 };
