@@ -77,15 +77,14 @@ def test_caches_are_never_copied(stand_in: StandIn, stand_ins: StandIns) -> None
     assert (stand_in.counts().moved - before) / steps < cache
 
 
-@pytest.mark.parametrize(("kind", "schedule"), [("views", "zipar:2"), ("views-prompts", "zipar:2")])
-def test_the_step_loop_allocates_nothing(stand_in: StandIn, stand_ins: StandIns, kind: str, schedule: str) -> None:
-    """What the stand-in itself allocates does not count."""
+@pytest.mark.parametrize(("kind", "runs"), [("views", [16, 16, 16]), ("views-prompts", [35, 32, 32])])
+def test_the_step_loop_allocates_nothing(stand_in: StandIn, stand_ins: StandIns, kind: str, runs: list[int]) -> None:
+    """What the stand-in itself allocates does not count. `runs`: of steps, passes of prompts and the image decoder."""
     program = str(stand_in.build.program("allocations"))
-    command = [program, str(stand_ins(kind, PRECISION)), schedule, "quiet", RTX, PRECISION]
+    command = [program, str(stand_ins(kind, PRECISION)), "zipar:2", "quiet", RTX, PRECISION]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = [tuple(map(int, re.findall(r"\d+", line))) for line in (done.stdout + done.stderr).splitlines()]
-    assert len(found) == 3
-    assert all(runs > 20 and allocations == 0 for *_, runs, allocations in found)
+    assert [one[1:] for one in found] == [(one, 0) for one in runs]
 
 
 def test_an_engine_whose_identity_hides_its_views_is_refused(
@@ -123,7 +122,7 @@ def test_rows_that_write_to_different_slots_are_refused_in_pythons_words(
     sanitized: Any, stand_ins: StandIns, tmp_path: Path
 ) -> None:
     path = retargeted(stand_ins("views-prompts", PRECISION), tmp_path / "its.bundle", "tensorrt")
-    with open_python(stand_ins("views-prompts", PRECISION)) as theirs:
+    with open_python(stand_ins("views-prompts", PRECISION), PRECISION) as theirs:
         engine: Any = theirs._engine
         assert engine.one_mask  # so that images at paces of their own are decoded one by one
         engine.prepare(1, 2, 10, 0)
