@@ -40,24 +40,6 @@ const std::filesystem::path& graph_for(const EngineIdentity& identity, const Opt
   return identity.standard;
 }
 
-// The types of a graph's caches, float32 for those that are not 8 bits.
-std::map<std::string, Type> cache_types(const Ort::Session& session, const ModelFacts& model) {
-  std::map<std::string, Type> types;
-  for (const std::string& name : cache_names(model.caches)) {
-    types[name] = Type::float32;
-  }
-  const std::vector<std::string> names = session.GetInputNames();
-  for (std::size_t index = 0; index < names.size(); index++) {
-    const auto known = types.find(names[index]);
-    const Ort::TypeInfo info = session.GetInputTypeInfo(index);
-    if (known != types.end() && info.GetONNXType() == ONNX_TYPE_TENSOR &&
-        info.GetTensorTypeAndShapeInfo().GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8) {
-      known->second = Type::int8;
-    }
-  }
-  return types;
-}
-
 } // namespace
 
 std::vector<std::int64_t> OnnxRuntimeEngine::cache_shape(std::int64_t slots) const {

@@ -229,4 +229,21 @@ void check_session(const Ort::Session& session, const Contract& contract, const 
   check_side(outputs, contract.outputs, what);
 }
 
+std::map<std::string, Type> cache_types(const Ort::Session& session, const ModelFacts& model) {
+  std::map<std::string, Type> types;
+  for (const std::string& name : cache_names(model.caches)) {
+    types[name] = Type::float32;
+  }
+  const std::vector<std::string> names = session.GetInputNames();
+  for (std::size_t index = 0; index < names.size(); index++) {
+    const auto known = types.find(names[index]);
+    const Ort::TypeInfo info = session.GetInputTypeInfo(index);
+    if (known != types.end() && info.GetONNXType() == ONNX_TYPE_TENSOR &&
+        info.GetTensorTypeAndShapeInfo().GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8) {
+      known->second = Type::int8;
+    }
+  }
+  return types;
+}
+
 } // namespace arforge

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <string>
 
 #define ORT_API_MANUAL_INIT
@@ -27,5 +28,8 @@ void check_session(const Ort::Session& session, const Contract& contract, const 
 
 // The contract's type as ONNX Runtime names it.
 ONNXTensorElementDataType element_type(Type type);
+
+// The types of a graph's caches, float32 for those that are not 8 bits.
+std::map<std::string, Type> cache_types(const Ort::Session& session, const ModelFacts& model);
 
 } // namespace arforge

@@ -44,6 +44,7 @@ TensorRTEngine::TensorRTEngine(const Bundle& bundle, TensorRTIdentity identity, 
       caches_(caches()) {
   if (identity_.read_only) {
     std::vector<PlacedRows::Step> steps;
+    steps.reserve(identity_.profiles.size());
     for (const ShapeProfile& profile : identity_.profiles) {
       steps.emplace_back(guided_rows(profile.images, true), profile.width);
     }
