@@ -4,47 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from cpp_abi import STATUS, Failure, Partial
 from cpp_abi import Runner as CppRunner
 from fake_gpu import RTX
 from launch_counts import BUNDLES, COUNTS
-from stand_in_bundle import change_identity, rewrite
-from tensorrt_pairs import StandIn, StandIns
+from stand_in_bundle import copied, spoil_token
+from tensorrt_pairs import StandIn, StandIns, counted
 
 from arforge.runner import Runner, open_bundle
 
 CLASSES, SEEDS = [3, 1, 4, 1, 5], [9, 2**64 - 1, 6, 5, 0]
 PLAIN: dict[str, Any] = {"top_k": 0, "top_p": 1.0}
 STATIC = [schedule for schedule in COUNTS if not schedule.startswith("jacobi")]
-
-
-def identity_path(root: Path) -> str:
-    return next(engine.path for engine in open_bundle(root).engines if engine.target == RTX)
-
-
-def copied(source: Path, path: Path, **changes: Any) -> Path:
-    """A copy whose identity says something else."""
-    shutil.copytree(source, path)
-    change_identity(path, identity_path(path), lambda identity: identity.update(changes))
-    return path
-
-
-def counted(stand_in: StandIn, work: Callable[[], Any]) -> tuple[Any, tuple[int, ...]]:
-    """With launches, waits, bytes to the device, bytes back, and allocations."""
-    names = ("launches", "waits", "sent", "fetched", "allocations")
-    before = stand_in.counts()
-    result = work()
-    after = stand_in.counts()
-    return result, tuple(getattr(after, name) - getattr(before, name) for name in names)
 
 
 @pytest.mark.parametrize("schedule", STATIC)
@@ -173,26 +150,6 @@ def test_progress_previews_and_cancel_come_at_looks(
         assert cancelled.value.status == STATUS["cancelled"]
     np.testing.assert_array_equal(ours.generate([1], [4], "ntp").tokens, expected)
     ours.close()
-
-
-def spoil_token(original: Path, path: Path, token: int) -> Path:
-    """A copy of a bundle of classes in which that token, fed, makes numbers that are none."""
-    shutil.copytree(original, path)
-    engine = open_bundle(path).engine(RTX, "fp32")["engine"]
-    text = (path / engine).read_text()
-    rewrite(path, engine, text.replace(f"weights {original}", f"weights {path}").encode())
-    (graph,) = re.findall(r"^graph (.*)$", text, re.MULTILINE)
-    initializers = onnx.load(graph, load_external_data=False).graph.initializer
-    (table,) = (one for one in initializers if one.name == "tok_embeddings.weight")
-    facts = {entry.key: entry.value for entry in table.external_data}
-    (weights,) = path.rglob(facts["location"].split("/")[-1])
-    content = bytearray(weights.read_bytes())
-    row = 4 * table.dims[1]
-    first = int(facts.get("offset", 0)) + token * row
-    content[first : first + row] = np.full(row // 4, np.nan, np.float32).tobytes()
-    weights.unlink()
-    weights.write_bytes(content)
-    return path
 
 
 @pytest.mark.parametrize("look_every", [1, 8, 0])

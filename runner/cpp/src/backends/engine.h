@@ -13,7 +13,7 @@ namespace arforge {
 
 struct Plan; // of plan.h
 
-// What slots of a row hold, one array a cache: (kv_heads, slots, head_size).
+// What slots of a row hold, one array a cache: (kv_heads, slots, head_size), or slots first where an engine has it so.
 using CacheContent = std::vector<std::vector<std::uint8_t>>;
 
 struct EngineFacts {

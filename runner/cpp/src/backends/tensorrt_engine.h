@@ -77,6 +77,7 @@ private:
   void check_tensors(Program& program, const ShapeProfile& profile) const;
   void stage(Step& step) const;
   void check_filters(const StepBuffers& buffers) const;
+  void check_alike(const StepBuffers& buffers) const;
   void check_places(const Step& step) const;
   void stage_mask(const Step& step) const;
   static const std::int64_t* write_index_of(const Step& step);
@@ -87,6 +88,7 @@ private:
   Library& library_;
   std::unique_ptr<Gpu> gpu_;
   std::vector<std::int64_t> batches_;
+  bool shared_mask_;       // whether the engine takes one mask for all rows
   std::int64_t longest_;   // prompt, in rows before its last
   Contract given_, plain_; // the step as the engine has it, and as the runner fills it
   LoadedEngine loaded_;

@@ -91,6 +91,16 @@ std::int64_t longest_prompt(const TensorRTIdentity& identity) {
   return longest;
 }
 
+bool has_one_mask(const Bundle& bundle, const TensorRTIdentity& identity) {
+  return !identity.own_mask && !conditioned(bundle.model);
+}
+
+EngineFacts facts_of(const Bundle& bundle, const TensorRTIdentity& identity) {
+  const bool one_mask = has_one_mask(bundle, identity) || identity.views; // which lets all rows write to one place
+  return {identity.widths,   identity.prefill_widths, batches_of(identity).back(), 0, 0, one_mask,
+          identity.own_mask, identity.types};
+}
+
 std::string engine_name(const Bundle& bundle, const TensorRTIdentity& identity) {
   return text("the ", identity.target, " ", identity.precision, " engine of ", bundle.root.string());
 }
