@@ -194,6 +194,7 @@ Profile profile(Runner& runner, const Request& request, const ProfileSettings& s
   asked.preview = nullptr; // which would take its time from the steps
   std::vector<std::int64_t> done;
   Clock::time_point first;
+  asked.single_calls = true;
   asked.progress = [&](std::int64_t now, std::int64_t steps) {
     first = done.empty() ? Clock::now() : first;
     done.push_back(now);
