@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from arforge.engines.decode_widths import GAIN, stored_widths, take_turns
 from arforge.runner.backends.onnxruntime_engine import FoldedGraph, OnnxRuntimeEngine
-from arforge.runner.bundle import Bundle, ClassCondition, ModelFacts, sha256_of
+from arforge.runner.bundle import Bundle, ModelFacts, sha256_of
 from arforge.runner.conditions import sample_subjects
 from arforge.runner.errors import EngineError
 from arforge.runner.optional import needed
@@ -65,7 +65,13 @@ class LowCaches:
         shared = precision == model.stored_precision
         source = self._bundle.graph(self._bundle.sampler.graph, "fp32")
         folded = lower_for_onnxruntime(
-            source, precision, narrow_width(model), shared=shared, rows=self._rows, scales=scales
+            source,
+            precision,
+            narrow_width(model),
+            shared=shared,
+            rows=self._rows,
+            scales=scales,
+            own_positions=model.positions == "sequence",
         )
         share_weights(folded, self._graph)
         return list(write_model(folded, self._graph.parent, self._graph.name.rpartition("-")[0]))
@@ -87,8 +93,6 @@ class Calibrated:
 
 def check_foldable(model: ModelFacts) -> None:
     """Raise EngineError for a model whose keys and values cannot be 8 bits."""
-    if not isinstance(model.condition, ClassCondition):
-        raise EngineError("models that take prompts have float32 caches alone: prompts pass in rows of their own")
     if model.caches != model.layers:
         raise EngineError("several layers of this model read one cache: it has float32 caches alone")
 

@@ -2,8 +2,8 @@
 
 The operator rotates and quantises what a step writes, with a scale for each channel of a head, and reads no slot beyond
 those in use. All rows must write to the same slots, at the same positions, as those of classes do that get on together;
-each has a mask of its own. It takes several tokens of one row alone, so rows become heads; their number is an
-attribute, which the runner sets (`folded_graph.py`).
+each has a mask of its own. It takes several tokens of one row alone, so rows become heads. Their number is an attribute:
+the graph has the operator for several numbers, which the runner sets (`folded_graph.py`), and takes the one that fits.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from numpy.typing import NDArray
 
 from arforge.engines.attention import Builder, attention_nodes
 from arforge.engines.onnxruntime_blocks import CONTRIB
-from arforge.runner.backends.folded_graph import MARK
+from arforge.runner.backends.folded_graph import MARK, NUMBERS
 from arforge.runner.errors import EngineError
 from arforge.runner.step_graph import written_name
 
 FLOAT, INT8, INT32, INT64 = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.INT32, ir.DataType.INT64
+BOOL = ir.DataType.BOOL
 HIDDEN = -1e30
 TURNED = 8  # pairs of channels that the operator rotates at once
 Scales = Mapping[str, NDArray[np.float32]]
 """By cache, of each channel: float32 (kv_heads * head_size). A cache that is missing stays float32."""
 
 
-def fold_attention(model: ir.Model, scales: Scales) -> None:
-    """Replace each attention and the writes to its caches, in place; caches become (1, heads of all rows, …)."""
-    made = Folded(model, scales)
+def fold_attention(model: ir.Model, scales: Scales, *, own_positions: bool = False) -> None:
+    """Replace each attention and the writes to its caches, in place; caches become (1, heads of all rows, …).
+
+    `own_positions`: rows have positions of their own, for which the operator cannot rotate.
+    """
+    made = Folded(model, scales, own_positions=own_positions)
     for node in attention_nodes(model):
         made.replace(node)
     made.count_rows_by_tokens()
@@ -40,8 +44,8 @@ def fold_attention(model: ir.Model, scales: Scales) -> None:
 class Folded:
     """What all layers share."""
 
-    def __init__(self, model: ir.Model, scales: Scales) -> None:
-        self.graph, self.scales = model.graph, scales
+    def __init__(self, model: ir.Model, scales: Scales, *, own_positions: bool) -> None:
+        self.graph, self.scales, self.own_positions = model.graph, scales, own_positions
         self.inputs = {str(value.name): value for value in model.graph.inputs}
         self.caches: set[ir.Value] = set()
         build = Builder(model.graph, model.graph[0])
@@ -56,6 +60,7 @@ class Folded:
         self.total = build("Cast", [scalar], INT32, to=int(INT32))
         self.whole = build("Concat", [one, self.width, self.numbers(-1)], INT64, axis=0)
         self.positions = build("Slice", [self.inputs["positions"], zero, one, zero], INT64)
+        self.among = among_numbers(build, self.rows)
         self.masks: dict[ir.Value, ir.Value] = {}
         self.tables: dict[ir.Value, ir.Value] = {}
 
@@ -81,7 +86,7 @@ class Folded:
         kv_heads = writes[0].heads
         kind = INT8 if all(write.cache.name in self.scales for write in writes) else FLOAT
         new = [one.new for one in writes]
-        rotated = packed_by(query, *new)
+        rotated = None if self.own_positions else packed_by(query, *new)
         given: list[ir.Value | None]
         tables: list[ir.Value | None]
         if rotated is None:
@@ -92,7 +97,7 @@ class Folded:
         given += [*(one.cache for one in writes), self.last, self.total, *tables, self.bias(build, mask, heads)]
         scale = node.attributes["scale"].as_float() if "scale" in node.attributes else 1 / sqrt(size)
         attributes: dict[str, int | float | str] = {
-            "num_heads": MARK + heads, "kv_num_heads": MARK + kv_heads, "scale": scale, "causal": 0
+            "num_heads": heads, "kv_num_heads": kv_heads, "scale": scale, "causal": 0
         }  # fmt: skip
         if rotated is not None:
             attributes |= {"do_rotary": 1, "rotary_interleaved": rotated.interleaved}
@@ -101,14 +106,26 @@ class Folded:
             attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         attended = ir.Value(name=f"{result.name}.folded", type=ir.TensorType(FLOAT))
         outputs = [attended, *(self.fold(one, kind, size) for one in writes)]
-        facts = ir.convenience.convert_attributes(attributes)
-        attention = ir.Node(CONTRIB, "GroupQueryAttention", given, facts, outputs=outputs, name=node.name)
-        self.graph.insert_before(node, attention)
+        made = Attention(str(node.name), given, attributes)
+        self.graph.insert_before(node, self.for_numbers(made, 0, NUMBERS, outputs))
         shape = build("Concat", [self.width, self.rows, self.numbers(heads, size)], INT64, axis=0)
         whole = build("Transpose", [build("Reshape", [attended, shape], FLOAT)], FLOAT, perm=[1, 2, 0, 3])
         whole.shape = result.shape
         result.replace_all_uses_with(whole)
         self.graph.remove(node, safe=True)
+
+    def for_numbers(self, made: Attention, first: int, last: int, outputs: list[ir.Value]) -> ir.Node:
+        """The operator for the number of rows that a step has, one of those from `first` to before `last`."""
+        if last - first == 1:
+            return made.node(first, outputs)
+        middle = (first + last) // 2
+        branches = []
+        for name, begin, end in (("then_branch", first, middle), ("else_branch", middle, last)):
+            inner = [ir.Value(name=f"{one.name}.{begin}_{end}", type=one.type) for one in outputs]
+            inside = ir.Graph([], inner, nodes=[self.for_numbers(made, begin, end, inner)], name=f"{made.name}.{name}")
+            branches.append(ir.AttrGraph(name, inside))
+        name = f"{made.name}.{first}_{last}"
+        return ir.Node("", "If", [self.among[first, middle]], branches, outputs=outputs, name=name)
 
     def fold(self, write: Write, kind: ir.DataType, size: int) -> ir.Value:
         """Give a cache its new shape and type; what stands for it behind the step."""
@@ -144,7 +161,7 @@ class Folded:
     def bias(self, build: Builder, mask: ir.Value, heads: int) -> ir.Value:
         """The mask of the slots in use, float32 [1, rows * heads, width, slots], made once for all layers."""
         if mask not in self.masks:
-            cut = build("Slice", [mask, self.numbers(0), self.used, self.numbers(3)], ir.DataType.BOOL)
+            cut = build("Slice", [mask, self.numbers(0), self.used, self.numbers(3)], BOOL)
             seen, hidden = (build.constant(f"bias{value}", np.array(value, np.float32)) for value in (0, HIDDEN))
             added = build("Where", [cut, seen, hidden], FLOAT)
             every = build("Expand", [added, self.numbers(1, heads, 1, 1)], FLOAT)
@@ -166,6 +183,43 @@ class Folded:
                 if (node.attributes.get_int("start", 0), node.attributes.get_int("end", 0)) != (0, 1):
                     raise EngineError("the step graph reads its caches' shape: it has float32 caches alone")
                 node.replace_input_with(0, self.inputs["tokens"])
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The operator with the heads of one row."""
+
+    name: str
+    inputs: list[ir.Value | None]
+    attributes: Mapping[str, int | float | str]
+
+    def node(self, number: int, outputs: list[ir.Value]) -> ir.Node:
+        """It for one of the numbers of rows, whose heads are marked so."""
+        marked = {name: marked_for(number, int(self.attributes[name])) for name in ("num_heads", "kv_num_heads")}
+        facts = ir.convenience.convert_attributes({**self.attributes, **marked})
+        name = f"{self.name}.{number}"
+        return ir.Node(CONTRIB, "GroupQueryAttention", self.inputs, facts, outputs=outputs, name=name)
+
+
+def marked_for(number: int, of_one_row: int) -> int:
+    return MARK * (1 + number) + of_one_row
+
+
+def among_numbers(build: Builder, rows: ir.Value) -> dict[tuple[int, int], ir.Value]:
+    """By the first and the one after the last of some of the numbers of rows: whether a step has one of those."""
+    count, found = build("Squeeze", [rows], INT64), {}
+
+    def add(first: int, last: int) -> ir.Value:
+        if last - first == 1:
+            known = build("Constant", [], INT64, value_int=marked_for(first, 1))
+            found[first, last] = build("Equal", [count, known], BOOL)
+        else:
+            middle = (first + last) // 2
+            found[first, last] = build("Or", [add(first, middle), add(middle, last)], BOOL)
+        return found[first, last]
+
+    add(0, NUMBERS)
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,17 @@ from arforge.engines.onnxruntime_graph import lower_for_onnxruntime
 from arforge.engines.tensorrt_graph import write_model
 from arforge.engines.verify import verify_bundle
 from arforge.runner import EngineError, Runner, open_bundle
-from arforge.runner.backends.folded_graph import MARK, decoded, encoded, folded_content
+from arforge.runner.backends.folded_graph import (
+    MARK,
+    NUMBERS,
+    USUAL_ROWS,
+    decoded,
+    encoded,
+    folded_content,
+    latest_rows,
+)
 from arforge.runner.backends.onnxruntime_engine import FoldedGraph, OnnxRuntimeEngine
+from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import Bundle
 from arforge.runner.step_graph import cache_names
 
@@ -79,6 +89,14 @@ def one_step(
     return {"logits": buffers.logits.copy(), **{name: engine.cache(name).copy() for name in names}}
 
 
+def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from every_node(attribute.g)
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("width", [1, 2, 12])
 def test_rows_as_heads_give_the_same_in_float32(opened: Bundle, rows: int, width: int, tmp_path: Path) -> None:
@@ -126,8 +144,8 @@ def test_queries_keys_and_values_of_as_many_heads_of_16_channels_are_packed(
 ) -> None:
     opened = open_bundle(request.getfixturevalue(name))
     model = lower_for_onnxruntime(opened.graph("step", "fp32"), "int8", 5, scales=all_scales(opened, 1))
-    nodes = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
-    assert len(nodes) == opened.model.layers
+    nodes = [node for node in model.graph.all_nodes() if node.op_type == "GroupQueryAttention"]
+    assert len(nodes) == opened.model.layers * NUMBERS
     assert {node.attributes.get_int("do_rotary", 0) == 1 for node in nodes} == {packed}
     assert any(node.op_type == "RotaryEmbedding" for node in model.graph) != packed
 
@@ -178,17 +196,21 @@ def test_the_number_of_heads_is_set_and_nothing_else(bundle: Path, tmp_path: Pat
     model = lower_for_onnxruntime(opened.graph("step", "fp32"), "int8", 5, scales=all_scales(opened, 1))
     path = write_model(model, tmp_path, "step")[0]
     marked = onnx.load(path, load_external_data=False)
-    for rows in (1, 7, 4096):
+    for rows in (USUAL_ROWS, (7, 4096, *range(20, 18 + NUMBERS))):
         content = folded_content(path, rows)
         assert len(content) == path.stat().st_size
         found = onnx.load_model_from_string(content)
-        for one, other in zip(marked.graph.node, found.graph.node, strict=True):
-            for attribute in one.attribute:
-                if attribute.name in ("num_heads", "kv_num_heads"):
-                    attribute_found = next(each for each in other.attribute if each.name == attribute.name)
-                    assert attribute_found.i == rows * (attribute.i - MARK) > 0
+        heads, numbers = [], []
+        for one, other in zip(every_node(marked.graph), every_node(found.graph), strict=True):
+            for attribute, attribute_found in zip(one.attribute, other.attribute, strict=True):
+                if attribute.name in ("num_heads", "kv_num_heads", "value_int"):
+                    which, of_one_row = divmod(attribute.i, MARK)
+                    assert attribute_found.i == rows[which - 1] * of_one_row
                     attribute_found.i = attribute.i
+                    (numbers if attribute.name == "value_int" else heads).append((which, of_one_row))
         assert found == marked
+        assert sorted(numbers) == [(1 + number, 1) for number in range(NUMBERS - 1)]  # else it is the last
+        assert Counter(heads) == {(1 + number, 4): 2 * opened.model.layers for number in range(NUMBERS)}
 
 
 @pytest.mark.parametrize("number", [1, 127, 128, MARK, MARK + 16, 2**31 - 1])
@@ -201,15 +223,41 @@ def test_numbers_are_written_in_five_bytes(number: int) -> None:
 
 
 def test_a_graph_that_is_not_folded_is_refused(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="has no heads to count: rebuild the engine"):
-        folded_content(open_bundle(bundle).graph("step", "fp32"), 2)
+    with pytest.raises(EngineError, match="has heads for 0 numbers of rows, not 1: rebuild the engine"):
+        folded_content(open_bundle(bundle).graph("step", "fp32"), [2])
     path = tmp_path / "step.onnx"
-    path.write_bytes(b"\x0a\x09num_heads\x18" + encoded(MARK))
-    with pytest.raises(EngineError, match="has no sound number of heads: rebuild the engine"):
-        folded_content(path, 2)
-    path.write_bytes(b"\x0a\x09num_heads\x18" + encoded(2 * MARK - 1))
-    with pytest.raises(EngineError, match="has no sound number of heads: rebuild the engine"):
-        folded_content(path, 64)
+    for number, rows in ((MARK, 2), (2 * MARK + 4, 2), (2 * MARK - 1, 64)):
+        path.write_bytes(b"\x0a\x09num_heads\x18" + encoded(number))
+        with pytest.raises(EngineError, match="has no sound number of heads: rebuild the engine"):
+            folded_content(path, [rows])
+    path.write_bytes(b"\x0a\x09num_heads\x18" + encoded(MARK + 4))
+    assert decoded(folded_content(path, [3])[-5:]) == 12
+    with pytest.raises(EngineError, match="has heads for 1 numbers of rows, not 2: rebuild the engine"):
+        folded_content(path, [3, 4])
+
+
+def test_the_rows_used_last_are_kept() -> None:
+    assert len({*USUAL_ROWS}) == NUMBERS
+    assert latest_rows((2, 1, 4), 4) == (4, 2, 1)
+    assert latest_rows((2, 1, 4), 2) == (2, 1, 4)
+    assert latest_rows((2, 1, 4), 9) == (9, 2, 1)
+
+
+def test_a_graph_is_opened_again_for_new_numbers_of_rows_alone(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_bundle(bundle)
+    engine = folded_engine(opened, tmp_path, all_scales(opened, 0.04))
+    first = [one_step(engine, rows, 2, 2) for rows in (5, 9)]
+    times: list[Path] = []
+    monkeypatch.setattr(engine, "_open", lambda path, content: times.append(path) or open_session(path, 1, content))
+    for rows in (*USUAL_ROWS[:-1], 9, 5):  # nine has taken the place of the last
+        again = one_step(engine, rows, 2, 2)
+    assert not times
+    np.testing.assert_array_equal(again["key_cache_1"], first[0]["key_cache_1"])
+    one_step(engine, USUAL_ROWS[-1], 2, 2)
+    assert len(times) == 1
+    engine.close()
 
 
 def test_the_error_and_what_is_clipped_are_measured() -> None:
@@ -328,7 +376,6 @@ def test_caches_that_are_not_quicker_stay_float32(bundle_copy: Path, monkeypatch
         ("bundle", ("--quantization", "static"), "8-bit caches go with int8 and int4 that need no calibration"),
         ("bundle", ("--no-trial",), "give --cache-precision int8 neither --no-trial nor --measure-jacobi"),
         ("bundle", ("--measure-jacobi",), "give --cache-precision int8 neither --no-trial nor --measure-jacobi"),
-        ("text_bundle", (), "models that take prompts have float32 caches alone"),
         ("arpg_bundle", (), "several layers of this model read one cache"),
         ("bundle", ("--target", "tensorrt-rtx"), "--cache-precision is for ONNX Runtime"),
     ],

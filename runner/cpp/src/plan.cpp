@@ -158,6 +158,14 @@ void plan_step(const Step& step, const Plan& plan, bool queries, std::int64_t wi
   planned.guidance = step.guidance;
 }
 
+std::int64_t Plan::lockstep_width() const {
+  std::int64_t widest = 0;
+  for (const Shape& shape : shapes) {
+    widest = own_pace() ? 0 : std::max(widest, shape.width);
+  }
+  return widest;
+}
+
 std::int64_t Plan::live(std::int64_t needed) const {
   return growth == 0 ? slots : std::min(slots, rounded_slots(needed, growth));
 }

@@ -95,10 +95,11 @@ struct Shape {
 struct Extent {
   std::int64_t images, rows, slots;
   std::int64_t condition; // rows of a prompt that steps read, where the model takes prompts
-  bool lockstep = false;  // whether all rows write to the same slots in each step
-  bool operator==(const Extent& other) const {
-    return images == other.images && rows == other.rows && slots == other.slots && condition == other.condition &&
-           lockstep == other.lockstep;
+  // Of the widest step, where all rows write to the same slots in each; 0: they may not. Of a prompt's passes: that of
+  // the steps that it is for.
+  std::int64_t lockstep = 0;
+  bool operator==(const Extent& other) const { // of buffers
+    return images == other.images && rows == other.rows && slots == other.slots && condition == other.condition;
   }
 };
 
