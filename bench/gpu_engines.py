@@ -84,7 +84,7 @@ class DeviceEngine(ABC):
         if zero_slots:
             self.clear(zero_slots)
 
-    def has_low_caches(self, lockstep: int) -> bool:  # noqa: ARG002
+    def has_low_caches(self, lockstep: int) -> bool:
         return False
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:

@@ -43,6 +43,7 @@ class Forms:
     def __init__(self, bundle: Bundle, graph: str, work: Path, threads: int) -> None:
         self.bundle, self.graph, self.threads = bundle, graph, threads
         source, narrow = bundle.graph(graph, "fp32"), narrow_width(bundle.model)
+        own = bundle.model.positions == "sequence"
         plain = {
             form: write_model(lower_for_onnxruntime(source, "int8", narrow, rows=form == "rows"), work / form, graph)[0]
             for form in FORMS
@@ -52,7 +53,9 @@ class Forms:
         engine.close()
         self.paths: dict[str, tuple[Path, FoldedGraph | None]] = {}
         for form, path in plain.items():
-            folded = lower_for_onnxruntime(source, "int8", narrow, rows=form == "rows", scales=self.found.scales)
+            folded = lower_for_onnxruntime(
+                source, "int8", narrow, rows=form == "rows", scales=self.found.scales, own_positions=own
+            )
             share_weights(folded, path)
             low = write_model(folded, work / form, graph)[0]
             self.paths[form] = path, None

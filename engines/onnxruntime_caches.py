@@ -1,9 +1,10 @@
 """Keys and values in 8 bits: attention as ONNX Runtime's own operator does it, rows standing as heads of one batch.
 
 The operator rotates and quantises what a step writes, with a scale for each channel of a head, and reads no slot beyond
-those in use. All rows must write to the same slots, at the same positions, as those of classes do that get on together;
-each has a mask of its own. It takes several tokens of one row alone, so rows become heads. Their number is an attribute:
-the graph has the operator for several numbers, which the runner sets (`folded_graph.py`), and takes the one that fits.
+those in use. All rows must write to the same slots, as those of images do that get on together; each has a mask of its
+own, and positions of its own where they are rotated before. It takes several tokens of one row alone, so rows become
+heads. Their number is an attribute: the graph has the operator for several numbers, which the runner sets
+(`folded_graph.py`), and runs the one that fits.
 """
 
 from __future__ import annotations
@@ -59,7 +60,14 @@ class Folded:
         scalar = build("Squeeze", [self.used], INT64)
         self.total = build("Cast", [scalar], INT32, to=int(INT32))
         self.whole = build("Concat", [one, self.width, self.numbers(-1)], INT64, axis=0)
-        self.positions = build("Slice", [self.inputs["positions"], zero, one, zero], INT64)
+        row = build("Slice", [self.inputs["positions"], zero, one, zero], INT64)
+        self.positions = build("Reshape", [row, self.numbers(-1)], INT64)
+        places = [
+            build.constant("first", np.array(0)),
+            build("Squeeze", [self.width], INT64),
+            build.constant("step", np.array(1)),
+        ]
+        self.places = build("Unsqueeze", [build("Range", places, INT64), zero], INT64)
         self.among = among_numbers(build, self.rows)
         self.masks: dict[ir.Value, ir.Value] = {}
         self.tables: dict[ir.Value, ir.Value] = {}
@@ -93,7 +101,7 @@ class Folded:
             given, tables = [self.flat(build, value) for value in (query, *new)], [None, None, None]
         else:
             given = [self.packed(build, rotated, heads * size), None, None]
-            tables = [*(self.long_enough(build, table) for table in rotated.tables), self.positions]
+            tables = [*(self.looked_up(build, table) for table in rotated.tables), self.places]
         given += [*(one.cache for one in writes), self.last, self.total, *tables, self.bias(build, mask, heads)]
         scale = node.attributes["scale"].as_float() if "scale" in node.attributes else 1 / sqrt(size)
         attributes: dict[str, int | float | str] = {
@@ -147,15 +155,15 @@ class Folded:
         ordered = build("Transpose", [build("Reshape", [rotated.source, apart], FLOAT)], FLOAT, perm=[1, 2, 0, 3])
         return build("Reshape", [ordered, self.whole], FLOAT)
 
-    def long_enough(self, build: Builder, table: ir.Value) -> ir.Value:
-        """A rotary table with a row for each slot in use, as the operator asks: stand-ins take more than cells."""
+    def looked_up(self, build: Builder, table: ir.Value) -> ir.Value:
+        """A rotary table of the step's tokens, followed by a row for each other slot in use, as the operator asks.
+
+        Where nothing stands before a step's tokens, the operator takes rows in their order, whatever their positions.
+        """
         if table not in self.tables:
-            assert table.shape is not None
-            rows = table.shape[0]
-            assert isinstance(rows, int)
-            more = build("Max", [build("Sub", [self.used, self.numbers(rows)], INT64), self.numbers(0)], INT64)
+            more = build("Sub", [self.used, self.width], INT64)
             ends = build("Concat", [self.numbers(0, 0), more, self.numbers(0)], INT64, axis=0)
-            self.tables[table] = build("Pad", [table, ends], FLOAT)
+            self.tables[table] = build("Pad", [build("Gather", [table, self.positions], FLOAT), ends], FLOAT)
         return self.tables[table]
 
     def bias(self, build: Builder, mask: ir.Value, heads: int) -> ir.Value:

@@ -24,7 +24,9 @@ USUAL_ROWS = (2, 1, 4, 8, 6, 16, 3, 5, 7, 10, 12, 14, 20, 24, 28, 32)
 One is what a prompt passes with.
 """
 NUMBERS = len(USUAL_ROWS)
-ATTRIBUTE = re.compile(rb"\x0a(?:\x09num_heads|\x0ckv_num_heads|\x09value_int)\x18([\x80-\xff]{4}[\x00-\x7f])", re.DOTALL)
+ATTRIBUTE = re.compile(
+    rb"\x0a(?:\x09num_heads|\x0ckv_num_heads|\x09value_int)\x18([\x80-\xff]{4}[\x00-\x7f])", re.DOTALL
+)
 """Of the file: field 1, the name's length and the name, field 3, its number."""
 
 

@@ -133,7 +133,7 @@ class TensorRTEngine:
         if zero_slots:
             self._caches.clear(self._rows(self._batch), zero_slots)
 
-    def has_low_caches(self, lockstep: int) -> bool:  # noqa: ARG002
+    def has_low_caches(self, lockstep: int) -> bool:
         return False
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from click.testing import CliRunner
 from low_caches import always_quicker
@@ -19,16 +17,8 @@ from arforge.engines.cache_trial import IMAGES, STEPS, WORST, calibrate_caches, 
 from arforge.engines.onnxruntime_graph import lower_for_onnxruntime
 from arforge.engines.tensorrt_graph import write_model
 from arforge.engines.verify import verify_bundle
-from arforge.runner import EngineError, Runner, open_bundle
-from arforge.runner.backends.folded_graph import (
-    MARK,
-    NUMBERS,
-    USUAL_ROWS,
-    decoded,
-    encoded,
-    folded_content,
-    latest_rows,
-)
+from arforge.runner import Runner, open_bundle
+from arforge.runner.backends.folded_graph import NUMBERS, USUAL_ROWS
 from arforge.runner.backends.onnxruntime_engine import FoldedGraph, OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import Bundle
@@ -87,14 +77,6 @@ def one_step(
     engine.run(width)
     assert buffers.logits is not None
     return {"logits": buffers.logits.copy(), **{name: engine.cache(name).copy() for name in names}}
-
-
-def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from every_node(attribute.g)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -167,6 +149,21 @@ def test_more_slots_than_positions_are_taken(bundle: Path, tmp_path: Path) -> No
     np.testing.assert_allclose(logits[1], logits[0], atol=3e-5 * np.abs(logits[0]).max())
 
 
+def test_positions_count_where_nothing_stands_before_a_step(opened: Bundle, tmp_path: Path) -> None:
+    """The operator alone would count them from the first on: the step behind kept cells would be turned wrongly."""
+    engine, logits = folded_engine(opened, tmp_path, {}), []
+    for lockstep in (0, 5):
+        engine.prepare(images=2, rows=2, slots=SLOTS, zero_slots=0, lockstep=lockstep)
+        buffers = engine.buffers(5)
+        buffers.tokens[:], buffers.positions[:] = [[1, 2, 3, 4, 5], [5, 3, 2, 1, 4]], [0, 9, 2, 2, 11]
+        buffers.mask[..., :5] = np.tri(5, dtype=bool)
+        engine.run(5)
+        assert buffers.logits is not None
+        logits.append(buffers.logits.copy())
+    engine.close()
+    np.testing.assert_allclose(logits[1], logits[0], atol=3e-5 * np.abs(logits[0]).max())
+
+
 def test_a_layer_without_scales_stays_float32(bundle: Path, tmp_path: Path) -> None:
     opened = open_bundle(bundle)
     scales = {name: one for name, one in all_scales(opened, 0.04).items() if name.endswith("_1")}
@@ -189,58 +186,6 @@ def test_wide_and_ragged_steps_have_float32_caches(bundle: Path, tmp_path: Path)
         kinds.append(engine.cache_type.name)
     engine.close()
     assert kinds == ["int8", "float32", "int8", "int8", "float32", "float32"]
-
-
-def test_the_number_of_heads_is_set_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
-    opened = open_bundle(bundle)
-    model = lower_for_onnxruntime(opened.graph("step", "fp32"), "int8", 5, scales=all_scales(opened, 1))
-    path = write_model(model, tmp_path, "step")[0]
-    marked = onnx.load(path, load_external_data=False)
-    for rows in (USUAL_ROWS, (7, 4096, *range(20, 18 + NUMBERS))):
-        content = folded_content(path, rows)
-        assert len(content) == path.stat().st_size
-        found = onnx.load_model_from_string(content)
-        heads, numbers = [], []
-        for one, other in zip(every_node(marked.graph), every_node(found.graph), strict=True):
-            for attribute, attribute_found in zip(one.attribute, other.attribute, strict=True):
-                if attribute.name in ("num_heads", "kv_num_heads", "value_int"):
-                    which, of_one_row = divmod(attribute.i, MARK)
-                    assert attribute_found.i == rows[which - 1] * of_one_row
-                    attribute_found.i = attribute.i
-                    (numbers if attribute.name == "value_int" else heads).append((which, of_one_row))
-        assert found == marked
-        assert sorted(numbers) == [(1 + number, 1) for number in range(NUMBERS - 1)]  # else it is the last
-        assert Counter(heads) == {(1 + number, 4): 2 * opened.model.layers for number in range(NUMBERS)}
-
-
-@pytest.mark.parametrize("number", [1, 127, 128, MARK, MARK + 16, 2**31 - 1])
-def test_numbers_are_written_in_five_bytes(number: int) -> None:
-    assert len(encoded(number)) == 5
-    assert decoded(encoded(number)) == number
-    attribute = onnx.AttributeProto()
-    attribute.MergeFromString(b"\x18" + encoded(number))
-    assert attribute.i == number
-
-
-def test_a_graph_that_is_not_folded_is_refused(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="has heads for 0 numbers of rows, not 1: rebuild the engine"):
-        folded_content(open_bundle(bundle).graph("step", "fp32"), [2])
-    path = tmp_path / "step.onnx"
-    for number, rows in ((MARK, 2), (2 * MARK + 4, 2), (2 * MARK - 1, 64)):
-        path.write_bytes(b"\x0a\x09num_heads\x18" + encoded(number))
-        with pytest.raises(EngineError, match="has no sound number of heads: rebuild the engine"):
-            folded_content(path, [rows])
-    path.write_bytes(b"\x0a\x09num_heads\x18" + encoded(MARK + 4))
-    assert decoded(folded_content(path, [3])[-5:]) == 12
-    with pytest.raises(EngineError, match="has heads for 1 numbers of rows, not 2: rebuild the engine"):
-        folded_content(path, [3, 4])
-
-
-def test_the_rows_used_last_are_kept() -> None:
-    assert len({*USUAL_ROWS}) == NUMBERS
-    assert latest_rows((2, 1, 4), 4) == (4, 2, 1)
-    assert latest_rows((2, 1, 4), 2) == (2, 1, 4)
-    assert latest_rows((2, 1, 4), 9) == (9, 2, 1)
 
 
 def test_a_graph_is_opened_again_for_new_numbers_of_rows_alone(
