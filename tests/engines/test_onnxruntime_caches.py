@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from arforge.runner.backends.folded_graph import NUMBERS, USUAL_ROWS
 from arforge.runner.backends.onnxruntime_engine import FoldedGraph, OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import Bundle
+from arforge.runner.request import Subjects
 from arforge.runner.step_graph import cache_names
 
 SLOTS, KNOWN = 24, 9
+images_of = cache_trial.drawn
 NAMES = ["bundle", "grouped_bundle", "par_bundle"]
 Scales = Mapping[str, NDArray[np.float32]]
 
@@ -217,8 +220,9 @@ def test_the_error_and_what_is_clipped_are_measured() -> None:
 def test_scales_come_of_images_and_others_try_them(bundle: Path) -> None:
     opened = open_bundle(bundle)
     engine = OnnxRuntimeEngine(opened, "fp32", threads=1)
-    found = calibrate_caches(opened, engine)
-    largest = np.abs(cache_trial.drawn(opened, engine, 0, IMAGES)["key_cache_0"]).max(axis=(0, 2)).ravel()
+    chosen = Subjects("classes", (3, 1))
+    found = calibrate_caches(opened, engine, chosen)
+    largest = np.abs(cache_trial.drawn(opened, engine, chosen, range(IMAGES))["key_cache_0"]).max(axis=(0, 2)).ravel()
     engine.close()
     np.testing.assert_allclose(found.scales["key_cache_0"], 1.3 * largest / 127, rtol=1e-6)
     assert 0 < found.error < WORST
@@ -301,6 +305,24 @@ def test_an_engine_with_8_bit_caches_is_built_and_holds_what_it_promises(
     assert not opened.path(identity["cache_graph"]).exists()
 
 
+def test_a_model_of_prompts_is_built_with_those_that_are_given(
+    ids_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    always_quicker(monkeypatch)
+    drawn: list[tuple[object, ...]] = []
+    monkeypatch.setattr(cache_trial, "drawn", lambda *given: drawn.append(given[2:]) or images_of(*given))
+    root = Path(shutil.copytree(ids_bundle, tmp_path / "low.bundle"))
+    options = ["--precision", "int8", "--quantization", "rows", "--cache-precision", "int8"]
+    asked = ["--prompt", "a cat", "--prompt", "two dogs on the mat", "--unconditional", "image"]
+    done = CliRunner().invoke(main, ["build", str(root), *options, *asked])
+    assert done.exit_code == 0, done.output
+    subjects = Subjects("prompts", ("a cat", "two dogs on the mat"), {"unconditional": "image"})
+    for given, images in zip(drawn, (range(4), range(4, 6)), strict=True):
+        assert given[1] == images
+        assert given[0].take(images).items() >= subjects.take(images).items()  # type: ignore[attr-defined]
+    assert "8 bits in schedules of up to" in done.output
+
+
 def test_caches_that_are_not_quicker_stay_float32(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_trial, "widest", lambda *_: 0)
     done = CliRunner().invoke(main, ["build", str(bundle_copy), "--precision", "int8", "--cache-precision", "int8"])
@@ -322,6 +344,15 @@ def test_caches_that_are_not_quicker_stay_float32(bundle_copy: Path, monkeypatch
         ("bundle", ("--no-trial",), "give --cache-precision int8 neither --no-trial nor --measure-jacobi"),
         ("bundle", ("--measure-jacobi",), "give --cache-precision int8 neither --no-trial nor --measure-jacobi"),
         ("arpg_bundle", (), "several layers of this model read one cache"),
+        ("text_bundle", (), "takes prompts, and by made-up ones the ranges of its keys and values would be others"),
+        ("text_bundle", ("--class", "3"), "takes prompts, not classes"),
+        ("bundle", ("--prompt", "a cat"), "takes classes, not prompts"),
+        ("bundle", ("--class", "3", "--cache-precision", "fp32"), "images are drawn for 8-bit caches alone"),
+        (
+            "bundle",
+            ("--target", "tensorrt-rtx", "--cache-precision", "fp32", "--class", "3"),
+            "what to draw is for",
+        ),
         ("bundle", ("--target", "tensorrt-rtx"), "--cache-precision is for ONNX Runtime"),
     ],
 )

@@ -20,6 +20,7 @@ from arforge.engines.tensorrt_graph import write_model
 from arforge.runner import Runner, open_bundle
 from arforge.runner.backends.folded_graph import USUAL_ROWS
 from arforge.runner.backends.onnxruntime_engine import FoldedGraph, OnnxRuntimeEngine
+from arforge.runner.conditions import sample_subjects
 
 LENGTHS = {"features": (5, 60, 5, 2, 118), "ids": (9, 31, 6, 140, 12)}  # of which one needs more slots than the others
 SEEDS = [3, 1, 4, 1, 5]
@@ -37,7 +38,8 @@ def built(source: Path, root: Path, quantization: str, caches: str = "int8") -> 
     shutil.copytree(source, root)
     with pytest.MonkeyPatch.context() as patch:
         always_quicker(patch)
-        onnxruntime.build(root, "int8", quantization=quantization, caches=caches)
+        subjects = sample_subjects(open_bundle(root).model, 6) if caches == "int8" else None
+        onnxruntime.build(root, "int8", quantization=quantization, caches=caches, subjects=subjects)
     return root
 
 

@@ -14,6 +14,7 @@ from tiny_ids import prompt_of
 
 from arforge.engines import onnxruntime
 from arforge.runner import Runner, open_bundle
+from arforge.runner.conditions import sample_subjects
 
 SEEDS = [9, 2**64 - 1, 6, 0]
 SETTINGS: list[dict[str, Any]] = [{}, {"greedy": True, "guidance": 2.0}, {"guidance": 1.0, "top_k": 7}, {"batch": 3}]
@@ -28,7 +29,8 @@ def test_tokens_are_pythons(
     root = Path(shutil.copytree(request.getfixturevalue(name), tmp_path / "low.bundle"))
     with pytest.MonkeyPatch.context() as patch:
         always_quicker(patch)
-        onnxruntime.build(root, "int8", quantization=quantization, caches="int8")
+        subjects = sample_subjects(open_bundle(root).model, 6)
+        onnxruntime.build(root, "int8", quantization=quantization, caches="int8", subjects=subjects)
     kind = open_bundle(root).model.condition.kind
     random = np.random.default_rng(7)
     given = [random.standard_normal((length, 48), np.float32) * 0.2 for length in (5, 60, 118, 2)]
