@@ -18,7 +18,7 @@ from arforge.runner.errors import EngineError
 MARK = 1 << 28  # times 1 and up, added to numbers of one row: protobuf writes numbers from here to 2^35 in 5 bytes
 BYTES = 5
 MOST = 2**31 - 1
-USUAL_ROWS = (2, 1, 4, 8, 6, 16, 3, 5, 7, 10, 12, 14, 20, 24, 28, 32)
+USUAL_ROWS: tuple[int, ...] = (2, 1, 4, 8, 6, 16, 3, 5, 7, 10, 12, 14, 20, 24, 28, 32)
 """That a graph is opened for first, the likeliest first: batches of up to 8 with and without guidance, and some more.
 
 One is what a prompt passes with.
