@@ -100,8 +100,6 @@ def check_foldable(bundle: Bundle, subjects: Subjects | None) -> None:
     Raises RequestError for subjects that the model does not take.
     """
     model = bundle.model
-    if model.caches != model.layers:
-        raise EngineError("several layers of this model read one cache: it has float32 caches alone")
     if subjects is not None:
         conditioner = Conditioner(bundle)
         try:

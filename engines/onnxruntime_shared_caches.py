@@ -66,19 +66,19 @@ class SharedCaches:
 
     def _write(self, build: Builder, write: Write, kind: ir.DataType) -> None:
         """Write what is new, rounded as the operator does, and name all outputs."""
-        folded = self._folded
+        folded, name, readers = self._folded, str(write.cache.name), write.readers
         shape = build("Concat", [folded.numbers(1, -1), folded.tokens.width, folded.numbers(write.size)], INT64, axis=0)
         codes = build("Reshape", [write.new, shape], FLOAT)
         if kind == INT8:
-            each = [folded.tiled(build, str(write.cache.name)), folded.numbers(1, -1, 1, write.size)]
+            each = [folded.tiled(build, name), folded.numbers(1, -1, 1, write.size)]
             quotients = build("Div", [codes, build("Reshape", each, FLOAT)], FLOAT)
-            one, zero = (build.constant(f"codes{kind.__name__}", np.array(kind(kind is np.float32))) for kind in (np.float32, np.int8))
-            codes = build("QuantizeLinear", [quotients, one, zero], INT8)
-        name, readers = str(write.cache.name), write.readers
+            unit = build.constant(f"{name}.unit", np.array(1, np.float32))
+            codes = build(
+                "QuantizeLinear", [quotients, unit, build.constant(f"{name}.zero", np.array(0, np.int8))], INT8
+            )
         last = folded.fold(write, kind)
         others = [ir.Value(name=again_name(name, hand), shape=last.shape, type=last.type) for hand in range(readers)]
-        given = [write.cache, codes, folded.first_slot]
-        facts = ir.convenience.convert_attributes({"axis": 2})
-        folded.graph.insert_before(build.place, ir.Node("", "TensorScatter", given, facts, outputs=[others[0]], name=f"{name}.scatter"))
+        given, axis = [write.cache, codes, folded.first_slot], [ir.AttrInt64("axis", 2)]
+        folded.graph.insert_before(build.place, ir.Node("", "TensorScatter", given, axis, outputs=others[:1]))
         folded.graph.outputs.extend(others)
         self._hands[write.written] = [*others, last]

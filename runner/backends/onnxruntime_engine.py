@@ -22,7 +22,16 @@ from arforge.runner.command_line import command_line
 from arforge.runner.device import available_cores, device_name, streaming_bandwidth
 from arforge.runner.errors import EngineError
 from arforge.runner.plan import Plan
-from arforge.runner.step_graph import Contract, cache_names, contract, difference, folded, guided_rows, written_name
+from arforge.runner.step_graph import (
+    Contract,
+    cache_names,
+    contract,
+    difference,
+    folded,
+    guided_rows,
+    read_again,
+    written_name,
+)
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -75,6 +84,7 @@ class OnnxRuntimeEngine:
         self._folded_rows: tuple[int, ...] = ()  # numbers of rows that the open graph is folded for; none: it is not
         self._rows_used = USUAL_ROWS  # the latest first
         self._caches = cache_names(bundle.model.caches)
+        self._again = read_again(bundle.model)  # of a folded graph
         self._extra = tuple(extra_outputs)
         self._steps = StepMemory(bundle.model, graph)
         self._live = 0  # slots that are bound
@@ -145,7 +155,7 @@ class OnnxRuntimeEngine:
             path = self._folded.path
             session = self._open(path, folded_content(path, self._rows_used))
             types = {name: kind.name for name, kind in cache_types(session).items()}
-            check_inputs(session, folded(contract(self._bundle.model, self._graph), types), path)
+            check_inputs(session, folded(contract(self._bundle.model, self._graph), types, self._again), path)
             self._session, self._folded_rows, self._cache_types = session, self._rows_used, cache_types(session)
 
     def _open(self, path: Path, content: bytes | None = None) -> onnxruntime.InferenceSession:
@@ -205,7 +215,7 @@ class OnnxRuntimeEngine:
 
     def run(self, width: int, queries: int = 0) -> None:
         buffers = self.buffers(width, queries)
-        needed = int(buffers.write_index.max()) + width
+        needed = max(int(buffers.write_index.max()) + width, queries)  # attention may take as many slots as queries
         if needed > self._live:
             self._grow(needed)
         if (width, queries) not in self._bound:
@@ -245,7 +255,8 @@ class OnnxRuntimeEngine:
             cache = self.cache(name)
             place = place_of(cache.reshape(1, -1, *cache.shape[2:]) if self._folded_rows else cache)
             binding.bind_input(name, *place)
-            binding.bind_output(written_name(name), *place)
+            for written in (written_name(name), *(self._again.get(name, ()) if self._folded_rows else ())):
+                binding.bind_output(written, *place)
         for name in self._extra:
             binding.bind_output(name, "cpu")
         return binding
