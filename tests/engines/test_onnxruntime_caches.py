@@ -28,7 +28,7 @@ from arforge.runner.step_graph import cache_names
 
 SLOTS, KNOWN = 24, 9
 images_of = cache_trial.drawn
-NAMES = ["bundle", "grouped_bundle", "par_bundle"]
+NAMES = ["bundle", "grouped_bundle", "par_bundle", "arpg_bundle"]
 Scales = Mapping[str, NDArray[np.float32]]
 
 
@@ -67,8 +67,11 @@ def one_step(
                 codes = np.clip(np.rint(values / scale), -STEPS, STEPS)
                 values = codes if engine.cache(name).dtype == np.int8 else codes * scale
             engine.cache(name)[row, :, :KNOWN] = values
-    buffers = engine.buffers(width)
+    queries = width + 2 if model.queries else 0
+    buffers = engine.buffers(width, queries)
     buffers.mask[:] = False
+    if buffers.query_positions is not None:
+        buffers.query_positions[:] = 1 + (np.arange(queries) + 7 * np.arange(rows)[:, None]) % 20
     for row in range(rows):
         rng = np.random.default_rng((row, width))
         buffers.tokens[row] = rng.integers(0, 8, width)
@@ -77,7 +80,7 @@ def one_step(
     buffers.mask[..., 0] = True
     buffers.positions[:] = 1 + np.arange(width)
     buffers.write_index[:] = KNOWN
-    engine.run(width)
+    engine.run(width, queries)
     assert buffers.logits is not None
     return {"logits": buffers.logits.copy(), **{name: engine.cache(name).copy() for name in names}}
 
@@ -123,16 +126,19 @@ def test_a_row_has_the_same_bits_whatever_their_number(opened: Bundle, width: in
         assert not np.array_equal(among[name][1:2], array)
 
 
-@pytest.mark.parametrize(("name", "packed"), [("bundle", True), ("grouped_bundle", False), ("par_bundle", False)])
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [("bundle", {True}), ("grouped_bundle", {False}), ("par_bundle", {False}), ("arpg_bundle", {True, False})],
+)
 def test_queries_keys_and_values_of_as_many_heads_of_16_channels_are_packed(
-    name: str, packed: bool, request: pytest.FixtureRequest
+    name: str, packed: set[bool], request: pytest.FixtureRequest
 ) -> None:
     opened = open_bundle(request.getfixturevalue(name))
     model = lower_for_onnxruntime(opened.graph("step", "fp32"), "int8", 5, scales=all_scales(opened, 1))
     nodes = [node for node in model.graph.all_nodes() if node.op_type == "GroupQueryAttention"]
     assert len(nodes) == opened.model.layers * NUMBERS
-    assert {node.attributes.get_int("do_rotary", 0) == 1 for node in nodes} == {packed}
-    assert any(node.op_type == "RotaryEmbedding" for node in model.graph) != packed
+    assert {node.attributes.get_int("do_rotary", 0) == 1 for node in nodes} == packed
+    assert any(node.op_type == "RotaryEmbedding" for node in model.graph) == (False in packed)
 
 
 def test_more_slots_than_positions_are_taken(bundle: Path, tmp_path: Path) -> None:
@@ -155,12 +161,13 @@ def test_more_slots_than_positions_are_taken(bundle: Path, tmp_path: Path) -> No
 def test_positions_count_where_nothing_stands_before_a_step(opened: Bundle, tmp_path: Path) -> None:
     """The operator alone would count them from the first on: the step behind kept cells would be turned wrongly."""
     engine, logits = folded_engine(opened, tmp_path, {}), []
+    queries = 9 if opened.model.queries else 0  # more than there are slots in use
     for lockstep in (0, 5):
         engine.prepare(images=2, rows=2, slots=SLOTS, zero_slots=0, lockstep=lockstep)
-        buffers = engine.buffers(5)
+        buffers = engine.buffers(5, queries)
         buffers.tokens[:], buffers.positions[:] = [[1, 2, 3, 4, 5], [5, 3, 2, 1, 4]], [0, 9, 2, 2, 11]
         buffers.mask[..., :5] = np.tri(5, dtype=bool)
-        engine.run(5)
+        engine.run(5, queries)
         assert buffers.logits is not None
         logits.append(buffers.logits.copy())
     engine.close()
@@ -343,7 +350,6 @@ def test_caches_that_are_not_quicker_stay_float32(bundle_copy: Path, monkeypatch
         ("bundle", ("--quantization", "static"), "8-bit caches go with int8 and int4 that need no calibration"),
         ("bundle", ("--no-trial",), "give --cache-precision int8 neither --no-trial nor --measure-jacobi"),
         ("bundle", ("--measure-jacobi",), "give --cache-precision int8 neither --no-trial nor --measure-jacobi"),
-        ("arpg_bundle", (), "several layers of this model read one cache"),
         ("text_bundle", (), "takes prompts, and by made-up ones the ranges of its keys and values would be others"),
         ("text_bundle", ("--class", "3"), "takes prompts, not classes"),
         ("bundle", ("--prompt", "a cat"), "takes classes, not prompts"),

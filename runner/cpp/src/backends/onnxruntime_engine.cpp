@@ -60,7 +60,7 @@ OnnxRuntimeEngine::OnnxRuntimeEngine(const Bundle& bundle, const EngineIdentity&
               false,
               false,
               cache_type(options.precision)}),
-      bundle_(bundle), identity_(identity), options_(options),
+      bundle_(bundle), identity_(identity), options_(options), again_(read_again(bundle.model)),
       contract_(contract_of(bundle.model, bundle.sampler.graph(), facts_.cache_type)), env_(open_environment()),
       host_(Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault)) {
   for (const std::string& name : cache_names(bundle.model.caches)) {
@@ -88,9 +88,11 @@ void OnnxRuntimeEngine::choose_graph(std::int64_t rows, bool low) {
   forget_shapes();
   session_ = Ort::Session{nullptr};
   const std::filesystem::path& path = low ? identity_.cache_graph : graph_for(identity_, options_);
-  Ort::Session session = open_session(env_, path, options_, false, low ? folded_content(path, rows_used_) : std::string());
+  Ort::Session session =
+      open_session(env_, path, options_, false, low ? folded_content(path, rows_used_) : std::string());
   const std::map<std::string, Type> types = low ? cache_types(session, bundle_.model) : std::map<std::string, Type>();
-  check_session(session, low ? folded(contract_, types) : contract_, text("the step graph of ", bundle_.root.string()));
+  check_session(session, low ? folded(contract_, types, again_) : contract_,
+                text("the step graph of ", bundle_.root.string()));
   for (Cache& cache : caches_) {
     cache.type = low ? types.at(cache.name) : cache_type(options_.precision);
     cache.host = {};
@@ -241,6 +243,12 @@ void OnnxRuntimeEngine::bind_caches(Ort::IoBinding& binding, bool first, std::in
                                                         live.data(), live.size(), element_type(cache.type));
       binding.BindInput(cache.name.c_str(), value);
       binding.BindOutput(output.c_str(), value);
+      const auto again = folded_rows_.empty() ? again_.end() : again_.find(cache.name);
+      if (again != again_.end()) {
+        for (const std::string& name : again->second) {
+          binding.BindOutput(name.c_str(), value);
+        }
+      }
     } else {
       binding.BindInput(cache.name.c_str(), first ? cache.cleared : cache.value);
       binding.BindOutput(output.c_str(), cache.value);

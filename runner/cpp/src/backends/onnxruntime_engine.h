@@ -64,10 +64,11 @@ private:
   const Bundle& bundle_;
   const EngineIdentity identity_;
   const Options options_;
+  const std::map<std::string, std::vector<std::string>> again_; // outputs by cache of a folded graph, in its memory
   Contract contract_;
   Ort::Env env_;
   Ort::Session session_{nullptr};
-  std::vector<std::int64_t> folded_rows_;            // numbers that the open graph is folded for; none: it is not
+  std::vector<std::int64_t> folded_rows_;              // numbers that the open graph is folded for; none: it is not
   std::vector<std::int64_t> rows_used_ = usual_rows(); // the latest first
   Ort::MemoryInfo host_;
   Ort::Allocator device_{nullptr}; // of the caches, where they are not in host memory
