@@ -150,7 +150,7 @@ class Folded:
         """The operator for the number of rows that a step has, one of those from `first` to before `last`."""
         if last - first == 1:
             return made.node(first, outputs)
-        middle = (first + last) // 2
+        middle = middle_of(first, last)
         branches = []
         for name, begin, end in (("then_branch", first, middle), ("else_branch", middle, last)):
             inner = [ir.Value(name=f"{one.name}.{begin}_{end}", type=one.type) for one in outputs]
@@ -239,6 +239,11 @@ def marked_for(number: int, of_one_row: int) -> int:
     return MARK * (1 + number) + of_one_row
 
 
+def middle_of(first: int, last: int) -> int:
+    """Where some of the numbers of rows part. The first of all, which a graph was opened for, is one step away."""
+    return 1 if first == 0 else (first + last) // 2
+
+
 def among_numbers(build: Builder, rows: ir.Value) -> dict[tuple[int, int], ir.Value]:
     """By the first and the one after the last of some of the numbers of rows: whether a step has one of those."""
     count, found = build("Squeeze", [rows], INT64), {}
@@ -248,11 +253,12 @@ def among_numbers(build: Builder, rows: ir.Value) -> dict[tuple[int, int], ir.Va
             known = build("Constant", [], INT64, value_int=marked_for(first, 1))
             found[first, last] = build("Equal", [count, known], BOOL)
         else:
-            middle = (first + last) // 2
+            middle = middle_of(first, last)
             found[first, last] = build("Or", [add(first, middle), add(middle, last)], BOOL)
         return found[first, last]
 
-    add(0, NUMBERS)
+    add(0, 1)
+    add(1, NUMBERS)
     return found
 
 
