@@ -252,6 +252,7 @@ def build_onnxruntime(
     asked: Asked,
 ) -> None:
     from arforge.engines import onnxruntime
+    from arforge.runner.backends import kernels
     from arforge.runner.bundle import open_bundle
 
     built = onnxruntime.build(
@@ -273,3 +274,5 @@ def build_onnxruntime(
     )
     for line in measured(identity):
         click.echo(line)
+    if precision in onnxruntime.IN_BLOCKS and kernels.worth_compiling():
+        click.echo("`arforge kernels` compiles faster products for this processor: see docs/int8.md")

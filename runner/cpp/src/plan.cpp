@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 
 #include "arforge.hpp"
@@ -191,6 +192,7 @@ Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::
   if (!widths.empty() && !schedule.rules) { // those of images are as wide as they are
     schedule = narrowed(std::move(schedule), *std::max_element(widths.begin(), widths.end()));
   }
+  static std::atomic<std::uint64_t> plans{0};
   Plan plan{{},
             {},
             0,
@@ -208,7 +210,8 @@ Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::
             0,
             0,
             schedule.rules,
-            widths};
+            widths,
+            ++plans};
   std::int64_t write_index = schedule.zero_slots + prompt_slots;
   for (const Step& step : schedule.steps) {
     plan_step(step, plan, schedule.queries, static_cast<std::int64_t>(step.inputs.size()), plan.steps.emplace_back());

@@ -63,6 +63,7 @@ struct Plan {
   std::int64_t first_width;                 // of that one
   std::optional<RowRules> rules;            // of images whose rows start by themselves
   std::vector<std::int64_t> widths;         // of the engine; empty: any
+  std::uint64_t number = 0;                 // no other plan of this process has it
 
   // Whether images of a batch get on as their tokens allow, rather than all alike.
   [[nodiscard]] bool own_pace() const { return line || rules; }

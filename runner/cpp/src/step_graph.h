@@ -43,8 +43,9 @@ Contract contract_of(const ModelFacts& model, const std::string& graph, Type cac
 
 // The step as TensorRT is given it: limits of sampling only where there are `filters`, and one mask for all rows. Where
 // a model takes prompts, which are of unequal lengths, each row keeps a mask of its own. `own_mask`: the graph makes
-// it.
-Contract lowered_contract(const ModelFacts& model, const std::string& graph, Type cache, bool filters, bool own_mask);
+// it. `views`: caches lie with slots first, and attention reads them by inputs of their own.
+Contract lowered_contract(const ModelFacts& model, const std::string& graph, Type cache, bool filters, bool own_mask,
+                          bool views);
 
 // A step whose rows stand as heads of one row in the caches, which have these types by name, int8 or float32. `again`:
 // the names under which the step gives some of them too.
@@ -65,6 +66,9 @@ std::map<std::string, std::vector<std::string>> read_again(const ModelFacts& mod
 
 // The output that holds a step's own keys or values, of an engine that only reads its caches.
 std::string update_name(const std::string& cache);
+
+// The input that attention reads a cache by, where it is read in another shape than it is updated in.
+std::string view_name(const std::string& cache);
 
 // Whether a step reads rows of a prompt. Classes are tokens, of which the step has its own table.
 bool conditioned(const ModelFacts& model);
@@ -140,6 +144,9 @@ struct StepBuffers {
 
 // The words of one kind of step.
 Sizes step_sizes(const Extent& extent, const Shape& shape);
+
+// What follows from the number of images of a guided step: rows, and what comes in as many or multiples of them.
+Sizes row_sizes(const ModelFacts& model, std::int64_t images);
 
 // The buffers of one kind of step, all zero.
 StepBuffers make_buffers(const Contract& contract, const Sizes& sizes);
