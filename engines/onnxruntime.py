@@ -28,6 +28,7 @@ from arforge.runner.bundle import BuiltEngine, Bundle, open_bundle, sha256_of
 from arforge.runner.bundle.writer import add_engine, changing
 from arforge.runner.errors import BundleError, EngineError
 from arforge.runner.optional import needed
+from arforge.runner.request import Subjects
 from arforge.runner.step_graph import cache_names, guided_rows
 
 TARGET = "onnxruntime"
@@ -56,6 +57,7 @@ def build(
     measure_widths: bool = False,
     measure_jacobi: bool = False,
     trial: bool = True,
+    subjects: Subjects | None = None,
 ) -> Built:
     """Build and enter the engine. `widths`: pad steps to these widths only (empty: run every width as it is).
 
@@ -66,7 +68,7 @@ def build(
     products in blocks and by rows on this machine and takes the quicker; without a trial, and where the bundle stores
     blocks, it is blocks.
     `caches` "int8": draw a few images, give keys and values 8 bits by them, and use that graph where all rows write to
-    the same slots, up to the width to which it is quicker.
+    the same slots, up to the width to which it is quicker. `subjects`: what those images show, classes by default.
     Raises EngineError for a precision that the target lacks, or a graph that fails its trial step.
     """
     if precision not in PRECISIONS:
@@ -85,6 +87,8 @@ def build(
             "8-bit caches are measured, and running ahead on drafts has float32 ones: give --cache-precision "
             "int8 neither --no-trial nor --measure-jacobi"
         )
+    if subjects is not None and caches != "int8":
+        raise EngineError("images are drawn for 8-bit caches alone: leave out what they are to show")
     if widths and measure_widths:
         raise EngineError("widths are either given or measured: leave one out")
     if not trial and (measure_widths or measure_jacobi):
@@ -98,7 +102,7 @@ def build(
         if max(widths, default=1) > bundle.model.position_rows:
             raise EngineError(f"width {max(widths)} is more than the model's {bundle.model.position_rows} positions")
         chosen = tuple(sorted(set(widths))) or None
-        return _build(bundle, precision, chosen, quantization, caches, measure_widths, measure_jacobi, trial)
+        return _build(bundle, precision, chosen, quantization, caches, subjects, measure_widths, measure_jacobi, trial)
 
 
 def _build(
@@ -107,6 +111,7 @@ def _build(
     widths: tuple[int, ...] | None,
     quantization: str | None,
     caches: str,
+    subjects: Subjects | None,
     measure_widths: bool,
     measure_jacobi: bool,
     trial: bool,
@@ -114,7 +119,7 @@ def _build(
     folder = f"engines/{TARGET}-{precision}-{DEVICE}"
     check_stored(bundle, precision, quantization)
     if caches == "int8":
-        check_foldable(bundle.model)
+        check_foldable(bundle, subjects)
     tried: dict[str, Any] = {}
     if precision == "int8" and quantization is None and trial and bundle.model.stored_precision not in IN_BLOCKS:
         quantization, tried = quicker(bundle)
@@ -125,7 +130,7 @@ def _build(
         graph, new = lowered(bundle, precision, bundle.path(folder), rows=quantization == "rows")
     graph["graph_sha256"] = sha256_of(bundle.path(graph["graph"]))
     path = bundle.path(graph["graph"])
-    low = LowCaches(bundle, precision, path, rows=quantization == "rows") if caches == "int8" else None
+    low = LowCaches(bundle, precision, path, subjects, rows=quantization == "rows") if caches == "int8" else None
     found = Trial(widths)
     if trial:
         start = time.perf_counter()
