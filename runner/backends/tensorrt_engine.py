@@ -31,7 +31,7 @@ from arforge.runner.errors import EngineError
 from arforge.runner.loop_graph import LOOK_EVERY
 from arforge.runner.plan import Plan
 from arforge.runner.schedules.specification import parse
-from arforge.runner.step_graph import Contract, cache_names, guided_rows, written_name
+from arforge.runner.step_graph import cache_names, guided_rows, row_sizes, written_name
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,6 @@ class TensorRTEngine:
         self._one_place = has_views(identity)  # rows write to the same slots
         self.one_mask = self._shared_mask or self._one_place
         self.exact_width: int | None = None
-        self._require_contract(step)
         self._placed = self._place_rows() if reads_only(identity) else None
         addresses = self._placed.addresses if self._placed else None
         if self._placed is None:
@@ -143,6 +142,9 @@ class TensorRTEngine:
             self._steps.clear()
         if zero_slots:
             self._caches.clear(self._rows(self._batch), zero_slots)
+
+    def has_low_caches(self, lockstep: int) -> bool:
+        return False
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         if (width, queries) not in self._steps:
@@ -253,22 +255,6 @@ class TensorRTEngine:
         """Of the programs that decode so many."""
         return guided_rows(images, guided=True)
 
-    def _require_contract(self, step: Contract) -> None:
-        """Raise EngineError unless the engine takes and gives what its identity says, in that order of dimensions."""
-        there = set(self._loaded.names)
-        for tensor in (*step.inputs, *step.outputs):
-            if tensor.name not in there:
-                self._refuse(f"it has no {tensor.name}, which its identity speaks of")
-            found = tuple(self._loaded.engine.get_tensor_shape(tensor.name))
-            wanted = [self.identity["slots"] if size == "slots" else size for size in tensor.shape]
-            fits = [not isinstance(size, int) or size == mine for size, mine in zip(wanted, found, strict=False)]
-            if len(found) != len(wanted) or not all(fits):
-                said = f"[{', '.join(map(str, wanted))}]"
-                self._refuse(f"its {tensor.name} is {list(found)}, which its identity says is {said}")
-            there.remove(tensor.name)
-        if there:
-            self._refuse(f"it has {min(there)}, of which its identity says nothing")
-
     def _require_in_place(self) -> None:
         """Raise EngineError unless the engine writes each cache where it reads it."""
         for name in cache_names(self._bundle.model.caches):
@@ -304,18 +290,34 @@ class TensorRTEngine:
         kind = min(kinds)  # with the least room for a prompt
         if kind not in self._programs:
             bound = self._placed.bound(self._rows(batch), width) if self._placed else self._caches.bound
-            self._programs[kind] = self._loaded.program(self._profiles[kind], bound)
+            program = self._loaded.program(self._profiles[kind], bound)
+            self._check_tensors(program, kind)
+            self._programs[kind] = program
         return self._programs[kind]
 
+    def _check_tensors(self, program: Program, kind: tuple[int, int, int, int]) -> None:
+        """Raise EngineError unless what a program is given, and the tokens it gives, are what its identity says."""
+        step, sizes = lowered_of(self._bundle, self.identity), {"slots": self.identity["slots"]}
+        sizes |= row_sizes(self._bundle.model, kind[0])
+        sizes |= zip(("images", "width", "queries", "condition"), kind, strict=True)
+        names = set(self._loaded.names)
+        for tensor in (*step.inputs, step.outputs[0]):
+            shape = tensor.sizes(sizes)
+            if tensor.name not in names or program.shape(tensor.name) != shape:
+                self._refuse(f"its {tensor.name} is not {tensor.dtype} {list(shape)}")
+        expected = sum(tensor.name in program.inputs for tensor in step.inputs)
+        if len(program.inputs) != expected:
+            self._refuse(f"it has {len(program.inputs)} inputs beside its caches, expected {expected}")
+
     def _refuse_plan(self, plan: Plan, problem: str) -> NoReturn:
-        """The command also names what of the plan the engine was built without."""
+        """Known cells take an engine that is built for them, and for the schedule that starts from them."""
+        if not plan.schedule.kept:
+            self._refuse(problem, "--schedule")
         schedule, options = plan.schedule.specification, self.identity["options"]
-        if plan.schedule.kept:
-            problem = f"{problem}, as {len(plan.schedule.kept)} known cells need in {schedule}"
         built = {str(parse(name)) for name in options["schedule"] or self._bundle.specifications}
         option = None if str(parse(schedule)) in built else f"--schedule {schedule}"
-        known = {**self.identity, "options": {**options, "known": True}} if plan.schedule.kept else self.identity
-        self._refuse(problem, option, known)
+        wanted = {**self.identity, "options": {**options, "known": True}}
+        self._refuse(f"{problem}, as {len(plan.schedule.kept)} known cells need in {schedule}", option, wanted)
 
     def _refuse(self, problem: str, option: str | None = None, wanted: Mapping[str, Any] | None = None) -> NoReturn:
         """Raise EngineError with the command that builds an engine without the problem, like `wanted` (None: this)."""
