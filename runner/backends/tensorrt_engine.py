@@ -122,8 +122,10 @@ class TensorRTEngine:
     def accept(self, plan: Plan) -> None:
         self._check_slots(plan.slots, partial(self._refuse_plan, plan))
         there = {(width, queries) for _, width, queries, _ in self._profiles}
-        if missing := sorted(plan.kinds - there):
-            self._refuse_plan(plan, f"it was not built for {in_words(missing[0])}")
+        if missing := plan.kinds - there:
+            kinds = ((step.width, step.queries) for step in plan.steps)
+            first = next((kind for kind in kinds if kind in missing), min(missing))
+            self._refuse_plan(plan, f"it was not built for {in_words(first)}")
 
     def prepare(
         self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1, lockstep: int = 0

@@ -212,7 +212,7 @@ def test_wishes_that_the_engine_was_not_built_for(
     with pytest.raises(EngineError, match=r"has 8\d cache slots, the schedule needs 900; rebuild it \(with --schedule"):
         engine.prepare(1, 2, 900, 0)
     other, random_order, _ = open_fake(built_arpg)
-    with pytest.raises(EngineError, match=r"has 16 cache slots, the schedule needs 24; rebuild it \(with --schedule\)"):
+    with pytest.raises(EngineError, match=r"steps of 1 tokens and 1 queries; rebuild it \(with --schedule\)"):
         other.generate([1], schedule="arpg:24")
     random_order.prepare(1, 2, 10, 0)
     with pytest.raises(

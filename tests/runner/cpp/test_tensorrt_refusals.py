@@ -180,7 +180,7 @@ def test_wishes_that_an_engine_was_not_built_for(stand_in: StandIn, stand_ins: S
         (
             "arpg",
             {"classes": [0], "schedule": "arpg:24"},
-            r"16 cache slots, the schedule needs 24; rebuild it",
+            r"not built for steps of 1 tokens and 1 queries; rebuild it",
         ),
         (
             "arpg",
