@@ -107,7 +107,7 @@ def test_windows_that_need_known_cells_are_refused_before_the_first(
 def test_a_schedule_that_it_was_not_built_for_is_named(built: Path, open_fake: Callable[..., Opened]) -> None:
     runner, _, _ = open_fake(built)
     for known, hint in ((None, "--schedule"), (known_cells(2, seed=3), "--schedule arpg:24")):
-        problem = rf"not built for steps of 1 tokens .*rebuild it \(with {hint}\): "
+        problem = rf"not built for steps of [14] tokens .*rebuild it \(with {hint}\): "
         with pytest.raises(EngineError, match=problem):
             runner.generate([1], schedule="arpg:24", known=known)
 
