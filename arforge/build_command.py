@@ -252,6 +252,7 @@ def build_onnxruntime(
     asked: Asked,
 ) -> None:
     from arforge.engines import onnxruntime
+    from arforge.engines.onnxruntime_job import IN_BLOCKS
     from arforge.runner.backends import kernels
     from arforge.runner.bundle import open_bundle
 
@@ -274,5 +275,5 @@ def build_onnxruntime(
     )
     for line in measured(identity):
         click.echo(line)
-    if precision in onnxruntime.IN_BLOCKS and kernels.worth_compiling():
+    if precision in IN_BLOCKS and kernels.worth_compiling():
         click.echo("`arforge kernels` compiles faster products for this processor: see docs/int8.md")
