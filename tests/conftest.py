@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from made_once import made_once, trace_tokenizers_once
+from made_once import made_once
 from oracle import Decoder
 from safetensors.torch import save_file
 from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, PAR_CONFIG, TEXT_CONFIG, VQ_CONFIG, random_weights
 from torch import Tensor
+from traced_once import trace_once
 
 from arforge.engines import onnxruntime
 from arforge.export.exporter import ExportJob, export_bundle
@@ -38,9 +39,9 @@ def _quiet_torch() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _tokenizers_traced_once() -> Iterator[None]:
+def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        trace_tokenizers_once(patch)
+        trace_once(tmp_path_factory, patch)
         yield
 
 
