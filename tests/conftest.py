@@ -28,6 +28,7 @@ from arforge.export.image_tokenizers.vq import VQModel
 from arforge.runner import Runner
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import the library themselves
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start: threads of torch wait for each other busily
 settings.register_profile("arforge", deadline=None, database=None)
 settings.load_profile("arforge")
 
