@@ -28,9 +28,22 @@ from arforge.export.image_tokenizers.vq import VQModel
 from arforge.runner import Runner
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import the library themselves
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start: threads of torch wait for each other busily
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start, too: torch's threads wait for each other busily
 settings.register_profile("arforge", deadline=None, database=None)
 settings.load_profile("arforge")
+
+LONGEST = (  # files that take more than half a minute, the longest first
+    *("test_readme.py", "reliability/test_soak.py", "examples/test_fashion.py", "reliability/test_faults.py"),
+    *("runner/cpp/test_tensorrt.py", "runner/cpp/test_tensorrt_safety.py", "engines/test_tensorrt_ids.py"),
+    *("export/test_memory.py", "examples/test_emoji.py", "runner/cpp/test_hostile.py", "bench/test_gpu.py"),
+    *("export/image_tokenizers/test_bands.py", "runner/cpp/test_tokens.py", "runner/cpp/test_adaptive.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that no process is left alone with it at the end."""
+    place = {Path(__file__).parent / name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session", autouse=True)
