@@ -29,6 +29,7 @@ from arforge.runner import Runner
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import the library themselves
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start, too: torch's threads wait for each other busily
+os.environ["ARFORGE_KERNELS"] = "off"  # Python has them only where they were compiled; their own tests switch them on
 settings.register_profile("arforge", deadline=None, database=None)
 settings.load_profile("arforge")
 

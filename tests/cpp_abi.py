@@ -48,6 +48,7 @@ class Options(ctypes.Structure):
         ("plugin", c_char_p),
         ("threads", c_int32),
         ("check_hashes", c_int32),
+        ("look_every", c_int64),
     )
 
 

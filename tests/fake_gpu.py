@@ -170,6 +170,14 @@ class FakeCache:
         return self.content or b"kernels"
 
 
+def closed(model: ir.Model) -> dict[str, list[int]]:
+    """Let each view be made of its updated cache, in place. Returns their shapes as inputs, -1 where it is free."""
+    views = [value for value in model.graph.inputs if str(value.name).startswith("view_")]
+    if views:
+        close_views(model, len(views) // 2)
+    return {str(view.name): [dim if isinstance(dim, int) else -1 for dim in view.shape or ()] for view in views}
+
+
 class FakeContext:
     """Runs the lowered graph on the addresses that it was given."""
 
@@ -226,19 +234,17 @@ class FakeContext:
 class FakeEngine:
     def __init__(self, graph: Path, profiles: list[dict[str, tuple[int, ...]]], gpu: FakeGpu, recorder: Any) -> None:
         model = ir.load(graph)
-        views = [value for value in model.graph.inputs if str(value.name).startswith("view_")]
-        if views:
-            close_views(model, len(views) // 2)
-        self.views = {str(value.name): str(value.name).removeprefix("view_") for value in views}
+        views = closed(model)
+        self.views = {name: name.removeprefix("view_") for name in views}
         self.session = session_of(model, graph.parent)
         self.gpu, self.recorder, self.profiles, self.failure = gpu, recorder, profiles, ""
         self.inputs = {value.name for value in self.session.get_inputs()} | self.views.keys()
         values = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.types = {value.name: NUMPY[value.type] for value in values}
         self.free = {value.name: [dim if isinstance(dim, int) else -1 for dim in value.shape] for value in values}
-        for view in views:
-            self.types[str(view.name)] = self.types[self.views[str(view.name)]]
-            self.free[str(view.name)] = [dim if isinstance(dim, int) else -1 for dim in view.shape or ()]
+        for view, cache in self.views.items():
+            self.types[view] = self.types[cache]
+        self.free |= views
         self.num_io_tensors, self.num_optimization_profiles = len(self.types), len(profiles)
 
     def shape(self, name: str, profile: int) -> tuple[int, ...]:

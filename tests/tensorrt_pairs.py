@@ -11,6 +11,7 @@ from typing import Any
 import cpp_abi
 import pytest
 from fake_gpu import RTX, FakeGpu, fake_library
+from launch_counts import BUNDLES, COUNTS
 
 from arforge.runner import Runner, open_bundle
 from arforge.runner.backends.image_codec import OnnxRuntimeCodec
@@ -18,6 +19,7 @@ from arforge.runner.backends.tensorrt_codec import TensorRTCodec
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.backends.tensorrt_identity import choose
 from arforge.runner.conditioner import Conditioner
+from arforge.runner.loop_graph import LOOK_EVERY
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "classes": ("bundle", {"schedules": ["ntp", "zipar:2"], "images": [1, 3], "filters": True}),
@@ -31,6 +33,15 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "par": ("par_bundle", {"schedules": ["par:4"], "images": [1, 2]}),
     "arpg": ("arpg_bundle", {"schedules": ["arpg:3"], "images": [3]}),
     "noise": ("noise_bundle", {"schedules": ["jacobi:6"], "images": [2]}),
+    "noise-table": ("noise_bundle", {"schedules": ["zipar:4"], "images": [2]}),
+    "mixed": ("bundle", {"schedules": ["zipar:4", "ntp", "jacobi:6"], "images": [2]}),
+    "features-ahead": ("text_bundle", {"schedules": ["ntp", "jacobi:5"], "images": [1, 2], "filters": True}),
+    "ids-ahead": ("ids_bundle", {"schedules": ["ntp", "jacobi:5"], "images": [2], "filters": True}),
+    "inpainting": ("arpg_bundle", {"schedules": ["arpg:5", "arpg:24"], "images": [2], "widths": [9]}),
+    "zipar": ("bundle", {"schedules": ["zipar:4"], "images": [2]}),
+    "host": ("par_bundle", {"schedules": ["par:4"], "images": [1, 2], "loop": False}),
+    **{f"counts {one}": (BUNDLES[one], {"schedules": [one]}) for one in COUNTS},
+    "counts ntp by the host": ("bundle", {"schedules": ["ntp"], "loop": False}),
     "only-read": (
         "bundle",
         {"schedules": ["ntp", "zipar:2"], "images": [1, 3], "filters": True, "caches": "read-only"},
@@ -40,6 +51,23 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "text_bundle",
         {"schedules": ["zipar:2"], "images": [2], "prefill_widths": [4, 16], "caches": "read-only"},
     ),
+    "views": (
+        "grouped_bundle",
+        {"schedules": ["ntp", "zipar:2"], "images": [1, 3], "filters": True, "attention": "view"},
+    ),
+    "views-ahead": ("grouped_bundle", {"schedules": ["ntp", "jacobi:6"], "attention": "view"}),
+    "views-prompts": (
+        "text_bundle",
+        {
+            "schedules": ["ntp", "zipar:2"],
+            "images": [1, 3],
+            "filters": True,
+            "prefill_widths": [4, 16],
+            "attention": "view",
+        },
+    ),
+    "views-par": ("par_bundle", {"schedules": ["par:4"], "images": [1, 2], "attention": "view"}),
+    "views-arpg": ("arpg_bundle", {"schedules": ["arpg:3"], "images": [3], "attention": "view"}),
 }
 """Bundles, by their fixtures, and what an engine is built for."""
 
@@ -49,7 +77,17 @@ class Counts(ctypes.Structure):
 
     _fields_ = tuple(
         (name, ctypes.c_int64)
-        for name in ("allocations", "waits", "launches", "captures", "copies", "largest_copy", "moved")
+        for name in (
+            "allocations",
+            "waits",
+            "launches",
+            "captures",
+            "copies",
+            "largest_copy",
+            "moved",
+            "sent",
+            "fetched",
+        )
     )
 
 
@@ -84,15 +122,35 @@ class StandIn:
         return failure.value.message
 
 
-def open_python(path: Path, precision: str = "fp32", gpu: FakeGpu | None = None, version: str | None = None) -> Runner:
-    """The same engine in Python, on a GPU and a library of that version that are not there."""
+def counted(stand_in: StandIn, work: Callable[[], Any]) -> tuple[Any, tuple[int, ...]]:
+    """With launches, waits, bytes to the device, bytes back, and allocations."""
+    names = ("launches", "waits", "sent", "fetched", "allocations")
+    before = stand_in.counts()
+    result = work()
+    after = stand_in.counts()
+    return result, tuple(getattr(after, name) - getattr(before, name) for name in names)
+
+
+def open_python(
+    path: Path,
+    precision: str = "fp32",
+    gpu: FakeGpu | None = None,
+    version: str | None = None,
+    look_every: int = LOOK_EVERY,
+    original: Path | None = None,
+) -> Runner:
+    """The same engine in Python, on a GPU and a library of that version that are not there.
+
+    `original`: the bundle as it was built, where the identity says something else.
+    """
     bundle, gpu = open_bundle(path), gpu or FakeGpu()
     identities = bundle.identities(RTX, precision)
     library = fake_library(gpu, version or version_of(path, precision))
-    for identity in identities:
-        library.trt.add(bundle, identity)
+    built = open_bundle(original or path)
+    for identity in built.identities(RTX, precision):
+        library.trt.add(built, identity)
     chosen = choose(bundle, identities, library.name, gpu.compute_capability)
-    engine = TensorRTEngine(bundle, chosen, library, gpu)  # type: ignore[arg-type]
+    engine = TensorRTEngine(bundle, chosen, library, gpu, look_every)  # type: ignore[arg-type]
     codec = TensorRTCodec(bundle, engine, OnnxRuntimeCodec(bundle, 1))
     return Runner(bundle, engine, codec, Conditioner(bundle, 1))
 

@@ -30,7 +30,7 @@ from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
 from arforge.runner.loop_graph import LOOK_EVERY
 from arforge.runner.plan import Plan
-from arforge.runner.step_graph import cache_names, guided_rows, written_name
+from arforge.runner.step_graph import cache_names, guided_rows, row_sizes, written_name
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,9 @@ class TensorRTEngine:
             self._steps.clear()
         if zero_slots:
             self._caches.clear(self._rows(self._batch), zero_slots)
+
+    def has_low_caches(self, lockstep: int) -> bool:
+        return False
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         if (width, queries) not in self._steps:
@@ -278,8 +281,24 @@ class TensorRTEngine:
         kind = min(kinds)  # with the least room for a prompt
         if kind not in self._programs:
             bound = self._placed.bound(self._rows(batch), width) if self._placed else self._caches.bound
-            self._programs[kind] = self._loaded.program(self._profiles[kind], bound)
+            program = self._loaded.program(self._profiles[kind], bound)
+            self._check_tensors(program, kind)
+            self._programs[kind] = program
         return self._programs[kind]
+
+    def _check_tensors(self, program: Program, kind: tuple[int, int, int, int]) -> None:
+        """Raise EngineError unless what a program is given, and the tokens it gives, are what its identity says."""
+        step, sizes = lowered_of(self._bundle, self.identity), {"slots": self.identity["slots"]}
+        sizes |= row_sizes(self._bundle.model, kind[0])
+        sizes |= zip(("images", "width", "queries", "condition"), kind, strict=True)
+        names = set(self._loaded.names)
+        for tensor in (*step.inputs, step.outputs[0]):
+            shape = tensor.sizes(sizes)
+            if tensor.name not in names or program.shape(tensor.name) != shape:
+                self._refuse(f"its {tensor.name} is not {tensor.dtype} {list(shape)}")
+        expected = sum(tensor.name in program.inputs for tensor in step.inputs)
+        if len(program.inputs) != expected:
+            self._refuse(f"it has {len(program.inputs)} inputs beside its caches, expected {expected}")
 
     def _refuse(self, problem: str, option: str | None = None) -> NoReturn:
         """Raise EngineError with the command that builds an engine without the problem."""

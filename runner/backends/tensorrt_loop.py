@@ -13,7 +13,7 @@ from arforge.runner.backends.cuda import Gpu
 from arforge.runner.backends.engine import LoopProgress
 from arforge.runner.backends.tensorrt_identity import loop_of
 from arforge.runner.backends.tensorrt_library import Library
-from arforge.runner.backends.tensorrt_program import Block, Launch, LoadedEngine, Program
+from arforge.runner.backends.tensorrt_program import LONGEST, Block, Launch, LoadedEngine, Program
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
 from arforge.runner.loop_graph import LOOK_EVERY, PROGRESS, STATE, next_name
@@ -173,11 +173,11 @@ class Loops:
     def __init__(
         self, bundle: Bundle, identity: Mapping[str, Any], library: Library, gpu: Gpu, look_every: int
     ) -> None:
-        """`look_every`: calls between two looks of the host, made even; in place of 0, all, the default: none knows how
-        many an image takes.
+        """`look_every`: calls between two looks of the host, made even, and no more than a graph has; in place of 0,
+        all, the default: none knows how many an image takes.
         """
         self._bundle, self._identity, self._library, self._gpu = bundle, identity, library, gpu
-        calls = look_every or LOOK_EVERY
+        calls = min(look_every or LOOK_EVERY, LONGEST)
         self._passes = calls + calls % 2
         self._loaded: LoadedEngine | None = None
         self._made: dict[tuple[Program, Program], TensorRTLoop] = {}

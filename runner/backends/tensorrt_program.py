@@ -20,6 +20,8 @@ from arforge.runner.errors import EngineError
 
 ALIGNMENT = 256  # bytes, of what TensorRT is given
 NOWHERE: Mapping[str, int] = {}
+LONGEST = 64
+"""Calls of one CUDA graph at most: of 255 kernels a call, 64 are 16,000 nodes."""
 
 
 class LoadedEngine:

@@ -17,15 +17,13 @@ from arforge.runner.backends.engine import TableProgress
 from arforge.runner.backends.tensorrt_identity import table_of
 from arforge.runner.backends.tensorrt_library import Library
 from arforge.runner.backends.tensorrt_loop import Places, check_shapes
-from arforge.runner.backends.tensorrt_program import Block, Launch, LoadedEngine, Program
+from arforge.runner.backends.tensorrt_program import LONGEST, Block, Launch, LoadedEngine, Program
 from arforge.runner.bundle import Bundle
 from arforge.runner.plan import Plan
 from arforge.runner.step_graph import Contract, guided_rows
 from arforge.runner.table_graph import NO_CALL, PROGRESS, TableSizes, next_name, table_of_plan
 
 Kind = tuple[int, int]  # width and queries of a call
-LONGEST = 64
-"""Calls of one CUDA graph at most: of 255 kernels a call, 64 are 16,000 nodes. Several are launched without a wait."""
 KEPT = 64  # graphs: those of plans with kept cells may never come again
 LaunchKey = tuple[int, tuple[Program, ...], tuple[Program, ...]]  # which state is the present one, steps, table graphs
 PER_PLAN = ("last_call", "call_slots", "call_inputs", "call_outputs", "call_drawn", "decided_by", "decided_at")

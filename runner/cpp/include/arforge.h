@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Changes when a function or struct here changes in a way that old callers would notice. */
-#define ARFORGE_ABI_VERSION 4
+#define ARFORGE_ABI_VERSION 5
 
 typedef enum arforge_status {
   ARFORGE_OK = 0,
@@ -64,10 +64,12 @@ typedef struct arforge_options {
   const char* plugin;    /* the library of the provider tensorrt-rtx, or of a target; default: its usual name */
   int32_t threads;       /* CPU threads; default 0: one for each core that the process may use */
   int32_t check_hashes;  /* default 0; otherwise every file of the bundle is read and its sha256 compared */
+  int64_t look_every;    /* of TensorRT: calls that the device makes between two looks of the host, where it can;
+                            0: all of an image; default -1: 8 */
 } arforge_options;
 
-/* Called after every engine call with the steps that all images of a batch have behind them, and all steps of the
- * request; a value other than 0 cancels the request. */
+/* Called after every engine call, of several that TensorRT makes by itself after the last, with the steps that all
+ * images of a batch have behind them, and all steps of the request; a value other than 0 cancels the request. */
 typedef int32_t (*arforge_progress)(void* user, int64_t done, int64_t steps);
 
 /* Called after every engine call with the images that are being decoded, which hold until it returns; what it does not

@@ -65,8 +65,11 @@ struct Options {
                                       // TensorRT fp16
   std::string provider = "cpu";       // of ONNX Runtime: cpu, cuda, tensorrt, tensorrt-rtx
   std::string plugin;                 // the library of the provider tensorrt-rtx, or of a target; empty: its usual name
-  int threads = 0;                    // CPU threads; 0: one for each core that the process may use
-  bool check_hashes = false;          // read every file of the bundle and compare its sha256
+  // Of TensorRT: calls of a static schedule that the device makes by itself, where it can, between two looks of the
+  // host: for progress, previews, cancel and NaN; 0: all of an image. Left out: 8.
+  std::optional<std::int64_t> look_every;
+  int threads = 0;           // CPU threads; 0: one for each core that the process may use
+  bool check_hashes = false; // read every file of the bundle and compare its sha256
 };
 
 // A setting of a request: left out (the bundle's default), one value for all images, or one an image.
@@ -152,12 +155,13 @@ struct Request {
   // empty.
   std::function<void(const std::uint8_t* pixels, std::int64_t images, std::int64_t height, std::int64_t width)> receive;
 
-  // Called after every engine call, with the steps that all images of a batch have behind them, and all steps of the
-  // request; false cancels.
+  // Called after every engine call, or where TensorRT makes several at every look, with the steps that all images of a
+  // batch have behind them, and all steps of the request; false cancels.
   std::function<bool(std::int64_t done, std::int64_t steps)> progress;
   // Called after every engine call with the images that are being decoded; what it does not ask for costs nothing.
   std::function<void(const Partial& partial)> preview;
   const std::atomic<bool>* cancel = nullptr; // looked at before every step; true cancels
+  bool single_calls = false; // whether the host makes each call, so that each is timed, whatever `Options::look_every`
 };
 
 struct Result {
@@ -173,9 +177,10 @@ struct Result {
   double seconds = 0;                               // decoding of tokens, wall clock
   double image_seconds = 0;                         // tokens to pixels, wall clock
   double condition_seconds = 0;                     // prompts to filled caches, wall clock; nothing for classes
-  std::vector<double> step_seconds, engine_seconds; // (calls of the request): a whole step, and the engine's part of it
-  std::vector<std::int64_t> step_widths, step_queries; // (calls of the request): tokens of a row, and cells asked for
-  std::int64_t prompt_slots = 0;                       // of all rows, that were filled with prompts
+  std::vector<double> step_seconds, engine_seconds; // (looks of the request): a whole step, and the engine's part of it
+  std::vector<std::int64_t> step_widths,
+      step_queries;              // (likewise, of its first call): tokens of a row, and cells asked for
+  std::int64_t prompt_slots = 0; // of all rows, that were filled with prompts
 };
 
 // What a caller may want to know of an open bundle.

@@ -10,6 +10,8 @@ namespace {
 using arforge::Code;
 using arforge::Error;
 
+constexpr std::int64_t LEFT_OUT = -1;
+
 thread_local std::array<char, 4096> last_error{};
 
 arforge::Options options_of(const arforge_options* c) {
@@ -22,6 +24,9 @@ arforge::Options options_of(const arforge_options* c) {
     options.plugin = c->plugin != nullptr ? c->plugin : options.plugin;
     options.threads = c->threads;
     options.check_hashes = c->check_hashes != 0;
+    if (c->look_every != LEFT_OUT) {
+      options.look_every = c->look_every;
+    }
   }
   return options;
 }
@@ -41,6 +46,7 @@ void arforge_options_init(arforge_options* options) {
   if (options != nullptr) {
     *options = {};
     options->size = sizeof *options;
+    options->look_every = LEFT_OUT;
   }
 }
 

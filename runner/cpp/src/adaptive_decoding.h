@@ -38,7 +38,7 @@ public:
   [[nodiscard]] const std::vector<std::int64_t>& outputs() const override { return outputs_; }
   void fill(StepBuffers& buffers) override;
   void store(const StepBuffers& buffers) override;
-  [[nodiscard]] std::vector<bool> decided() const override { return decided_; }
+  [[nodiscard]] std::vector<bool> decided() override { return decided_; }
 
 private:
   [[nodiscard]] Shape next() const;

@@ -8,6 +8,7 @@
 #include "at.h"
 #include "randomness.h"
 #include "schedules/visibility.h"
+#include "tabled_decoding.h"
 
 namespace arforge {
 namespace {
@@ -27,7 +28,7 @@ public:
   [[nodiscard]] const std::vector<std::int64_t>& outputs() const override { return step().target_rows; }
   void fill(StepBuffers& buffers) override;
   void store(const StepBuffers& buffers) override;
-  [[nodiscard]] std::vector<bool> decided() const override { return plan_.decided(done_, state_.images); }
+  [[nodiscard]] std::vector<bool> decided() override { return plan_.decided(done_, state_.images); }
 
 private:
   [[nodiscard]] const PlannedStep& step() const { return at(plan_.steps, done_); }
@@ -95,7 +96,7 @@ public:
   [[nodiscard]] const std::vector<std::int64_t>& outputs() const override { return behind_ == 0 ? first_ : all_; }
   void fill(StepBuffers& buffers) override;
   void store(const StepBuffers& buffers) override;
-  [[nodiscard]] std::vector<bool> decided() const override { return decided_; }
+  [[nodiscard]] std::vector<bool> decided() override { return decided_; }
 
 private:
   [[nodiscard]] Shape next() const;
@@ -279,7 +280,11 @@ void Decoding::show_prompt(std::int64_t row, std::int64_t width, std::int64_t sl
   }
 }
 
-std::unique_ptr<Decoding> decoding_of(const Plan& plan, State start, const Drawing& drawing) {
+std::unique_ptr<Decoding> decoding_of(const Plan& plan, State start, const Drawing& drawing,
+                                      std::unique_ptr<TableLoop> loop) {
+  if (loop != nullptr) {
+    return std::make_unique<TabledDecoding>(plan, std::move(start), drawing, std::move(loop));
+  }
   if (plan.rules) {
     return std::make_unique<AdaptiveDecoding>(plan, *plan.rules, std::move(start), drawing);
   }

@@ -44,11 +44,13 @@ public:
   // Engine calls until an image was done.
   [[nodiscard]] virtual std::int64_t passes(std::int64_t image) const = 0;
   virtual void fill(StepBuffers& buffers) = 0;
+  // Makes the call, or several where a device feeds itself.
+  virtual void run(Engine& engine, const Shape& shape, bool first) { engine.run(shape, first); }
   // The outputs of a call, before it is stored, whose tokens count, for every image.
   [[nodiscard]] virtual const std::vector<std::int64_t>& outputs() const = 0;
   virtual void store(const StepBuffers& buffers) = 0;
-  // (images, cells) whose tokens are final. Allocates.
-  [[nodiscard]] virtual std::vector<bool> decided() const = 0;
+  // (images, cells) whose tokens are final, and can be asked for from now on. Allocates.
+  [[nodiscard]] virtual std::vector<bool> decided() = 0;
 
   // The token of a cell, as far as it is decided.
   [[nodiscard]] std::int64_t token(std::int64_t image, std::int64_t cell) const {
@@ -70,7 +72,9 @@ protected:
   const Drawing drawing_;
 };
 
-// The decoding of a batch. The plan stays the caller's, as does what `drawing` refers to.
-std::unique_ptr<Decoding> decoding_of(const Plan& plan, State start, const Drawing& drawing);
+// The decoding of a batch. The plan stays the caller's, as does what `drawing` refers to. `loop`: what makes its calls;
+// NULL: the host does.
+std::unique_ptr<Decoding> decoding_of(const Plan& plan, State start, const Drawing& drawing,
+                                      std::unique_ptr<TableLoop> loop = nullptr);
 
 } // namespace arforge

@@ -63,9 +63,12 @@ struct Plan {
   std::int64_t first_width;                 // of that one
   std::optional<RowRules> rules;            // of images whose rows start by themselves
   std::vector<std::int64_t> widths;         // of the engine; empty: any
+  std::uint64_t number = 0;                 // no other plan of this process has it
 
   // Whether images of a batch get on as their tokens allow, rather than all alike.
   [[nodiscard]] bool own_pace() const { return line || rules; }
+  // Of the widest call, where the images of a batch all write to the same slots; else 0.
+  [[nodiscard]] std::int64_t lockstep_width() const;
   // The slots that a call is given which reaches to slot `needed`.
   [[nodiscard]] std::int64_t live(std::int64_t needed) const;
   // What a decoding of it counts up to: steps, or cells where rows start by themselves.

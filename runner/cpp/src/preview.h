@@ -15,7 +15,7 @@ namespace arforge {
 struct Partial::Source {
   const Canvas& canvas;
   const Window& window;
-  const Decoding& decoding;
+  Decoding& decoding;
   ImageCodec* codec;          // NULL where the bundle has no image tokenizer
   std::int64_t first, images; // of the request
   std::int64_t steps;         // of each image, all windows together

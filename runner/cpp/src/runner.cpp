@@ -130,7 +130,8 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
   const std::vector<std::int64_t> tokens = canvas.take(window, batch.first, images);
   const Drawing drawing{generation.seeds, window.cells, generation.sampling.guidance, batch.first};
   const std::unique_ptr<Decoding> decoding =
-      decoding_of(plan, start_of(plan, bundle.model, images, prompts, tokens), drawing);
+      decoding_of(plan, start_of(plan, bundle.model, images, prompts, tokens), drawing,
+                  request.single_calls ? nullptr : engine.table_loop(plan));
   const std::int64_t before = generation.done;
   const Partial::Source seen{canvas,      window, *decoding,      bundle.image_tokenizer ? &codec : nullptr,
                              batch.first, images, generation.each};
@@ -141,10 +142,10 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
     }
     const Clock::time_point begin = Clock::now();
     StepBuffers& buffers = engine.buffers(*shape);
-    decoding->fill(buffers);
     fill_settings(generation.sampling, batch.first, images, buffers);
+    decoding->fill(buffers);
     const Clock::time_point start = Clock::now();
-    engine.run(*shape, std::exchange(first, false));
+    decoding->run(engine, *shape, std::exchange(first, false));
     generation.result.engine_seconds.push_back(seconds_since(start));
     note_call(generation.result, *shape);
     if (const std::int64_t spoilt = spoilt_image(*decoding, buffers, bundle.model, images); spoilt >= 0) {

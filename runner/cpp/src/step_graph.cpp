@@ -3,12 +3,16 @@
 #include <algorithm>
 #include <limits>
 #include <new>
+#include <utility>
 
 #include "arforge.hpp"
 #include "text.h"
 
 namespace arforge {
 namespace {
+
+constexpr const char* ROW_HEADS = "row_heads";   // rows * kv_heads
+constexpr const char* ROW_VALUES = "row_values"; // and that many times head_size
 
 std::vector<Tensor> caches(const ModelFacts& model, Type cache, bool written) {
   std::vector<Tensor> tensors;
@@ -90,6 +94,22 @@ Contract encoder() {
   return {back.outputs, back.inputs};
 }
 
+// The same step with caches in the order slots, rows, heads, head size, each with a view of three dimensions.
+Contract with_views(const ModelFacts& model, Contract plain) {
+  for (const std::string& name : cache_names(model.caches)) {
+    const auto turn = [&](std::vector<Tensor>& tensors, const std::string& one) {
+      Tensor& tensor =
+          *std::find_if(tensors.begin(), tensors.end(), [&](const Tensor& other) { return other.name == one; });
+      tensor.shape = {1, 1, "slots", ROW_VALUES};
+      return tensor.type;
+    };
+    const Type type = turn(plain.inputs, name);
+    turn(plain.outputs, written_name(name));
+    plain.inputs.push_back({view_name(name), type, {"slots", ROW_HEADS, model.head_size}});
+  }
+  return plain;
+}
+
 template <class Sides>
 std::size_t product(Sides side, Sides end) {
   const auto most = static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max());
@@ -127,8 +147,12 @@ Contract contract_of(const ModelFacts& model, const std::string& graph, Type cac
                                  "': use step, step-logits, step-noise, condition, text, decoder, encoder"));
 }
 
-Contract lowered_contract(const ModelFacts& model, const std::string& graph, Type cache, bool filters, bool own_mask) {
+Contract lowered_contract(const ModelFacts& model, const std::string& graph, Type cache, bool filters, bool own_mask,
+                          bool views) {
   Contract contract = contract_of(model, graph, cache);
+  if (views) {
+    contract = with_views(model, std::move(contract));
+  }
   const auto left_out = [&](const Tensor& tensor) {
     return (!filters && (tensor.name == "top_k" || tensor.name == "top_p")) || (own_mask && tensor.name == "mask");
   };
@@ -142,7 +166,8 @@ Contract lowered_contract(const ModelFacts& model, const std::string& graph, Typ
   return contract;
 }
 
-Contract folded(const Contract& plain, const std::map<std::string, Type>& types) {
+Contract folded(const Contract& plain, const std::map<std::string, Type>& types,
+                const std::map<std::string, std::vector<std::string>>& again) {
   Contract made = plain;
   for (std::vector<Tensor>* const side : {&made.inputs, &made.outputs}) {
     for (Tensor& tensor : *side) {
@@ -153,6 +178,13 @@ Contract folded(const Contract& plain, const std::map<std::string, Type>& types)
           tensor.shape[1] = "heads";
         }
       }
+    }
+  }
+  for (const auto& [cache, names] : again) {
+    for (const std::string& name : names) {
+      Tensor tensor = *find_tensor(made.outputs, written_name(cache));
+      tensor.name = name;
+      made.outputs.push_back(std::move(tensor));
     }
   }
   return made;
@@ -173,10 +205,23 @@ std::vector<std::string> cache_names(std::int64_t caches) {
 
 std::string written_name(const std::string& cache) { return "new_" + cache; }
 
+std::map<std::string, std::vector<std::string>> read_again(const ModelFacts& model) {
+  std::map<std::string, std::vector<std::string>> again;
+  for (const char* const kind : {"key", "value"}) {
+    const std::string cache = text(kind, "_cache_", model.caches - 1);
+    for (std::int64_t hand = 0; model.layers > model.caches && hand <= model.layers - model.caches; hand++) {
+      again[cache].push_back(text(written_name(cache), "_again_", hand));
+    }
+  }
+  return again;
+}
+
 std::string update_name(const std::string& cache) {
   std::string name = cache;
   return name.replace(name.find("_cache_"), sizeof "_cache_" - 1, "_update_");
 }
+
+std::string view_name(const std::string& cache) { return "view_" + cache; }
 
 std::int64_t guided_rows(std::int64_t images, bool guided) { return guided ? 2 * images : images; }
 
@@ -230,6 +275,12 @@ std::size_t entries_of(std::initializer_list<std::int64_t> shape) { return produ
 Sizes step_sizes(const Extent& extent, const Shape& shape) {
   return {{"images", extent.images}, {"rows", extent.rows},      {"condition", extent.condition},
           {"width", shape.width},    {"queries", shape.queries}, {"slots", shape.slots}};
+}
+
+Sizes row_sizes(const ModelFacts& model, std::int64_t images) {
+  const std::int64_t rows = guided_rows(images, true);
+  const std::int64_t heads = rows * model.kv_heads;
+  return {{"rows", rows}, {ROW_HEADS, heads}, {ROW_VALUES, heads * model.head_size}};
 }
 
 StepBuffers make_buffers(const Contract& contract, const Sizes& sizes) {

@@ -37,6 +37,7 @@ Generate images from BUNDLE: one a class or prompt, or --samples in all. A seed 
   --precision TEXT     Precision of that engine.  [default: fp32, of TensorRT fp16, or blocks that are stored]
   --provider TEXT      Of ONNX Runtime: cpu, cuda, tensorrt or tensorrt-rtx.  [default: cpu]
   --plugin FILE        Library of the tensorrt-rtx provider, or of a target.  [default: its usual name]
+  --look-every N       Of TensorRT: calls between two looks of the host, where it can; 0: all.  [default: 8]
   --threads N          CPU threads.  [default: one for each core that the process may use]
   --check-hashes       Compare every file of the bundle with its sha256 first.
   --output FILE        Grid of the images, .png or .ppm.
@@ -151,6 +152,8 @@ std::map<std::string, Action> valued_options(Command& c) {
       {"--precision", into(c.open.precision)},
       {"--provider", into(c.open.provider)},
       {"--plugin", into(c.open.plugin)},
+      {"--look-every",
+       [&c](const auto& name, const auto& value) { c.open.look_every = at_least<std::int64_t>(name, value, 0); }},
       {"--threads", [&c](const auto& name, const auto& value) { c.open.threads = at_least(name, value, 1); }},
       {"--output", into(c.output)},
       {"--columns", count(c.across)},

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
+import plain_lowering
 import pytest
 from fake_gpu import RTX, Opened
 
 from arforge.engines import tensorrt
-from arforge.engines.attention import decompose_attention
-from arforge.engines.lowered_session import session_of
 from arforge.engines.tensorrt import BuildJob
 from arforge.runner import EngineError, Runner, open_bundle
-from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.conditions import sample_features
 from arforge.runner.step_graph import cache_names
 
@@ -57,12 +54,7 @@ def open_plain() -> Iterator[Callable[[Path], Runner]]:
     runners = []
 
     def opened(path: Path) -> Runner:
-        bundle = open_bundle(path)
-        graph = bundle.graph("step", "fp16")
-        model = ir.load(graph)
-        decompose_attention(model)
-        engine = OnnxRuntimeEngine(bundle, "fp16", session=session_of(model, graph.parent))
-        runners.append(Runner(bundle, engine))
+        runners.append(plain_lowering.open_plain(path))
         return runners[-1]
 
     yield opened

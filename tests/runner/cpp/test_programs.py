@@ -191,7 +191,6 @@ def test_arforge_run_without_a_bundle_and_with_help(release: Any, tmp_path: Path
         "--negative",
         "--captions",
         "--truncate",  # words, which C++ does not read
-        "--look-every",  # whose engines make every call by the host
     }
     assert options - other <= {word.strip(",") for word in said.split() if word.startswith("--")}
 

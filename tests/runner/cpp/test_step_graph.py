@@ -14,7 +14,7 @@ from cpp_abi import STATUS, Failure
 from tiny_ids import CONDITION
 
 from arforge.runner.bundle import FeaturesCondition, open_bundle
-from arforge.runner.step_graph import CACHE_TYPES, Contract, contract
+from arforge.runner.step_graph import CACHE_TYPES, Contract, contract, lowered_step
 
 GRAPHS = ("step", "step-logits", "step-noise", "condition", "text", "decoder", "encoder")
 CONDITIONS: dict[str, Any] = {
@@ -54,9 +54,9 @@ def test_both_runners_have_one_contract(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     graphs = GRAPHS_OF[condition]
-    assert json.loads(done.stdout) == {
-        graph: plain(contract(model, graph, CACHE_TYPES[precision])) for graph in GRAPHS if graph in graphs
-    }
+    expected = {graph: plain(contract(model, graph, CACHE_TYPES[precision])) for graph in GRAPHS if graph in graphs}
+    expected["views"] = plain(lowered_step(model, CACHE_TYPES[precision], False, views=True))
+    assert json.loads(done.stdout) == expected
 
 
 def renamed(model: onnx.ModelProto) -> None:

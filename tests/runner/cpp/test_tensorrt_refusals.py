@@ -91,12 +91,6 @@ def test_one_that_copies_its_caches(stand_in: StandIn, copy: Path, monkeypatch: 
     check(f"engine of .*: it does not update key_cache_0 in place; rebuild it: {BUILT_SO}", stand_in.refused(copy))
 
 
-def test_one_whose_attention_reads_views_of_its_caches(stand_in: StandIn, copy: Path) -> None:
-    change_identity(copy, identity_path(copy), lambda found: found.update(cache_order="slots rows heads size"))
-    found = stand_in.refused(copy)
-    check(f"lie with slots first, which Python alone runs; rebuild it .with --attention auto.: {BUILT_SO}", found)
-
-
 def test_a_file_that_is_no_engine(stand_in: StandIn, copy: Path) -> None:
     engine = open_bundle(copy).engine(RTX, "fp32")["engine"]
     rewrite(copy, engine, b"not an engine")
@@ -109,6 +103,10 @@ def test_an_engine_whose_tensors_are_not_what_its_identity_says(stand_in: StandI
     for change, pattern in (
         ({"filters": False}, r"it has 9 inputs beside its caches, expected 7; rebuild it: `arforge"),
         ({"slots": 70}, r"its mask is not bool \[1, 1, 1, 70\]; rebuild it"),
+        (
+            {"cache_order": "slots rows heads size"},
+            r"its key_cache_0 is not float32 \[1, 1, \d+, \d+\]; rebuild it",
+        ),
     ):
         other = Path(shutil.copytree(copy, copy.with_name("other.bundle"), dirs_exist_ok=True))
         change_identity(other, identity_path(other), lambda found, change=change: found.update(change))

@@ -33,11 +33,16 @@ def output(command: list[Any]) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("kind", ["classes", "chunks", "ids"])
-def test_generations_are_clean_under_sanitizers(sanitized: Any, stand_ins: StandIns, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [("classes", "fp32"), ("chunks", "fp32"), ("ids", "fp32"), ("views", "fp16"), ("views-prompts", "fp16")],
+)
+def test_generations_are_clean_under_sanitizers(
+    sanitized: Any, stand_ins: StandIns, tmp_path: Path, kind: str, precision: str
+) -> None:
     """On TensorRT, whose headers differ from TensorRT-RTX's."""
-    root = retargeted(stand_ins(kind), tmp_path / "its.bundle", TARGET)
-    said = output([sanitized.program("generations"), "threads", root, TARGET, "fp32"])
+    root = retargeted(stand_ins(kind, precision), tmp_path / "its.bundle", TARGET)
+    said = output([sanitized.program("generations"), "threads", root, TARGET, precision])
     assert "36 generations, 0 wrong" in said
 
 

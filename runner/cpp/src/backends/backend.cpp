@@ -11,6 +11,18 @@
 namespace arforge {
 namespace {
 
+constexpr std::int64_t MOST_CALLS = 1 << 30; // between two looks
+
+void check_look_every(const Options& options) {
+  if (options.look_every && options.target == "onnxruntime") {
+    throw Error(Code::request, text("look-every is for TensorRT: with ", options.target,
+                                    " the host makes each call, so leave it out"));
+  }
+  if (const std::int64_t calls = options.look_every.value_or(0); calls < 0 || calls > MOST_CALLS) {
+    throw Error(Code::request, text("look-every is ", calls, ", expected a whole number of 0 to ", MOST_CALLS));
+  }
+}
+
 #ifdef ARFORGE_TENSORRT
 Backend open_tensorrt(const Bundle& bundle, const Options& options) {
   auto engine = TensorRTEngine::built(bundle, options);
@@ -28,6 +40,7 @@ Backend open_tensorrt(const Bundle& /*bundle*/, const Options& options) {
 } // namespace
 
 Backend open_backend(const Bundle& bundle, const Options& options) {
+  check_look_every(options);
   if (options.target != "onnxruntime") {
     return open_tensorrt(bundle, options);
   }

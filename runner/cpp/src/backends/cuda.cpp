@@ -148,6 +148,13 @@ cudaGraphExec_t Gpu::end_capture() {
 
 void Gpu::launch(cudaGraphExec_t graph) { check(cudaGraphLaunch(graph, stream_), "cudaGraphLaunch"); }
 
+void Gpu::discard(cudaGraphExec_t graph) noexcept {
+  cudaStreamSynchronize(stream_);
+  cudaGraphExecDestroy(graph);
+  graphs_.erase(std::find(graphs_.begin(), graphs_.end(), graph));
+  (void)cudaGetLastError(); // which the next call would be told
+}
+
 void Gpu::synchronize() { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
 
 } // namespace arforge

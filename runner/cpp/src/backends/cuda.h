@@ -59,6 +59,7 @@ public:
 
   // Makes room for one more graph, so that capturing it allocates nothing here.
   void expect_graph() { graphs_.reserve(++expected_); }
+  void expect_no_graph() { expected_--; }
 
   // What `work` queues is not done but becomes a graph for `launch`.
   template <class Work>
@@ -74,6 +75,9 @@ public:
   }
 
   void launch(cudaGraphExec_t graph);
+
+  // Frees a graph that `captured` gave, once nothing of it runs.
+  void discard(cudaGraphExec_t graph) noexcept;
 
   // Waits until all queued work is done.
   void synchronize();

@@ -2,14 +2,18 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
+#include "backends/table_loop.h"
 #include "step_graph.h"
 
 namespace arforge {
 
-// What slots of a row hold, one array a cache: (kv_heads, slots, head_size).
+struct Plan; // of plan.h
+
+// What slots of a row hold, one array a cache: (kv_heads, slots, head_size), or slots first where an engine has it so.
 using CacheContent = std::vector<std::vector<std::uint8_t>>;
 
 struct EngineFacts {
@@ -37,6 +41,10 @@ public:
   // first shape.
   virtual void prepare(const Extent& extent, const std::vector<Shape>& shapes, std::int64_t zero_slots) = 0;
 
+  // Whether caches of steps of that `lockstep` have fewer bits than those of others: then they cannot stand for each
+  // other.
+  [[nodiscard]] virtual bool has_low_caches(std::int64_t /*lockstep*/) const { return false; }
+
   // The memory of one kind of step, whose width and queries were prepared for.
   virtual StepBuffers& buffers(const Shape& shape) = 0;
 
@@ -45,6 +53,9 @@ public:
 
   // Executes one step of that shape from its buffers.
   virtual void run(const Shape& shape, bool first) = 0;
+
+  // What makes the calls of the batch that is prepared for, by a plan whose steps are settled; NULL: the host does.
+  virtual std::unique_ptr<TableLoop> table_loop(const Plan& /*plan*/) { return nullptr; }
 
   // Caches of one row from slot `first` on; what is written must lie in slots that were prepared as zero slots.
   [[nodiscard]] virtual CacheContent read_cache(std::int64_t row, std::int64_t first, std::int64_t count) = 0;

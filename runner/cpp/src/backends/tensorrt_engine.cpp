@@ -9,29 +9,11 @@
 namespace arforge {
 namespace {
 
-std::vector<std::int64_t> batches_of(const TensorRTIdentity& identity) {
-  std::vector<std::int64_t> found;
-  found.reserve(identity.profiles.size());
-  for (const ShapeProfile& profile : identity.profiles) {
-    found.push_back(profile.images);
-  }
-  std::sort(found.begin(), found.end());
-  found.erase(std::unique(found.begin(), found.end()), found.end());
-  return found;
-}
-
-std::int64_t longest_prompt(const TensorRTIdentity& identity) {
-  std::int64_t longest = 0;
-  for (const ShapeProfile& profile : identity.profiles) {
-    longest = std::max(longest, profile.condition);
-  }
-  return longest;
-}
-
-EngineFacts facts_of(const Bundle& bundle, const TensorRTIdentity& identity) {
-  const bool one_mask = !identity.own_mask && !conditioned(bundle.model);
-  return {identity.widths,   identity.prefill_widths, batches_of(identity).back(), 0, 0, one_mask,
-          identity.own_mask, identity.types};
+// Whether all rows of a buffer hold the same.
+template <class Item>
+bool alike(const std::vector<Item>& buffer, std::int64_t rows) {
+  const auto row = static_cast<std::ptrdiff_t>(buffer.size() / static_cast<std::size_t>(rows));
+  return std::equal(buffer.begin() + row, buffer.end(), buffer.begin());
 }
 
 // The graph that an engine without weights takes them from.
@@ -46,19 +28,21 @@ std::unique_ptr<TensorRTEngine> TensorRTEngine::built(const Bundle& bundle, cons
   Library& library = load_library(options.target, options.plugin);
   auto gpu = std::make_unique<Gpu>();
   TensorRTIdentity identity = choose_engine(bundle, std::move(identities), library.name(), gpu->compute_capability());
-  return std::make_unique<TensorRTEngine>(bundle, std::move(identity), library, std::move(gpu));
+  return std::make_unique<TensorRTEngine>(bundle, std::move(identity), library, std::move(gpu),
+                                          options.look_every.value_or(LOOK_EVERY));
 }
 
 TensorRTEngine::TensorRTEngine(const Bundle& bundle, TensorRTIdentity identity, Library& library,
-                               std::unique_ptr<Gpu> gpu)
+                               std::unique_ptr<Gpu> gpu, std::int64_t look_every)
     : Engine(facts_of(bundle, identity)), bundle_(bundle), identity_(std::move(identity)), library_(library),
-      gpu_(std::move(gpu)), batches_(batches_of(identity_)), longest_(longest_prompt(identity_)),
+      gpu_(std::move(gpu)), batches_(batches_of(identity_)), shared_mask_(has_one_mask(bundle, identity_)),
+      longest_(longest_prompt(identity_)),
       given_(lowered_contract(bundle.model, bundle.sampler.graph(), identity_.types, identity_.filters,
-                              identity_.own_mask)),
+                              identity_.own_mask, identity_.views)),
       plain_(contract_of(bundle.model, bundle.sampler.graph(), identity_.types)),
       loaded_(bundle.root / std::filesystem::u8path(identity_.engine), library, *gpu_,
               stripped_from(bundle, identity_)),
-      caches_(caches()) {
+      caches_(caches()), tables_(bundle, identity_, library, *gpu_, look_every) {
   if (identity_.read_only) {
     std::vector<PlacedRows::Step> steps(identity_.profiles.size());
     std::transform(identity_.profiles.begin(), identity_.profiles.end(), steps.begin(),
@@ -69,19 +53,12 @@ TensorRTEngine::TensorRTEngine(const Bundle& bundle, TensorRTIdentity identity, 
 
 // Throws Error (engine) unless the engine writes each cache where it reads it, if it writes to them.
 TensorRTCaches TensorRTEngine::caches() const {
-  const std::int64_t rows = guided_rows(batches_.back(), true);
-  if (identity_.views) {
-    refuse("its caches lie with slots first, which Python alone runs", "--attention auto");
-  }
-  if (identity_.read_only) {
-    return {*gpu_, bundle_.model, identity_.types, identity_.slots, rows, true};
-  }
   for (const std::string& name : cache_names(bundle_.model.caches)) {
-    if (!loaded_.aliases(written_name(name), name)) {
+    if (!identity_.read_only && !loaded_.aliases(written_name(name), name)) {
       refuse(text("it does not update ", name, " in place"));
     }
   }
-  return {*gpu_, bundle_.model, identity_.types, identity_.slots, rows, false};
+  return {*gpu_, bundle_.model, identity_, guided_rows(batches_.back(), true)};
 }
 
 void TensorRTEngine::refuse(const std::string& problem, const char* option) const {
@@ -145,8 +122,7 @@ std::unique_ptr<TensorRTEngine::Step> TensorRTEngine::make_step(const Inputs& in
                                           {},
                                           chosen.input("mask"),
                                           chosen.input("write_index"),
-                                          chosen.output("next_tokens"),
-                                          chosen.input("top_k") != nullptr});
+                                          chosen.output("next_tokens")});
   if (step->mask != nullptr) {
     std::memset(step->mask->data, 0, step->mask->bytes);
   }
@@ -190,11 +166,12 @@ Program& TensorRTEngine::program(const Inputs& inputs) {
   return *made;
 }
 
-// Throws Error (engine) unless what is copied to and from a program is what its identity says.
+// Throws Error (engine) unless what a program is given, and the tokens that it gives, are what its identity says.
 void TensorRTEngine::check_tensors(Program& program, const ShapeProfile& profile) const {
   const Extent whole{profile.images, guided_rows(profile.images, true), identity_.slots, profile.condition};
-  const Sizes sizes = step_sizes(whole, {profile.width, profile.queries, identity_.slots});
-  const std::vector<std::string>& names = caches_.names();
+  Sizes sizes = step_sizes(whole, {profile.width, profile.queries, identity_.slots});
+  sizes.merge(row_sizes(bundle_.model, profile.images));
+  const std::map<std::string, HostTensor> kinds = program.kinds();
   std::size_t inputs = 0;
   const auto check = [&](const Tensor& tensor, const HostTensor* found) {
     const std::vector<std::int64_t> expected = sizes_of(tensor, sizes);
@@ -203,13 +180,12 @@ void TensorRTEngine::check_tensors(Program& program, const ShapeProfile& profile
     }
   };
   for (const Tensor& tensor : given_.inputs) {
-    if (std::find(names.begin(), names.end(), tensor.name) == names.end()) {
-      check(tensor, program.input(tensor.name));
-      inputs++;
-    }
+    const auto found = kinds.find(tensor.name);
+    check(tensor, found == kinds.end() ? nullptr : &found->second);
+    inputs += program.inputs().count(tensor.name);
   }
-  if (program.inputs() != inputs) {
-    refuse(text("it has ", program.inputs(), " inputs beside its caches, expected ", inputs));
+  if (program.inputs().size() != inputs) {
+    refuse(text("it has ", program.inputs().size(), " inputs beside its caches, expected ", inputs));
   }
   check(given_.outputs.front(), program.output(given_.outputs.front().name));
 }
@@ -230,14 +206,23 @@ const std::int64_t* TensorRTEngine::write_index_of(const Step& step) {
   return reinterpret_cast<const std::int64_t*>(step.write_index->data);
 }
 
-// Puts what the buffers hold into the inputs of the step's program.
-void TensorRTEngine::stage(Step& step) const {
-  const StepBuffers& buffers = step.buffers;
+std::unique_ptr<TableLoop> TensorRTEngine::table_loop(const Plan& plan) {
+  return tables_.loop(plan, {extent_, images_, rows_, [this](const StepBuffers& settings) { check_filters(settings); }},
+                      [this](const Inputs& inputs) -> Program& { return program(inputs); });
+}
+
+void TensorRTEngine::check_filters(const StepBuffers& buffers) const {
   const bool limits = std::any_of(buffers.top_k.begin(), buffers.top_k.end(), [](std::int64_t k) { return k > 0; }) ||
                       std::any_of(buffers.top_p.begin(), buffers.top_p.end(), [](float p) { return p < 1; });
-  if (limits && !step.filters) {
+  if (limits && !identity_.filters) {
     refuse("it was built without top-k and top-p", "--filters");
   }
+}
+
+// Puts what the buffers hold into the inputs of the step's program.
+void TensorRTEngine::stage(Step& step) const {
+  check_filters(step.buffers);
+  check_alike(step.buffers);
   if (step.mask != nullptr) {
     stage_mask(step);
   }
@@ -249,6 +234,20 @@ void TensorRTEngine::stage(Step& step) const {
     }
   }
   check_places(step);
+}
+
+// What rows share that see the same slots, or write to the same.
+void TensorRTEngine::check_alike(const StepBuffers& buffers) const {
+  const auto refuse_apart = [&](const char* do_what, const char* has) {
+    throw Error(Code::engine, text("the rows of a step ", do_what, " different slots, and ", library_.name(), " has ",
+                                   has, ": decode images that are at other steps apart"));
+  };
+  if (shared_mask_ && !alike(buffers.mask, extent_.rows)) {
+    refuse_apart("see", "one mask for all");
+  }
+  if (identity_.views && !alike(buffers.write_index, extent_.rows)) {
+    refuse_apart("write to", "caches with slots first");
+  }
 }
 
 // Rows of one mask write to the same slots, where the graph tells those from what the caches hold.
@@ -265,15 +264,9 @@ void TensorRTEngine::stage_mask(const Step& step) const {
   const std::vector<std::uint8_t>& mask = step.buffers.mask;
   const auto slots = static_cast<std::size_t>(extent_.slots);
   const std::size_t one = mask.size() / static_cast<std::size_t>(extent_.rows);
-  for (std::size_t row = one; facts_.one_mask && row < mask.size(); row += one) {
-    if (std::memcmp(mask.data(), mask.data() + row, one) != 0) {
-      throw Error(Code::engine, text("the rows of a step see different slots, and ", library_.name(),
-                                     " has one mask for all: decode images that are at other steps apart"));
-    }
-  }
   const auto pitch = static_cast<std::size_t>(identity_.slots);
   std::uint8_t* into = step.mask->data;
-  for (std::size_t row = 0; row < (facts_.one_mask ? 1 : rows_.size()); row++) {
+  for (std::size_t row = 0; row < (shared_mask_ ? 1 : rows_.size()); row++) {
     const std::uint8_t* from = mask.data() + static_cast<std::size_t>(rows_[row]) * one;
     for (const std::uint8_t* const end = from + one; from < end; from += slots, into += pitch) {
       std::memcpy(into, from, slots);
@@ -284,13 +277,14 @@ void TensorRTEngine::stage_mask(const Step& step) const {
 void TensorRTEngine::clear() { caches_.clear(); }
 
 CacheContent TensorRTEngine::read_cache(std::int64_t row, std::int64_t first, std::int64_t count) {
-  return caches_.read(std::find(rows_.begin(), rows_.end(), row) - rows_.begin(), first, count);
+  const auto place = std::find(rows_.begin(), rows_.end(), row) - rows_.begin();
+  return caches_.read(place, static_cast<std::int64_t>(rows_.size()), first, count);
 }
 
 void TensorRTEngine::write_cache(std::int64_t row, std::int64_t first, const CacheContent& content) {
   for (std::size_t place = 0; place < rows_.size(); place++) {
     if (rows_[place] == row) {
-      caches_.write(static_cast<std::int64_t>(place), first, content);
+      caches_.write(static_cast<std::int64_t>(place), static_cast<std::int64_t>(rows_.size()), first, content);
     }
   }
   gpu_->synchronize(); // before what is copied may go

@@ -17,6 +17,7 @@
 #include "backends/tensorrt_identity.h"
 #include "backends/tensorrt_placed_rows.h"
 #include "backends/tensorrt_program.h"
+#include "backends/tensorrt_tables.h"
 
 namespace arforge {
 
@@ -27,8 +28,10 @@ namespace arforge {
 // that it was not built for is filled up with copies of the last image.
 class TensorRTEngine : public Engine {
 public:
-  // Throws Error (engine) if the library refuses the engine, or there is no memory for it.
-  TensorRTEngine(const Bundle& bundle, TensorRTIdentity identity, Library& library, std::unique_ptr<Gpu> gpu);
+  // `look_every`: calls that the device makes by itself, where it can, between two looks of the host; 0: all. Throws
+  // Error (engine) if the library refuses the engine, or there is no memory for it.
+  TensorRTEngine(const Bundle& bundle, TensorRTIdentity identity, Library& library, std::unique_ptr<Gpu> gpu,
+                 std::int64_t look_every);
 
   // The engine that `arforge build` made. Throws Error (engine) if none is built, or fits, or there is no GPU.
   static std::unique_ptr<TensorRTEngine> built(const Bundle& bundle, const Options& options);
@@ -37,6 +40,7 @@ public:
   StepBuffers& buffers(const Shape& shape) override;
   void clear() override;
   void run(const Shape& shape, bool first) override;
+  std::unique_ptr<TableLoop> table_loop(const Plan& plan) override;
   [[nodiscard]] CacheContent read_cache(std::int64_t row, std::int64_t first, std::int64_t count) override;
   void write_cache(std::int64_t row, std::int64_t first, const CacheContent& content) override;
 
@@ -62,7 +66,6 @@ private:
     HostTensor* mask; // NULL where the graph makes it
     const HostTensor* write_index;
     const HostTensor* next_tokens;
-    bool filters; // whether the program has them
   };
 
   using Inputs = std::pair<std::int64_t, std::int64_t>; // width and queries
@@ -73,6 +76,8 @@ private:
   Program& program(const Inputs& inputs);
   void check_tensors(Program& program, const ShapeProfile& profile) const;
   void stage(Step& step) const;
+  void check_filters(const StepBuffers& buffers) const;
+  void check_alike(const StepBuffers& buffers) const;
   void check_places(const Step& step) const;
   void stage_mask(const Step& step) const;
   static const std::int64_t* write_index_of(const Step& step);
@@ -83,12 +88,14 @@ private:
   Library& library_;
   std::unique_ptr<Gpu> gpu_;
   std::vector<std::int64_t> batches_;
+  bool shared_mask_;       // whether the engine takes one mask for all rows
   std::int64_t longest_;   // prompt, in rows before its last
   Contract given_, plain_; // the step as the engine has it, and as the runner fills it
   LoadedEngine loaded_;
   TensorRTCaches caches_;
   std::optional<PlacedRows> placed_; // where the engine only reads them
   std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>, std::unique_ptr<Program>> programs_;
+  Tables tables_;
   Extent extent_{};
   std::int64_t batch_ = 0;                        // images that the programs of this request decode
   std::vector<std::int64_t> images_, rows_;       // of the programs: the image, or row, of the request that each is

@@ -72,6 +72,35 @@ TensorRTIdentity choose_engine(const Bundle& bundle, std::vector<TensorRTIdentit
   return std::move(*nearest);
 }
 
+std::vector<std::int64_t> batches_of(const TensorRTIdentity& identity) {
+  std::vector<std::int64_t> found;
+  found.reserve(identity.profiles.size());
+  for (const ShapeProfile& profile : identity.profiles) {
+    found.push_back(profile.images);
+  }
+  std::sort(found.begin(), found.end());
+  found.erase(std::unique(found.begin(), found.end()), found.end());
+  return found;
+}
+
+std::int64_t longest_prompt(const TensorRTIdentity& identity) {
+  std::int64_t longest = 0;
+  for (const ShapeProfile& profile : identity.profiles) {
+    longest = std::max(longest, profile.condition);
+  }
+  return longest;
+}
+
+bool has_one_mask(const Bundle& bundle, const TensorRTIdentity& identity) {
+  return !identity.own_mask && !conditioned(bundle.model);
+}
+
+EngineFacts facts_of(const Bundle& bundle, const TensorRTIdentity& identity) {
+  const bool one_mask = has_one_mask(bundle, identity) || identity.views; // which lets all rows write to one place
+  return {identity.widths,   identity.prefill_widths, batches_of(identity).back(), 0, 0, one_mask,
+          identity.own_mask, identity.types};
+}
+
 std::string engine_name(const Bundle& bundle, const TensorRTIdentity& identity) {
   return text("the ", identity.target, " ", identity.precision, " engine of ", bundle.root.string());
 }

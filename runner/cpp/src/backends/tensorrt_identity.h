@@ -1,9 +1,12 @@
-// Whether a TensorRT engine is the one to load: for this graph, library and device; and how to build the right one.
+// Whether a TensorRT engine is the one to load: for this graph, library and device; what it can do; and how to build
+// the right one.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
+#include "backends/engine.h"
 #include "bundle/tensorrt_identity.h"
 
 namespace arforge {
@@ -13,6 +16,15 @@ namespace arforge {
 // that was built from another graph than the bundle's.
 TensorRTIdentity choose_engine(const Bundle& bundle, std::vector<TensorRTIdentity> identities,
                                const std::string& library, const std::string& compute_capability);
+
+// The numbers of images that an engine was built for, rising; and the rows of its longest prompt.
+std::vector<std::int64_t> batches_of(const TensorRTIdentity& identity);
+std::int64_t longest_prompt(const TensorRTIdentity& identity);
+
+// Whether it takes one mask for all rows.
+bool has_one_mask(const Bundle& bundle, const TensorRTIdentity& identity);
+
+EngineFacts facts_of(const Bundle& bundle, const TensorRTIdentity& identity);
 
 // An engine as messages name it.
 std::string engine_name(const Bundle& bundle, const TensorRTIdentity& identity);

@@ -196,7 +196,7 @@ Program::Program(LoadedEngine& loaded, std::unique_ptr<nvinfer1::IExecutionConte
       loaded.refuse("cannot run");
     }
     if (const auto place = placed.find(name); place != placed.end()) {
-      bind(name, place->second);
+      this->place(name, place->second);
     } else {
       (input ? inputs : outputs).push_back(name);
     }
@@ -208,7 +208,7 @@ Program::Program(LoadedEngine& loaded, std::unique_ptr<nvinfer1::IExecutionConte
     }
     auto block = std::make_unique<Block>(loaded.gpu_, kinds);
     for (const auto& [name, address] : block->addresses) {
-      bind(name.c_str(), address);
+      this->place(name.c_str(), address);
     }
     return block;
   };
@@ -223,6 +223,11 @@ void Program::bind(const char* name, void* address) {
   }
 }
 
+void Program::place(const char* name, std::uint8_t* address) {
+  bind(name, address);
+  addresses_[name] = address;
+}
+
 HostTensor Program::kind_of(const char* name) const {
   const std::optional<Type> type = type_of(loaded_.engine_->getTensorDataType(name));
   const auto sizes = sizes_of(context_->getTensorShape(name));
@@ -235,10 +240,31 @@ HostTensor Program::kind_of(const char* name) const {
 
 void Program::queue() {
   input_->upload(loaded_.gpu_);
-  if (!context_->enqueueV3(loaded_.gpu_.stream())) {
+  execute();
+  output_->download(loaded_.gpu_);
+}
+
+void Program::execute(const Places& elsewhere) {
+  for (const auto& [name, address] : elsewhere) {
+    bind(name.c_str(), address);
+  }
+  const bool done = context_->enqueueV3(loaded_.gpu_.stream());
+  for (const auto& [name, address] : elsewhere) {
+    bind(name.c_str(), addresses_.at(name));
+  }
+  if (!done) {
     loaded_.refuse("failed in");
   }
-  output_->download(loaded_.gpu_);
+}
+
+bool Program::capturable() const { return is_capturable(*context_, loaded_.gpu_.stream(), 0); }
+
+std::map<std::string, HostTensor> Program::kinds() const {
+  std::map<std::string, HostTensor> found;
+  for (const auto& [name, address] : addresses_) {
+    found[name] = kind_of(name.c_str());
+  }
+  return found;
 }
 
 void Program::run() {
@@ -252,7 +278,7 @@ void Program::run() {
   gpu.synchronize();
   if (!looked_) {
     looked_ = true;
-    if (is_capturable(*context_, gpu.stream(), 0)) {
+    if (capturable()) {
       graph_ = gpu.captured([&] { queue(); });
     }
   }

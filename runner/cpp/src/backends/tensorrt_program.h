@@ -36,6 +36,8 @@ public:
   // Keeps the kernels that were compiled meanwhile. Programs must be gone.
   ~LoadedEngine();
 
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+
   // The engine at that profile.
   std::unique_ptr<Program> program(std::int32_t profile, const Places& placed);
 
@@ -105,10 +107,19 @@ public:
   // The tensor of that name on the host; NULL where there is none, or it stays on the device.
   HostTensor* input(const std::string& name) { return found(input_->tensors, name); }
   HostTensor* output(const std::string& name) { return found(output_->tensors, name); }
-  [[nodiscard]] std::size_t inputs() const { return input_->tensors.size(); }
+  [[nodiscard]] const std::map<std::string, HostTensor>& inputs() const { return input_->tensors; }
+  [[nodiscard]] const std::map<std::string, HostTensor>& outputs() const { return output_->tensors; }
+
+  // The type and shape of every tensor by name, wherever it lies.
+  [[nodiscard]] std::map<std::string, HostTensor> kinds() const;
 
   // Executes on the inputs and fills the outputs. Throws Error (engine) if the engine or the GPU fails.
   void run();
+
+  // Queues the engine alone, on what lies on the device; `elsewhere`: of tensors that lie elsewhere this time. Throws
+  // Error (engine) if it fails.
+  void execute(const Places& elsewhere = {});
+  [[nodiscard]] bool capturable() const;
 
 private:
   static HostTensor* found(std::map<std::string, HostTensor>& tensors, const std::string& name) {
@@ -117,11 +128,13 @@ private:
   }
   [[nodiscard]] HostTensor kind_of(const char* name) const;
   void bind(const char* name, void* address);
+  void place(const char* name, std::uint8_t* address);
   void queue();
 
   LoadedEngine& loaded_;
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
   std::unique_ptr<Block> input_, output_;
+  Places addresses_; // of all its tensors
   cudaGraphExec_t graph_ = nullptr;
   bool looked_ = false; // whether it can be captured
 };

@@ -90,8 +90,8 @@ struct Reader {
     return found;
   }
 
-  // What is there for engines that make several calls by themselves, which this runner makes one by one. `sizes`: of a
-  // profile; `facts`: what else belongs to that kind.
+  // What is there for engines that make several calls by themselves. `sizes`: of a profile; `facts`: what else belongs
+  // to that kind.
   void check_between(const Fields& fields, const std::string& kind, std::initializer_list<const char*> sizes,
                      const char* facts) const {
     const std::string graph = kind + "_graph";
@@ -127,12 +127,28 @@ struct Reader {
     }
   }
 
-  void check_table(const Fields& fields) const {
-    check_between(fields, "table", {"images", "width", "queries"}, "table_sizes");
+  [[nodiscard]] std::optional<TableIdentity> table(const Fields& fields) const {
+    const std::initializer_list<const char*> of_profile = {"images", "width", "queries"};
+    check_between(fields, "table", of_profile, "table_sizes");
+    std::optional<TableSizes> sizes;
     if (fields.has("table_sizes") && !fields.at("table_sizes").is_null()) {
-      const std::initializer_list<const char*> sizes = {"calls", "inputs", "outputs", "most", "columns"};
-      check_counts(Fields(fields.at("table_sizes"), fields.place("table_sizes"), sizes, document), sizes);
+      const Fields one(fields.at("table_sizes"), fields.place("table_sizes"),
+                       {"calls", "inputs", "outputs", "most", "columns"}, document);
+      sizes = {one.whole("calls"), one.whole("inputs"), one.whole("outputs"), one.whole("most"), one.whole("columns")};
     }
+    const std::optional<std::string> engine = optional(fields, "table");
+    if (!engine) {
+      return std::nullopt;
+    }
+    if (!sizes) {
+      refuse(fields.place("table_sizes"), "sizes, where there is a table");
+    }
+    TableIdentity found{*engine, *sizes, {}};
+    for (const Json& entry : list(fields, "table_profiles", 0, MAX_ENTRIES)) {
+      const Fields one(entry, fields.place("table_profiles"), of_profile, document);
+      found.profiles.push_back({one.whole("images"), one.whole("width"), one.whole("queries", 0)});
+    }
+    return found;
   }
 
   // What was found out about the engine when it was built.
@@ -190,7 +206,6 @@ struct Reader {
     (void)optional(fields, "timing_cache");
     (void)optional(fields, "decoder_reason", MAX_REASON_LETTERS, 0);
     check_loop(fields);
-    check_table(fields);
     check_figures(fields);
     const Fields attention(fields.at("attention"), fields.place("attention"), {"lowering", "reason"}, document);
     (void)attention.one_of("lowering", {"fused", "decomposed", "view"});
@@ -220,6 +235,7 @@ struct Reader {
             counts(fields, "widths", 1),
             counts(fields, "prefill_widths"),
             profiles(fields),
+            table(fields),
             wishes(fields.at("options"))};
   }
 };
@@ -234,8 +250,8 @@ void check_listed(const Bundle& bundle, const BuiltEngine& engine, const Json& i
                                      ", the manifest says ", listed, ": rebuild the engine"));
     }
   }
-  for (const char* key :
-       {"lowered", "engine", "decoder", "layers", "timing_cache", "loop", "loop_graph", "loop_layers"}) {
+  for (const char* key : {"lowered", "engine", "decoder", "layers", "timing_cache", "loop", "loop_graph", "loop_layers",
+                          "table", "table_graph", "table_layers"}) {
     const Json path = identity.value(key, Json());
     if (path.is_string() && bundle.files.count(path.get<std::string>()) == 0) {
       throw Error(Code::engine, text(name, ": ", key, " '", path.get<std::string>(),

@@ -8,6 +8,7 @@
 
 #include "bundle/bundle.h"
 #include "step_graph.h"
+#include "table_graph.h"
 
 namespace arforge {
 
@@ -15,6 +16,18 @@ namespace arforge {
 // rows of a prompt that it reads at most.
 struct ShapeProfile {
   std::int64_t images, width, queries, condition;
+};
+
+// A kind of the table graph: images, and width and queries of the call that comes next.
+struct TableProfile {
+  std::int64_t images, width, queries;
+};
+
+// What makes several calls of a static schedule without the host.
+struct TableIdentity {
+  std::string engine; // a file of the bundle
+  TableSizes sizes;
+  std::vector<TableProfile> profiles;
 };
 
 // What `arforge build` was asked for.
@@ -39,6 +52,7 @@ struct TensorRTIdentity {
   std::int64_t slots;
   std::vector<std::int64_t> widths, prefill_widths;
   std::vector<ShapeProfile> profiles;
+  std::optional<TableIdentity> table; // none: the host makes each call
   BuildWishes wishes;
 };
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "arforge_profile.hpp"
+#include "backends/onnxruntime_session.h"
 #include "bundle/bundle.h"
 #include "device.h"
 #include "profiling/sampling.h"
@@ -193,6 +194,7 @@ Profile profile(Runner& runner, const Request& request, const ProfileSettings& s
   asked.preview = nullptr; // which would take its time from the steps
   std::vector<std::int64_t> done;
   Clock::time_point first;
+  asked.single_calls = true;
   asked.progress = [&](std::int64_t now, std::int64_t steps) {
     first = done.empty() ? Clock::now() : first;
     done.push_back(now);
@@ -227,6 +229,9 @@ Profile profile(Runner& runner, const Request& request, const ProfileSettings& s
   add_pace(done, row);
   Figures versions = {
       {"arforge", ARFORGE_VERSION}, {"compiler", __VERSION__}, {"onnxruntime", OrtGetApiBase()->GetVersionString()}};
+  if (cpu && use_kernels()) {
+    versions["kernels"] = ARFORGE_VERSION;
+  }
   if (facts.target != "onnxruntime") {
     versions[facts.target] = library_of(bundle, facts.target, facts.precision);
   }

@@ -1,13 +1,19 @@
 // What the library keeps to itself, for tests; linked with its static build.
 //
-//   internals contracts MANIFEST CACHE_PRECISION    the inputs and outputs of every graph of that model, as JSON
+//   internals contracts MANIFEST CACHE_PRECISION    the inputs and outputs of every graph of that model, as JSON, and
+//   of
+//                                                   the step that is lowered with views
 //   internals schedule SPECIFICATION ROWS COLUMNS ROW_END    of a grid whose rows end in that special token, as JSON
+//   internals apart ROOT TARGET PRECISION           what is said of two rows that write to different slots
+//   internals caches ROOT TARGET PRECISION          whether slots of 6 rows, and of 2, are written, read and cleared
 //   internals cores ROOT                            the cores that this process may use, with /proc and /sys below ROOT
+#include <algorithm>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 
 #include "arforge.hpp"
+#include "backends/backend.h"
 #include "bundle/bundle.h"
 #include "device.h"
 #include "schedules/specification.h"
@@ -35,19 +41,22 @@ int contracts(const std::string& path, const std::string& precision) {
   const std::string content{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   const arforge::ModelFacts model = arforge::parse_manifest(content, path).model;
   const char* comma = "{";
+  const auto show = [&](const char* name, const arforge::Contract& found) {
+    std::cout << comma << '"' << name << "\": {\"inputs\": [";
+    print(found.inputs);
+    std::cout << "], \"outputs\": [";
+    print(found.outputs);
+    std::cout << "]}";
+    comma = ", ";
+  };
   for (const char* graph : {"step", "step-logits", "step-noise", "condition", "text", "decoder", "encoder"}) {
     try {
-      const arforge::Contract found = arforge::contract_of(model, graph, arforge::cache_type(precision));
-      std::cout << comma << '"' << graph << "\": {\"inputs\": [";
-      print(found.inputs);
-      std::cout << "], \"outputs\": [";
-      print(found.outputs);
-      std::cout << "]}";
-      comma = ", ";
+      show(graph, arforge::contract_of(model, graph, arforge::cache_type(precision)));
     } catch (const arforge::Error&) { // a graph that such a model does not have
       continue;
     }
   }
+  show("views", arforge::lowered_contract(model, "step", arforge::cache_type(precision), false, false, true));
   std::cout << "}\n";
   return 0;
 }
@@ -77,12 +86,82 @@ int schedule(const std::string& specification, std::int64_t rows, std::int64_t c
   return 0;
 }
 
+arforge::Options options_of(char** words) {
+  arforge::Options options;
+  options.target = words[3];
+  options.precision = words[4];
+  return options;
+}
+
+int apart(char** words) {
+  const arforge::Bundle bundle = arforge::open_bundle(words[2]);
+  const arforge::Backend opened = arforge::open_backend(bundle, options_of(words));
+  const arforge::Shape shape{1, 0, 10};
+  opened.engine->prepare({1, 2, 10, 1}, {shape}, 0);
+  opened.engine->run(shape, true);
+  opened.engine->buffers(shape).write_index[1] = 1;
+  try {
+    opened.engine->run(shape, false);
+  } catch (const arforge::Error& error) {
+    std::cout << error.what() << '\n';
+    return 0;
+  }
+  return 1;
+}
+
+bool is_zero(const arforge::CacheContent& content) {
+  return std::all_of(content.begin(), content.end(), [](const auto& cache) {
+    return std::all_of(cache.begin(), cache.end(), [](std::uint8_t byte) { return byte == 0; });
+  });
+}
+
+// Writes other bytes into slots 3 to 6 of each row, and clears the first 5.
+bool keeps_rows(arforge::Engine& engine, std::int64_t images) {
+  const std::int64_t rows = 2 * images;
+  const std::vector<arforge::Shape> shapes{{1, 0, 10}};
+  engine.prepare({images, rows, 10, 1}, shapes, 10);
+  std::vector<arforge::CacheContent> written;
+  for (std::int64_t row = 0; row < rows; row++) {
+    written.push_back(engine.read_cache(row, 3, 4));
+    std::uint8_t byte = 0;
+    for (std::vector<std::uint8_t>& cache : written.back()) {
+      std::generate(cache.begin(), cache.end(), [&] { return ++byte ^ static_cast<std::uint8_t>(row); });
+    }
+    engine.write_cache(row, 3, written.back());
+  }
+  bool well = true;
+  for (std::int64_t row = 0; row < rows; row++) {
+    well = well && is_zero(engine.read_cache(row, 0, 3)) && is_zero(engine.read_cache(row, 7, 3)) &&
+           engine.read_cache(row, 3, 4) == written[static_cast<std::size_t>(row)];
+  }
+  engine.prepare({images, rows, 10, 1}, shapes, 5);
+  for (std::int64_t row = 0; row < rows; row++) {
+    well = well && is_zero(engine.read_cache(row, 0, 5)) && !is_zero(engine.read_cache(row, 5, 1)) &&
+           !is_zero(engine.read_cache(row, 6, 1));
+  }
+  return well;
+}
+
+int caches(char** words) {
+  const arforge::Bundle bundle = arforge::open_bundle(words[2]);
+  const arforge::Backend opened = arforge::open_backend(bundle, options_of(words));
+  const bool well = keeps_rows(*opened.engine, 3) && keeps_rows(*opened.engine, 1); // which lie otherwise in memory
+  std::cout << (well ? "6 and 2 rows as they should be\n" : "rows that are not what was written\n");
+  return 0;
+}
+
 } // namespace
 
 int main(int count, char** words) {
   const std::string mode = count > 2 ? words[1] : "";
   if (mode == "schedule" && count == 6) {
     return schedule(words[2], std::stoll(words[3]), std::stoll(words[4]), std::stoll(words[5]));
+  }
+  if (mode == "apart" && count == 5) {
+    return apart(words);
+  }
+  if (mode == "caches" && count == 5) {
+    return caches(words);
   }
   if (mode == "cores") {
     std::cout << arforge::available_cores(words[2]) << ' ' << arforge::machine_cores(words[2]) << '\n';

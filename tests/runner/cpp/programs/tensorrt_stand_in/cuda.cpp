@@ -57,6 +57,17 @@ cudaError_t allocate(void** place, std::size_t size) {
   return cudaSuccess;
 }
 
+void count_copy(std::size_t bytes) {
+  const std::lock_guard<std::mutex> held(lock);
+  counts.copies++;
+  counts.largest_copy = std::max(counts.largest_copy, static_cast<std::int64_t>(bytes));
+}
+
+void count(std::int64_t& number, std::size_t more = 1) {
+  const std::lock_guard<std::mutex> held(lock);
+  number += static_cast<std::int64_t>(more);
+}
+
 // Queues the copy of rows; what is on the device must be what the direction says.
 cudaError_t copy(void* target, std::size_t target_pitch, const void* source, std::size_t source_pitch,
                  std::size_t width, std::size_t rows, cudaMemcpyKind kind, cudaStream_t stream) {
@@ -67,17 +78,15 @@ cudaError_t copy(void* target, std::size_t target_pitch, const void* source, std
     return cudaErrorInvalidValue;
   }
   if (stream->capturing == nullptr) {
-    const std::lock_guard<std::mutex> held(lock);
-    counts.copies++;
-    counts.largest_copy = std::max(counts.largest_copy, static_cast<std::int64_t>(width * rows));
+    count_copy(width * rows);
   }
   enqueue(stream, [=] {
     for (std::size_t row = 0; row < rows; row++) {
       std::memcpy(static_cast<char*>(target) + row * target_pitch,
                   static_cast<const char*>(source) + row * source_pitch, width);
     }
-    const std::lock_guard<std::mutex> held(lock);
-    counts.moved += static_cast<std::int64_t>(width * rows);
+    count(counts.moved, width * rows);
+    count(up ? counts.sent : counts.fetched, width * rows);
     return true;
   });
   return cudaSuccess;
@@ -144,10 +153,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (stream->capturing != nullptr) {
     return cudaErrorStreamCaptureInvalidated;
   }
-  {
-    const std::lock_guard<std::mutex> held(lock);
-    counts.waits++;
-  }
+  count(counts.waits);
   const std::vector<Work> works = std::move(stream->queued);
   stream->queued.clear();
   const bool well = std::all_of(works.begin(), works.end(), [](const Work& work) { return work(); });
@@ -175,10 +181,7 @@ cudaError_t cudaMalloc(void** place, std::size_t size) {
 
 cudaError_t cudaMallocHost(void** place, std::size_t size) {
   const Inside inside;
-  {
-    const std::lock_guard<std::mutex> held(lock);
-    counts.allocations++;
-  }
+  count(counts.allocations);
   return allocate(place, size);
 }
 
@@ -221,11 +224,7 @@ cudaError_t cudaMemcpy3DAsync(const cudaMemcpy3DParms* wanted, cudaStream_t stre
     return cudaErrorInvalidValue;
   }
   const std::size_t size = width * height * planes;
-  {
-    const std::lock_guard<std::mutex> held(lock);
-    counts.copies++;
-    counts.largest_copy = std::max(counts.largest_copy, static_cast<std::int64_t>(size));
-  }
+  count_copy(size);
   enqueue(stream, [target, source, extent = wanted->extent, size] {
     for (std::size_t plane = 0; plane < extent.depth; plane++) {
       for (std::size_t line = 0; line < extent.height; line++) {
@@ -233,8 +232,7 @@ cudaError_t cudaMemcpy3DAsync(const cudaMemcpy3DParms* wanted, cudaStream_t stre
                     static_cast<const char*>(source.ptr) + (plane * source.ysize + line) * source.pitch, extent.width);
       }
     }
-    const std::lock_guard<std::mutex> held(lock);
-    counts.moved += static_cast<std::int64_t>(size);
+    count(counts.moved, size);
     return true;
   });
   return cudaSuccess;
@@ -267,8 +265,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode /*
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   const Inside inside;
   *graph = stream->capturing.release();
-  const std::lock_guard<std::mutex> held(lock);
-  counts.captures++;
+  count(counts.captures);
   return cudaSuccess;
 }
 
@@ -294,7 +291,6 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   for (const Work& work : executable->works) {
     enqueue(stream, work);
   }
-  const std::lock_guard<std::mutex> held(lock);
-  counts.launches++;
+  count(counts.launches);
   return cudaSuccess;
 }

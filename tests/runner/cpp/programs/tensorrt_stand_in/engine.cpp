@@ -48,10 +48,10 @@ Engine::Engine(const std::string& content, nvinfer1::ILogger& given) : logger(gi
       stripped = true;
     } else if (word == "profile") {
       profiles.emplace_back();
-    } else if (word == "shape") {
+    } else if (word == "shape" || word == "view") {
       std::string name;
       words >> name;
-      std::vector<std::int64_t>& sizes = profiles.back()[name];
+      std::vector<std::int64_t>& sizes = (word == "view" ? views : profiles.back())[name];
       for (std::int64_t size = 0; words >> size;) {
         sizes.push_back(size);
       }
@@ -60,7 +60,7 @@ Engine::Engine(const std::string& content, nvinfer1::ILogger& given) : logger(gi
   session = open(graph, weights);
   const auto add = [&](const std::string& name, const Ort::TypeInfo& type, bool input) {
     const auto facts = type.GetTensorTypeAndShapeInfo();
-    tensors.push_back({name, input, facts.GetElementType(), facts.GetShape()});
+    tensors.push_back({name, input, facts.GetElementType(), facts.GetShape(), ""});
   };
   const std::vector<std::string> inputs = session.GetInputNames();
   for (std::size_t index = 0; index < inputs.size(); index++) {
@@ -69,6 +69,14 @@ Engine::Engine(const std::string& content, nvinfer1::ILogger& given) : logger(gi
   const std::vector<std::string> outputs = session.GetOutputNames();
   for (std::size_t index = 0; index < outputs.size(); index++) {
     add(outputs[index], session.GetOutputTypeInfo(index), false);
+  }
+  add_views();
+}
+
+void Engine::add_views() {
+  for (const auto& [name, sizes] : views) {
+    const std::string cache = name.substr(std::strlen("view_"));
+    tensors.push_back({name, true, tensor(cache.c_str()).type, sizes, cache});
   }
 }
 

@@ -6,6 +6,7 @@
 //   stripped              (where its weights come from the graph later)
 //   profile               (each begins so)
 //   shape NAME SIZES...   (of every tensor)
+//   view NAME SIZES...    (an input beside those of the graph, of the cache whose name follows "view_")
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -22,6 +23,7 @@ struct Tensor {
   bool input;
   ONNXTensorElementDataType type;
   std::vector<std::int64_t> shape; // -1 where it is free
+  std::string viewed;              // of a view: the cache that must lie where it does
 };
 
 using Shapes = std::map<std::string, std::vector<std::int64_t>>;
@@ -54,9 +56,11 @@ public:
   bool stripped = false;
   std::vector<Tensor> tensors;
   std::vector<Shapes> profiles;
+  Shapes views;
   Ort::Session session{nullptr};
 
 private:
+  void add_views();
   const Tensor& tensor(const char* name) const;
 };
 

@@ -37,6 +37,7 @@ int stand_in_inside();
 struct stand_in_counts {
   std::int64_t allocations, waits, launches, captures, copies; // copies: queued outside of graphs
   std::int64_t largest_copy, moved;                            // bytes; moved: of all copies that were done
+  std::int64_t sent, fetched;                                  // of those, to the device and back
 };
 void stand_in_count(stand_in_counts* counts);
 }

@@ -53,6 +53,7 @@ public:
   nvinfer1::Dims getTensorShape(const char* name) const noexcept override { return dims_of(shape(name)); }
 
   bool setTensorAddress(const char* name, void* data) noexcept override {
+    const Inside inside;
     addresses_[name] = data;
     return true;
   }
@@ -72,6 +73,9 @@ public:
     const auto host = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault);
     auto binding = std::make_shared<Ort::IoBinding>(engine_.session);
     for (const Tensor& tensor : engine_.tensors) {
+      if (!tensor.viewed.empty()) {
+        continue; // the session has what is there after the update
+      }
       const std::vector<std::int64_t>& sizes = shape(tensor.name.c_str());
       const Ort::Value value = Ort::Value::CreateTensor(host, addresses_.at(tensor.name), size_of(tensor), sizes.data(),
                                                         sizes.size(), tensor.type);
@@ -112,7 +116,13 @@ private:
       const auto place = addresses_.find(tensor.name);
       return place != addresses_.end() && on_device(place->second, size_of(tensor));
     });
-    return placed ? nullptr : "a tensor has no place on the device";
+    if (!placed) {
+      return "a tensor has no place on the device";
+    }
+    const bool seen = std::all_of(engine_.tensors.begin(), engine_.tensors.end(), [&](const Tensor& tensor) {
+      return tensor.viewed.empty() || addresses_.at(tensor.name) == addresses_.at(tensor.viewed);
+    });
+    return seen ? nullptr : "a view does not lie where its cache does";
   }
 
   Engine& engine_;

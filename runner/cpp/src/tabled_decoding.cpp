@@ -1,0 +1,85 @@
+#include "tabled_decoding.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "at.h"
+#include "randomness.h"
+
+namespace arforge {
+
+TabledDecoding::TabledDecoding(const Plan& plan, State start, const Drawing& drawing, std::unique_ptr<TableLoop> loop)
+    : Decoding(plan, std::move(start), drawing), loop_(std::move(loop)) {
+  describe(loop_->inputs());
+}
+
+std::optional<Shape> TabledDecoding::shape() const {
+  return done_ == calls() ? std::nullopt : std::optional(at(plan_.steps, done_).shape);
+}
+
+void TabledDecoding::fill(StepBuffers& buffers) {
+  if (done_ == 0) {
+    loop_->begin(buffers);
+  }
+}
+
+void TabledDecoding::run(Engine& engine, const Shape& shape, bool /*first*/) {
+  reached_ = loop_->run();
+  std::int64_t earliest = calls();
+  for (std::int64_t image = 0; image < state_.images; image++) {
+    earliest = loop_->fault(image) != 0 ? std::min(earliest, loop_->fault_call(image)) : earliest;
+  }
+  done_ = earliest < calls() ? earliest : done_; // the step that the error names
+  std::vector<std::int64_t>& drawn = engine.buffers(shape).next_tokens;
+  const auto outputs = static_cast<std::int64_t>(drawn.size()) / state_.images;
+  for (std::int64_t image = 0; image < state_.images; image++) {
+    at(drawn, image * outputs) = loop_->fault_call(image) == earliest ? loop_->fault(image) : 0;
+  }
+}
+
+void TabledDecoding::store(const StepBuffers& /*buffers*/) {
+  done_ = reached_;
+  if (done_ == calls()) {
+    fetch();
+  }
+}
+
+std::vector<bool> TabledDecoding::decided() {
+  fetch();
+  return plan_.decided(done_, state_.images);
+}
+
+// The tokens so far.
+void TabledDecoding::fetch() {
+  for (std::int64_t row = 0; row < state_.rows; row++) {
+    std::copy_n(loop_->known(row), plan_.cells, known(row));
+  }
+}
+
+// What the calls of this batch differ in.
+void TabledDecoding::describe(TableInputs& batch) const {
+  std::copy(state_.known.begin(), state_.known.end(), batch.known.begin());
+  std::copy(state_.places.begin(), state_.places.end(), batch.moved.begin());
+  for (std::int64_t image = 0; image < state_.images; image++) {
+    for (std::int64_t call = 0; call < calls(); call++) {
+      at(batch.call_guidance, image * calls() + call) = drawing_.scale(image, at(plan_.steps, call).guidance);
+    }
+    const std::uint64_t seed = at(drawing_.seeds, drawing_.first + image);
+    for (std::int64_t cell = 0; cell < plan_.cells; cell++) {
+      const std::int64_t own = at(drawing_.cells, cell);
+      const std::int64_t place = image * plan_.cells + cell;
+      if (batch.cell_noise.empty()) {
+        at(batch.cell_uniforms, place) = uniform(seed, static_cast<std::uint64_t>(own));
+      } else {
+        const auto tokens = static_cast<std::int64_t>(batch.cell_noise.size()) / (state_.images * plan_.cells);
+        noise(seed, static_cast<std::uint64_t>(own), batch.cell_noise.data() + place * tokens, tokens);
+      }
+    }
+  }
+  for (std::int64_t row = 0; row < state_.rows && !batch.seen.empty(); row++) {
+    const std::int64_t end = row * plan_.slots + plan_.zero_slots + plan_.prompt_slots;
+    std::fill_n(batch.seen.begin() + end - at(state_.before, row), at(state_.before, row), std::uint8_t{1});
+  }
+}
+
+} // namespace arforge
