@@ -235,6 +235,7 @@ def test_an_engine_without_weights_is_given_those_of_its_graph(
         ("arpg", "arpg:3", [8, 8, 8]),
         ("features", "zipar:2", [64, 61, 61]),
         ("host", "par:4", [20, 20, 20]),
+        ("jacobi", "jacobi:6", [0, 0, 0]),
     ],
 )
 def test_the_step_loop_allocates_nothing(
