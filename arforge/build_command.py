@@ -245,6 +245,7 @@ def build_onnxruntime(
     trial: bool,
 ) -> None:
     from arforge.engines import onnxruntime
+    from arforge.runner.backends import kernels
 
     built = onnxruntime.build(
         bundle,
@@ -264,3 +265,5 @@ def build_onnxruntime(
     )
     for line in measured(identity):
         click.echo(line)
+    if precision in onnxruntime.IN_BLOCKS and kernels.worth_compiling():
+        click.echo("`arforge kernels` compiles faster products for this processor: see docs/int8.md")

@@ -252,9 +252,17 @@ def read_profile(path: Path | None) -> dict[str, Any]:
 
 def versions(target: str) -> dict[str, str]:
     """Of what the figures depend on."""
+    from arforge.runner.backends.kernels import find_kernels
+
     library = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx-cu13-bindings"}
     names = ("numpy", library[target])
-    return {"arforge": VERSION, "python": platform.python_version(), **{name: version(name) for name in names}}
+    kernels = {"kernels": VERSION} if target == "onnxruntime" and find_kernels() is not None else {}
+    return {
+        "arforge": VERSION,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        **kernels,
+    }
 
 
 def line_of(row: dict[str, Any]) -> str:

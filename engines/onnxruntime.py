@@ -21,6 +21,7 @@ import numpy as np
 from arforge.engines.cache_trial import LowCaches, check_foldable
 from arforge.engines.decode_widths import choose, measure, stored_widths
 from arforge.engines.jacobi_windows import Window, count_calls, rated, windows_to_try
+from arforge.runner.backends.kernels import NAME, find_kernels
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import load_library
 from arforge.runner.bundle import BuiltEngine, Bundle, open_bundle, sha256_of
@@ -137,7 +138,7 @@ def _build(
         "precision": precision,
         "device": DEVICE,
         **graph,
-        "library": f"onnxruntime {load_library().__version__}",
+        "library": library(precision),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "widths": None if found.widths is None else list(found.widths),
     }
@@ -189,6 +190,12 @@ def measured(
     finally:
         engine.close()
     return Trial(widths, costs, windows)
+
+
+def library(precision: str) -> str:
+    """What runs an engine here, as its identity says it."""
+    name = f"onnxruntime {load_library().__version__}"
+    return f"{name} with {NAME}" if precision in IN_BLOCKS and find_kernels() is not None else name
 
 
 def check_stored(bundle: Bundle, precision: str, quantization: str | None) -> None:

@@ -27,6 +27,7 @@ from arforge.export.image_tokenizers.vq import VQModel
 from arforge.runner import Runner
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import the library themselves
+os.environ["ARFORGE_KERNELS"] = "off"  # Python has them only where they were compiled; their own tests switch them on
 settings.register_profile("arforge", deadline=None, database=None)
 settings.load_profile("arforge")
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ SCHEDULES = {
 }
 INT8 = {"llamagen": ("ntp", "zipar:2"), "par": ("par:4",), "arpg": ("arpg:8",)}
 INT4 = {"llamagen": ("ntp", "zipar:2"), "par": ("par:4",), "arpg": ("arpg:8",)}
+LOW_CACHES = "blocks, 8-bit caches"
+SHARED_CACHES = ("arpg",)  # families whose layers share a cache, which stays float32
 CALIBRATED = 32  # images a schedule that the ranges of the static kind come from
 OTHER_SEEDS = (10_000, 20_000)  # the first schedule again, for the spread of the measure
 FLOORS = (0, 10_000, 20_000)  # where the training images that stand for a perfect generator start
@@ -211,7 +214,7 @@ def run_once(bench: Bench, job: Measurement, figures: dict[str, Any], table: str
 @OUTPUT
 @FOLDER
 def int8(threads: int | None, families: tuple[str, ...], file: Path, output: Path, folder: Path) -> None:
-    """Both kinds of int8 on the schedules measured in float32, with the same seeds and guidance."""
+    """Every kind of int8 on the schedules measured in float32, with the same seeds and guidance."""
     figures = json.loads(file.read_text())
     sets = real_sets(output, folder, figures["samples"])
     extractor = FeatureExtractor(feature_side(sets["test"].size), threads)
@@ -223,14 +226,20 @@ def int8(threads: int | None, families: tuple[str, ...], file: Path, output: Pat
         checkpoint = open_bundle(bundle).provenance["checkpoint"]["sha256"]
         if not has_graphs(open_bundle(bundle), "int8"):
             calibrate(Calibration(bundle, Rule("max", 100.0), samples=CALIBRATED, check=0, threads=threads))
-        for quantization in QUANTIZATIONS:
-            onnxruntime.build(bundle, "int8", quantization=quantization)
-            with Runner.open(bundle, precision="int8", threads=threads) as runner:
+        for quantization in (*QUANTIZATIONS, *([] if family in SHARED_CACHES else [LOW_CACHES])):
+            with open_int8(bundle, quantization, threads) as runner:
                 bench = Bench(runner, checkpoint, reference, extractor, classifier, {"quantization": quantization})
                 for row in quality_page.first_seeds(figures):
                     if row["family"] == family and row["schedule"] in INT8[family]:
                         job = Measurement(row["schedule"], row["guidance"], row["samples"])
                         run_once(bench, job, figures, "int8", file)
+
+
+def open_int8(bundle: Path, quantization: str, threads: int | None) -> AbstractContextManager[Runner]:
+    if quantization == LOW_CACHES:
+        return blocks.open_with_low_caches(open_bundle(bundle), threads)
+    onnxruntime.build(bundle, "int8", quantization=quantization)
+    return Runner.open(bundle, precision="int8", threads=threads)
 
 
 @main.command()

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arforge.runner.backends.kernels import find_kernels, with_kernels
 from arforge.runner.device import available_cores, machine_cores
 from arforge.runner.errors import EngineError
 from arforge.runner.step_graph import Contract, Tensor
@@ -78,7 +79,11 @@ def open_session(
         options.enable_profiling, options.profile_file_prefix = True, str(trace)
     options.add_session_config_entry(EXACT_SUMS, "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    kernels = find_kernels()
     try:
+        if kernels is not None and (renamed := with_kernels(content or path.read_bytes())) is not None:
+            options.register_custom_ops_library(str(kernels.resolve()))
+            content = renamed
         return runtime.InferenceSession(
             content or path, options, providers=["CPUExecutionProvider"], disabled_optimizers=UNWANTED
         )

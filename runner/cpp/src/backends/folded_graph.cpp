@@ -14,7 +14,6 @@ namespace {
 constexpr std::uint64_t MARK = std::uint64_t{1} << 28; // added to heads of a row
 constexpr std::size_t BYTES = 5;                       // of a protobuf number from the mark on, to 2^35
 constexpr std::uint64_t MOST_HEADS = std::numeric_limits<std::int32_t>::max();
-constexpr std::int64_t LARGEST_GRAPH = std::int64_t{1} << 31; // bytes: protobuf's own limit
 // Field 1 of an attribute, its name's length and its name, and field 3, its number.
 constexpr std::string_view ATTRIBUTES[] = {{"\x0a\x09num_heads\x18", 12}, {"\x0a\x0ckv_num_heads\x18", 15}};
 

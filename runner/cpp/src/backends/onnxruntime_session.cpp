@@ -4,7 +4,10 @@
 #include <cstdlib>
 #include <mutex>
 
+#include "bundle/files.h"
 #include "device.h"
+#include "kernels/operators.h"
+#include "kernels/products.h"
 #include "text.h"
 
 namespace arforge {
@@ -173,7 +176,7 @@ Ort::Env open_environment() {
 }
 
 Ort::Session open_session(Ort::Env& env, const std::filesystem::path& graph, const Options& options, bool plain,
-                          const std::string& content) {
+                          std::string content) {
   try {
     Ort::SessionOptions session;
     session.SetIntraOpNumThreads(options.threads > 0 ? options.threads : default_threads());
@@ -186,6 +189,14 @@ Ort::Session open_session(Ort::Env& env, const std::filesystem::path& graph, con
     if (!plain) {
       append_provider(env, session, options);
     }
+    if (use_kernels() && (plain || options.provider == "cpu")) {
+      if (content.empty()) {
+        content = read_file(graph, LARGEST_GRAPH, Code::engine);
+      }
+      if (kernels::name_operators(content) > 0) {
+        kernels::add_operators(session);
+      }
+    }
     if (!content.empty()) {
       return {env, content.data(), content.size(), session};
     }
@@ -194,6 +205,11 @@ Ort::Session open_session(Ort::Env& env, const std::filesystem::path& graph, con
     throw Error(Code::engine,
                 text("ONNX Runtime cannot load ", graph.string(), ": ", error.what(), ". Export the bundle again"));
   }
+}
+
+bool use_kernels() {
+  const char* const named = std::getenv("ARFORGE_KERNELS");
+  return kernels::supported() && (named == nullptr || std::string_view(named) != "off");
 }
 
 ONNXTensorElementDataType element_type(Type type) {

@@ -19,7 +19,10 @@ Ort::Env open_environment();
 // A session over a graph file, or its `content` with the weights beside the file; throws Error (engine). `plain`: on
 // the CPU whatever the options' provider.
 Ort::Session open_session(Ort::Env& env, const std::filesystem::path& graph, const Options& options, bool plain,
-                          const std::string& content = {});
+                          std::string content = {});
+
+// Whether the CPU's products in blocks are our own kernels': where it can run them, unless the environment says "off".
+bool use_kernels();
 
 // Throws Error (engine), naming `what`, unless the session's inputs and outputs are just those of the contract: its
 // types, and its shapes, open where the contract has words.

@@ -28,6 +28,8 @@ std::string how_to_copy(const std::filesystem::path& root);
 // that may be read.
 void check_file(const std::filesystem::path& root, const std::string& path, std::int64_t size);
 
+constexpr std::int64_t LARGEST_GRAPH = std::int64_t{1} << 31; // bytes: protobuf's own limit
+
 // The content of a file of at most `most` bytes; throws Error (`code`; bundle where it may not be read).
 std::string read_file(const std::filesystem::path& path, std::int64_t most, Code code);
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "arforge_profile.hpp"
+#include "backends/onnxruntime_session.h"
 #include "bundle/bundle.h"
 #include "device.h"
 #include "profiling/sampling.h"
@@ -228,6 +229,9 @@ Profile profile(Runner& runner, const Request& request, const ProfileSettings& s
   add_pace(done, row);
   Figures versions = {
       {"arforge", ARFORGE_VERSION}, {"compiler", __VERSION__}, {"onnxruntime", OrtGetApiBase()->GetVersionString()}};
+  if (cpu && use_kernels()) {
+    versions["kernels"] = ARFORGE_VERSION;
+  }
   if (facts.target != "onnxruntime") {
     versions[facts.target] = library_of(bundle, facts.target, facts.precision);
   }
