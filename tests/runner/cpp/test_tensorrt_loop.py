@@ -17,6 +17,7 @@ from tensorrt_pairs import KINDS, StandIn, StandIns, counted, open_python
 from arforge.runner import Runner, open_bundle
 from arforge.runner.errors import NumericsError
 
+PLAIN: dict[str, Any] = {"top_k": 0, "top_p": 1.0}
 CLASSES, SEEDS = [3, 1, 4, 1, 5], [9, 2**64 - 1, 6, 5, 0]
 BY_HOST = {"loop": None, "loop_graph": None, "loop_layers": None}
 """What an identity says of an engine without a loop."""
@@ -36,7 +37,8 @@ def test_batches_of_all_sizes_have_the_hosts_tokens_and_calls(
     for number in (1, 3):
         ours.generate(CLASSES[:number], schedule="jacobi:6")  # which is captured meanwhile
     for number in (1, 2, 3, 5):
-        request = {"classes": CLASSES[:number], "seeds": SEEDS[:number], "schedule": "jacobi:6", **settings}
+        request: dict[str, Any] = {"classes": CLASSES[:number], "seeds": SEEDS[:number], **settings}
+        request["schedule"] = "jacobi:6"
         expected = runner.generate(**request)
         found, (launches, waits, *_, allocations) = counted(
             stand_in, lambda request=request: ours.generate(**request, batch=3)
@@ -54,16 +56,17 @@ def test_looks_are_even_and_no_further_apart_than_a_graph_is_long(
     stand_in: StandIn, stand_ins: StandIns, runner: Runner, tmp_path: Path, look_every: int, every: int
 ) -> None:
     path = copied(stand_ins("jacobi"), tmp_path / "its.bundle", decoder=None)
-    ours, asked = stand_in.open(path, look_every=look_every), {"classes": [7], "seeds": [5], "schedule": "jacobi:6"}
-    expected = runner.generate(**asked, guidance=2.0)
-    ours.generate(**asked)
-    found, (_, waits, *_) = counted(stand_in, lambda: ours.generate(**asked, guidance=2.0))
+    ours = stand_in.open(path, look_every=look_every)
+    request: dict[str, Any] = {"classes": [7], "seeds": [5], "schedule": "jacobi:6"}
+    expected = runner.generate(**request, guidance=2.0)
+    ours.generate(**request)
+    found, (_, waits, *_) = counted(stand_in, lambda: ours.generate(**request, guidance=2.0))
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_array_equal(found.passes, expected.passes)
     assert waits == looks(expected.passes, 1, every)
     with open_python(path, look_every=look_every) as theirs:
         told: list[tuple[int, int]] = []
-        python = theirs.generate(**asked, guidance=2.0, progress=lambda *now: told.append(now))
+        python = theirs.generate(**request, guidance=2.0, progress=lambda *now: told.append(now))
     np.testing.assert_array_equal(python.tokens, expected.tokens)
     assert len(told) == waits - 1
     ours.close()
@@ -88,7 +91,7 @@ def test_images_of_one_mask_run_ahead_one_by_one_between_steps_of_tables(
 def test_noise_goes_up_once(stand_in: StandIn, stand_ins: StandIns, noise_runner: Runner) -> None:
     ours = stand_in.open(stand_ins("noise"))
     for settings in ({"guidance": 2.0}, {"guidance": 1.0, "temperature": 0.8}):
-        request = {"classes": CLASSES, "seeds": SEEDS, "schedule": "jacobi:6", "top_k": 0, "top_p": 1.0, **settings}
+        request: dict[str, Any] = {"classes": CLASSES, "seeds": SEEDS, "schedule": "jacobi:6", **PLAIN, **settings}
         expected = noise_runner.generate(**request)
         found, (_, _, sent, *_) = counted(stand_in, lambda request=request: ours.generate(**request))
         np.testing.assert_array_equal(found.tokens, expected.tokens)
@@ -132,7 +135,8 @@ def test_progress_previews_and_cancel_come_at_pythons_looks(
     stand_in: StandIn, stand_ins: StandIns, runner: Runner
 ) -> None:
     path = stand_ins("jacobi")
-    ours, request = stand_in.open(path), {"classes": CLASSES[:3], "seeds": SEEDS[:3], "schedule": "jacobi:6"}
+    ours = stand_in.open(path)
+    request: dict[str, Any] = {"classes": CLASSES[:3], "seeds": SEEDS[:3], "schedule": "jacobi:6"}
     expected = runner.generate(**request)
     told: list[list[tuple[int, int]]] = [[], []]
     shown: list[tuple[int, Any]] = []
@@ -147,7 +151,7 @@ def test_progress_previews_and_cancel_come_at_pythons_looks(
         python.generate(
             **request,
             progress=lambda *now: told[1].append(now),
-            preview=lambda partial: theirs.append((partial.done, partial.tokens.reshape(3, -1))),
+            preview=lambda partial: theirs.append((partial.done, partial.tokens().reshape(3, -1))),
         )
     assert told[0] == told[1]
     assert told[0][-1] == (64, 64)
@@ -168,7 +172,7 @@ def test_numbers_that_are_none_stop_it_where_the_host_would_have(
     stand_in: StandIn, stand_ins: StandIns, runner: Runner, tmp_path: Path, look_every: int
 ) -> None:
     """Step and image are those of a loop that the host looks after at each call."""
-    request = {"classes": CLASSES[:3], "seeds": SEEDS[:3], "schedule": "jacobi:6"}
+    request: dict[str, Any] = {"classes": CLASSES[:3], "seeds": SEEDS[:3], "schedule": "jacobi:6"}
     tokens = runner.generate(**request).tokens.reshape(3, 64)
     firsts = {int(token): int((tokens == token).any(0).argmax()) for token in np.unique(tokens[:, :60])}
     token = max(firsts, key=lambda one: firsts[one])
