@@ -7,8 +7,8 @@
 
 namespace arforge {
 
-bool is_loop(const Plan& plan) {
-  return plan.line && plan.line->all_before && plan.kept.empty() && plan.conditions == 1;
+const Line* line_of(const Plan& plan) {
+  return plan.line && plan.line->all_before && plan.kept.empty() && plan.conditions == 1 ? &*plan.line : nullptr;
 }
 
 Contract loop_contract(const ModelFacts& model, const LoopSizes& sizes, const std::string& graph) {
@@ -59,8 +59,7 @@ Contract loop_contract(const ModelFacts& model, const LoopSizes& sizes, const st
   return made;
 }
 
-LineTables::LineTables(const Plan& plan) {
-  const Line& line = *plan.line;
+LineTables::LineTables(const Plan& plan, const Line& line) {
   numbers["line_positions"] = line.positions;
   numbers["line_sources"] = line.sources;
   numbers["line_targets"] = line.targets;

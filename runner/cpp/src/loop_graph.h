@@ -23,8 +23,9 @@ struct LoopSizes {
   bool own_mask;       // or makes its own
 };
 
-// Whether a device can run a plan ahead on drafts by itself: that of a line in which every input sees all before it.
-bool is_loop(const Plan& plan);
+// The line of a plan that a device can run ahead on drafts of by itself, in which every input sees all before it; NULL
+// of others.
+const Line* line_of(const Plan& plan);
 
 // `graph`: the kind of step graph.
 Contract loop_contract(const ModelFacts& model, const LoopSizes& sizes, const std::string& graph);
@@ -33,7 +34,7 @@ Contract loop_contract(const ModelFacts& model, const LoopSizes& sizes, const st
 struct LineTables {
   std::map<std::string, std::vector<std::int64_t>> numbers;
 
-  explicit LineTables(const Plan& plan);
+  LineTables(const Plan& plan, const Line& line);
 };
 
 } // namespace arforge

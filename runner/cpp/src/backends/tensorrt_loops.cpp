@@ -77,7 +77,8 @@ TensorRTLoop& Loops::made(std::int64_t images, std::int64_t later, const TensorR
 }
 
 std::unique_ptr<DraftLoop> Loops::loop(const Plan& plan, const SpreadBatch& batch, const StepOf& step_of, Stage stage) {
-  if (built_ == nullptr || identity_.read_only || !is_loop(plan) || plan.line->inputs() != built_->inputs ||
+  const Line* const line = line_of(plan);
+  if (built_ == nullptr || identity_.read_only || line == nullptr || line->inputs() != built_->inputs ||
       plan.cells != bundle_.model.cells()) {
     return nullptr;
   }
@@ -90,7 +91,7 @@ std::unique_ptr<DraftLoop> Loops::loop(const Plan& plan, const SpreadBatch& batc
   TensorRTLoop& own =
       made(images, plan.jacobi_width, {step_of(plan.first_width), step_of(plan.jacobi_width), enter, turn});
   own.settle();
-  for (const auto& [name, numbers] : LineTables(plan).numbers) {
+  for (const auto& [name, numbers] : LineTables(plan, *line).numbers) {
     put(own.tables().at(name), numbers, 0);
   }
   own.put_widths(plan.first_width, plan.jacobi_width);
