@@ -12,6 +12,7 @@ from arforge.identities import calls_a_launch, copied_caches, measured, only_rea
 from arforge.options import PATH, Numbers, human
 from arforge.runner.errors import EngineError
 from arforge.runner.targets import TARGETS
+from arforge.subjects import Asked, asked_options
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
@@ -68,8 +69,9 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
     default="fp32",
     show_default=True,
     help="ONNX Runtime, int8 and int4: keys and values in 8 bits, by a few images that are drawn for it, in schedules "
-    "whose steps are quicker so.",
+    "whose steps are quicker so. A model that takes prompts needs some of the kind that it is to draw.",
 )
+@asked_options
 @click.option("--images", type=Numbers(), multiple=True, help="TensorRT: batches to build for.  [default: 1]")
 @click.option(
     "--schedule", "schedules", multiple=True, help="TensorRT: build for it; repeatable.  [default: all stored]"
@@ -137,6 +139,7 @@ def command(
     dry_run: bool,
     tensorrt_version: str | None,
     graphs: Path | None,
+    asked: Asked,
 ) -> None:
     """Build an engine of BUNDLE, and enter it in the bundle.
 
@@ -171,8 +174,11 @@ def command(
             measure_widths=measure_widths,
             measure_jacobi=measure_jacobi,
             trial=trial,
+            asked=asked,
         )
         return
+    if asked != Asked():
+        raise EngineError("what to draw is for ONNX Runtime's 8-bit caches: leave it out for TensorRT")
     if quantization:
         raise EngineError("--quantization is for ONNX Runtime: TensorRT's int8 is that of `arforge calibrate`")
     if cache_precision != "fp32":
@@ -243,9 +249,12 @@ def build_onnxruntime(
     measure_widths: bool,
     measure_jacobi: bool,
     trial: bool,
+    asked: Asked,
 ) -> None:
     from arforge.engines import onnxruntime
+    from arforge.engines.onnxruntime_job import IN_BLOCKS
     from arforge.runner.backends import kernels
+    from arforge.runner.bundle import open_bundle
 
     built = onnxruntime.build(
         bundle,
@@ -256,6 +265,7 @@ def build_onnxruntime(
         measure_widths=measure_widths,
         measure_jacobi=measure_jacobi,
         trial=trial,
+        subjects=asked.subjects(open_bundle(bundle).model),
     )
     identity = built.identity
     loaded = "not tried" if built.load_seconds is None else f"loaded in {built.load_seconds:.2f} s"
@@ -265,5 +275,5 @@ def build_onnxruntime(
     )
     for line in measured(identity):
         click.echo(line)
-    if precision in onnxruntime.IN_BLOCKS and kernels.worth_compiling():
+    if precision in IN_BLOCKS and kernels.worth_compiling():
         click.echo("`arforge kernels` compiles faster products for this processor: see docs/int8.md")

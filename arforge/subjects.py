@@ -63,21 +63,21 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Asked:
-    """These options as given."""
+    """These options as given; by default none is."""
 
-    classes: tuple[tuple[int | str, ...], ...]
-    prompts: tuple[str, ...]
-    prompts_file: Path | None
-    features: Path | None
-    features_mask: Path | None
-    prompt_ids: tuple[Path, ...]
-    prompt_ids_mask: Path | None
-    captions: str | None
-    truncate: bool
-    negative: str | None
-    negative_ids: Path | None
-    unconditional: str | None
-    prefill: str | None
+    classes: tuple[tuple[int | str, ...], ...] = ()
+    prompts: tuple[str, ...] = ()
+    prompts_file: Path | None = None
+    features: Path | None = None
+    features_mask: Path | None = None
+    prompt_ids: tuple[Path, ...] = ()
+    prompt_ids_mask: Path | None = None
+    captions: str | None = None
+    truncate: bool = False
+    negative: str | None = None
+    negative_ids: Path | None = None
+    unconditional: str | None = None
+    prefill: str | None = None
 
     def subjects(self, model: ModelFacts) -> Subjects | None:
         """What to draw; None where nothing was said.

@@ -84,6 +84,9 @@ class DeviceEngine(ABC):
         if zero_slots:
             self.clear(zero_slots)
 
+    def has_low_caches(self, lockstep: int) -> bool:
+        return False
+
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         buffers = self._memory.buffers(width, queries)
         if (width, queries) not in self._steps:

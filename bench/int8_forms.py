@@ -4,7 +4,8 @@ python bench/int8_forms.py --bundle l.bundle --work FOLDER --output FILE.json [-
 
 Forms take turns in every round; × is the median over rounds of a form's time to that of blocks with float32 caches. One
 image with guidance is two rows. `--errors SCHEDULE` compares logits with float32's instead, on the tokens that float32
-samples, over whole images (`--images`).
+samples, over whole images (`--images`); of a model that takes prompts with `--prompts FILE`, one a line, of which the
+first six give the caches their scales and the others are drawn.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ from peers import fill
 from arforge.calibration.agreement import Comparison
 from arforge.calibration.requests import generate, spread
 from arforge.calibration.taps import PairedEngine
-from arforge.engines.cache_trial import Calibrated, calibrate_caches
+from arforge.engines.cache_trial import IMAGES, OTHERS, Calibrated, calibrate_caches
 from arforge.engines.onnxruntime_attention import narrow_width
 from arforge.engines.onnxruntime_graph import lower_for_onnxruntime, share_weights
 from arforge.engines.tensorrt_graph import write_model
 from arforge.runner.backends.onnxruntime_engine import FoldedGraph, OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.device import device_name, streaming_bandwidth
+from arforge.runner.request import Subjects
+from arforge.runner.text.prompts_file import read_prompts
 
 FORMS = ("blocks", "rows")
+SEEN = IMAGES + OTHERS
 STEPS = 5  # in a row, of which the first does not count
 LIBRARIES = ("arforge", "onnxruntime", "onnx-ir", "numpy")
 
@@ -40,19 +44,22 @@ LIBRARIES = ("arforge", "onnxruntime", "onnx-ir", "numpy")
 class Forms:
     """Engines of every form, whose graphs lie in a folder."""
 
-    def __init__(self, bundle: Bundle, graph: str, work: Path, threads: int) -> None:
+    def __init__(self, bundle: Bundle, graph: str, work: Path, threads: int, seen: Subjects | None) -> None:
         self.bundle, self.graph, self.threads = bundle, graph, threads
         source, narrow = bundle.graph(graph, "fp32"), narrow_width(bundle.model)
+        own = bundle.model.positions == "sequence"
         plain = {
             form: write_model(lower_for_onnxruntime(source, "int8", narrow, rows=form == "rows"), work / form, graph)[0]
             for form in FORMS
         }
         engine = OnnxRuntimeEngine(bundle, "int8", threads, graph=graph, path=plain["blocks"])
-        self.found: Calibrated = calibrate_caches(bundle, engine)
+        self.found: Calibrated = calibrate_caches(bundle, engine, seen)
         engine.close()
         self.paths: dict[str, tuple[Path, FoldedGraph | None]] = {}
         for form, path in plain.items():
-            folded = lower_for_onnxruntime(source, "int8", narrow, rows=form == "rows", scales=self.found.scales)
+            folded = lower_for_onnxruntime(
+                source, "int8", narrow, rows=form == "rows", scales=self.found.scales, own_positions=own
+            )
             share_weights(folded, path)
             low = write_model(folded, work / form, graph)[0]
             self.paths[form] = path, None
@@ -108,12 +115,12 @@ def timed(engine: OnnxRuntimeEngine, slot: int, width: int) -> float:
     return time.perf_counter() - start
 
 
-def errors(forms: Forms, schedule: str, images: int) -> list[dict[str, Any]]:
+def errors(forms: Forms, schedule: str, images: int, drawn: Subjects | None) -> list[dict[str, Any]]:
     rows = []
     for form in forms.paths:
         comparison = Comparison(forms.bundle, schedule)
         engine = PairedEngine(forms.bundle, forms.open(form), comparison, forms.threads)
-        requests = spread(forms.bundle, (schedule,), images, 1000, 2.0, images)
+        requests = spread(forms.bundle, (schedule,), images, 1000, 2.0, images, drawn)
         dict(generate(forms.bundle, engine, requests, "", lambda *_: None))
         found = comparison.result()
         rows.append({"form": form, "schedule": schedule, "tokens": found.tokens})
@@ -133,9 +140,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--errors", action="append", metavar="SCHEDULE", default=[])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", type=Path)
     options = parser.parse_args()
+    seen = drawn = None
+    if options.prompts is not None:
+        lines = tuple(read_prompts(options.prompts))
+        seen, drawn = Subjects("prompts", lines[:SEEN]), Subjects("prompts", lines[SEEN:])
     bundle = open_bundle(options.bundle)
-    forms = Forms(bundle, "step-logits" if options.errors else bundle.sampler.graph, options.work, options.threads)
+    forms = Forms(
+        bundle, "step-logits" if options.errors else bundle.sampler.graph, options.work, options.threads, seen
+    )
     figures: dict[str, Any] = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["python", *sys.argv],
@@ -146,7 +160,7 @@ def main() -> None:
         "caches": forms.found.to_json(),
     }
     if options.errors:
-        figures["errors"] = [row for name in options.errors for row in errors(forms, name, options.images)]
+        figures["errors"] = [row for name in options.errors for row in errors(forms, name, options.images, drawn)]
     else:
         slots, widths = options.slot or [bundle.model.cells // 2], options.width or [1, 4, 24]
         figures["steps"] = step_times(forms, options.images, slots, widths, options.rounds)

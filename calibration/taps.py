@@ -86,6 +86,9 @@ class PairedEngine:
         for engine in (self._leader, self._follower):
             engine.prepare(images, rows, slots, zero_slots, condition, lockstep)
 
+    def has_low_caches(self, lockstep: int) -> bool:
+        return self._follower.has_low_caches(lockstep)
+
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         return self._leader.buffers(width, queries)
 

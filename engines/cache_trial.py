@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from arforge.engines.decode_widths import GAIN, stored_widths, take_turns
 from arforge.runner.backends.onnxruntime_engine import FoldedGraph, OnnxRuntimeEngine
-from arforge.runner.bundle import Bundle, ClassCondition, ModelFacts, sha256_of
+from arforge.runner.bundle import Bundle, ClassCondition, sha256_of
+from arforge.runner.conditioner import Conditioner
 from arforge.runner.conditions import sample_subjects
 from arforge.runner.errors import EngineError
 from arforge.runner.optional import needed
+from arforge.runner.request import Request, Subjects
 from arforge.runner.runner import Runner
 from arforge.runner.step_graph import cache_names
 
@@ -31,14 +33,15 @@ GUIDED = 2.0  # so that unconditional rows are seen too
 class LowCaches:
     """A graph with 8-bit caches beside an engine's own, and what an identity says of it."""
 
-    def __init__(self, bundle: Bundle, precision: str, graph: Path, *, rows: bool) -> None:
+    def __init__(self, bundle: Bundle, precision: str, graph: Path, subjects: Subjects | None, *, rows: bool) -> None:
         self._bundle, self._precision, self._graph, self._rows = bundle, precision, graph, rows
+        self._subjects = subjects
         self.facts: dict[str, Any] = {}
         self.files: list[Path] = []
 
     def try_out(self, engine: OnnxRuntimeEngine) -> None:
         """Find scales with the engine, which is open, write the graph, and keep it if some steps are quicker so."""
-        found = calibrate_caches(self._bundle, engine)
+        found = calibrate_caches(self._bundle, engine, self._subjects)
         files = self._write(found.scales)
         tried = try_caches(self._bundle, engine, files[0], self._precision, self._graph)
         graph = files[0].relative_to(self._bundle.root).as_posix()
@@ -65,7 +68,13 @@ class LowCaches:
         shared = precision == model.stored_precision
         source = self._bundle.graph(self._bundle.sampler.graph, "fp32")
         folded = lower_for_onnxruntime(
-            source, precision, narrow_width(model), shared=shared, rows=self._rows, scales=scales
+            source,
+            precision,
+            narrow_width(model),
+            shared=shared,
+            rows=self._rows,
+            scales=scales,
+            own_positions=model.positions == "sequence",
         )
         share_weights(folded, self._graph)
         return list(write_model(folded, self._graph.parent, self._graph.name.rpartition("-")[0]))
@@ -85,19 +94,36 @@ class Calibrated:
         return {"images": self.images, "error": round(self.error, 5), "clipped": self.clipped, "kept": list(self.kept)}
 
 
-def check_foldable(model: ModelFacts) -> None:
-    """Raise EngineError for a model whose keys and values cannot be 8 bits."""
-    if not isinstance(model.condition, ClassCondition):
-        raise EngineError("models that take prompts have float32 caches alone: prompts pass in rows of their own")
-    if model.caches != model.layers:
-        raise EngineError("several layers of this model read one cache: it has float32 caches alone")
+def check_foldable(bundle: Bundle, subjects: Subjects | None) -> None:
+    """Raise EngineError for a model whose keys and values cannot be 8 bits, or not by such images.
+
+    Raises RequestError for subjects that the model does not take.
+    """
+    model = bundle.model
+    if subjects is not None:
+        conditioner = Conditioner(bundle)
+        try:
+            conditioner.conditions(Request(**subjects.take(range(IMAGES + OTHERS))))
+        finally:
+            conditioner.close()
+    elif not isinstance(model.condition, ClassCondition):
+        raise EngineError(
+            f"this {model.family} model takes prompts, and by made-up ones the ranges of its keys and values would be "
+            "others: give some of the kind that it is to draw (--prompt, --prompts or --features)"
+        )
 
 
-def calibrate_caches(bundle: Bundle, engine: OnnxRuntimeEngine) -> Calibrated:
-    """Scales of every channel of every cache, from images of the default schedule. Raises EngineError if none fits."""
-    largest = {name: np.abs(cache).max(axis=(0, 2)).ravel() for name, cache in drawn(bundle, engine, 0, IMAGES).items()}
+def calibrate_caches(bundle: Bundle, engine: OnnxRuntimeEngine, subjects: Subjects | None = None) -> Calibrated:
+    """Scales of every channel of every cache, from images of the default schedule. Raises EngineError if none fits.
+
+    `subjects`: what the images show, round and round; None: classes, or prompts that are made up.
+    """
+    chosen = subjects or sample_subjects(bundle.model, IMAGES + OTHERS)
+    first = drawn(bundle, engine, chosen, range(IMAGES))
+    largest = {name: np.abs(cache).max(axis=(0, 2)).ravel() for name, cache in first.items()}
     scales = {name: np.where(one > 0, MARGIN * one / STEPS, 1).astype(np.float32) for name, one in largest.items()}
-    found = {name: rounded(cache, scales[name]) for name, cache in drawn(bundle, engine, IMAGES, OTHERS).items()}
+    others = drawn(bundle, engine, chosen, range(IMAGES, IMAGES + OTHERS))
+    found = {name: rounded(cache, scales[name]) for name, cache in others.items()}
     layers = [
         {f"{kind}_cache_{layer}": found[f"{kind}_cache_{layer}"] for kind in ("key", "value")}
         for layer in range(bundle.model.caches)
@@ -113,10 +139,11 @@ def calibrate_caches(bundle: Bundle, engine: OnnxRuntimeEngine) -> Calibrated:
     )
 
 
-def drawn(bundle: Bundle, engine: OnnxRuntimeEngine, first: int, count: int) -> dict[str, NDArray[np.float32]]:
-    """What the caches hold after images of the default schedule, whose seeds are `first` and on."""
-    subjects = sample_subjects(bundle.model, first + count).take(range(first, first + count))
-    request = {**subjects, "seeds": range(first, first + count), "guidance": GUIDED, "batch": count}
+def drawn(
+    bundle: Bundle, engine: OnnxRuntimeEngine, subjects: Subjects, seeds: Sequence[int]
+) -> dict[str, NDArray[np.float32]]:
+    """What the caches hold after images of the default schedule, of the subjects of the same numbers as the seeds."""
+    request = {**subjects.take(seeds), "seeds": seeds, "guidance": GUIDED, "batch": len(seeds)}
     Runner(bundle, engine).generate(**request, images=False)
     return {name: engine.cache(name).copy() for name in cache_names(bundle.model.caches)}
 

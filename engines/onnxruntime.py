@@ -12,15 +12,16 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from arforge.engines.cache_trial import LowCaches, check_foldable
+from arforge.engines.cache_trial import LowCaches
 from arforge.engines.decode_widths import choose, measure, stored_widths
 from arforge.engines.jacobi_windows import Window, count_calls, rated, windows_to_try
+from arforge.engines.onnxruntime_job import IN_BLOCKS, QUANTIZATIONS, TARGET, BuildJob
 from arforge.runner.backends.kernels import NAME, find_kernels
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import load_library
@@ -28,16 +29,12 @@ from arforge.runner.bundle import BuiltEngine, Bundle, open_bundle, sha256_of
 from arforge.runner.bundle.writer import add_engine, changing
 from arforge.runner.errors import BundleError, EngineError
 from arforge.runner.optional import needed
+from arforge.runner.request import Subjects
 from arforge.runner.step_graph import cache_names, guided_rows
 
-TARGET = "onnxruntime"
 DEVICE = "cpu"
 OWN = "step-onnxruntime"  # the name of a graph beside the bundle's, before a hash
-PRECISIONS = ("fp32", "int8", "int4")
-IN_BLOCKS = ("int8", "int4")
-CACHES = ("fp32", "int8")
 PARTS = ("graph", "weights", "cache_graph")  # of an identity: files that a build wrote
-QUANTIZATIONS = ("blocks", "rows", "static")  # of int8; the last is the graph that `arforge calibrate` made
 
 
 @dataclass(frozen=True)
@@ -56,6 +53,7 @@ def build(
     measure_widths: bool = False,
     measure_jacobi: bool = False,
     trial: bool = True,
+    subjects: Subjects | None = None,
 ) -> Built:
     """Build and enter the engine. `widths`: pad steps to these widths only (empty: run every width as it is).
 
@@ -66,94 +64,61 @@ def build(
     products in blocks and by rows on this machine and takes the quicker; without a trial, and where the bundle stores
     blocks, it is blocks.
     `caches` "int8": draw a few images, give keys and values 8 bits by them, and use that graph where all rows write to
-    the same slots, up to the width to which it is quicker.
+    the same slots, up to the width to which it is quicker. `subjects`: what those images show, classes by default.
     Raises EngineError for a precision that the target lacks, or a graph that fails its trial step.
     """
-    if precision not in PRECISIONS:
-        raise EngineError(f"target {TARGET} has no precision {precision!r}: use {', '.join(PRECISIONS)}")
-    if quantization is not None and (precision != "int8" or quantization not in QUANTIZATIONS):
-        raise EngineError(
-            f"quantization {quantization!r} with precision {precision}: int8 has {', '.join(QUANTIZATIONS)}, "
-            "other precisions no choice"
-        )
-    if caches not in CACHES:
-        raise EngineError(f"caches {caches!r}: use {', '.join(CACHES)}")
-    if caches == "int8" and (precision not in IN_BLOCKS or quantization == "static"):
-        raise EngineError("8-bit caches go with int8 and int4 that need no calibration")
-    if caches == "int8" and (not trial or measure_jacobi):
-        raise EngineError(
-            "8-bit caches are measured, and running ahead on drafts has float32 ones: give --cache-precision "
-            "int8 neither --no-trial nor --measure-jacobi"
-        )
-    if widths and measure_widths:
-        raise EngineError("widths are either given or measured: leave one out")
-    if not trial and (measure_widths or measure_jacobi):
-        raise EngineError("what is not opened is not measured: leave the trial in")
-    if widths and measure_jacobi:
-        raise EngineError("running ahead on drafts is measured at widths of its own: leave the widths out")
-    if any(width < 1 for width in widths):
-        raise EngineError(f"widths {list(widths)} must all be at least 1")
+    job = BuildJob(
+        precision,
+        tuple(sorted(set(widths))),
+        quantization,
+        caches,
+        subjects,
+        measure_widths=measure_widths,
+        measure_jacobi=measure_jacobi,
+        trial=trial,
+    )
+    job.check()
     open_bundle(root)  # what is no bundle says so, before anything looks for a lock
     with changing(root) as bundle:
-        if max(widths, default=1) > bundle.model.position_rows:
-            raise EngineError(f"width {max(widths)} is more than the model's {bundle.model.position_rows} positions")
-        chosen = tuple(sorted(set(widths))) or None
-        return _build(bundle, precision, chosen, quantization, caches, measure_widths, measure_jacobi, trial)
+        job.check_bundle(bundle)
+        return _build(bundle, job)
 
 
-def _build(
-    bundle: Bundle,
-    precision: str,
-    widths: tuple[int, ...] | None,
-    quantization: str | None,
-    caches: str,
-    measure_widths: bool,
-    measure_jacobi: bool,
-    trial: bool,
-) -> Built:
-    folder = f"engines/{TARGET}-{precision}-{DEVICE}"
-    check_stored(bundle, precision, quantization)
-    if caches == "int8":
-        check_foldable(bundle.model)
-    tried: dict[str, Any] = {}
-    if precision == "int8" and quantization is None and trial and bundle.model.stored_precision not in IN_BLOCKS:
+def _build(bundle: Bundle, job: BuildJob) -> Built:
+    folder = f"engines/{TARGET}-{job.precision}-{DEVICE}"
+    quantization, tried = job.quantization, dict[str, Any]()
+    if job.chooses and bundle.model.stored_precision not in IN_BLOCKS:
         quantization, tried = quicker(bundle)
-    new: list[Path] = []
+    rows, new = quantization == "rows", list[Path]()
     if quantization == "static":
         graph: dict[str, Any] = {"graph": place(bundle, calibrated_graph(bundle))}
     else:
-        graph, new = lowered(bundle, precision, bundle.path(folder), rows=quantization == "rows")
-    graph["graph_sha256"] = sha256_of(bundle.path(graph["graph"]))
+        graph, new = lowered(bundle, job.precision, bundle.path(folder), rows=rows)
     path = bundle.path(graph["graph"])
-    low = LowCaches(bundle, precision, path, rows=quantization == "rows") if caches == "int8" else None
-    found = Trial(widths)
-    if trial:
-        start = time.perf_counter()
-        engine = OnnxRuntimeEngine(bundle, precision, widths=widths, path=path)
-        seconds, engine.exact_width = time.perf_counter() - start, graph.get("exact_width")
-        measures = measured(bundle, engine, low, measure_widths=measure_widths, measure_jacobi=measure_jacobi)
-        found = replace(measures, load_seconds=seconds)
+    graph["graph_sha256"] = sha256_of(path)
+    low = LowCaches(bundle, job.precision, path, job.subjects, rows=rows) if job.low_caches else None
+    found = tried_out(bundle, job, path, graph.get("exact_width"), low) if job.trial else Trial(job.widths or None)
     identity: dict[str, Any] = {
         "target": TARGET,
-        "precision": precision,
+        "precision": job.precision,
         "device": DEVICE,
         **graph,
-        "library": library(precision),
+        "library": library(job.precision),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "widths": None if found.widths is None else list(found.widths),
     }
-    if measure_widths:
+    if job.measure_widths:
         identity["width_milliseconds"] = {str(width): round(1000 * one, 3) for width, one in found.costs.items()}
-    if measure_jacobi:
+    if job.measure_jacobi:
         identity["jacobi"] = [window.to_json() for window in found.windows]
-    if precision in IN_BLOCKS:
+    if job.precision in IN_BLOCKS:
         identity |= {"quantization": quantization or QUANTIZATIONS[0], **tried}
-    kind = BuiltEngine(TARGET, precision, DEVICE, folder)
     if low is not None:
         identity |= low.facts
         new += low.files
         if "cache_graph" in low.facts:
             identity.pop("exact_width", None)  # one token's step and running ahead have caches of two types
+    kind = BuiltEngine(TARGET, job.precision, DEVICE, folder)
     gone = unused_graphs(bundle, kind, {identity.get(part, "") for part in PARTS})
     add_engine(bundle, kind, identity, new, gone)
     return Built(identity, found.load_seconds)
@@ -169,45 +134,34 @@ class Trial:
     load_seconds: float | None = None  # None: it was not opened
 
 
-def measured(
-    bundle: Bundle, engine: OnnxRuntimeEngine, low: LowCaches | None, *, measure_widths: bool, measure_jacobi: bool
-) -> Trial:
-    """Try an engine that has just been opened, measure what is asked for, and close it.
+def tried_out(bundle: Bundle, job: BuildJob, path: Path, exact_width: int | None, low: LowCaches | None) -> Trial:
+    """Open the graph as an engine, try it, measure what is asked for, and close it.
 
     Raises EngineError if its trial step fails.
     """
+    start = time.perf_counter()
+    engine = OnnxRuntimeEngine(bundle, job.precision, widths=job.widths or None, path=path)
+    load_seconds, engine.exact_width = time.perf_counter() - start, exact_width
     widths, costs, windows = engine.widths, {}, []
     try:
         try_out(bundle, engine)
-        if measure_jacobi and (tried := windows_to_try(bundle, engine)):
+        if job.measure_jacobi and (tried := windows_to_try(bundle, engine)):
             one = measure(engine, bundle, [1, *tried])
             windows = rated(bundle.model.cells, count_calls(bundle, engine, tried), one)
-        if measure_widths:
+        if job.measure_widths:
             costs = measure(engine, bundle, stored_widths(bundle))
             widths = choose(costs)
         if low is not None:
             low.try_out(engine)
     finally:
         engine.close()
-    return Trial(widths, costs, windows)
+    return Trial(widths, costs, windows, load_seconds)
 
 
 def library(precision: str) -> str:
     """What runs an engine here, as its identity says it."""
     name = f"onnxruntime {load_library().__version__}"
     return f"{name} with {NAME}" if precision in IN_BLOCKS and find_kernels() is not None else name
-
-
-def check_stored(bundle: Bundle, precision: str, quantization: str | None) -> None:
-    """Raise EngineError for a precision that would round weights anew which the bundle stores in blocks."""
-    stored = bundle.model.stored_precision
-    if quantization == "rows" and stored in IN_BLOCKS:
-        raise EngineError(f"{bundle.root} stores its weights in blocks, which are not rounded again: leave out rows")
-    if {stored, precision} == {"int8", "int4"}:
-        raise EngineError(
-            f"{bundle.root} stores its weights in {stored}, of which no {precision} engine is made: build {stored}, or "
-            f"export the checkpoint again with --precision {precision}"
-        )
 
 
 def calibrated_graph(bundle: Bundle) -> Path:

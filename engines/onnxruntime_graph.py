@@ -33,13 +33,14 @@ def lower_for_onnxruntime(
     choice: Choice = by_rule,
     rows: bool = False,
     scales: Mapping[str, NDArray[np.float32]] | None = None,
+    own_positions: bool = False,
 ) -> ir.Model:
     """The graph at `path` for "fp32", "int8" or "int4", with queries apart in steps of up to `narrow` tokens.
 
     `shared`: the graph is to lie beside the source, whose weights it reads, as one for fp32 does; else it has all of
     its own. `choice`: of bits and blocks of matrices that are not stored in any. `rows`, of int8: whole matrices
-    in place of blocks. `scales`: of 8-bit caches, for steps whose rows all write to the same slots. Raises EngineError
-    for a graph that is none of a decoding step.
+    in place of blocks. `scales`: of 8-bit caches, for steps whose rows all write to the same slots; `own_positions`: at
+    positions of their own. Raises EngineError for a graph that is none of a decoding step.
     """
     model = ir.load(path)
     model.opset_imports[CONTRIB] = 1
@@ -47,7 +48,7 @@ def lower_for_onnxruntime(
     if scales is None:
         ease_attention(model, narrow)
     else:
-        fold_attention(model, scales)
+        fold_attention(model, scales, own_positions=own_positions)
     if precision in BITS:
         if not (quantize_rows(model) if rows else quantize_products(model, precision, choice)):
             raise EngineError(f"{path} has no product with a stored matrix: it is not a step graph")

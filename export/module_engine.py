@@ -53,6 +53,9 @@ class ModuleEngine:
         self._memory.prepare(images, rows, slots, condition)
         self._caches = self._module.empty_caches(rows, slots)
 
+    def has_low_caches(self, lockstep: int) -> bool:
+        return False
+
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         return self._memory.buffers(width, queries)
 

@@ -85,7 +85,8 @@ def prompt_slots(model: ModelFacts, longest: int) -> int:
     """
     if isinstance(model.condition, ClassCondition):
         return 0
-    return min(model.condition.slots - 1, -(-longest // GRANULE) * GRANULE)
+    most, rounded = model.condition.slots - 1, -(-longest // GRANULE) * GRANULE
+    return min(most, rounded) if most <= GRANULE else rounded
 
 
 def class_conditions(model: ModelFacts, classes: Iterable[int]) -> Conditions:

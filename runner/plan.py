@@ -173,6 +173,8 @@ def make_plan(
     column = column_of(schedule)
     pairs = list(zip(schedule.write_indices, schedule.steps, strict=True))
     slots = max(write_index + fitting_width(step.width, widths) for write_index, step in pairs)
+    if schedule.queries:  # attention may take as many slots as queries
+        slots = max(slots, *(fitting_width(max(1, len(step.targets)), widths) for step in schedule.steps))
     if schedule.rows:  # at most a stand-in or an end of each row, beside the cells and the condition
         slots = schedule.zero_slots + schedule.cells + schedule.grid[0] + fitting_width(schedule.widths[-1], widths)
     line = None

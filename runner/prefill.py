@@ -38,7 +38,7 @@ class Prefill:
     def __init__(self, engine: Engine, model: ModelFacts) -> None:
         self._engine, self._model = engine, model
         self._names = cache_names(model.caches)
-        self._held: OrderedDict[Prompt, Caches] = OrderedDict()
+        self._held: OrderedDict[tuple[Prompt, bool], Caches] = OrderedDict()  # with whether it has low caches
         self.seconds = 0.0  # that filling caches with prompts took, wall clock
 
     def start(self, plan: Plan, images: int, prompts: Sequence[Prompt], first_image: int = 0) -> Prefixes:
@@ -48,17 +48,17 @@ class Prefill:
         caches are cleared before. Raises EngineError for a prompt that the engine cannot take at once.
         """
         schedule, slots = plan.schedule, plan.prompt_slots
-        start = time.perf_counter()
-        distinct = [prompt for prompt in dict.fromkeys(prompts) if prompt.before]
-        for prompt in distinct:
-            if prompt not in self._held:
+        start, lockstep = time.perf_counter(), plan.lockstep_width
+        low = self._engine.has_low_caches(lockstep)
+        distinct = [(prompt, low) for prompt in dict.fromkeys(prompts) if prompt.before]
+        for prompt, _ in distinct:
+            if (prompt, low) not in self._held:
                 row = prompts.index(prompt)
                 whose = "the prompt" if row < images else "what stands for no prompt"
-                self._held[prompt] = self._pass(prompt, f"{whose} of image {first_image + row % images}")
-            self._held.move_to_end(prompt)
-        self._engine.prepare(
-            images, len(prompts), plan.slots, schedule.zero_slots + slots, lockstep=plan.lockstep_width
-        )
+                name = f"{whose} of image {first_image + row % images}"
+                self._held[prompt, low] = self._pass(prompt, name, lockstep)
+            self._held.move_to_end((prompt, low))
+        self._engine.prepare(images, len(prompts), plan.slots, schedule.zero_slots + slots, lockstep=lockstep)
         settings = self._engine.settings
         if settings.condition is None:
             return Prefixes()
@@ -69,7 +69,7 @@ class Prefill:
             if prompt.before:
                 seen[row, slots - prompt.before :] = True
                 first = schedule.zero_slots + slots - prompt.before
-                for name, values in zip(self._names, self._held[prompt], strict=True):
+                for name, values in zip(self._names, self._held[prompt, low], strict=True):
                     self._engine.write_cache(name, row, first, values)
         self._forget(distinct)
         self.seconds += time.perf_counter() - start
@@ -85,21 +85,24 @@ class Prefill:
     def clear(self) -> None:
         self._held.clear()
 
-    def _forget(self, present: Sequence[Prompt]) -> None:
+    def _forget(self, present: Sequence[tuple[Prompt, bool]]) -> None:
         """Drop the caches of prompts that are neither in this batch nor likely to come again."""
-        for prompt in [prompt for prompt in self._held if prompt not in present and not prompt.keep]:
-            del self._held[prompt]
-        kept = [prompt for prompt in self._held if prompt not in present]
-        for prompt in kept[: max(0, len(kept) - KEPT)]:
-            del self._held[prompt]
+        others = [held for held in self._held if held not in present]
+        kept = [held for held in others if held[0].keep][-KEPT:]
+        for held in others:
+            if held not in kept:
+                del self._held[held]
 
-    def _pass(self, prompt: Prompt, name: str) -> Caches:
-        """The caches of one prompt, which goes through the step graph in chunks. `name`: for messages."""
+    def _pass(self, prompt: Prompt, name: str, lockstep: int) -> Caches:
+        """The caches of one prompt, which goes through the step graph in chunks. `name`: for messages.
+
+        `lockstep`: the widest of the steps that it is for, as `Engine.prepare` takes it.
+        """
         engine, count = self._engine, prompt.before
         assert prompt.rows is not None
         chunks = self._chunks(prompt, name)
         slots = sum(chunks[-1])
-        engine.prepare(1, 1, slots, zero_slots=slots, condition=count)
+        engine.prepare(1, 1, slots, zero_slots=slots, condition=count, lockstep=lockstep)
         settings = engine.settings
         assert settings.condition is not None
         settings.temperature[:], settings.top_k[:], settings.top_p[:] = 1, 0, 1  # without filters
@@ -116,7 +119,7 @@ class Prefill:
             engine.run(width)
             if (buffers.next_tokens == NO_TOKEN).any():
                 spoilt = spoilt_cache(engine, self._model, first + width)
-                engine.prepare(1, 1, slots, zero_slots=slots, condition=count)
+                engine.prepare(1, 1, slots, zero_slots=slots, condition=count, lockstep=lockstep)
                 raise NumericsError(
                     f"{name}: the logits are non-finite in its first {min(first + width, count)} tokens of {count + 1}"
                     f"{spoilt}; check its features, {advice(engine)}"

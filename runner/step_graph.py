@@ -171,18 +171,37 @@ def row_sizes(model: ModelFacts, images: int) -> dict[str, int]:
     return {"rows": rows, ROW_HEADS: heads, ROW_VALUES: heads * model.head_size}
 
 
-def folded(plain: Contract, types: Mapping[str, str]) -> Contract:
-    """A step whose rows stand as heads of one row in the caches, which have these types, int8 or float32."""
+def again_name(cache: str, hand: int) -> str:
+    """The outputs, in a folded graph, of a cache that several layers read: one where it is written, one a layer.
+
+    That of the last layer is called as any cache's.
+    """
+    return f"{written_name(cache)}_again_{hand}"
+
+
+def read_again(model: ModelFacts) -> dict[str, tuple[str, ...]]:
+    """The further outputs by cache, of caches that several layers read: later layers all read the last one."""
+    more = model.layers - model.caches
+    names = [f"{kind}_cache_{model.caches - 1}" for kind in ("key", "value")]
+    return {name: tuple(again_name(name, hand) for hand in range(1 + more)) for name in names if more}
+
+
+def folded(plain: Contract, types: Mapping[str, str], again: Mapping[str, Iterable[str]]) -> Contract:
+    """A step whose rows stand as heads of one row in the caches, which have these types, int8 or float32.
+
+    `again`: the names under which the step gives some of them too.
+    """
 
     def tensor(one: Tensor, cache: str) -> Tensor:
         if cache not in types:
             return one
         return replace(one, dtype=types[cache], shape=(1, "heads", *one.shape[2:]))
 
-    return Contract(
-        tuple(tensor(one, one.name) for one in plain.inputs),
-        tuple(tensor(one, one.name.removeprefix(written_name(""))) for one in plain.outputs),
-    )
+    inputs = tuple(tensor(one, one.name) for one in plain.inputs)
+    outputs = [tensor(one, one.name.removeprefix(written_name(""))) for one in plain.outputs]
+    held = {one.name: one for one in outputs}
+    more = [replace(held[written_name(cache)], name=name) for cache, names in again.items() for name in names]
+    return Contract(inputs, (*outputs, *more))
 
 
 def caches(model: ModelFacts, cache_type: str) -> tuple[Tensor, ...]:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
 LINKED = [name.removeprefix("arforge.") for name in PROJECT["package-dir"] if name != "arforge"]
 BUILD = "import sys, setuptools.build_meta as backend; getattr(backend, sys.argv[1])(sys.argv[2])"
+KERNELS = "runner/cpp/src/kernels"
 PLACES = "import arforge.runner.runner as r, arforge.cli as c; print(r.__file__); print(c.__file__)"
 
 
@@ -40,6 +41,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "cpp")
     for name in ("arforge", *LINKED):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
+    shutil.copytree(ROOT / KERNELS, folder / KERNELS)
     return folder
 
 
@@ -65,8 +67,10 @@ def test_a_wheel_holds_every_module_and_schema(wheel: Path) -> None:
     kinds = ("*.py", "*.schema.json", "*.html", "py.typed")
     found = (path.resolve() for name in ("arforge", *LINKED) for kind in kinds for path in (ROOT / name).rglob(kind))
     places = {path.relative_to(ROOT) for path in found if "cpp" not in path.parts}
+    kernels = {f"arforge/{KERNELS}/{path.name}" for path in (ROOT / KERNELS).iterdir()}
+    assert f"arforge/{KERNELS}/products.cpp" in kernels  # which `arforge kernels` compiles
     wanted = {path.as_posix() if path.parts[0] == "arforge" else f"arforge/{path.as_posix()}" for path in places}
-    assert names(wheel) == wanted
+    assert names(wheel) == wanted | kernels
 
 
 def test_a_source_distribution_makes_the_same_wheel(clone: Path, wheel: Path, tmp_path: Path) -> None:

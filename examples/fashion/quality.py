@@ -37,7 +37,7 @@ from arforge.calibration.quality.image_set import ImageSet, open_image_set
 from arforge.calibration.ranges import Rule
 from arforge.engines import onnxruntime
 from arforge.engines.low_precision import has_graphs
-from arforge.engines.onnxruntime import QUANTIZATIONS
+from arforge.engines.onnxruntime_job import QUANTIZATIONS
 from arforge.runner import Runner, open_bundle
 from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import sha256_of
@@ -74,7 +74,6 @@ SCHEDULES = {
 INT8 = {"llamagen": ("ntp", "zipar:2"), "par": ("par:4",), "arpg": ("arpg:8",)}
 INT4 = {"llamagen": ("ntp", "zipar:2"), "par": ("par:4",), "arpg": ("arpg:8",)}
 LOW_CACHES = "blocks, 8-bit caches"
-SHARED_CACHES = ("arpg",)  # families whose layers share a cache, which stays float32
 CALIBRATED = 32  # images a schedule that the ranges of the static kind come from
 OTHER_SEEDS = (10_000, 20_000)  # the first schedule again, for the spread of the measure
 FLOORS = (0, 10_000, 20_000)  # where the training images that stand for a perfect generator start
@@ -226,7 +225,7 @@ def int8(threads: int | None, families: tuple[str, ...], file: Path, output: Pat
         checkpoint = open_bundle(bundle).provenance["checkpoint"]["sha256"]
         if not has_graphs(open_bundle(bundle), "int8"):
             calibrate(Calibration(bundle, Rule("max", 100.0), samples=CALIBRATED, check=0, threads=threads))
-        for quantization in (*QUANTIZATIONS, *([] if family in SHARED_CACHES else [LOW_CACHES])):
+        for quantization in (*QUANTIZATIONS, LOW_CACHES):
             with open_int8(bundle, quantization, threads) as runner:
                 bench = Bench(runner, checkpoint, reference, extractor, classifier, {"quantization": quantization})
                 for row in quality_page.first_seeds(figures):

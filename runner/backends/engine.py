@@ -131,8 +131,12 @@ class Engine(Protocol):
         """Make caches and settings of that shape ready, the first `zero_slots` slots zero.
 
         `condition`: rows of a prompt that steps read, where the model takes prompts. `lockstep`: the widest of the
-        steps, in each of which all rows write to the same slots; 0: they may not.
+        steps, in each of which all rows write to the same slots; 0: they may not. Of a prompt's passes: that of the
+        steps that it is for.
         """
+
+    def has_low_caches(self, lockstep: int) -> bool:
+        """Whether caches of such steps have fewer bits than those of others: then they cannot stand for each other."""
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         """The memory of steps of that width, and of that many queries where the model has them."""

@@ -1,6 +1,6 @@
 """Products with weights in blocks by kernels of our own, in place of ONNX Runtime's, where there are any.
 
-They are a library that ONNX Runtime loads (`runner/cpp/src/kernels`), for x86-64 with AVX-512 VNNI: what it computes is
+They are a library that ONNX Runtime loads (`runner/cpp/src/kernels`), for x86-64 with VNNI: what it computes is
 the same but for the order of its float32 sums. `arforge kernels` compiles it and leaves it where it is looked for. A
 graph names the library's operator; it is renamed as it is opened, so every engine runs with and without.
 """
@@ -18,6 +18,7 @@ from arforge.version import VERSION
 NAME = "arforge's kernels"
 PLACE = "ARFORGE_KERNELS"  # of the environment: the library's file, or OFF
 OFF = "off"
+FLAGS = {"avx512_vnni", "avx_vnni"}  # of a processor that has the instructions, as Linux names them
 THEIRS, OURS = (b"\x22\x0b" + name for name in (b"MatMulNBits", b"MatMulBlock"))
 """Of a node: field 4, the length of the operator's name, and the name; both as long, so nothing else moves."""
 
@@ -61,10 +62,10 @@ def runs_here(path: Path) -> bool:
 def worth_compiling(information: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this is Linux on a processor that has the instructions, and nobody has said or done anything yet."""
     try:
-        could = " avx512_vnni" in information.read_text("utf-8", errors="replace")
+        flags = information.read_text("utf-8", errors="replace").split()
     except OSError:
-        could = False
-    return could and not named() and find_kernels() is None
+        flags = []
+    return not FLAGS.isdisjoint(flags) and not named() and find_kernels() is None
 
 
 def with_kernels(graph: bytes) -> bytes | None:

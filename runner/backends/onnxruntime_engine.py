@@ -15,14 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.backends.engine import RequestBuffers, StepBuffers, StepMemory
-from arforge.runner.backends.folded_graph import folded_content
+from arforge.runner.backends.folded_graph import USUAL_ROWS, folded_content, latest_rows
 from arforge.runner.backends.onnxruntime_session import contract_of, open_session
 from arforge.runner.bundle import Bundle
 from arforge.runner.command_line import command_line
 from arforge.runner.device import available_cores, device_name, streaming_bandwidth
 from arforge.runner.errors import EngineError
 from arforge.runner.plan import Plan
-from arforge.runner.step_graph import Contract, cache_names, contract, difference, folded, guided_rows, written_name
+from arforge.runner.step_graph import (
+    Contract,
+    cache_names,
+    contract,
+    difference,
+    folded,
+    guided_rows,
+    read_again,
+    written_name,
+)
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -71,8 +80,11 @@ class OnnxRuntimeEngine:
         self._bundle, self._threads = bundle, threads
         self._graph = graph = graph or bundle.sampler.graph
         self._path = path or bundle.graph(graph, precision)
-        self._folded, self._folded_rows = folded, 0  # rows that the open graph is folded for; 0: it is not
+        self._folded = folded
+        self._folded_rows: tuple[int, ...] = ()  # numbers of rows that the open graph is folded for; none: it is not
+        self._rows_used = USUAL_ROWS  # the latest first
         self._caches = cache_names(bundle.model.caches)
+        self._again = read_again(bundle.model)  # of a folded graph
         self._extra = tuple(extra_outputs)
         self._steps = StepMemory(bundle.model, graph)
         self._live = 0  # slots that are bound
@@ -81,7 +93,7 @@ class OnnxRuntimeEngine:
         self._masks: dict[tuple[int, int], NDArray[np.bool_]] = {}  # of the live slots, as they are bound
         self._session: onnxruntime.InferenceSession | None = None
         if session is None:
-            self._choose_graph(guided_rows(1, guided=True), lockstep=1)
+            self._choose_graph(guided_rows(1, guided=True), low=self.has_low_caches(1))
         else:
             self._take(session)
 
@@ -117,30 +129,34 @@ class OnnxRuntimeEngine:
     def prepare(
         self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1, lockstep: int = 0
     ) -> None:
-        self._choose_graph(rows, lockstep)
+        self._choose_graph(rows, self.has_low_caches(lockstep))
         if self._steps.prepare(images, rows, slots, condition):
             self._allocate(rows * self._bundle.model.kv_heads * slots * self._bundle.model.head_size)
         self._unbind(self._rounded(zero_slots))
         for name in self._memory:
             self.cache(name)[:, :, :zero_slots] = 0
 
-    def _choose_graph(self, rows: int, lockstep: int) -> None:
-        """Open the graph for steps so wide, unless it is, and close the other, which has caches of another type."""
-        wanted = rows if self._folded is not None and 0 < lockstep <= self._folded.width else 0
-        if self._session is not None and wanted == self._folded_rows:
+    def has_low_caches(self, lockstep: int) -> bool:
+        return self._folded is not None and 0 < lockstep <= self._folded.width
+
+    def _choose_graph(self, rows: int, low: bool) -> None:
+        """Open the graph for those rows and caches, unless it is, and close the one that is open in its place."""
+        if low:
+            self._rows_used = latest_rows(self._rows_used, rows)
+        if self._session is not None and (rows in self._folded_rows if low else not self._folded_rows):
             return
         self._unbind(0)
         self._steps.prepare(0, 0, 0, 0)
         self._memory.clear()
         self._session = None
-        if self._folded is None or not wanted:
+        if self._folded is None or not low:
             self._take(self._open(self._path))
         else:
             path = self._folded.path
-            session = self._open(path, folded_content(path, rows))
+            session = self._open(path, folded_content(path, self._rows_used))
             types = {name: kind.name for name, kind in cache_types(session).items()}
-            check_inputs(session, folded(contract(self._bundle.model, self._graph), types), path)
-            self._session, self._folded_rows, self._cache_types = session, rows, cache_types(session)
+            check_inputs(session, folded(contract(self._bundle.model, self._graph), types, self._again), path)
+            self._session, self._folded_rows, self._cache_types = session, self._rows_used, cache_types(session)
 
     def _open(self, path: Path, content: bytes | None = None) -> onnxruntime.InferenceSession:
         return open_session(path, self._threads, content)
@@ -150,7 +166,7 @@ class OnnxRuntimeEngine:
         check_caches(session, self._bundle, self._path)
         types = cache_types(session)
         check_inputs(session, contract(self._bundle.model, self._graph, types[self._caches[0]].name), self._path)
-        self._session, self._folded_rows, self._cache_types = session, 0, types
+        self._session, self._folded_rows, self._cache_types = session, (), types
 
     def _allocate(self, size: int) -> None:
         try:
@@ -199,7 +215,7 @@ class OnnxRuntimeEngine:
 
     def run(self, width: int, queries: int = 0) -> None:
         buffers = self.buffers(width, queries)
-        needed = int(buffers.write_index.max()) + width
+        needed = max(int(buffers.write_index.max()) + width, queries)  # attention may take as many slots as queries
         if needed > self._live:
             self._grow(needed)
         if (width, queries) not in self._bound:
@@ -239,7 +255,8 @@ class OnnxRuntimeEngine:
             cache = self.cache(name)
             place = place_of(cache.reshape(1, -1, *cache.shape[2:]) if self._folded_rows else cache)
             binding.bind_input(name, *place)
-            binding.bind_output(written_name(name), *place)
+            for written in (written_name(name), *(self._again.get(name, ()) if self._folded_rows else ())):
+                binding.bind_output(written, *place)
         for name in self._extra:
             binding.bind_output(name, "cpu")
         return binding

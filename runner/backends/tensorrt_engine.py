@@ -133,6 +133,9 @@ class TensorRTEngine:
         if zero_slots:
             self._caches.clear(self._rows(self._batch), zero_slots)
 
+    def has_low_caches(self, lockstep: int) -> bool:
+        return False
+
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         if (width, queries) not in self._steps:
             self._steps[width, queries] = self._step(width, queries)

@@ -116,6 +116,9 @@ class TimedEngine:
         self.kinds.clear()
         self.prompt_slots, self.prepared = 0, time.perf_counter()
 
+    def has_low_caches(self, lockstep: int) -> bool:
+        return self._engine.has_low_caches(lockstep)
+
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         return self._engine.buffers(width, queries)
 

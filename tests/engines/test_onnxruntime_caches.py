@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from click.testing import CliRunner
 from low_caches import always_quicker
@@ -18,14 +18,17 @@ from arforge.engines.cache_trial import IMAGES, STEPS, WORST, calibrate_caches, 
 from arforge.engines.onnxruntime_graph import lower_for_onnxruntime
 from arforge.engines.tensorrt_graph import write_model
 from arforge.engines.verify import verify_bundle
-from arforge.runner import EngineError, Runner, open_bundle
-from arforge.runner.backends.folded_graph import MARK, decoded, encoded, folded_content
+from arforge.runner import Runner, open_bundle
+from arforge.runner.backends.folded_graph import NUMBERS, USUAL_ROWS
 from arforge.runner.backends.onnxruntime_engine import FoldedGraph, OnnxRuntimeEngine
+from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import Bundle
+from arforge.runner.request import Subjects
 from arforge.runner.step_graph import cache_names
 
 SLOTS, KNOWN = 24, 9
-NAMES = ["bundle", "grouped_bundle", "par_bundle"]
+images_of = cache_trial.drawn
+NAMES = ["bundle", "grouped_bundle", "par_bundle", "arpg_bundle"]
 Scales = Mapping[str, NDArray[np.float32]]
 
 
@@ -64,8 +67,11 @@ def one_step(
                 codes = np.clip(np.rint(values / scale), -STEPS, STEPS)
                 values = codes if engine.cache(name).dtype == np.int8 else codes * scale
             engine.cache(name)[row, :, :KNOWN] = values
-    buffers = engine.buffers(width)
+    queries = width + 2 if model.queries else 0
+    buffers = engine.buffers(width, queries)
     buffers.mask[:] = False
+    if buffers.query_positions is not None:
+        buffers.query_positions[:] = 1 + (np.arange(queries) + 7 * np.arange(rows)[:, None]) % 20
     for row in range(rows):
         rng = np.random.default_rng((row, width))
         buffers.tokens[row] = rng.integers(0, 8, width)
@@ -74,7 +80,7 @@ def one_step(
     buffers.mask[..., 0] = True
     buffers.positions[:] = 1 + np.arange(width)
     buffers.write_index[:] = KNOWN
-    engine.run(width)
+    engine.run(width, queries)
     assert buffers.logits is not None
     return {"logits": buffers.logits.copy(), **{name: engine.cache(name).copy() for name in names}}
 
@@ -120,16 +126,19 @@ def test_a_row_has_the_same_bits_whatever_their_number(opened: Bundle, width: in
         assert not np.array_equal(among[name][1:2], array)
 
 
-@pytest.mark.parametrize(("name", "packed"), [("bundle", True), ("grouped_bundle", False), ("par_bundle", False)])
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [("bundle", {True}), ("grouped_bundle", {False}), ("par_bundle", {False}), ("arpg_bundle", {False})],
+)
 def test_queries_keys_and_values_of_as_many_heads_of_16_channels_are_packed(
-    name: str, packed: bool, request: pytest.FixtureRequest
+    name: str, packed: set[bool], request: pytest.FixtureRequest
 ) -> None:
     opened = open_bundle(request.getfixturevalue(name))
     model = lower_for_onnxruntime(opened.graph("step", "fp32"), "int8", 5, scales=all_scales(opened, 1))
-    nodes = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
-    assert len(nodes) == opened.model.layers
-    assert {node.attributes.get_int("do_rotary", 0) == 1 for node in nodes} == {packed}
-    assert any(node.op_type == "RotaryEmbedding" for node in model.graph) != packed
+    nodes = [node for node in model.graph.all_nodes() if node.op_type == "GroupQueryAttention"]
+    assert len(nodes) == opened.model.layers * NUMBERS
+    assert {node.attributes.get_int("do_rotary", 0) == 1 for node in nodes} == packed
+    assert any(node.op_type == "RotaryEmbedding" for node in model.graph) == (False in packed)
 
 
 def test_more_slots_than_positions_are_taken(bundle: Path, tmp_path: Path) -> None:
@@ -143,6 +152,22 @@ def test_more_slots_than_positions_are_taken(bundle: Path, tmp_path: Path) -> No
         buffers.write_index[:], buffers.positions[:] = slots - 2, opened.model.position_rows - 1
         buffers.mask[..., slots - 2 :] = True
         engine.run(2)
+        assert buffers.logits is not None
+        logits.append(buffers.logits.copy())
+    engine.close()
+    np.testing.assert_allclose(logits[1], logits[0], atol=3e-5 * np.abs(logits[0]).max())
+
+
+def test_positions_count_where_nothing_stands_before_a_step(opened: Bundle, tmp_path: Path) -> None:
+    """The operator alone would count them from the first on: the step behind kept cells would be turned wrongly."""
+    engine, logits = folded_engine(opened, tmp_path, {}), []
+    queries = 9 if opened.model.queries else 0  # more than there are slots in use
+    for lockstep in (0, 5):
+        engine.prepare(images=2, rows=2, slots=SLOTS, zero_slots=0, lockstep=lockstep)
+        buffers = engine.buffers(5, queries)
+        buffers.tokens[:], buffers.positions[:] = [[1, 2, 3, 4, 5], [5, 3, 2, 1, 4]], [0, 9, 2, 2, 11]
+        buffers.mask[..., :5] = np.tri(5, dtype=bool)
+        engine.run(5, queries)
         assert buffers.logits is not None
         logits.append(buffers.logits.copy())
     engine.close()
@@ -173,43 +198,21 @@ def test_wide_and_ragged_steps_have_float32_caches(bundle: Path, tmp_path: Path)
     assert kinds == ["int8", "float32", "int8", "int8", "float32", "float32"]
 
 
-def test_the_number_of_heads_is_set_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
+def test_a_graph_is_opened_again_for_new_numbers_of_rows_alone(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = open_bundle(bundle)
-    model = lower_for_onnxruntime(opened.graph("step", "fp32"), "int8", 5, scales=all_scales(opened, 1))
-    path = write_model(model, tmp_path, "step")[0]
-    marked = onnx.load(path, load_external_data=False)
-    for rows in (1, 7, 4096):
-        content = folded_content(path, rows)
-        assert len(content) == path.stat().st_size
-        found = onnx.load_model_from_string(content)
-        for one, other in zip(marked.graph.node, found.graph.node, strict=True):
-            for attribute in one.attribute:
-                if attribute.name in ("num_heads", "kv_num_heads"):
-                    attribute_found = next(each for each in other.attribute if each.name == attribute.name)
-                    assert attribute_found.i == rows * (attribute.i - MARK) > 0
-                    attribute_found.i = attribute.i
-        assert found == marked
-
-
-@pytest.mark.parametrize("number", [1, 127, 128, MARK, MARK + 16, 2**31 - 1])
-def test_numbers_are_written_in_five_bytes(number: int) -> None:
-    assert len(encoded(number)) == 5
-    assert decoded(encoded(number)) == number
-    attribute = onnx.AttributeProto()
-    attribute.MergeFromString(b"\x18" + encoded(number))
-    assert attribute.i == number
-
-
-def test_a_graph_that_is_not_folded_is_refused(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="has no heads to count: rebuild the engine"):
-        folded_content(open_bundle(bundle).graph("step", "fp32"), 2)
-    path = tmp_path / "step.onnx"
-    path.write_bytes(b"\x0a\x09num_heads\x18" + encoded(MARK))
-    with pytest.raises(EngineError, match="has no sound number of heads: rebuild the engine"):
-        folded_content(path, 2)
-    path.write_bytes(b"\x0a\x09num_heads\x18" + encoded(2 * MARK - 1))
-    with pytest.raises(EngineError, match="has no sound number of heads: rebuild the engine"):
-        folded_content(path, 64)
+    engine = folded_engine(opened, tmp_path, all_scales(opened, 0.04))
+    first = [one_step(engine, rows, 2, 2) for rows in (5, 9)]
+    times: list[Path] = []
+    monkeypatch.setattr(engine, "_open", lambda path, content: times.append(path) or open_session(path, 1, content))
+    for rows in (*USUAL_ROWS[:-1], 9, 5):  # nine has taken the place of the last
+        again = one_step(engine, rows, 2, 2)
+    assert not times
+    np.testing.assert_array_equal(again["key_cache_1"], first[0]["key_cache_1"])
+    one_step(engine, USUAL_ROWS[-1], 2, 2)
+    assert len(times) == 1
+    engine.close()
 
 
 def test_the_error_and_what_is_clipped_are_measured() -> None:
@@ -224,8 +227,9 @@ def test_the_error_and_what_is_clipped_are_measured() -> None:
 def test_scales_come_of_images_and_others_try_them(bundle: Path) -> None:
     opened = open_bundle(bundle)
     engine = OnnxRuntimeEngine(opened, "fp32", threads=1)
-    found = calibrate_caches(opened, engine)
-    largest = np.abs(cache_trial.drawn(opened, engine, 0, IMAGES)["key_cache_0"]).max(axis=(0, 2)).ravel()
+    chosen = Subjects("classes", (3, 1))
+    found = calibrate_caches(opened, engine, chosen)
+    largest = np.abs(cache_trial.drawn(opened, engine, chosen, range(IMAGES))["key_cache_0"]).max(axis=(0, 2)).ravel()
     engine.close()
     np.testing.assert_allclose(found.scales["key_cache_0"], 1.3 * largest / 127, rtol=1e-6)
     assert 0 < found.error < WORST
@@ -308,6 +312,24 @@ def test_an_engine_with_8_bit_caches_is_built_and_holds_what_it_promises(
     assert not opened.path(identity["cache_graph"]).exists()
 
 
+def test_a_model_of_prompts_is_built_with_those_that_are_given(
+    ids_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    always_quicker(monkeypatch)
+    drawn: list[tuple[object, ...]] = []
+    monkeypatch.setattr(cache_trial, "drawn", lambda *given: drawn.append(given[2:]) or images_of(*given))
+    root = Path(shutil.copytree(ids_bundle, tmp_path / "low.bundle"))
+    options = ["--precision", "int8", "--quantization", "rows", "--cache-precision", "int8"]
+    asked = ["--prompt", "a cat", "--prompt", "two dogs on the mat", "--unconditional", "image"]
+    done = CliRunner().invoke(main, ["build", str(root), *options, *asked])
+    assert done.exit_code == 0, done.output
+    subjects = Subjects("prompts", ("a cat", "two dogs on the mat"), {"unconditional": "image"})
+    for given, images in zip(drawn, (range(4), range(4, 6)), strict=True):
+        assert given[1] == images
+        assert given[0].take(images).items() >= subjects.take(images).items()  # type: ignore[attr-defined]
+    assert "8 bits in schedules of up to" in done.output
+
+
 def test_caches_that_are_not_quicker_stay_float32(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_trial, "widest", lambda *_: 0)
     done = CliRunner().invoke(main, ["build", str(bundle_copy), "--precision", "int8", "--cache-precision", "int8"])
@@ -328,8 +350,15 @@ def test_caches_that_are_not_quicker_stay_float32(bundle_copy: Path, monkeypatch
         ("bundle", ("--quantization", "static"), "8-bit caches go with int8 and int4 that need no calibration"),
         ("bundle", ("--no-trial",), "give --cache-precision int8 neither --no-trial nor --measure-jacobi"),
         ("bundle", ("--measure-jacobi",), "give --cache-precision int8 neither --no-trial nor --measure-jacobi"),
-        ("text_bundle", (), "models that take prompts have float32 caches alone"),
-        ("arpg_bundle", (), "several layers of this model read one cache"),
+        ("text_bundle", (), "takes prompts, and by made-up ones the ranges of its keys and values would be others"),
+        ("text_bundle", ("--class", "3"), "takes prompts, not classes"),
+        ("bundle", ("--prompt", "a cat"), "takes classes, not prompts"),
+        ("bundle", ("--class", "3", "--cache-precision", "fp32"), "images are drawn for 8-bit caches alone"),
+        (
+            "bundle",
+            ("--target", "tensorrt-rtx", "--cache-precision", "fp32", "--class", "3"),
+            "what to draw is for",
+        ),
         ("bundle", ("--target", "tensorrt-rtx"), "--cache-precision is for ONNX Runtime"),
     ],
 )

@@ -145,7 +145,7 @@ def test_slots_grow_in_blocks_that_leave_sums_alone(text_bundle: Path, bundle: P
     model = open_bundle(text_bundle).model
     assert [prompt_slots(model, longest) for longest in (0, 1, 119)] == [0, 119, 119]
     wide = replace(model, condition=replace(model.condition, slots=1000))
-    assert [prompt_slots(wide, longest) for longest in (0, 1, 128, 129, 999)] == [0, 128, 128, 256, 999]
+    assert [prompt_slots(wide, longest) for longest in (0, 1, 128, 129, 999)] == [0, 128, 128, 256, 1024]
     assert prompt_slots(open_bundle(bundle).model, 0) == 0
 
 

@@ -72,7 +72,12 @@ std::int64_t Conditions::longest() const {
 }
 
 std::int64_t prompt_slots(const ModelFacts& model, std::int64_t longest) {
-  return conditioned(model) ? std::min(model.prompt_limit() - 1, (longest + GRANULE - 1) / GRANULE * GRANULE) : 0;
+  if (!conditioned(model)) {
+    return 0;
+  }
+  const std::int64_t most = model.prompt_limit() - 1;
+  const std::int64_t rounded = (longest + GRANULE - 1) / GRANULE * GRANULE;
+  return most <= GRANULE ? std::min(most, rounded) : rounded;
 }
 
 Conditions class_conditions(const ModelFacts& model, const std::vector<std::int64_t>& classes) {

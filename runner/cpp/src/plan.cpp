@@ -59,7 +59,7 @@ void enter(const Shape& shape, std::vector<Shape>& shapes) {
 void shape_steps(Plan& plan) {
   std::int64_t live = 0; // never less than before
   for (PlannedStep& step : plan.steps) {
-    const std::int64_t needed = step.write_index + step.shape.width;
+    const std::int64_t needed = std::max(step.write_index + step.shape.width, step.shape.queries);
     live = needed > live ? plan.live(needed) : live;
     step.shape.slots = live;
     enter(step.shape, plan.shapes);
@@ -160,6 +160,14 @@ void plan_step(const Step& step, const Plan& plan, bool queries, std::int64_t wi
   planned.guidance = step.guidance;
 }
 
+std::int64_t Plan::lockstep_width() const {
+  std::int64_t widest = 0;
+  for (const Shape& shape : shapes) {
+    widest = own_pace() ? 0 : std::max(widest, shape.width);
+  }
+  return widest;
+}
+
 std::int64_t Plan::live(std::int64_t needed) const {
   return growth == 0 ? slots : std::min(slots, rounded_slots(needed, growth));
 }
@@ -212,7 +220,8 @@ Plan make_plan(Schedule schedule, const std::vector<std::int64_t>& widths, std::
     for (std::int32_t& slot : plan.steps.back().retire) {
       slot += static_cast<std::int32_t>(prompt_slots);
     }
-    plan.slots = std::max(plan.slots, write_index + plan.steps.back().shape.width);
+    const Shape& shape = plan.steps.back().shape; // attention may take as many slots as queries
+    plan.slots = std::max({plan.slots, write_index + shape.width, shape.queries});
     write_index += step.commit;
   }
   if (plan.jacobi > 0) {

@@ -68,6 +68,8 @@ struct Plan {
 
   // Whether images of a batch get on as their tokens allow, rather than all alike.
   [[nodiscard]] bool own_pace() const { return line || rules; }
+  // Of the widest call, where the images of a batch all write to the same slots; else 0.
+  [[nodiscard]] std::int64_t lockstep_width() const;
   // The slots that a call is given which reaches to slot `needed`.
   [[nodiscard]] std::int64_t live(std::int64_t needed) const;
   // What a decoding of it counts up to: steps, or cells where rows start by themselves.

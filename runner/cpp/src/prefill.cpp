@@ -1,6 +1,7 @@
 #include "prefill.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "numerics.h"
 #include "text.h"
@@ -65,8 +66,9 @@ void fill_chunk(const Prompt& prompt, std::int64_t first, bool in_sequence, cons
 
 } // namespace
 
-Prefill::Held::iterator Prefill::find(const Prompt& prompt) {
-  return std::find_if(held_.begin(), held_.end(), [&](const auto& held) { return held.first == prompt; });
+Prefill::Held::iterator Prefill::find(const Prompt& prompt, bool low) {
+  return std::find_if(held_.begin(), held_.end(),
+                      [&](const Filled& held) { return held.low == low && held.prompt == prompt; });
 }
 
 void Prefill::start(const Plan& plan, std::int64_t images, const std::vector<Prompt>& prompts,
@@ -77,44 +79,47 @@ void Prefill::start(const Plan& plan, std::int64_t images, const std::vector<Pro
       distinct.push_back(prompt);
     }
   }
+  const std::int64_t lockstep = plan.lockstep_width();
+  const bool low = engine_.has_low_caches(lockstep);
   for (const Prompt& prompt : distinct) {
-    if (const auto held = find(prompt); held != held_.end()) {
+    if (const auto held = find(prompt, low); held != held_.end()) {
       held_.splice(held_.end(), held_, held);
     } else {
       const std::int64_t row = std::find(prompts.begin(), prompts.end(), prompt) - prompts.begin();
       const char* const whose = row < images ? "the prompt" : "what stands for no prompt";
-      held_.emplace_back(prompt, pass(prompt, text(whose, " of image ", first_image + row % images)));
+      CacheContent caches = pass(prompt, text(whose, " of image ", first_image + row % images), lockstep);
+      held_.push_back({prompt, low, std::move(caches)});
     }
   }
   const auto rows = static_cast<std::int64_t>(prompts.size());
-  const bool lockstep = !plan.line && !plan.rules; // else images get on at paces of their own
   engine_.prepare({images, rows, plan.slots, 1, lockstep}, plan.shapes, plan.zero_slots + plan.prompt_slots);
   if (!conditioned(model_)) {
     return;
   }
   for (std::int64_t row = 0; row < rows; row++) {
-    write(plan, row, prompts[static_cast<std::size_t>(row)]);
+    write(plan, row, prompts[static_cast<std::size_t>(row)], low);
   }
-  forget(distinct);
+  forget(distinct, low);
 }
 
 // Puts a prompt where one row of the steps finds it.
-void Prefill::write(const Plan& plan, std::int64_t row, const Prompt& prompt) {
+void Prefill::write(const Plan& plan, std::int64_t row, const Prompt& prompt, bool low) {
   for (const Shape& shape : plan.shapes) {
     std::copy(prompt.rows->end() - model_.dim, prompt.rows->end(),
               engine_.buffers(shape).condition.begin() + row * model_.dim);
   }
   if (prompt.before() > 0) {
-    engine_.write_cache(row, plan.zero_slots + plan.prompt_slots - prompt.before(), find(prompt)->second);
+    engine_.write_cache(row, plan.zero_slots + plan.prompt_slots - prompt.before(), find(prompt, low)->caches);
   }
 }
 
 // Drops the caches of prompts that are neither in this batch nor likely to come again.
-void Prefill::forget(const std::vector<Prompt>& present) {
+void Prefill::forget(const std::vector<Prompt>& present, bool low) {
   std::size_t kept = 0;
   for (auto held = held_.end(); held != held_.begin();) { // the latest first
     --held;
-    if (!is_among(present, held->first) && (!held->first.keep || ++kept > KEPT)) {
+    const bool here = held->low == low && is_among(present, held->prompt);
+    if (!here && (!held->prompt.keep || ++kept > KEPT)) {
       held = held_.erase(held);
     }
   }
@@ -122,12 +127,12 @@ void Prefill::forget(const std::vector<Prompt>& present) {
 
 // The caches of one prompt, called `name` in messages, which goes through the step graph in chunks. The head and the
 // sampler run too and are dropped: they cost little of these passes, while a graph without them would be a second copy
-// of the weights.
-CacheContent Prefill::pass(const Prompt& prompt, const std::string& name) {
+// of the weights. `lockstep`: of the steps that it is for, as extents have it.
+CacheContent Prefill::pass(const Prompt& prompt, const std::string& name, std::int64_t lockstep) {
   const std::int64_t count = prompt.before();
   const Chunks chunks = chunks_of(prompt, model_.position_rows, engine_.facts().prefill_widths, name);
   const std::int64_t slots = chunks.shapes.front().slots;
-  engine_.prepare({1, 1, slots, count}, chunks.shapes, slots);
+  engine_.prepare({1, 1, slots, count, lockstep}, chunks.shapes, slots);
   for (std::size_t chunk = 0; chunk < chunks.shapes.size(); chunk++) {
     const Shape& shape = chunks.shapes[chunk];
     StepBuffers& buffers = engine_.buffers(shape);

@@ -28,15 +28,20 @@ public:
   void start(const Plan& plan, std::int64_t images, const std::vector<Prompt>& prompts, std::int64_t first_image);
 
   // Drops the caches of prompts that the next request is not likely to have.
-  void release() noexcept { forget({}); }
+  void release() noexcept { forget({}, false); }
 
 private:
-  using Held = std::list<std::pair<Prompt, CacheContent>>;
+  struct Filled {
+    Prompt prompt;
+    bool low; // whether its caches are (Engine::has_low_caches)
+    CacheContent caches;
+  };
+  using Held = std::list<Filled>;
 
-  Held::iterator find(const Prompt& prompt);
-  CacheContent pass(const Prompt& prompt, const std::string& name);
-  void write(const Plan& plan, std::int64_t row, const Prompt& prompt);
-  void forget(const std::vector<Prompt>& present);
+  Held::iterator find(const Prompt& prompt, bool low);
+  CacheContent pass(const Prompt& prompt, const std::string& name, std::int64_t lockstep);
+  void write(const Plan& plan, std::int64_t row, const Prompt& prompt, bool low);
+  void forget(const std::vector<Prompt>& present, bool low);
 
   Engine& engine_;
   const ModelFacts& model_;

@@ -166,7 +166,8 @@ Contract lowered_contract(const ModelFacts& model, const std::string& graph, Typ
   return contract;
 }
 
-Contract folded(const Contract& plain, const std::map<std::string, Type>& types) {
+Contract folded(const Contract& plain, const std::map<std::string, Type>& types,
+                const std::map<std::string, std::vector<std::string>>& again) {
   Contract made = plain;
   for (std::vector<Tensor>* const side : {&made.inputs, &made.outputs}) {
     for (Tensor& tensor : *side) {
@@ -177,6 +178,13 @@ Contract folded(const Contract& plain, const std::map<std::string, Type>& types)
           tensor.shape[1] = "heads";
         }
       }
+    }
+  }
+  for (const auto& [cache, names] : again) {
+    for (const std::string& name : names) {
+      Tensor tensor = *find_tensor(made.outputs, written_name(cache));
+      tensor.name = name;
+      made.outputs.push_back(std::move(tensor));
     }
   }
   return made;
@@ -196,6 +204,17 @@ std::vector<std::string> cache_names(std::int64_t caches) {
 }
 
 std::string written_name(const std::string& cache) { return "new_" + cache; }
+
+std::map<std::string, std::vector<std::string>> read_again(const ModelFacts& model) {
+  std::map<std::string, std::vector<std::string>> again;
+  for (const char* const kind : {"key", "value"}) {
+    const std::string cache = text(kind, "_cache_", model.caches - 1);
+    for (std::int64_t hand = 0; model.layers > model.caches && hand <= model.layers - model.caches; hand++) {
+      again[cache].push_back(text(written_name(cache), "_again_", hand));
+    }
+  }
+  return again;
+}
 
 std::string update_name(const std::string& cache) {
   std::string name = cache;

@@ -47,8 +47,10 @@ Contract contract_of(const ModelFacts& model, const std::string& graph, Type cac
 Contract lowered_contract(const ModelFacts& model, const std::string& graph, Type cache, bool filters, bool own_mask,
                           bool views);
 
-// A step whose rows stand as heads of one row in the caches, which have these types by name, int8 or float32.
-Contract folded(const Contract& plain, const std::map<std::string, Type>& types);
+// A step whose rows stand as heads of one row in the caches, which have these types by name, int8 or float32. `again`:
+// the names under which the step gives some of them too.
+Contract folded(const Contract& plain, const std::map<std::string, Type>& types,
+                const std::map<std::string, std::vector<std::string>>& again);
 
 // The type of keys and values in a bundle's graphs of that precision.
 Type cache_type(const std::string& precision);
@@ -57,6 +59,10 @@ Type cache_type(const std::string& precision);
 // `written_name`.
 std::vector<std::string> cache_names(std::int64_t caches);
 std::string written_name(const std::string& cache);
+
+// The further outputs of a folded graph by cache, of caches that several layers read: later layers all read the last
+// one. It is an output where it is written, and of each layer; that of the last layer is called as any cache's.
+std::map<std::string, std::vector<std::string>> read_again(const ModelFacts& model);
 
 // The output that holds a step's own keys or values, of an engine that only reads its caches.
 std::string update_name(const std::string& cache);
@@ -99,10 +105,11 @@ struct Shape {
 struct Extent {
   std::int64_t images, rows, slots;
   std::int64_t condition; // rows of a prompt that steps read, where the model takes prompts
-  bool lockstep = false;  // whether all rows write to the same slots in each step
-  bool operator==(const Extent& other) const {
-    return images == other.images && rows == other.rows && slots == other.slots && condition == other.condition &&
-           lockstep == other.lockstep;
+  // Of the widest step, where all rows write to the same slots in each; 0: they may not. Of a prompt's passes: that of
+  // the steps that it is for.
+  std::int64_t lockstep = 0;
+  bool operator==(const Extent& other) const { // of buffers
+    return images == other.images && rows == other.rows && slots == other.slots && condition == other.condition;
   }
 };
 

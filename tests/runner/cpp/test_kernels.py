@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,19 @@ def kernels(onnxruntime_root: Path, tmp_path_factory: pytest.TempPathFactory) ->
         tmp_path_factory, "libarforge_kernels.so", lambda made: compile_kernels(onnxruntime_root / "include", made)
     )
     if not runs_here(path):
-        pytest.skip("this processor has no AVX-512 VNNI")
+        pytest.skip("this processor has no VNNI")
     return path
+
+
+@pytest.fixture(params=["AVX-512 VNNI", "AVX-VNNI"])
+def instructions(request: pytest.FixtureRequest, kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The kernels with those, and afterwards with the best again."""
+    choose = ctypes.CDLL(str(kernels)).arforge_kernels_choose
+    if not choose(request.param.encode()):
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setenv(PLACE, str(kernels))
+    yield request.param
+    assert choose(b"AVX-512 VNNI") or choose(b"AVX-VNNI")
 
 
 @pytest.fixture
@@ -99,7 +112,7 @@ def rounded(rows: NDArray[np.float32], block: int) -> NDArray[np.float64]:
     return (np.rint(parts / scales) * scales).reshape(filled.shape)[..., : rows.shape[-1]]
 
 
-@pytest.mark.usefixtures("on")
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize(("bits", "block", "inputs", "outputs"), SHAPES)
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 6), (3, 5), (2, 40)])
 def test_products_are_exact_but_for_rounded_activations(
@@ -124,7 +137,7 @@ def test_they_are_the_librarys_but_for_the_order_of_sums(
     np.testing.assert_allclose(product(content, rows), expected, atol=2e-6 * np.abs(expected).max())
 
 
-@pytest.mark.usefixtures("on")
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize(("bits", "block"), [(8, 256), (8, 64), (4, 64)])
 def test_a_row_has_the_same_bits_in_any_company(bits: int, block: int) -> None:
     content, _ = model(bits, block, 1024, 200)
@@ -138,7 +151,7 @@ def test_a_row_has_the_same_bits_in_any_company(bits: int, block: int) -> None:
     assert np.array_equal(product(content, rows.reshape(12, 4, -1)), whole.reshape(12, 4, -1))
 
 
-@pytest.mark.usefixtures("on")
+@pytest.mark.usefixtures("instructions")
 def test_zeros_stay_zeros_and_what_is_no_number_shows_in_its_row_alone() -> None:
     content, weights = model(8, 256, 512, 70)
     rows = np.ones((1, 5, 512), np.float32)
@@ -148,6 +161,17 @@ def test_zeros_stay_zeros_and_what_is_no_number_shows_in_its_row_alone() -> None
     assert np.isnan(found[0, [1, 3]]).all()
     np.testing.assert_allclose(found[0, 2], weights.sum(0), rtol=1e-4, atol=1e-4)
     assert np.isfinite(found[0, 4]).all()
+
+
+@pytest.mark.parametrize(("bits", "block", "inputs", "outputs"), SHAPES)
+def test_all_instructions_give_the_same_bits(on: Path, bits: int, block: int, inputs: int, outputs: int) -> None:
+    choose = ctypes.CDLL(str(on)).arforge_kernels_choose
+    content, _ = model(bits, block, inputs, outputs)
+    rows = np.random.default_rng(4).standard_normal((2, 9, inputs), np.float32)
+    found = [product(content, rows) for name in (b"AVX-VNNI", b"AVX-512 VNNI") if choose(name)]
+    assert choose(b"none") == 0
+    for one in found:
+        assert np.array_equal(one, found[0])
 
 
 @pytest.mark.usefixtures("on")
@@ -208,6 +232,8 @@ def test_build_says_that_they_could_be_compiled(tmp_path: Path, monkeypatch: pyt
     assert not worth_compiling(information)  # off
     monkeypatch.delenv(PLACE)
     assert worth_compiling(information)
+    information.write_text("flags\t\t: fpu avx2 avx_vnni\n")
+    assert worth_compiling(information)
     information.write_text("flags\t\t: fpu avx2\n")
     assert not worth_compiling(information)
     assert not worth_compiling(tmp_path / "none")
@@ -239,13 +265,14 @@ def test_the_command_compiles_and_says_what_it_lacks(onnxruntime_root: Path, tmp
 FORMS = ["bundle-int8", "bundle-int4", "par_bundle-int8", "arpg_bundle-int4", "text_bundle-int8", "bundle-int8-caches"]
 
 
-@pytest.fixture(params=FORMS)
-def engine(request: pytest.FixtureRequest, tmp_path: Path, on: Path) -> tuple[Path, str]:  # noqa: ARG001
+@pytest.fixture(scope="module", params=FORMS)
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, kernels: Path) -> tuple[Path, str]:
     """A bundle with an engine of products in blocks, and its precision."""
     name, precision, *low = request.param.split("-")
-    root = Path(shutil.copytree(request.getfixturevalue(name), tmp_path / "engine.bundle"))
+    root = Path(shutil.copytree(request.getfixturevalue(name), tmp_path_factory.mktemp("kernels") / "engine.bundle"))
     with pytest.MonkeyPatch.context() as patch:
         always_quicker(patch)
+        patch.setenv(PLACE, str(kernels))
         form = "blocks" if precision == "int8" else None
         onnxruntime.build(root, precision, quantization=form, caches="int8" if low else "fp32")
     return root, precision
@@ -259,6 +286,7 @@ def subjects(runner: Runner) -> dict[str, list[Any]]:
     return {"features": [random.standard_normal((1 + 2 * n, TEXT_CONFIG.caption_dim), np.float32) for n in range(4)]}
 
 
+@pytest.mark.usefixtures("on")
 def test_tokens_are_pythons_with_kernels_in_both(library: Any, engine: tuple[Path, str]) -> None:
     root, precision = engine
     ours = cpp_abi.Runner(library, root, precision=precision, threads=1)
@@ -270,6 +298,7 @@ def test_tokens_are_pythons_with_kernels_in_both(library: Any, engine: tuple[Pat
     ours.close()
 
 
+@pytest.mark.usefixtures("on")
 def test_an_image_does_not_depend_on_its_batch(engine: tuple[Path, str]) -> None:
     root, precision = engine
     with Runner.open(root, precision=precision, threads=2) as runner:

@@ -42,6 +42,10 @@ public:
   // first shape.
   virtual void prepare(const Extent& extent, const std::vector<Shape>& shapes, std::int64_t zero_slots) = 0;
 
+  // Whether caches of steps of that `lockstep` have fewer bits than those of others: then they cannot stand for each
+  // other.
+  [[nodiscard]] virtual bool has_low_caches(std::int64_t /*lockstep*/) const { return false; }
+
   // The memory of one kind of step, whose width and queries were prepared for.
   virtual StepBuffers& buffers(const Shape& shape) = 0;
 

@@ -1,6 +1,8 @@
 #include "backends/folded_graph.h"
 
+#include <algorithm>
 #include <limits>
+#include <set>
 #include <string_view>
 #include <vector>
 
@@ -11,11 +13,12 @@
 namespace arforge {
 namespace {
 
-constexpr std::uint64_t MARK = std::uint64_t{1} << 28; // added to heads of a row
+constexpr std::uint64_t MARK = std::uint64_t{1} << 28; // times 1 and up, added to numbers of one row
 constexpr std::size_t BYTES = 5;                       // of a protobuf number from the mark on, to 2^35
 constexpr std::uint64_t MOST_HEADS = std::numeric_limits<std::int32_t>::max();
 // Field 1 of an attribute, its name's length and its name, and field 3, its number.
-constexpr std::string_view ATTRIBUTES[] = {{"\x0a\x09num_heads\x18", 12}, {"\x0a\x0ckv_num_heads\x18", 15}};
+constexpr std::string_view ATTRIBUTES[] = {
+    {"\x0a\x09num_heads\x18", 12}, {"\x0a\x0ckv_num_heads\x18", 15}, {"\x0a\x09value_int\x18", 12}};
 
 bool is_marked(const std::string& content, std::size_t at) {
   for (std::size_t place = 0; place < BYTES; place++) {
@@ -44,9 +47,19 @@ void encode(std::uint64_t number, std::string& content, std::size_t at) {
 
 } // namespace
 
-std::string folded_content(const std::filesystem::path& path, std::int64_t rows) {
+std::vector<std::int64_t> usual_rows() { return {2, 1, 4, 8, 6, 16, 3, 5, 7, 10, 12, 14, 20, 24, 28, 32}; }
+
+void use_rows(std::int64_t rows, std::vector<std::int64_t>& used) {
+  auto place = std::find(used.begin(), used.end(), rows);
+  if (place == used.end()) {
+    *--place = rows;
+  }
+  std::rotate(used.begin(), place, place + 1);
+}
+
+std::string folded_content(const std::filesystem::path& path, const std::vector<std::int64_t>& rows) {
   std::string content = read_file(path, LARGEST_GRAPH, Code::engine);
-  bool found = false;
+  std::set<std::uint64_t> numbers;
   for (const std::string_view& attribute : ATTRIBUTES) {
     for (std::size_t at = content.find(attribute); at != std::string::npos; at = content.find(attribute, at)) {
       at += attribute.size();
@@ -54,15 +67,19 @@ std::string folded_content(const std::filesystem::path& path, std::int64_t rows)
         continue;
       }
       const std::uint64_t marked = decoded(content, at);
-      if (marked <= MARK || (marked - MARK) > MOST_HEADS / static_cast<std::uint64_t>(rows)) {
+      const std::uint64_t which = marked / MARK;
+      const std::uint64_t heads = marked % MARK;
+      const auto count = which == 0 || which > rows.size() ? 0 : static_cast<std::uint64_t>(rows[which - 1]);
+      if (count == 0 || heads == 0 || heads > MOST_HEADS / count) {
         throw Error(Code::engine, text(path.string(), " has no sound number of heads: rebuild the engine"));
       }
-      encode((marked - MARK) * static_cast<std::uint64_t>(rows), content, at);
-      found = true;
+      encode(heads * count, content, at);
+      numbers.insert(which);
     }
   }
-  if (!found) {
-    throw Error(Code::engine, text(path.string(), " has no heads to count: rebuild the engine"));
+  if (numbers.size() != rows.size()) {
+    throw Error(Code::engine, text(path.string(), " has heads for ", numbers.size(), " numbers of rows, not ",
+                                   rows.size(), ": rebuild the engine"));
   }
   return content;
 }

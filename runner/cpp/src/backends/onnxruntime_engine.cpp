@@ -4,7 +4,6 @@
 #include <cstring>
 #include <set>
 
-#include "backends/folded_graph.h"
 #include "text.h"
 
 namespace arforge {
@@ -61,37 +60,45 @@ OnnxRuntimeEngine::OnnxRuntimeEngine(const Bundle& bundle, const EngineIdentity&
               false,
               false,
               cache_type(options.precision)}),
-      bundle_(bundle), identity_(identity), options_(options),
+      bundle_(bundle), identity_(identity), options_(options), again_(read_again(bundle.model)),
       contract_(contract_of(bundle.model, bundle.sampler.graph(), facts_.cache_type)), env_(open_environment()),
       host_(Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault)) {
   for (const std::string& name : cache_names(bundle.model.caches)) {
     caches_.emplace_back();
     caches_.back().name = name;
   }
-  choose_graph(guided_rows(1, true), 1);
+  choose_graph(guided_rows(1, true), has_low_caches(1));
   find_device();
 }
 
-// Opens the graph for steps so wide (0: rows may write to slots of their own), unless it is, and closes the other,
-// whose caches are of another type.
-void OnnxRuntimeEngine::choose_graph(std::int64_t rows, std::int64_t lockstep_width) {
-  const bool low = options_.provider == "cpu" && lockstep_width > 0 && lockstep_width <= identity_.cache_width;
-  const std::int64_t wanted = low ? rows : 0;
-  if (session_ != nullptr && wanted == folded_rows_) {
+bool OnnxRuntimeEngine::has_low_caches(std::int64_t lockstep) const {
+  return options_.provider == "cpu" && lockstep > 0 && lockstep <= identity_.cache_width;
+}
+
+// Opens the graph for those rows and caches, unless it is, and closes the one that is open in its place.
+void OnnxRuntimeEngine::choose_graph(std::int64_t rows, bool low) {
+  if (low) {
+    use_rows(rows, rows_used_);
+  }
+  const bool fits =
+      low ? std::find(folded_rows_.begin(), folded_rows_.end(), rows) != folded_rows_.end() : folded_rows_.empty();
+  if (session_ != nullptr && fits) {
     return;
   }
   forget_shapes();
   session_ = Ort::Session{nullptr};
   const std::filesystem::path& path = low ? identity_.cache_graph : graph_for(identity_, options_);
-  Ort::Session session = open_session(env_, path, options_, false, low ? folded_content(path, rows) : std::string());
+  Ort::Session session =
+      open_session(env_, path, options_, false, low ? folded_content(path, rows_used_) : std::string());
   const std::map<std::string, Type> types = low ? cache_types(session, bundle_.model) : std::map<std::string, Type>();
-  check_session(session, low ? folded(contract_, types) : contract_, text("the step graph of ", bundle_.root.string()));
+  check_session(session, low ? folded(contract_, types, again_) : contract_,
+                text("the step graph of ", bundle_.root.string()));
   for (Cache& cache : caches_) {
     cache.type = low ? types.at(cache.name) : cache_type(options_.precision);
     cache.host = {};
   }
   session_ = std::move(session);
-  folded_rows_ = wanted;
+  folded_rows_ = low ? rows_used_ : std::vector<std::int64_t>();
 }
 
 // Where the session wants its caches, if not in host memory.
@@ -113,11 +120,7 @@ void OnnxRuntimeEngine::find_device() {
 }
 
 void OnnxRuntimeEngine::prepare(const Extent& extent, const std::vector<Shape>& shapes, std::int64_t zero_slots) {
-  std::int64_t widest = 0;
-  for (const Shape& shape : shapes) {
-    widest = std::max(widest, shape.width);
-  }
-  choose_graph(extent.rows, extent.lockstep ? widest : 0);
+  choose_graph(extent.rows, has_low_caches(extent.lockstep));
   try {
     if (!(extent_ == extent)) {
       forget_shapes();
@@ -230,7 +233,7 @@ void OnnxRuntimeEngine::bind(const Shape& shape) {
 void OnnxRuntimeEngine::bind_caches(Ort::IoBinding& binding, bool first, std::int64_t slots) {
   std::vector<std::int64_t> live = cache_shape(slots);
   const std::size_t entries = entries_of(live);
-  if (folded_rows_ > 0) {
+  if (!folded_rows_.empty()) {
     live = {1, static_cast<std::int64_t>(heads()), slots, bundle_.model.head_size};
   }
   for (Cache& cache : caches_) {
@@ -240,6 +243,12 @@ void OnnxRuntimeEngine::bind_caches(Ort::IoBinding& binding, bool first, std::in
                                                         live.data(), live.size(), element_type(cache.type));
       binding.BindInput(cache.name.c_str(), value);
       binding.BindOutput(output.c_str(), value);
+      const auto again = folded_rows_.empty() ? again_.end() : again_.find(cache.name);
+      if (again != again_.end()) {
+        for (const std::string& name : again->second) {
+          binding.BindOutput(name.c_str(), value);
+        }
+      }
     } else {
       binding.BindInput(cache.name.c_str(), first ? cache.cleared : cache.value);
       binding.BindOutput(output.c_str(), cache.value);

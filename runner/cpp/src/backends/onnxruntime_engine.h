@@ -13,6 +13,7 @@
 
 #include "arforge.hpp"
 #include "backends/engine.h"
+#include "backends/folded_graph.h"
 #include "backends/onnxruntime_session.h"
 #include "bundle/bundle.h"
 #include "step_graph.h"
@@ -25,6 +26,7 @@ public:
   OnnxRuntimeEngine(const Bundle& bundle, const EngineIdentity& identity, const Options& options);
 
   void prepare(const Extent& extent, const std::vector<Shape>& shapes, std::int64_t zero_slots) override;
+  [[nodiscard]] bool has_low_caches(std::int64_t lockstep) const override;
   StepBuffers& buffers(const Shape& shape) override;
   void clear() override;
   void run(const Shape& shape, bool first) override;
@@ -50,7 +52,7 @@ private:
   [[nodiscard]] std::vector<std::int64_t> cache_shape(std::int64_t slots) const;
   [[nodiscard]] std::size_t heads() const;                        // of all rows
   [[nodiscard]] std::size_t line_bytes(const Cache& cache) const; // of one head's slot
-  void choose_graph(std::int64_t rows, std::int64_t lockstep_width);
+  void choose_graph(std::int64_t rows, bool low);
   void find_device();
   void allocate_caches();
   void bind(const Shape& shape);
@@ -62,10 +64,12 @@ private:
   const Bundle& bundle_;
   const EngineIdentity identity_;
   const Options options_;
+  const std::map<std::string, std::vector<std::string>> again_; // outputs by cache of a folded graph, in its memory
   Contract contract_;
   Ort::Env env_;
   Ort::Session session_{nullptr};
-  std::int64_t folded_rows_ = 0; // that the open graph is folded for; 0: it is the plain one
+  std::vector<std::int64_t> folded_rows_;              // numbers that the open graph is folded for; none: it is not
+  std::vector<std::int64_t> rows_used_ = usual_rows(); // the latest first
   Ort::MemoryInfo host_;
   Ort::Allocator device_{nullptr}; // of the caches, where they are not in host memory
   Extent extent_{};

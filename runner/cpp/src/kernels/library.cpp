@@ -8,6 +8,9 @@
 // Whether this processor can run them.
 ARFORGE_EXPORT int arforge_kernels_supported() { return arforge::kernels::supported() ? 1 : 0; }
 
+// Has all products use the instructions of a name; whether this processor has them.
+ARFORGE_EXPORT int arforge_kernels_choose(const char* name) { return arforge::kernels::choose(name) ? 1 : 0; }
+
 ARFORGE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   const OrtApi* api = base->GetApi(ORT_API_VERSION);
   if (api == nullptr) {

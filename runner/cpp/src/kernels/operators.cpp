@@ -28,11 +28,10 @@ constexpr std::size_t PARTS = 16;    // that the threads take as they get done
 // Lets the system have the pages of what was read, most of them a file's, which nothing reads again.
 void not_needed(const std::uint8_t* data, std::size_t bytes) noexcept {
 #ifdef MADV_PAGEOUT
-  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto first = (reinterpret_cast<std::uintptr_t>(data) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / page * page;
-  if (first < end) {
-    (void)madvise(reinterpret_cast<void*>(first), end - first, MADV_PAGEOUT); // what is not supported costs nothing
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  const std::size_t before = (page - reinterpret_cast<std::uintptr_t>(data) % page) % page;
+  if (bytes >= before + page) { // what is not supported costs nothing
+    (void)madvise(const_cast<std::uint8_t*>(data) + before, (bytes - before) / page * page, MADV_PAGEOUT);
   }
 #else
   (void)data;

@@ -1,4 +1,4 @@
-// Products of float32 rows with a stored matrix in blocks of 8 or 4 bits, for x86-64 with AVX-512 VNNI.
+// Products of float32 rows with a stored matrix in blocks of 8 or 4 bits, for x86-64 with AVX-512 VNNI or AVX-VNNI.
 //
 // The matrix is that of ONNX Runtime's MatMulNBits: `block` inputs of an output share a scale, codes are unsigned
 // around a zero point in the middle. A row is rounded to int8 block by block, by its largest absolute value / 127; sums
@@ -9,12 +9,17 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <vector>
+#include <string_view>
+
+#include "kernels/part.h"
 
 namespace arforge::kernels {
 
-// Whether this processor has the instructions.
+// Whether this processor has any of the instructions.
 bool supported() noexcept;
+
+// Has all products use those of a name, before the first of them. Returns whether this processor has them.
+bool choose(std::string_view name) noexcept;
 
 struct AlignedDelete {
   void operator()(void* memory) const noexcept;
@@ -47,8 +52,6 @@ private:
 
 class Matrix {
 public:
-  static constexpr std::size_t COLUMNS = 64; // of a panel
-
   // `codes`: [outputs, blocks, block * bits / 8] bytes; `scales`: [outputs, blocks].
   Matrix(const Shape& shape, const std::uint8_t* codes, const float* scales);
 
@@ -59,8 +62,8 @@ public:
 
 private:
   Shape shape_;
-  Aligned<std::uint8_t> codes_; // by panel, four inputs (8 bits) or eight (4 bits), 16 outputs and four inputs
-  Aligned<float> scales_;       // by panel, block and output
+  Aligned<std::uint8_t> codes_; // by panel, as a Part has them
+  Aligned<float> scales_;
 };
 
 } // namespace arforge::kernels
