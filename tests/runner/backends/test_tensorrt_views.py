@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import plain_lowering
 import pytest
-from fake_gpu import RTX, Opened
+from fake_gpu import RTX, FakeGpu, Opened
+from fake_machine import library_of
 
 from arforge.engines import tensorrt
 from arforge.engines.tensorrt import BuildJob
 from arforge.runner import EngineError, Runner, open_bundle
+from arforge.runner.backends.tensorrt_engine import TensorRTEngine
+from arforge.runner.backends.tensorrt_identity import ROWS_FIRST, SLOTS_FIRST
 from arforge.runner.conditions import sample_features
 from arforge.runner.step_graph import cache_names
 
@@ -191,3 +194,24 @@ def test_an_order_that_is_not_known_is_refused(built: Path, tmp_path: Path) -> N
     stored.write_text(stored.read_text().replace("slots rows heads size", "slots heads rows size"))
     with pytest.raises(EngineError, match="cache_order"):
         open_bundle(path).identities(RTX, "fp16")
+
+
+@pytest.mark.parametrize("views", [True, False])
+def test_an_order_that_is_not_the_engines_is_told_by_its_shapes(
+    built: Path, grouped_bundle: Path, tmp_path: Path, views: bool
+) -> None:
+    """Caches with slots first of an engine that has rows first, and the other way round."""
+    path = Path(shutil.copytree(built if views else grouped_bundle, tmp_path / "other.bundle"))
+    if not views:
+        tensorrt.build(BuildJob(path, RTX, "fp16", schedules=["zipar:2"], widths=[1, 3]))
+    bundle, gpu = open_bundle(path), FakeGpu()
+    identity = bundle.engine(RTX, "fp16")
+    library = library_of(bundle, identity, gpu)
+    wrong = {**identity, "cache_order": ROWS_FIRST if views else SLOTS_FIRST}
+    shape = r"2, 2, \d+, 16" if views else r"1, 1, \d+, \d+"
+    problem = rf"its key_cache_0 is not float16 \[{shape}\]"
+    engine = TensorRTEngine(bundle, wrong, library, gpu)  # type: ignore[arg-type]
+    engine.prepare(images=1, rows=2, slots=24, zero_slots=0)
+    with pytest.raises(EngineError, match=f"{problem}; rebuild it: `arforge build {path} --target tensorrt-rtx "):
+        engine.buffers(1)
+    engine.close()

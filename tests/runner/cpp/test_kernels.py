@@ -265,13 +265,14 @@ def test_the_command_compiles_and_says_what_it_lacks(onnxruntime_root: Path, tmp
 FORMS = ["bundle-int8", "bundle-int4", "par_bundle-int8", "arpg_bundle-int4", "text_bundle-int8", "bundle-int8-caches"]
 
 
-@pytest.fixture(params=FORMS)
-def engine(request: pytest.FixtureRequest, tmp_path: Path, on: Path) -> tuple[Path, str]:  # noqa: ARG001
+@pytest.fixture(scope="module", params=FORMS)
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, kernels: Path) -> tuple[Path, str]:
     """A bundle with an engine of products in blocks, and its precision."""
     name, precision, *low = request.param.split("-")
-    root = Path(shutil.copytree(request.getfixturevalue(name), tmp_path / "engine.bundle"))
+    root = Path(shutil.copytree(request.getfixturevalue(name), tmp_path_factory.mktemp("kernels") / "engine.bundle"))
     with pytest.MonkeyPatch.context() as patch:
         always_quicker(patch)
+        patch.setenv(PLACE, str(kernels))
         form = "blocks" if precision == "int8" else None
         onnxruntime.build(root, precision, quantization=form, caches="int8" if low else "fp32")
     return root, precision
@@ -285,6 +286,7 @@ def subjects(runner: Runner) -> dict[str, list[Any]]:
     return {"features": [random.standard_normal((1 + 2 * n, TEXT_CONFIG.caption_dim), np.float32) for n in range(4)]}
 
 
+@pytest.mark.usefixtures("on")
 def test_tokens_are_pythons_with_kernels_in_both(library: Any, engine: tuple[Path, str]) -> None:
     root, precision = engine
     ours = cpp_abi.Runner(library, root, precision=precision, threads=1)
@@ -296,6 +298,7 @@ def test_tokens_are_pythons_with_kernels_in_both(library: Any, engine: tuple[Pat
     ours.close()
 
 
+@pytest.mark.usefixtures("on")
 def test_an_image_does_not_depend_on_its_batch(engine: tuple[Path, str]) -> None:
     root, precision = engine
     with Runner.open(root, precision=precision, threads=2) as runner:
