@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from made_once import made_once
+from made_once import kept_folder, made_once
 from oracle import Decoder
 from safetensors.torch import save_file
 from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, PAR_CONFIG, TEXT_CONFIG, VQ_CONFIG, random_weights
@@ -54,10 +54,12 @@ def _quiet_torch() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of graphs that were traced in this session."""
+    folder = kept_folder(tmp_path_factory) / "traced"
     with pytest.MonkeyPatch.context() as patch:
-        trace_once(tmp_path_factory, patch)
-        yield
+        trace_once(folder, patch)
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -8,33 +8,32 @@ import io
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
-import pytest
 import torch
-from made_once import kept_folder
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
-from arforge.export import step_graph
-from arforge.export.image_tokenizers import graphs
-from arforge.export.text_encoders import text_encoder
-from arforge.export.trace import trace
+if TYPE_CHECKING:
+    import pytest
 
-TRACERS = (graphs, step_graph, text_encoder)
+PROGRAMS = Path(__file__).with_name("traced_programs")  # on the path of a program, it takes them from $TRACED
 
 
-def trace_once(factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def trace_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what is exported take the graphs of modules that were traced before: nothing in a test takes longer."""
-    folder = kept_folder(factory) / "traced"
+    from arforge.export import step_graph, trace
+    from arforge.export.image_tokenizers import graphs
+    from arforge.export.text_encoders import text_encoder
+
     folder.mkdir(exist_ok=True)
-    for module in TRACERS:
-        monkeypatch.setattr(module, "trace", remembered(folder))
+    for module in (graphs, step_graph, text_encoder):
+        monkeypatch.setattr(module, "trace", remembered(folder, trace.trace))
 
 
-def remembered(folder: Path) -> Callable[..., ir.Model]:
+def remembered(folder: Path, trace: Callable[..., ir.Model]) -> Callable[..., ir.Model]:
     """`trace`, which keeps what it makes in the folder and reads it from there again."""
 
     def call(

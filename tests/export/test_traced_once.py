@@ -35,7 +35,7 @@ def traced(folder: Path | None, module: type[Scaled] = Scaled, **changes: float)
     made, mode = fake_module(lambda: module(**changes))
     free = {0: torch.export.Dim("rows"), 1: torch.export.Dim("columns")}
     with mode:
-        call = trace if folder is None else remembered(folder)
+        call = trace if folder is None else remembered(folder, trace)
         model = call(made, (torch.zeros(2, 3, 4),), (free,), *NAMES)
     return ir.to_proto(model).SerializeToString()
 
