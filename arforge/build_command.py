@@ -107,6 +107,12 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
     default=True,
     help="TensorRT: several calls a launch, without the host.  [default: where it can be]",
 )
+@click.option(
+    "--known/--no-known",
+    default=True,
+    help="TensorRT: for requests with known cells too, which take about twice as many profiles.  "
+    "[default: where schedules can start from them]",
+)
 @click.option("--strip-weights", is_flag=True, help="TensorRT: leave the weights out, to be refitted on the device.")
 @click.option(
     "--dry-run", is_flag=True, help="TensorRT: print the commands that build without Python, and write nothing."
@@ -135,6 +141,7 @@ def command(
     caches: str,
     filters: bool | None,
     loop: bool,
+    known: bool,
     strip_weights: bool,
     dry_run: bool,
     tensorrt_version: str | None,
@@ -160,6 +167,7 @@ def command(
             "--tensorrt-version": tensorrt_version is not None,
             "--filters": filters is not None,
             "--no-loop": not loop,
+            "--no-known": not known,
             "--strip-weights": strip_weights,
             "--dry-run": dry_run,
             "--graphs": graphs is not None,
@@ -211,6 +219,7 @@ def command(
         loop,
         caches,
         tensorrt_version,
+        known,
     )
     if dry_run:
         from arforge.engines.trtexec import dry_run as commands

@@ -55,6 +55,9 @@ class DeviceEngine(ABC):
     def loop(self, first: int, later: int, inputs: int) -> None:
         return None  # the host makes the calls
 
+    def accept(self, plan: Plan) -> None:
+        return None  # steps of any shape
+
     def table_loop(self, plan: Plan) -> None:
         return None
 

@@ -8,6 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from gpu_counts import Counts
+
 from arforge.runner.backends.engine import Engine
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.conditions import sample_conditions, sample_subjects
@@ -63,49 +65,64 @@ def same_step_tokens(
     return same / cells
 
 
-class Counts:
-    """Launches of CUDA graphs and waits of the host, from now on; none are counted of other engines."""
-
-    def __init__(self, engine: Any) -> None:
-        self.launches = self.waits = 0
-        gpu = getattr(engine, "gpu", None)
-        if gpu is not None:
-            launch, synchronize = gpu.launch, gpu.synchronize
-
-            def launched(graph: Any) -> None:
-                self.launches += 1
-                launch(graph)
-
-            def waited() -> None:
-                self.waits += 1
-                synchronize()
-
-            gpu.launch, gpu.synchronize = launched, waited
-
-
 def tokens(root: Path, runtime: str, precision: str, schedules: Sequence[str], note: Note, **wishes: Any) -> None:
-    """Tokens of one image beside the CPU's float32 ones: step by step on the CPU's so far, and a whole one."""
+    """Tokens of one image beside the CPU's float32 ones: step by step on the CPU's so far, and a whole one.
+
+    Of lower precisions also beside the same rounded graph on the CPU, since rounding alone changes tokens.
+    Launches, waits, bytes and seconds are those of the same image once more, whose CUDA graphs are there.
+    """
     bundle = open_bundle(root)
     start = time.perf_counter()
     engine = engine_of(runtime, bundle, precision, schedules, [1], **wishes)
-    figures: dict[str, Any] = {"seconds_to_build_and_load": time.perf_counter() - start, "schedules": {}}
+    figures: dict[str, Any] = {"seconds_to_build_and_load": time.perf_counter() - start, **facts_of(engine, root)}
+    figures["schedules"] = {}
     counts, reference = Counts(engine), open_engine(bundle, "onnxruntime", "fp32")
+    own = own_graph(open_bundle(root), runtime, precision)
     request = {**sample_subjects(bundle.model, 1).take([0]), "guidance": GUIDANCE, "seeds": [0]}
     with Runner(bundle, reference) as expected, Runner(open_bundle(root), engine) as runner:
         for name in schedules:
             found: dict[str, Any] = {}
             if not name.startswith("jacobi"):
                 found["steps"] = same_step_tokens(bundle, reference, engine, name)
+            if own is not None:
+                found["steps_of_its_own_graph"] = same_step_tokens(bundle, own, engine, name)
             wanted = expected.generate(**request, schedule=name)
-            before = counts.launches, counts.waits
             made = runner.generate(**request, schedule=name)
             found["image"] = float((made.tokens == wanted.tokens).mean())
-            found |= {"calls": int(made.steps), "calls_of_the_cpu": int(wanted.steps)}
-            found |= {"launches": counts.launches - before[0], "waits": counts.waits - before[1]}
-            figures["schedules"][name] = found
+            counts.taken()
+            again = runner.generate(**request, schedule=name)
+            found["image_again"] = float((again.tokens == made.tokens).mean())  # the same graphs, the same memory
+            found |= {"calls": int(again.steps), "calls_of_the_cpu": int(wanted.steps), "seconds": again.seconds}
+            figures["schedules"][name] = found | counts.taken()
             note(figures)
+    if own is not None:
+        own.close()
     if precision == "fp32" and any(one.get("steps", 1) < SAME for one in figures["schedules"].values()):
         raise EngineError(f"float32 tokens differ from the CPU's: {figures['schedules']}")
+
+
+def own_graph(bundle: Bundle, runtime: str, precision: str) -> Engine | None:
+    """A TensorRT engine's graph on the CPU, where its weights are rounded; None where that runs no such graph."""
+    from arforge.engines.tensorrt_run import ON_CPU, reference_engine
+
+    plain = precision == "fp32" or precision in ON_CPU
+    return reference_engine(bundle, precision, runtime) if runtime in TENSORRT and not plain else None
+
+
+def facts_of(engine: Engine, root: Path) -> dict[str, Any]:
+    """Of an engine that `arforge build` made: its size, and what it is like inside."""
+    identity = getattr(engine, "identity", None)
+    if identity is None:
+        return {}
+    return {
+        "library": identity["library"],
+        "engine_bytes": (root / identity["engine"]).stat().st_size,
+        "attention": identity["attention"],
+        "caches": identity["caches"],
+        "cache_slots": identity["slots"],
+        "profiles": len(identity["profiles"]),
+        "copied_cache_bytes": identity["copied_cache_bytes"],
+    }
 
 
 def speed(
@@ -117,6 +134,7 @@ def speed(
     measured = engine_of(runtime, bundle, precision, schedules, [batch], **wishes)
     engine, bundle = TimedEngine(measured), open_bundle(root)
     figures: dict[str, Any] = {"device": engine.device, "seconds_to_build_and_load": time.perf_counter() - start}
+    figures |= facts_of(measured, root)
     target = runtime if runtime in TENSORRT else None
     traffic = Traffic.of(bundle, precision, engine.cache_type, target)
     with Runner(bundle, engine, open_codec(bundle, measured)) as runner, closing(Sensors.found()) as sensors:
@@ -129,7 +147,7 @@ def speed(
             kept = {"schedule": name, "steps": row["steps"], "batch": batch, **{part: row[part] for part in KEPT}}
             figures["schedules"].append({**kept, "ms_per_step_of_the_memory_limit": 1000 * least})
             note(figures)
-        reference = open_engine(bundle, "onnxruntime", "fp32")
+        reference = engine_of("onnxruntime-cpu", bundle, "fp32", schedules, [1])
         figures["same_tokens"] = same_step_tokens(bundle, reference, measured, schedules[0], 8)
         note(figures)
 
@@ -145,12 +163,8 @@ def own_pace(root: Path, runtime: str, precision: str, note: Note) -> None:
                 engine.loop = engine.table_loop = lambda *_: None  # type: ignore[method-assign, assignment]
             for name in ("ntp", "jacobi:16"):
                 runner.generate(**request, schedule=name)  # captures
-                before = counts.launches, counts.waits
+                counts.taken()
                 result = runner.generate(**request, schedule=name)
-                figures[f"{name}, calls by the {by}"] = {
-                    "calls": int(result.steps),
-                    "seconds": result.seconds,
-                    "launches": counts.launches - before[0],
-                    "waits": counts.waits - before[1],
-                }
+                took = {"calls": int(result.steps), "seconds": result.seconds}
+                figures[f"{name}, calls by the {by}"] = took | counts.taken()
                 note(figures)

@@ -38,20 +38,17 @@ def schedules_of(family: str) -> tuple[str, ...]:
 
 
 def make(name: str, work: Path) -> Path:
-    """The bundle of a small model by its family, or of `size`; made where it is not there, CPU engine and all."""
-    import torch
-
-    from arforge.engines import onnxruntime
-
+    """The bundle of a small model by its family, with a CPU engine, or of `size`; made where it is not there."""
     path = work / f"{name}.bundle"
     if path.exists():
         return path
     if name == "size":
         family, variant, grid = SIZE.split(":")
         rows, columns = (int(side) for side in grid.split("x"))
-        made = export(family, variant, (rows, columns), work)
-        onnxruntime.build(made)
-        return made.rename(path)
+        return export(family, variant, (rows, columns), work).rename(path)
+    import torch
+
+    from arforge.engines import onnxruntime
     from arforge.export.exporter import ExportJob, export_bundle
     from arforge.export.families import FAMILIES
 

@@ -5,7 +5,6 @@ STATE is a file that says which items are done, and what is known of the one at 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -14,12 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from arforge.runner.bundle import open_bundle
-from arforge.runner.errors import ArforgeError
+from gpu_needs import LIBRARIES, lacking
 
 PACKAGES = (
     *("arforge", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings", "torch"),
-    *("cuda-bindings", "polygraphy", "onnx-ir"),
+    *("cuda-bindings", "polygraphy", "onnx", "onnx-ir", "onnxscript", "numpy"),
 )
 SPEEDS = 3  # schedules that are timed, the first that the bundle stores
 BATCH = 16
@@ -47,21 +45,22 @@ class State:
 
 
 def machine(state: State) -> None:
-    """GPU, versions, what is installed, and how fast the GPU copies."""
-    from arforge.build_command import command
+    """GPU, versions, what is installed and what is not, and how fast the GPU copies."""
+    lacks = lacking()
+    targets = [target for target in LIBRARIES if target not in lacks]
+    found: dict[str, Any] = {"versions": versions(), "targets": targets, "lacks": lacks, "gpu": None}
+    state.note(found)
+    if needed := [name for name in ("numpy", "cuda.bindings") if name in lacks]:
+        state.note({**found, "reason": f"{needed[0]} is missing: {lacks[needed[0]]}"})
+        return
     from arforge.runner.backends.cuda import Gpu
+    from arforge.runner.errors import ArforgeError
     from arforge.runner.profiling.sensors import Sensors
 
-    (attention,) = (parameter for parameter in command.params if parameter.name == "attention")
-    found: dict[str, Any] = {
-        "versions": versions(),
-        "targets": [target for target, module in MODULES.items() if any(map(importlib.util.find_spec, module))],
-        "view": "view" in getattr(attention.type, "choices", ()),
-    }
     try:
         gpu = Gpu()
     except ArforgeError as error:
-        state.note({**found, "gpu": None, "reason": str(error)})
+        state.note({**found, "reason": str(error)})
         return
     found |= {"gpu": gpu.name, "compute_capability": gpu.compute_capability}
     state.note(found)
@@ -70,9 +69,6 @@ def machine(state: State) -> None:
     reading = Sensors.found().read()
     found["sensors"] = {"milliwatts": reading.milliwatts, "megahertz": reading.megahertz, "celsius": reading.celsius}
     state.note(found)
-
-
-MODULES = {"tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"), "tensorrt": ("tensorrt", "tensorrt_bindings")}
 
 
 def versions() -> dict[str, str]:
@@ -87,41 +83,57 @@ def versions() -> dict[str, str]:
 
 def do(part: str, item: str, work: Path, state: State) -> None:
     """One item of a part; what it finds goes to `state`. Raises whatever goes wrong."""
-    import gpu_measure
-    from gpu_models import add_int8, make, schedules_of
+    from gpu_models import make
 
     kind, _, runtime = part.removesuffix(", more").partition(" ")
-    if kind == "models":
+    if part.startswith("models"):
         make(item, work)
-        return
-    name, _, what = item.partition(" ")
-    if kind == "speed":
-        root = make("size", work)
-        if item == "fp16 jacobi":
-            gpu_measure.own_pace(root, runtime, "fp16", state.note)
-            return
-        if name == "int8":
-            add_int8(root, open_bundle(root).specifications[-1])  # the fewest steps
-        wishes = {}
-        if what == "view":
-            root, wishes = copied(root, work), {"attention": "view"}
-        batch = BATCH if what == "batch" else 1
-        if name in ("fp16", "bf16") and runtime not in gpu_measure.TENSORRT:
-            add_graphs(root, name)
-        chosen = open_bundle(root).specifications[: SPEEDS if batch == 1 else SPEEDS - 1]
-        gpu_measure.speed(root, runtime, name, chosen, batch, state.note, **wishes)
-        return
-    root, schedules = make(name, work), schedules_of(name)
+    elif kind == "speed":
+        time_it(make("size", work), work, runtime, item, state)
+    else:
+        family, _, what = item.partition(" ")
+        root = make(family, work)
+        check_it(copied(root, work) if kind == "view" else root, family, runtime, what, state, view=kind == "view")
+
+
+def check_it(root: Path, family: str, runtime: str, what: str, state: State, *, view: bool) -> None:
+    """Tokens of a small model: `what` is a precision, "jacobi" or "verify"."""
+    import gpu_measure
+    from gpu_models import add_int8, schedules_of
+
+    schedules = schedules_of(family)
     if what == "verify":
-        view = kind == "view"
-        verify(copied(root, work) if view else root, runtime, schedules, state, view=view)
-    elif what == "loop":
-        for schedule in ("ntp", "jacobi:8"):
-            gpu_measure.tokens(root, runtime, "fp32", [schedule], state.note)
+        verify(root, runtime, schedules, state, view=view)
+    elif what == "jacobi":
+        gpu_measure.tokens(root, runtime, "fp32", ["jacobi:8"], state.note)
     else:
         if what == "int8":
             add_int8(root, schedules[0])
         gpu_measure.tokens(root, runtime, what, schedules, state.note)
+
+
+def time_it(root: Path, work: Path, runtime: str, item: str, state: State) -> None:
+    """Speed of the model of full size: `item` is a precision, and what is special of it."""
+    import gpu_measure
+    from gpu_models import add_int8
+
+    from arforge.runner.bundle import open_bundle
+
+    precision, _, what = item.partition(" ")
+    stored = open_bundle(root).specifications
+    if what == "jacobi":
+        gpu_measure.own_pace(root, runtime, precision, state.note)
+        return
+    if precision == "int8":
+        add_int8(root, stored[-1])  # the fewest steps
+    wishes = {}
+    if what == "view":
+        root, wishes = copied(root, work), {"attention": "view"}
+    batch = BATCH if what == "batch" else 1
+    if precision in ("fp16", "bf16") and runtime not in LIBRARIES:
+        add_graphs(root, precision)
+    chosen = stored[: SPEEDS if batch == 1 else SPEEDS - 1]
+    gpu_measure.speed(root, runtime, precision, chosen, batch, state.note, **wishes)
 
 
 def verify(root: Path, runtime: str, schedules: Sequence[str], state: State, *, view: bool) -> None:
@@ -163,10 +175,16 @@ def copied(root: Path, work: Path) -> Path:
 
 def main(part: str, work: str, path: str, *items: str) -> None:
     state = State(Path(path))
+    if part == "machine":
+        machine(state)
+        state.finish(items[0], state.content["so_far"])
+        return
+    from arforge.runner.errors import ArforgeError
+
     for item in items:
         state.note({})
         try:
-            machine(state) if part == "machine" else do(part, item, Path(work), state)
+            do(part, item, Path(work), state)
             state.finish(item, state.content["so_far"])
         except ArforgeError as error:
             state.finish(item, {**state.content["so_far"], "error": str(error)})

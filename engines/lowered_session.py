@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 
+# The library puts a product and its blocks of 4 bits together, and would round the other factor to 8 bits for that.
+FLOAT_PRODUCTS = {"session.qdq_matmulnbits_accuracy_level": "1"}
+
+
 def runnable(model: ir.Model) -> bytes:
     """A lowered graph, which is changed, as ONNX Runtime takes it.
 
@@ -35,4 +39,4 @@ def runnable(model: ir.Model) -> bytes:
 
 def session_of(model: ir.Model, folder: Path) -> InferenceSession:
     """Of a lowered graph, which is changed, whose weights lie in `folder`."""
-    return open_session(folder / "lowered.onnx", 1, runnable(model))
+    return open_session(folder / "lowered.onnx", 1, runnable(model), settings=FLOAT_PRODUCTS)

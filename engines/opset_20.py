@@ -1,5 +1,8 @@
 """Operators of opsets 21 to 24, and those that older versions of TensorRT cannot run as they are, in opset 20's.
 
+Weights in blocks of 4 bits stay, whose operator opset 21 has: TensorRT's parser reads them since 10.0, and checks no
+number of an opset.
+
 Normalisations and rotations become elementwise, and a running sum two small products, since TensorRT before 10.8 makes
 a loop of `CumSum`, and captures no CUDA graph of a loop.
 """
@@ -14,7 +17,7 @@ import onnx_ir as ir
 from arforge.engines.attention import Builder
 from arforge.runner.errors import EngineError
 
-OPSET = 20
+OPSET, WITH_BLOCKS = 20, 21
 FLOAT, BOOL, INT64 = ir.DataType.FLOAT, ir.DataType.BOOL, ir.DataType.INT64
 NEWER = ("Attention", "TensorScatter", "RMSNormalization", "RotaryEmbedding", "Swish")  # which no opset up to 20 has
 
@@ -36,12 +39,16 @@ def to_opset_20(model: ir.Model) -> None:
             output.replace_all_uses_with(result, replace_graph_outputs=True)
             model.graph.remove(node, safe=True)
             result.name = output.name
+        elif has_blocks(node):
+            node.attributes.pop("output_dtype", None)  # of opset 23: it is the type of the scales anyway
+            if node.outputs[0].dtype != of(node, 1).dtype:
+                raise EngineError(f"{node.name} has scales of {type_of(of(node, 1)).name} and other values")
         elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             float_quantizer(model.graph, node)
     products_of_floats(model.graph)
     if left := {node.op_type for node in model.graph.all_nodes()} & set(NEWER):
         raise EngineError(f"the graph has {', '.join(sorted(left))}, which opset {OPSET} lacks")
-    model.opset_imports[""] = OPSET
+    model.opset_imports[""] = WITH_BLOCKS if any(map(has_blocks, model.graph)) else OPSET
 
 
 def rms_normalization(build: Builder, node: ir.Node) -> ir.Value:
@@ -139,6 +146,11 @@ def running_sum(build: Builder, node: ir.Node) -> ir.Value:
         return sums
     bounds = [build.constant(name, np.array([at])) for name, at in (("first", 0), ("end", count), ("axis", 2))]
     return build("Slice", [sums, *bounds], FLOAT)
+
+
+def has_blocks(node: ir.Node) -> bool:
+    """Whether it makes floats of codes of 4 bits."""
+    return node.op_type == "DequantizeLinear" and of(node, 0).dtype == ir.DataType.INT4
 
 
 def float_quantizer(graph: ir.Graph, node: ir.Node) -> None:

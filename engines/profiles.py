@@ -9,6 +9,9 @@ of 8, which is what matrix units want.
 Of a model that takes prompts, steps read one row of a prompt, the last. The rows before it pass in profiles of their
 own, at the smallest batch, whose condition has room for the longest prompt; by the rule one width, up to 128 tokens,
 so that a prompt passes in few runs. Their slots count as well: the longest prompt's before those of a schedule.
+
+Schedules that can start from known cells get the shapes and slots of all requests that have some, unless they are not
+wanted: about as many profiles again (`known_cells.py`).
 """
 
 from __future__ import annotations
@@ -17,14 +20,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
+from arforge.engines.known_cells import known_shapes, most_asked
 from arforge.runner.bundle import Bundle, ClassCondition, ModelFacts
 from arforge.runner.conditions import prompt_slots
 from arforge.runner.errors import EngineError
 from arforge.runner.plan import make_plan
 from arforge.runner.prefill import CHUNK
 from arforge.runner.schedules.schedule import Schedule
+from arforge.runner.schedules.specification import keeps
 from arforge.runner.schedules.visibility import sees_all_before
 from arforge.runner.step_graph import conditioned, guided_rows, lowered_step, row_sizes
+from arforge.runner.table_graph import TableSizes
 
 SLOT_MULTIPLE = 8
 MAX_PROFILES = 256
@@ -51,6 +57,7 @@ class Profiles:
     profiles: tuple[Profile, ...]
     prefill_widths: tuple[int, ...] = ()  # of passes of prompts; empty where the model takes none
     own_mask: bool = False  # whether the graph makes its mask, since all schedules see all that is before
+    known: TableSizes | None = None  # of the largest plan with known cells; None where none is built for
 
 
 def plan_profiles(
@@ -59,9 +66,12 @@ def plan_profiles(
     images: Sequence[int],
     widths: Sequence[int],
     prefill_widths: Sequence[int] = (),
+    *,
+    known: bool = True,
 ) -> Profiles:
     """The shapes for these schedules (none: all that the bundle stores), batches and widths (none: by the rule).
 
+    `known`: with those of known cells, where schedules can start from them.
     Raises ScheduleError for a schedule that the model cannot run, EngineError for numbers that do not fit.
     """
     for what, numbers in (("images", images), ("widths", widths), ("prefill widths", prefill_widths)):
@@ -70,7 +80,13 @@ def plan_profiles(
     passes = prompt_widths(bundle.model, prefill_widths)
     most = longest_prompt(bundle.model)
     schedules = [bundle.schedule(name) for name in names or bundle.specifications]
-    chosen = tuple(sorted(set(widths))) or default_widths(used(schedules), halves=not bundle.model.queries)
+    keeping = [name for name in names or bundle.specifications if keeps(name)]
+    if not known and not keeping:
+        raise EngineError("none of these schedules can start from known cells: leave --no-known out")
+    counts = used(schedules)
+    if known and keeping:
+        counts |= {most for most in (most_asked(bundle, keeping),) if most > max(counts)}
+    chosen = tuple(sorted(set(widths))) or default_widths(counts, halves=not bundle.model.queries)
     for schedule in schedules:
         if max(used([schedule])) > chosen[-1]:
             raise EngineError(
@@ -79,6 +95,9 @@ def plan_profiles(
             )
     plans = [make_plan(schedule, chosen) for schedule in schedules]
     kinds = {kind for plan in plans for kind in plan.kinds}
+    from_known = known_shapes(bundle, keeping, chosen) if known and keeping else None
+    if from_known:
+        kinds |= from_known.kinds
     read = 1 if conditioned(bundle.model) else 0
     profiles = sorted(
         {
@@ -87,13 +106,18 @@ def plan_profiles(
         }
     )
     if len(profiles) > MAX_PROFILES:
-        raise EngineError(f"{len(profiles)} profiles are more than {MAX_PROFILES}: name fewer schedules or widths")
+        without = ", or leave known cells out with --no-known" if from_known else ""
+        raise EngineError(
+            f"{len(profiles)} profiles are more than {MAX_PROFILES}: name fewer schedules or widths{without}"
+        )
     slots = max(plan.slots for plan in plans) + prompt_slots(bundle.model, most)
+    slots = max(slots, from_known.slots if from_known else 0)
     if passes:
         slots = max(slots, -(-most // passes[-1]) * passes[-1])  # of a prompt alone, padded
     ahead = any(schedule.jacobi for schedule in schedules)  # which has images at places of their own
     own_mask = ahead and not conditioned(bundle.model) and all(map(sees_all_before, schedules))
-    found = Profiles(chosen, -(-slots // SLOT_MULTIPLE) * SLOT_MULTIPLE, tuple(profiles), passes, own_mask)
+    rounded_up = -(-slots // SLOT_MULTIPLE) * SLOT_MULTIPLE
+    found = Profiles(chosen, rounded_up, tuple(profiles), passes, own_mask, from_known.sizes if from_known else None)
     check_sizes(bundle, found)
     return found
 

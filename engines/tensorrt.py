@@ -64,6 +64,7 @@ class BuildJob:
     loop: bool = True  # whether it gets what makes several calls a launch, where a schedule can have that
     caches: str = "auto"  # how they are updated, one of tensorrt_versions.LOWERINGS
     version: str | None = None  # of the library that is to build it elsewhere, of a dry run
+    known: bool = True  # whether it takes requests with known cells, where a schedule can start from them
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ def prepare(job: BuildJob, bundle: Bundle) -> Prepared:
     They are not entered in its manifest. Raises EngineError or ScheduleError for wishes that do not fit the bundle, or
     the library's version.
     """
-    caches = choose_caches(job.target, job.version, job.caches, job.attention, job.precision)
-    profiles = plan_profiles(bundle, job.schedules, job.images, job.widths, job.prefill_widths)
+    caches = choose_caches(job.target, job.version, job.caches, job.attention)
+    profiles = plan_profiles(bundle, job.schedules, job.images, job.widths, job.prefill_widths, known=job.known)
     if job.attention == "view":
         schedules = [bundle.schedule(name) for name in job.schedules or bundle.specifications]
         profiles = profiles_for_views(job.target, profiles, schedules)
@@ -390,5 +391,6 @@ def describe(
             "attention": job.attention,
             "caches": job.caches,
             "loop": job.loop,
+            **({} if job.known else {"known": False}),
         },
     }

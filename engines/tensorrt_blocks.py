@@ -123,6 +123,46 @@ def in_blocks(model: ir.Model, product: ir.Node, weight: ir.Value, sizes: Contai
     return 1
 
 
+def lay_blocks_down(graph: ir.Graph) -> None:
+    """Turn signed blocks [outputs, inputs] that are turned in each step, once, in place: [inputs, outputs].
+
+    So a product reads them directly, with blocks along the first axis, as TensorRT 10.3 describes them.
+    """
+    turned = set[ir.Value]()
+    for node in list(graph):
+        made = node.inputs[0].producer() if node.op_type == "Transpose" and node.inputs[0] is not None else None
+        if made is None or made.op_type != "DequantizeLinear" or not is_signed(made):
+            continue
+        codes, scales = made.inputs[:2]
+        for value in (codes, scales):
+            assert value is not None
+            if value not in turned:
+                turned.add(value)
+                turn(value)
+        made.attributes["axis"] = ir.AttrInt64("axis", 0)
+        made.outputs[0].shape = node.outputs[0].shape
+        node.outputs[0].replace_all_uses_with(made.outputs[0])
+        graph.remove(node, safe=True)
+
+
+def is_signed(node: ir.Node) -> bool:
+    return node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.INT4
+
+
+def turn(value: ir.Value) -> None:
+    """A stored matrix, and its tensor when it is read."""
+    source = value.const_value
+    assert source is not None
+    assert value.dtype is not None
+    assert value.shape is not None
+    value.shape = ir.Shape(value.shape.numpy()[::-1])
+    make(value, partial(transposed, source), value.dtype)
+
+
+def transposed(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.Tensor(np.ascontiguousarray(stored_values(tensor).T), dtype=tensor.dtype)
+
+
 def signed(codes: ir.TensorProtocol, outputs: int | None = None) -> ir.TensorProtocol:
     """Unsigned codes [outputs, inputs], or where `outputs` is given packed ones, as signed ones."""
     values = stored_values(codes)

@@ -19,7 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from arforge.engines.attention import Choice, choose_attention, decompose_attention, prepare_fused
 from arforge.engines.opset_20 import to_opset_20
 from arforge.engines.precision import TYPES, lower_precision
-from arforge.engines.tensorrt_blocks import blocks_for_tensorrt
+from arforge.engines.tensorrt_blocks import blocks_for_tensorrt, lay_blocks_down
 from arforge.engines.tensorrt_mask import make_mask
 from arforge.engines.tensorrt_readonly import read_only_caches
 from arforge.engines.tensorrt_view import attend_through_views, cut_views
@@ -59,7 +59,8 @@ def lower_for_tensorrt(
     """The step graph of that precision for TensorRT. Raises EngineError if it cannot be made.
 
     `images`: the one batch that it is for, None for several. `own_mask`: each row sees what lies before its inputs, by
-    a mask that the graph makes. `read_only`: for versions that update no cache, in operators of opset 20.
+    a mask that the graph makes. `read_only`: for versions that update no cache, in operators of opset 20, and of opset
+    21 where weights have 4 bits.
     """
     model = typed_graph(bundle, precision, target)
     attentions = sum(node.op_type == "Attention" for node in model.graph)
@@ -78,6 +79,7 @@ def lower_for_tensorrt(
         cut_views(model, bundle.model.caches)
     if read_only:
         read_only_caches(model, bundle.model.caches, slots)
+        lay_blocks_down(model.graph)
         to_opset_20(model)
     return Lowered(model, choice, attentions)
 

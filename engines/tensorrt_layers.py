@@ -153,7 +153,7 @@ def is_dequantized(value: ir.Value | None) -> bool:
 def is_narrow(value: ir.Value | None) -> bool:
     """Whether a factor is made of stored codes of 4 bits."""
     turned = value.producer() if value is not None else None
-    source = turned.inputs[0] if turned is not None and turned.op_type == "Transpose" else None
+    source = turned.inputs[0] if turned is not None and turned.op_type == "Transpose" else value
     codes = source.producer() if source is not None and is_dequantized(source) else None
     return codes is not None and codes.inputs[0] is not None and codes.inputs[0].dtype == ir.DataType.INT4
 

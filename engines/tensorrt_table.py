@@ -152,12 +152,16 @@ def plan_table(
     plans = [make_plan(schedule, profiles.widths) for schedule in schedules if is_table(schedule)]
     if not plans:
         return None, "in no schedule are all steps settled beforehand"
-    sizes = largest(TableSizes.of(plan) for plan in plans)
+    known = () if profiles.known is None else (profiles.known,)
+    sizes = largest([*(TableSizes.of(plan) for plan in plans), *known])
     if (size := sizes.inputs * profiles.slots) > LARGEST_TABLE:
         return None, f"what the inputs of its steps see takes {size} bytes, allowed are {LARGEST_TABLE}"
     if reason := noise_reason(bundle, images):
         return None, reason
-    found = {TableProfile(count, *kind) for plan in plans for kind in plan.kinds for count in images}
+    kinds = {kind for plan in plans for kind in plan.kinds}
+    if known:  # then all shapes that there are may follow one another
+        kinds |= {(one.width, one.queries) for one in profiles.profiles}
+    found = {TableProfile(count, *kind) for kind in kinds for count in images}
     one_mask = not profiles.own_mask and not conditioned(bundle.model)
     contract = table_contract(
         bundle.model, sizes, bundle.sampler.graph, profiles.slots, one_mask=one_mask, own_mask=profiles.own_mask

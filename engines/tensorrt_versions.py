@@ -22,16 +22,15 @@ class Abilities:
     in_place: bool  # KVCacheUpdate, which updates a cache where it lies
     fused: bool  # an attention operator, with grouped heads and a mask
     typed_on_request: bool  # strongly typed networks have to be asked for; later versions know no others
-    opset: int  # the latest whose operators its parser reads
-    int4: bool  # DequantizeLinear in blocks, of opset 21
+    opset: int  # the latest whose operators its parser reads, beside opset 21's blocks of 4 bits, which all read
 
 
 TENSORRT = (
-    Abilities((10, 3), in_place=False, fused=False, typed_on_request=True, opset=20, int4=False),
-    Abilities((10, 15), in_place=True, fused=True, typed_on_request=True, opset=24, int4=True),
-    Abilities((11, 0), in_place=True, fused=True, typed_on_request=False, opset=24, int4=True),
+    Abilities((10, 3), in_place=False, fused=False, typed_on_request=True, opset=20),
+    Abilities((10, 15), in_place=True, fused=True, typed_on_request=True, opset=24),
+    Abilities((11, 0), in_place=True, fused=True, typed_on_request=False, opset=24),
 )
-TENSORRT_RTX = (Abilities(MINIMUM[RTX], in_place=True, fused=True, typed_on_request=False, opset=24, int4=True),)
+TENSORRT_RTX = (Abilities(MINIMUM[RTX], in_place=True, fused=True, typed_on_request=False, opset=24),)
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def numbers(version: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def choose_caches(target: str, version: str | None, asked: str, attention: str, precision: str) -> CacheChoice:
+def choose_caches(target: str, version: str | None, asked: str, attention: str) -> CacheChoice:
     """`asked`: one of LOWERINGS; `attention` as `choose_attention` takes it.
 
     Raises EngineError for what the version cannot build, or what does not go with caches that are only read.
@@ -85,6 +84,4 @@ def choose_caches(target: str, version: str | None, asked: str, attention: str, 
         return CacheChoice("in-place", "as asked" if asked == "in-place" else "the library updates caches in place")
     if attention not in ("auto", "decomposed"):
         raise EngineError(f"--attention {attention} needs caches that are updated in place: leave it out")
-    if precision == "int4":
-        raise EngineError("caches that are only read go with operators of opset 20, which lacks int4: use int8 or fp16")
     return CacheChoice("read-only", "as asked" if can.in_place else f"{name} has no KVCacheUpdate")

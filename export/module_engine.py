@@ -76,6 +76,9 @@ class ModuleEngine:
     def loop(self, first: int, later: int, inputs: int) -> None:
         """The host makes the calls."""
 
+    def accept(self, plan: Plan) -> None:
+        """It takes steps of any shape."""
+
     def table_loop(self, plan: Plan) -> None:
         """As `loop`."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -168,8 +168,7 @@ def make_plan(
     `prompt_slots`: slots that prompts fill before the first step, between the zero slots and the schedule's own.
     `exact_width`: the engine's; running ahead keeps to it, since wider calls could round to other tokens.
     """
-    if widths is not None and not schedule.rows:  # those of images are as wide as they are
-        schedule = narrowed(schedule, max(widths))
+    schedule = cut(schedule, widths)
     column = column_of(schedule)
     pairs = list(zip(schedule.write_indices, schedule.steps, strict=True))
     slots = max(write_index + fitting_width(step.width, widths) for write_index, step in pairs)
@@ -197,6 +196,19 @@ def make_plan(
         line,
         jacobi,
     )
+
+
+def cut(schedule: Schedule, widths: Sequence[int] | None) -> Schedule:
+    """In steps that the widest of `widths` holds, where they can be cut; those of images are as wide as they are."""
+    return schedule if widths is None or schedule.rows else narrowed(schedule, max(widths))
+
+
+def step_shapes(schedule: Schedule, widths: Sequence[int] | None) -> Iterator[tuple[int, int, int]]:
+    """Write index, width and queries of each step as `make_plan` has them, without its arrays. Raises as that does."""
+    schedule = cut(schedule, widths)
+    for write_index, step in zip(schedule.write_indices, schedule.steps, strict=True):
+        queries = fitting_width(max(1, len(step.targets)), widths) if schedule.queries else 0
+        yield write_index, fitting_width(step.width, widths), queries
 
 
 def column_of(schedule: Schedule) -> Callable[[Input], int]:

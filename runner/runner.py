@@ -359,7 +359,9 @@ class Runner:
                 "the engine was built for next-token decoding, in which all that is before is seen: build it again "
                 f"with --schedule {schedule}"
             )
-        return make_plan(table, engine.widths, prompt_slots, engine.exact_width)
+        plan = make_plan(table, engine.widths, prompt_slots, engine.exact_width)
+        engine.accept(plan)
+        return plan
 
     def _live_engine(self) -> Engine:
         if self._engine is None:

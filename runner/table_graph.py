@@ -8,7 +8,7 @@ Calls count from 0; tables of inputs, and of outputs, have those of one call aft
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.plan import Plan
+from arforge.runner.schedules.schedule import Schedule
 from arforge.runner.step_graph import Contract, Tensor
 
 PROGRESS = ("call", "fault", "fault_call")
@@ -36,11 +37,14 @@ class TableSizes:
 
     @classmethod
     def of(cls, plan: Plan) -> TableSizes:
-        outputs = [step.queries or step.width for step in plan.steps]
-        inputs = sum(step.width for step in plan.steps)
-        schedule = plan.schedule
+        return cls.of_calls([(step.width, step.queries) for step in plan.steps], plan.schedule)
+
+    @classmethod
+    def of_calls(cls, kinds: Sequence[tuple[int, int]], schedule: Schedule) -> TableSizes:
+        """`kinds`: width and queries of each call."""
+        outputs = [queries or width for width, queries in kinds]
         columns = schedule.cells + schedule.conditions + schedule.specials
-        return cls(len(outputs), inputs, sum(outputs), max(outputs), columns)
+        return cls(len(outputs), sum(width for width, _ in kinds), sum(outputs), max(outputs), columns)
 
     def hold(self, other: TableSizes) -> bool:
         return all(room >= asked for room, asked in zip(vars(self).values(), vars(other).values(), strict=True))

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from wide_bf16 import widen_bf16
 
 from arforge.engines.lowered_session import session_of
 from arforge.engines.tensorrt_view import close_views
@@ -32,6 +33,7 @@ NUMPY = {
     "tensor(int64)": np.int64,
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
+    "tensor(bfloat16)": ir.DataType.BFLOAT16.value,
     "tensor(bool)": np.bool_,
     "tensor(uint8)": np.uint8,
 }
@@ -236,6 +238,8 @@ class FakeEngine:
         model = ir.load(graph)
         views = closed(model)
         self.views = {name: name.removeprefix("view_") for name in views}
+        if any(value.dtype == ir.DataType.BFLOAT16 for value in model.graph.inputs):
+            widen_bf16(model)
         self.session = session_of(model, graph.parent)
         self.gpu, self.recorder, self.profiles, self.failure = gpu, recorder, profiles, ""
         self.inputs = {value.name for value in self.session.get_inputs()} | self.views.keys()

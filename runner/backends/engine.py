@@ -125,6 +125,9 @@ class Engine(Protocol):
     def settings(self) -> RequestBuffers:
         """Those of the images that were prepared for; the runner fills them before the first step."""
 
+    def accept(self, plan: Plan) -> None:
+        """Raise EngineError for a plan with steps or slots that it was not built for."""
+
     def prepare(
         self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1, lockstep: int = 0
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"
 EXACT_SUMS = "session.x64quantprecision"
 # It makes layers of one input share a quantizer, after which none of them becomes an integer product.
 UNWANTED = ["CommonSubexpressionElimination"]
+NO_SETTINGS: Mapping[str, str] = {}
 TYPES = {
     "float32": "tensor(float)",
     "float16": "tensor(float16)",
@@ -64,12 +66,16 @@ def default_threads() -> int:
 
 
 def open_session(
-    path: Path, threads: int | None, content: bytes | None = None, trace: Path | None = None
+    path: Path,
+    threads: int | None,
+    content: bytes | None = None,
+    trace: Path | None = None,
+    settings: Mapping[str, str] = NO_SETTINGS,
 ) -> onnxruntime.InferenceSession:
     """A session on the CPU provider. Raises EngineError if ONNX Runtime refuses the graph.
 
     `content`: a graph to run in place of the file's, with the weights beside the file. `trace`: where the library's
-    profiler writes, as the beginning of a file name; None leaves it off.
+    profiler writes, as the beginning of a file name; None leaves it off. `settings`: of the library, beside ours.
     """
     runtime = load_library()
     options = runtime.SessionOptions()
@@ -77,7 +83,8 @@ def open_session(
     options.inter_op_num_threads = 1
     if trace is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(trace)
-    options.add_session_config_entry(EXACT_SUMS, "1")
+    for name, value in {EXACT_SUMS: "1", **settings}.items():
+        options.add_session_config_entry(name, value)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     kernels = find_kernels()
     try:

@@ -30,6 +30,7 @@ from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
 from arforge.runner.loop_graph import LOOK_EVERY
 from arforge.runner.plan import Plan
+from arforge.runner.schedules.specification import parse
 from arforge.runner.step_graph import cache_names, guided_rows, row_sizes, written_name
 
 
@@ -117,6 +118,15 @@ class TensorRTEngine:
         """Whether every step that has run is a CUDA graph now."""
         programs = (program.captured for program in self._programs.values() if program.captured is not None)
         return all((*programs, self._loops.captured, self._tables.captured))
+
+    def accept(self, plan: Plan) -> None:
+        there = {(width, queries) for _, width, queries, _ in self._profiles}
+        missing = sorted(plan.kinds - there)
+        if missing:
+            self._refuse_plan(plan, f"it was not built for {in_words(missing[0])}")
+        if plan.slots > self.identity["slots"]:
+            needs = " and its prompts need" if self._prompt else " needs"
+            self._refuse_plan(plan, f"it has {self.identity['slots']} cache slots, the schedule{needs} {plan.slots}")
 
     def prepare(
         self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1, lockstep: int = 0
@@ -276,8 +286,7 @@ class TensorRTEngine:
         read = 0 if self.settings.condition is None else self._memory.condition
         kinds = [kind for kind in self._profiles if kind[:3] == (batch, width, queries) and kind[3] >= read]
         if not kinds:
-            asked = f" and {queries} queries" if queries else ""
-            self._refuse(f"it was not built for steps of {width} tokens{asked}", "--schedule")
+            self._refuse(f"it was not built for {in_words((width, queries))}", "--schedule")
         kind = min(kinds)  # with the least room for a prompt
         if kind not in self._programs:
             bound = self._placed.bound(self._rows(batch), width) if self._placed else self._caches.bound
@@ -300,11 +309,27 @@ class TensorRTEngine:
         if len(program.inputs) != expected:
             self._refuse(f"it has {len(program.inputs)} inputs beside its caches, expected {expected}")
 
-    def _refuse(self, problem: str, option: str | None = None) -> NoReturn:
-        """Raise EngineError with the command that builds an engine without the problem."""
+    def _refuse_plan(self, plan: Plan, problem: str) -> NoReturn:
+        """Known cells take an engine that is built for them, and for the schedule that starts from them."""
+        if not plan.schedule.kept:
+            self._refuse(problem, "--schedule")
+        schedule, options = plan.schedule.specification, self.identity["options"]
+        built = {str(parse(name)) for name in options["schedule"] or self._bundle.specifications}
+        option = None if str(parse(schedule)) in built else f"--schedule {schedule}"
+        wanted = {**self.identity, "options": {**options, "known": True}}
+        self._refuse(f"{problem}, as {len(plan.schedule.kept)} known cells need in {schedule}", option, wanted)
+
+    def _refuse(self, problem: str, option: str | None = None, wanted: Mapping[str, Any] | None = None) -> NoReturn:
+        """Raise EngineError with the command that builds an engine without the problem, like `wanted` (None: this)."""
         what = f"the {self.identity['target']} {self.identity['precision']} engine of {self._bundle.root}"
         hint = f" (with {option})" if option else ""
-        raise EngineError(f"{what}: {problem}; rebuild it{hint}: `{build_command(self._bundle.root, self.identity)}`")
+        command = build_command(self._bundle.root, wanted or self.identity)
+        raise EngineError(f"{what}: {problem}; rebuild it{hint}: `{command}`")
+
+
+def in_words(kind: tuple[int, int]) -> str:
+    width, queries = kind
+    return f"steps of {width} tokens" + (f" and {queries} queries" if queries else "")
 
 
 def batches_of(identity: Mapping[str, Any]) -> list[int]:

@@ -136,6 +136,8 @@ def build_command(root: Path, identity: Mapping[str, Any]) -> str:
         words += ["--caches", options["caches"]]
     if not options.get("loop", True):
         words.append("--no-loop")
+    if not options.get("known", True):
+        words.append("--no-known")
     words.append("--filters" if identity["filters"] else "--no-filters")
     if identity["strip_weights"]:
         words.append("--strip-weights")

@@ -134,6 +134,9 @@ class TimedEngine:
     def loop(self, first: int, later: int, inputs: int) -> None:
         """The host makes the calls, so that each is timed."""
 
+    def accept(self, plan: Plan) -> None:
+        self._engine.accept(plan)
+
     def table_loop(self, plan: Plan) -> None:
         """As `loop`."""
 

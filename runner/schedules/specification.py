@@ -172,9 +172,14 @@ def require_order(text: str, order: str) -> None:
         )
 
 
+def keeps(text: str) -> bool:
+    """Whether the schedule can start from cells that are known."""
+    return KINDS[parse(text).kind].keeps
+
+
 def require_keeping(text: str) -> None:
     """Raise ScheduleError unless this kind of schedule can start from known cells."""
-    if not KINDS[parse(text).kind].keeps:
+    if not keeps(text):
         able = ", ".join(name for name, kind in KINDS.items() if kind.keeps)
         raise ScheduleError(
             f"schedule {text!r} decodes in an order of its own and cannot keep cells or go beyond the grid: that takes "

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_gpu import FakeGpu, fake_library
+from fake_trtexec import VERSIONS, write_program
 
 from arforge.engines.tensorrt import BuildJob
 from arforge.engines.trtexec import dry_run
@@ -19,47 +20,19 @@ from arforge.runner import Runner, open_bundle
 from arforge.runner.backends import tensorrt_engine
 from arforge.runner.backends.tensorrt_identity import same_library
 from arforge.runner.bundle.writer import changing
+from arforge.runner.conditions import sample_subjects
 
 RTX = "tensorrt-rtx"
-STAND_IN = """#!{python}
-import os, sys
-from pathlib import Path
-import onnx
-
-options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if "=" in word)
-assert "--skipInference" in sys.argv
-graph = Path(options["onnx"])
-onnx.checker.check_model(graph)  # with what lies outside
-values = onnx.load(graph, load_external_data=False).graph.input
-inputs = {{value.name: value.type.tensor_type.shape for value in values}}
-for bound in ("min", "opt", "max"):
-    given = [word for word in sys.argv if word.startswith(f"--{{bound}}Shapes=")]
-    assert given, bound
-    for words in given:
-        for part in words.split("=", 1)[1].split(","):
-            name, _, shape = part.partition(":")
-            for size, dim in zip(shape.split("x"), inputs[name].dim, strict=True):
-                assert not dim.HasField("dim_value") or dim.dim_value == int(size), (name, shape)
-print("&&&& RUNNING {banner} # " + " ".join(sys.argv))
-print("[I] Selected Device: Orin")
-print("[I] Compute Capability: 8.6")
-if os.environ.get("FAILS", "none") in options["saveEngine"]:
-    print("[E] Error[2]: out of memory")
-    sys.exit(1)
-Path(options["saveEngine"]).write_bytes(b"engine of " + graph.read_bytes() + os.environ.get("MORE", "").encode())
-"""
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Any:
-    """Puts a stand-in on a path of its own; it checks graphs, weights and shapes as the parser would."""
+    """Puts a stand-in on a path of its own; it checks options, graphs, weights and shapes as that version would."""
 
-    def make(name: str, banner: str) -> dict[str, str]:
+    def make(version: str, banner: str | None = None) -> dict[str, str]:
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
-        path = folder / name
-        path.write_text(STAND_IN.format(python=sys.executable, banner=banner))
-        path.chmod(0o755)
+        write_program(folder / ("tensorrt_rtx" if version == "rtx" else "trtexec"), version, banner)
         return {**os.environ, "PATH": f"{folder}:/usr/bin:/bin"}
 
     return make
@@ -98,25 +71,30 @@ def run_there(monkeypatch: pytest.MonkeyPatch) -> Any:
     return tokens
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("version", "precision"),
+    [(version, precision) for version in ("10.3", "11.0") for precision in ("fp32", "fp16", "int4")],
+)
 def test_a_device_builds_by_the_script_and_runs(
-    bundle: Path, tmp_path: Path, program: Any, run_there: Any, precision: str
+    bundle: Path, tmp_path: Path, program: Any, run_there: Any, version: str, precision: str
 ) -> None:
-    folder = tmp_path / "graphs"
-    dry_run(BuildJob(bundle, "tensorrt", precision, schedules=["zipar:4"]), folder)
+    folder, library = tmp_path / "graphs", VERSIONS[version].library
+    dry_run(BuildJob(bundle, "tensorrt", precision, schedules=["zipar:4"], version=version), folder)
     there = device_copy(bundle, tmp_path)
-    done = script(folder, there, program("trtexec", "TensorRT.trtexec [TensorRT v110004] [b17]"))
+    done = script(folder, there, program(version))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith(f"entered tensorrt 11.0.4.17 {precision} for sm86 in {there}\n")
+    assert done.stdout.endswith(f"entered tensorrt {library} {precision} for sm86 in {there}\n")
     opened = open_bundle(there)
     opened.check_hashes()
     identity = opened.engine("tensorrt", precision)
     assert (identity["device"], identity["compute_capabilities"]) == ("sm86", ["8.6"])
-    assert identity["library"] == "tensorrt 11.0.4.17"
+    assert identity["library"] == f"tensorrt {library}"
+    assert identity["caches"]["lowering"] == ("read-only" if version == "10.3" else "in-place")
+    assert (identity["table"] is None) == (version == "10.3")  # the host makes its calls
     assert {"onnxruntime", "tensorrt"} == {engine.target for engine in opened.engines}
     assert not [path for path in there.rglob("*") if "@" in path.name or ".new" in path.name]
     request = {"classes": [3, 5], "schedule": "zipar:4", "guidance": 2.0, "temperature": 0.0}
-    found = run_there(there, "tensorrt", precision, "11.0.4", **request)
+    found = run_there(there, "tensorrt", precision, library, **request)
     if precision == "fp32":
         with Runner.open(bundle, threads=1) as runner:
             wanted = runner.generate(**request)
@@ -129,11 +107,51 @@ def test_a_device_builds_by_the_script_and_runs(
     open_bundle(there).check_hashes()
 
 
+@pytest.mark.parametrize("name", ["arpg_bundle", "text_bundle"])
+def test_tensorrt_10_3_draws_the_cpus_tokens_of_other_models(
+    name: str, tmp_path: Path, program: Any, run_there: Any, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(name)
+    opened, folder = open_bundle(path), tmp_path / "graphs"
+    schedule = opened.specifications[-1]
+    dry_run(BuildJob(path, "tensorrt", "fp32", schedules=[schedule], images=[1, 2], version="10.3"), folder)
+    there = device_copy(path, tmp_path)
+    done = script(folder, there, program("10.3"))
+    assert done.returncode == 0, done.stderr
+    wishes = {**sample_subjects(opened.model, 2).take(range(2)), "schedule": schedule, "guidance": 2.0}
+    with Runner.open(path, threads=1) as runner:
+        wanted = runner.generate(**wishes).tokens
+    np.testing.assert_array_equal(run_there(there, "tensorrt", "fp32", "10.3.0", **wishes).tokens, wanted)
+
+
+@pytest.mark.parametrize(
+    ("built_for", "there", "message"),
+    [
+        ("11.0", "10.3", r"the network is weakly typed"),
+        ("10.16", "10.3", r"opset 2[234] is newer than 21"),
+        ("10.3", "11.0", r"Unknown option: --stronglyTyped"),
+    ],
+)
+def test_graphs_and_options_of_another_version_are_not_taken(
+    bundle: Path, tmp_path: Path, program: Any, built_for: str, there: str, message: str
+) -> None:
+    """Which is what the stand-in is for."""
+    folder = tmp_path / "graphs"
+    dry_run(BuildJob(bundle, "tensorrt", "fp16", schedules=["ntp"], version=built_for), folder)
+    place = device_copy(bundle, tmp_path)
+    before = (place / "manifest.json").read_bytes()
+    done = script(folder, place, program(there))
+    assert done.returncode == 1
+    assert re.search(message, done.stderr)
+    assert "trtexec failed: see " in done.stderr
+    assert (place / "manifest.json").read_bytes() == before
+
+
 def test_what_stands_between_two_calls_is_built_too(bundle: Path, tmp_path: Path, program: Any, run_there: Any) -> None:
     folder = tmp_path / "graphs"
     dry_run(BuildJob(bundle, "tensorrt", "fp32", schedules=["ntp", "jacobi:6"]), folder)
     there = device_copy(bundle, tmp_path)
-    done = script(folder, there, program("trtexec", "TensorRT.trtexec [TensorRT v110004]"))
+    done = script(folder, there, program("11.0", "TensorRT.trtexec [TensorRT v110004]"))
     assert done.returncode == 0, done.stderr
     identity = open_bundle(there).engine("tensorrt", "fp32")
     for kind in ("loop", "table"):
@@ -152,7 +170,7 @@ def test_a_bundle_without_images_for_tensorrt_rtx(
     folder = tmp_path / "graphs"
     dry_run(BuildJob(grouped_bundle, RTX, "fp32", ["8.6", "8.9"]), folder)
     there = device_copy(grouped_bundle, tmp_path)
-    done = script(folder, there, program("tensorrt_rtx", "TensorRT-RTX.tensorrt_rtx [TensorRT-RTX v10701] [b116]"))
+    done = script(folder, there, program("rtx"))
     assert done.returncode == 0, done.stderr
     identity = open_bundle(there).engine(RTX, "fp32")
     assert (identity["device"], identity["library"]) == ("sm86+sm89", "tensorrt-rtx 1.7.1.116")
@@ -166,7 +184,7 @@ def test_what_goes_wrong_leaves_the_bundle_as_it_was(bundle: Path, tmp_path: Pat
     dry_run(BuildJob(bundle, "tensorrt", "fp32", schedules=["zipar:4"]), folder)
     there = device_copy(bundle, tmp_path)
     before = (there / "manifest.json").read_bytes()
-    environment = program("trtexec", "TensorRT.trtexec [TensorRT v110004]")
+    environment = program("11.0", "TensorRT.trtexec [TensorRT v110004]")
     for more, message in (
         ({"FAILS": "step"}, None),
         ({"FAILS": "decoder"}, "out of memory"),
@@ -185,7 +203,7 @@ def test_what_goes_wrong_leaves_the_bundle_as_it_was(bundle: Path, tmp_path: Pat
     (there / "manifest.json").write_bytes(before + b" ")
     done = script(folder, there, environment)
     assert "has changed since: make the dry run again" in done.stderr
-    odd = program("trtexec", "TensorRT.trtexec, whose banner says nothing")
+    odd = program("11.0", "TensorRT.trtexec, whose banner says nothing")
     (there / "manifest.json").write_bytes(before)
     assert "does not name the library's version" in script(folder, there, odd).stderr
     open_bundle(there).check_hashes()
@@ -195,7 +213,7 @@ def test_it_can_be_run_again(bundle: Path, tmp_path: Path, program: Any) -> None
     folder = tmp_path / "graphs"
     dry_run(BuildJob(bundle, "tensorrt", "fp32", schedules=["zipar:4"]), folder)
     there = device_copy(bundle, tmp_path)
-    environment = program("trtexec", "TensorRT.trtexec [TensorRT v110004]")
+    environment = program("11.0", "TensorRT.trtexec [TensorRT v110004]")
     for more in ("", "another"):
         done = script(folder, there, environment, MORE=more)
         assert done.returncode == 0, done.stderr

@@ -148,3 +148,34 @@ def test_quantised_products_become_float32_with_scales_as_they_are() -> None:
     expected = 2 * ((codes * np.float32(0.02)) @ (weight * scales)).astype(np.float16)
     np.testing.assert_allclose(run(rewritten, {"x": values}), expected, rtol=2e-3, atol=1.2e-7)
     assert (expected[:, 0] != 0).any()
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_blocks_of_four_bits_stay_and_ask_for_opset_21(typed: bool) -> None:
+    """Without the attribute of opset 23, which repeats the type of the scales."""
+    model = ir.from_proto(in_blocks({"output_dtype": TensorProto.FLOAT16} if typed else {}))
+    to_opset_20(model)
+    rewritten = ir.to_proto(model)
+    onnx.checker.check_model(rewritten, full_check=True)
+    assert [one.version for one in rewritten.opset_import] == [21]
+    (node,) = rewritten.graph.node
+    assert {attribute.name for attribute in node.attribute} == {"axis", "block_size"}
+
+
+def test_blocks_of_four_bits_with_other_values_are_refused() -> None:
+    model = ir.from_proto(in_blocks({"output_dtype": TensorProto.FLOAT}))
+    with pytest.raises(EngineError, match="has scales of FLOAT16 and other values"):
+        to_opset_20(model)
+
+
+def in_blocks(more: dict[str, int]) -> onnx.ModelProto:
+    codes = helper.make_tensor("codes", TensorProto.INT4, [64, 2], np.zeros(128, np.int8))
+    scales = onnx.numpy_helper.from_array(np.ones((2, 2), np.float16), "scales")
+    node = helper.make_node(
+        "DequantizeLinear", ["codes", "scales"], ["y"], name="blocks", axis=0, block_size=32, **more
+    )
+    output = helper.make_tensor_value_info("y", more.get("output_dtype", TensorProto.FLOAT16), [64, 2])
+    graph = helper.make_graph([node], "one", [], [output], [codes, scales])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)])
+    made.ir_version = 10
+    return made

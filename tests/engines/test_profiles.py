@@ -9,6 +9,8 @@ from arforge.engines.profiles import Profile, default_widths, plan_profiles, rou
 from arforge.runner import EngineError, ScheduleError, compile_schedule, open_bundle
 from arforge.runner.bundle import Bundle
 from arforge.runner.plan import make_plan
+from arforge.runner.schedules.random_order import random_order
+from arforge.runner.table_graph import TableSizes
 
 
 def test_widths_are_rounded_up_by_at_most_a_half_or_to_powers_of_two() -> None:
@@ -37,9 +39,43 @@ def test_every_step_has_its_profile_and_fits_the_cache(bundle: Path, text: str, 
 @pytest.mark.parametrize("steps", range(1, 25, 4))
 def test_random_order_pairs_widths_with_queries(arpg_bundle: Path, steps: int) -> None:
     opened = open_bundle(arpg_bundle)
-    found = plan_profiles(opened, [f"arpg:{steps}"], [1], [])
+    found = plan_profiles(opened, [f"arpg:{steps}"], [1], [], known=False)
     plan = make_plan(opened.schedule(f"arpg:{steps}"), found.widths)
     assert {(p.width, p.queries) for p in found.profiles} == {(s.width, s.queries) for s in plan.steps}
+    assert found.known is None
+
+
+@pytest.mark.parametrize("widths", [[], [4, 24]])
+@pytest.mark.parametrize(
+    "name", [*(f"arpg:{steps}" for steps in (1, 2, 5, 11, 24)), "arpg:7,ratio=cosine", "arpg:6,groups=causal"]
+)
+def test_any_number_of_known_cells_has_its_profiles_and_fits_the_cache(
+    arpg_bundle: Path, name: str, widths: list[int]
+) -> None:
+    opened = open_bundle(arpg_bundle)
+    found = plan_profiles(opened, [name], [2], widths)
+    cells, kinds = random_order(opened.model.cells, 3), {(p.width, p.queries) for p in found.profiles}
+    assert found.known is not None
+    needed = set(make_plan(opened.schedule(name), found.widths).kinds)
+    for count in range(1, opened.model.cells):
+        plan = make_plan(opened.schedule(name, tuple(sorted(cells[:count]))), found.widths)
+        assert plan.kinds <= kinds
+        assert plan.slots <= found.slots
+        assert found.known.hold(TableSizes.of(plan))
+        needed |= plan.kinds
+    assert kinds == needed  # and no others
+
+
+def test_known_cells_can_be_left_out_where_there_are_any(arpg_bundle: Path, bundle: Path) -> None:
+    opened = open_bundle(arpg_bundle)
+    whole, without = (plan_profiles(opened, ["arpg:5"], [1], [], known=known) for known in (True, False))
+    assert len(without.profiles) < len(whole.profiles) < 4 * len(without.profiles)
+    assert without.slots < whole.slots
+    with pytest.raises(EngineError, match="none of these schedules can start from known cells: leave --no-known out"):
+        plan_profiles(open_bundle(bundle), [], [1], [], known=False)
+    many = list(range(1, 40))
+    with pytest.raises(EngineError, match=r"profiles are more than 256: .*, or leave known cells out with --no-known"):
+        plan_profiles(opened, ["arpg:5"], many, [])
 
 
 def test_64_growing_groups_need_a_dozen_profiles() -> None:
@@ -84,7 +120,7 @@ def test_what_no_tensor_can_hold_is_refused(text_bundle: Path, bundle: Path) -> 
     def of_slots(slots: int) -> Bundle:
         return replace(opened, model=replace(opened.model, condition=replace(opened.model.condition, slots=slots)))
 
-    assert plan_profiles(of_slots(1_000_000), ["ntp"], [1], []).slots == 1_000_064
+    assert plan_profiles(of_slots(1_000_000), ["ntp"], [1], []).slots == 1_000_128
     with pytest.raises(EngineError, match=r"\[2, 4, 100000064, 16\] \(prompts have up to 100000000 tokens\)"):
         plan_profiles(of_slots(100_000_000), ["ntp"], [1], [])
     with pytest.raises(EngineError, match=r"would be \[.*, more than the 2147483647 numbers that a TensorRT tensor"):

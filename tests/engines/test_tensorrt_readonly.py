@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from fake_gpu import FakeGpu, fake_library
+from fake_trtexec import READ_BY_TENSORRT_10_3
 from made_once import made_once
 
 from arforge.engines import tensorrt
@@ -30,14 +31,6 @@ from arforge.runner.step_graph import cache_names, update_name
 
 RTX = "tensorrt-rtx"
 SLOTS, ROWS, WIDTH = 24, 2, 3
-# Of onnx-tensorrt's table of operators for TensorRT 10.1, with those that graphs here have.
-READ_BY_TENSORRT_10_3 = {
-    *("Abs", "Add", "And", "ArgMax", "Cast", "Clip", "Concat", "Conv", "DequantizeLinear", "Div", "Equal", "Exp"),
-    *("Expand", "Gather", "GatherElements", "Greater", "GreaterOrEqual", "Identity", "InstanceNormalization", "Less"),
-    *("LessOrEqual", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pad", "QuantizeLinear", "Range"),
-    *("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Resize", "Shape", "Sigmoid"),
-    *("Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where"),
-}
 BUNDLES = ("bundle", "noise_bundle", "grouped_bundle", "arpg_bundle", "par_bundle", "text_bundle", "ids_bundle")
 
 
@@ -186,13 +179,13 @@ def read_only_bundles(
 
     zipar: dict[str, Any] = {"schedules": ["zipar:4"], "widths": [1, 4]}
     return {
-        "llamagen": make("llamagen", rtx_bundle, ("fp16", "int8"), **zipar),
+        "llamagen": make("llamagen", rtx_bundle, ("fp16", "int8", "int4"), **zipar),
         "arpg": make("arpg", arpg_bundle, ("fp16",), schedules=["arpg:3"]),
         "text": make("text", text_bundle, ("fp16",), prefill_widths=[8], filters=True, **zipar),
     }
 
 
-CASES = [("llamagen", "fp16"), ("llamagen", "int8"), ("arpg", "fp16"), ("text", "fp16")]
+CASES = [*(("llamagen", precision) for precision in ("fp16", "int8", "int4")), ("arpg", "fp16"), ("text", "fp16")]
 
 
 @pytest.mark.parametrize(("family", "precision"), CASES)
@@ -210,6 +203,12 @@ def test_engines_copy_no_cache_at_any_width_and_verify(
     wanted = expected(model, opened.model.caches)
     assert wanted.read_only
     assert len(wanted.quantized) == (11 if precision == "int8" else 0)
+    assert len(wanted.narrow) == (10 if precision == "int4" else 0)
+    assert model.opset_imports[""] == (21 if precision == "int4" else 20)
+    for node in model.graph:
+        if node.op_type == "DequantizeLinear" and precision == "int4":
+            assert {use.node.op_type for use in node.outputs[0].uses()} == {"MatMul"}  # which reads them as they lie
+            assert node.attributes["axis"].as_int() == 0
     layers = load_layers(opened.path(identity["layers"]).read_bytes())
     assert check_layers(layers, wanted, len(identity["profiles"])) == []
     lines: list[str] = []

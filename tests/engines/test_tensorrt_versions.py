@@ -37,7 +37,7 @@ RTX = "tensorrt-rtx"
 def test_versions_fall_into_three_ranges(version: str | None, in_place: bool, typed: bool, opset: int) -> None:
     found = abilities("tensorrt", version)
     assert (found.in_place, found.fused, found.typed_on_request, found.opset) == (in_place, in_place, typed, opset)
-    chosen = choose_caches("tensorrt", version, "auto", "auto", "fp16")
+    chosen = choose_caches("tensorrt", version, "auto", "auto")
     assert chosen.read_only != in_place
     assert in_place or chosen.reason == f"tensorrt {version} has no KVCacheUpdate"
     assert abilities(RTX, "1.7.1.116").in_place
@@ -59,26 +59,23 @@ def test_other_versions_are_refused(version: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "asked", "attention", "precision", "message"),
+    ("version", "asked", "attention", "message"),
     [
-        ("10.3", "in-place", "auto", "fp16", r"tensorrt 10\.3 updates no cache in place, 10\.15 and later do"),
-        ("10.3", "auto", "fused", "fp16", "--attention fused needs caches that are updated in place"),
-        ("11.0", "read-only", "fused", "fp16", "--attention fused needs caches that are updated in place"),
-        ("10.3", "auto", "auto", "int4", "opset 20, which lacks int4: use int8 or fp16"),
-        ("10.3", "else", "auto", "fp16", "no lowering of caches is called 'else': use auto, in-place, read-only"),
+        ("10.3", "in-place", "auto", r"tensorrt 10\.3 updates no cache in place, 10\.15 and later do"),
+        ("10.3", "auto", "fused", "--attention fused needs caches that are updated in place"),
+        ("11.0", "read-only", "fused", "--attention fused needs caches that are updated in place"),
+        ("10.3", "else", "auto", "no lowering of caches is called 'else': use auto, in-place, read-only"),
     ],
 )
-def test_wishes_that_a_version_lacks_are_refused(
-    version: str, asked: str, attention: str, precision: str, message: str
-) -> None:
+def test_wishes_that_a_version_lacks_are_refused(version: str, asked: str, attention: str, message: str) -> None:
     with pytest.raises(EngineError, match=message):
-        choose_caches("tensorrt", version, asked, attention, precision)
+        choose_caches("tensorrt", version, asked, attention)
 
 
 def test_wishes_are_reasons() -> None:
-    assert choose_caches("tensorrt", "10.15", "read-only", "auto", "fp16").reason == "as asked"
-    assert choose_caches("tensorrt", "11.0", "in-place", "fused", "int4").reason == "as asked"
-    assert choose_caches("tensorrt", "11.0", "auto", "fused", "int4").reason == "the library updates caches in place"
+    assert choose_caches("tensorrt", "10.15", "read-only", "auto").reason == "as asked"
+    assert choose_caches("tensorrt", "11.0", "in-place", "fused").reason == "as asked"
+    assert choose_caches("tensorrt", "11.0", "auto", "fused").reason == "the library updates caches in place"
 
 
 @pytest.mark.parametrize(("version", "older"), [("10.3", True), ("10.16", False), ("11.1", False)])

@@ -11,7 +11,7 @@ import pytest
 from arforge.engines import onnxruntime
 from arforge.runner import EngineError, Runner, Schedule, compile_schedule, open_bundle
 from arforge.runner.conditions import class_conditions
-from arforge.runner.plan import make_plan
+from arforge.runner.plan import make_plan, step_shapes
 from arforge.runner.schedules.check import checked
 from arforge.runner.schedules.narrow import narrowed
 from arforge.runner.schedules.schedule import Input, Source, Step, Target
@@ -155,3 +155,21 @@ def test_an_engine_that_is_too_narrow_for_the_schedule_says_so(bundle_copy: Path
         pytest.raises(EngineError, match="built for widths 1: rebuild it"),
     ):
         narrow.generate([0], schedule="zipar:2")
+
+
+@pytest.mark.parametrize("widths", [None, [2, 5, 24]])
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("ntp", ()),
+        ("zipar:2", ()),
+        ("par:4", ()),
+        ("arpg:5", ()),
+        ("arpg:5", (3,)),
+        ("arpg:5,groups=causal", tuple(range(20))),
+    ],
+)
+def test_shapes_are_those_of_the_plan(text: str, kept: tuple[int, ...], widths: list[int] | None) -> None:
+    schedule = compile_schedule(text, (4, 6), kept)
+    plan = make_plan(schedule, widths)
+    assert list(step_shapes(schedule, widths)) == [(step.write_index, step.width, step.queries) for step in plan.steps]

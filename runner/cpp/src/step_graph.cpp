@@ -167,17 +167,6 @@ std::vector<std::string> cache_names(std::int64_t caches) {
 
 std::string written_name(const std::string& cache) { return "new_" + cache; }
 
-std::map<std::string, std::vector<std::string>> read_again(const ModelFacts& model) {
-  std::map<std::string, std::vector<std::string>> again;
-  for (const char* const kind : {"key", "value"}) {
-    const std::string cache = text(kind, "_cache_", model.caches - 1);
-    for (std::int64_t hand = 0; model.layers > model.caches && hand <= model.layers - model.caches; hand++) {
-      again[cache].push_back(text(written_name(cache), "_again_", hand));
-    }
-  }
-  return again;
-}
-
 std::string update_name(const std::string& cache) {
   std::string name = cache;
   return name.replace(name.find("_cache_"), sizeof "_cache_" - 1, "_update_");

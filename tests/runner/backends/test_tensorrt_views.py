@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import plain_lowering
 import pytest
-from fake_gpu import RTX, Opened
+from fake_gpu import RTX, FakeGpu, Opened
+from fake_machine import library_of
 
 from arforge.engines import tensorrt
 from arforge.engines.tensorrt import BuildJob
 from arforge.runner import EngineError, Runner, open_bundle
+from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.backends.tensorrt_identity import ROWS_FIRST, SLOTS_FIRST
 from arforge.runner.conditions import sample_features
 from arforge.runner.step_graph import cache_names
@@ -194,19 +196,22 @@ def test_an_order_that_is_not_known_is_refused(built: Path, tmp_path: Path) -> N
         open_bundle(path).identities(RTX, "fp16")
 
 
-def test_an_identity_that_tells_the_other_order_is_refused(
-    built: Path, bundle: Path, build_copy: Callable[..., Path], open_fake: Open
+@pytest.mark.parametrize("views", [True, False])
+def test_an_order_that_is_not_the_engines_is_told_by_its_shapes(
+    built: Path, grouped_bundle: Path, tmp_path: Path, views: bool
 ) -> None:
-    plain = build_copy(bundle, schedules=["ntp"])
-    for path, precision, told, shape in (
-        (built, "fp16", ROWS_FIRST, r"float16 \[2, 2, \d+, \d+\]"),
-        (plain, "fp32", SLOTS_FIRST, r"float32 \[1, 1, \d+, \d+\]"),
-    ):
-        mine, engine, _ = open_fake(path, precision)
-        right = engine.identity
-        engine.identity = {**right, "cache_order": told}
-        for _ in range(2):
-            with pytest.raises(EngineError, match=rf"its key_cache_0 is not {shape}; rebuild it: `arforge build "):
-                mine.generate([1], schedule="ntp")
-        engine.identity = right
-        assert mine.generate([1], schedule="ntp").tokens.size == 64
+    """Caches with slots first of an engine that has rows first, and the other way round."""
+    path = Path(shutil.copytree(built if views else grouped_bundle, tmp_path / "other.bundle"))
+    if not views:
+        tensorrt.build(BuildJob(path, RTX, "fp16", schedules=["zipar:2"], widths=[1, 3]))
+    bundle, gpu = open_bundle(path), FakeGpu()
+    identity = bundle.engine(RTX, "fp16")
+    library = library_of(bundle, identity, gpu)
+    wrong = {**identity, "cache_order": ROWS_FIRST if views else SLOTS_FIRST}
+    shape = r"2, 2, \d+, 16" if views else r"1, 1, \d+, \d+"
+    problem = rf"its key_cache_0 is not float16 \[{shape}\]"
+    engine = TensorRTEngine(bundle, wrong, library, gpu)  # type: ignore[arg-type]
+    engine.prepare(images=1, rows=2, slots=24, zero_slots=0)
+    with pytest.raises(EngineError, match=f"{problem}; rebuild it: `arforge build {path} --target tensorrt-rtx "):
+        engine.buffers(1)
+    engine.close()

@@ -126,6 +126,7 @@ std::string build_command(const Bundle& bundle, const TensorRTIdentity& identity
     command += " --caches " + wishes.caches;
   }
   command += wishes.loop ? "" : " --no-loop";
+  command += wishes.known ? "" : " --no-known";
   command += identity.filters ? " --filters" : " --no-filters";
   command += identity.strip_weights ? " --strip-weights" : "";
   return command;

@@ -96,7 +96,7 @@ struct Reader : IdentityReader {
   [[nodiscard]] BuildWishes wishes(const Json& value) const {
     const Fields fields(value, "identity.options",
                         {"compute-capability", "schedule", "width", "prefill-width", "images", "attention"}, document,
-                        {"caches", "loop"});
+                        {"caches", "loop", "known"});
     return {capabilities(fields, "compute-capability"),
             names(fields, "schedule", MAX_ENTRIES),
             counts(fields, "width"),
@@ -104,7 +104,8 @@ struct Reader : IdentityReader {
             counts(fields, "images"),
             fields.one_of("attention", {"auto", "fused", "decomposed", "view"}),
             fields.has("caches") ? fields.one_of("caches", {"auto", "in-place", "read-only"}) : "auto",
-            !fields.has("loop") || fields.boolean("loop")};
+            !fields.has("loop") || fields.boolean("loop"),
+            !fields.has("known") || fields.boolean("known")};
   }
 
   [[nodiscard]] TensorRTIdentity identity(const Json& value) const {

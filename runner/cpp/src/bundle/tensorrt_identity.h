@@ -48,6 +48,7 @@ struct BuildWishes {
   std::vector<std::int64_t> widths, prefill_widths, images;
   std::string attention, caches;
   bool loop;
+  bool known; // whether it takes requests with known cells
 };
 
 struct TensorRTIdentity {
