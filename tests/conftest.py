@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from made_once import made_once, trace_tokenizers_once
+from made_once import kept_folder, made_once
 from oracle import Decoder
 from safetensors.torch import save_file
 from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, PAR_CONFIG, TEXT_CONFIG, VQ_CONFIG, random_weights
 from torch import Tensor
+from traced_once import trace_once
 
 from arforge.engines import onnxruntime
 from arforge.export.exporter import ExportJob, export_bundle
@@ -27,9 +28,23 @@ from arforge.export.image_tokenizers.vq import VQModel
 from arforge.runner import Runner
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # for tests that import the library themselves
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what tests start, too: torch's threads wait for each other busily
 os.environ["ARFORGE_KERNELS"] = "off"  # Python has them only where they were compiled; their own tests switch them on
 settings.register_profile("arforge", deadline=None, database=None)
 settings.load_profile("arforge")
+
+LONGEST = (  # files that take more than half a minute, the longest first
+    *("test_readme.py", "reliability/test_soak.py", "examples/test_fashion.py", "reliability/test_faults.py"),
+    *("runner/cpp/test_tensorrt.py", "runner/cpp/test_tensorrt_safety.py", "engines/test_tensorrt_ids.py"),
+    *("export/test_memory.py", "examples/test_emoji.py", "runner/cpp/test_hostile.py", "bench/test_gpu.py"),
+    *("export/image_tokenizers/test_bands.py", "runner/cpp/test_tokens.py", "runner/cpp/test_adaptive.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that no process is left alone with it at the end."""
+    place = {Path(__file__).parent / name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,10 +54,12 @@ def _quiet_torch() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _tokenizers_traced_once() -> Iterator[None]:
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of graphs that were traced in this session."""
+    folder = kept_folder(tmp_path_factory) / "traced"
     with pytest.MonkeyPatch.context() as patch:
-        trace_tokenizers_once(patch)
-        yield
+        trace_once(folder, patch)
+        yield folder
 
 
 @pytest.fixture(scope="session")

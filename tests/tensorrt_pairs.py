@@ -39,7 +39,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "ids-ahead": ("ids_bundle", {"schedules": ["ntp", "jacobi:5"], "images": [2], "filters": True}),
     "inpainting": ("arpg_bundle", {"schedules": ["arpg:5", "arpg:24"], "images": [2], "widths": [9]}),
     "zipar": ("bundle", {"schedules": ["zipar:4"], "images": [2]}),
-    "host": ("par_bundle", {"schedules": ["par:4"], "images": [1, 2], "loop": False}),
+    "host": ("par_bundle", {"schedules": ["par:4"], "images": [1, 3], "loop": False}),
     **{f"counts {one}": (BUNDLES[one], {"schedules": [one]}) for one in COUNTS},
     "counts ntp by the host": ("bundle", {"schedules": ["ntp"], "loop": False}),
     "only-read": (

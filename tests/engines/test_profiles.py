@@ -120,7 +120,7 @@ def test_what_no_tensor_can_hold_is_refused(text_bundle: Path, bundle: Path) -> 
     def of_slots(slots: int) -> Bundle:
         return replace(opened, model=replace(opened.model, condition=replace(opened.model.condition, slots=slots)))
 
-    assert plan_profiles(of_slots(1_000_000), ["ntp"], [1], []).slots == 1_000_064
+    assert plan_profiles(of_slots(1_000_000), ["ntp"], [1], []).slots == 1_000_128
     with pytest.raises(EngineError, match=r"\[2, 4, 100000064, 16\] \(prompts have up to 100000000 tokens\)"):
         plan_profiles(of_slots(100_000_000), ["ntp"], [1], [])
     with pytest.raises(EngineError, match=r"would be \[.*, more than the 2147483647 numbers that a TensorRT tensor"):

@@ -335,6 +335,9 @@ def test_engines_from_before_say_so(opened: Bundle) -> None:
     for name in ("loop", "table"):
         with pytest.raises(EngineError, match="it does not follow the format"):
             check_schema({**before, name: identity[name]}, SCHEMAS[RTX], "it", EngineError)
+    check_schema({**identity, "table": None, "table_sizes": None}, SCHEMAS[RTX], "it", EngineError)
+    with pytest.raises(EngineError, match="table_sizes"):
+        check_schema({**identity, "table": "a.engine", "table_sizes": None}, SCHEMAS[RTX], "it", EngineError)
 
 
 def test_bundles_without_drafts_say_why_there_is_none(

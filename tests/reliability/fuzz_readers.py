@@ -9,6 +9,8 @@ The inputs that reach new code are kept where a folder is named; a crash leaves 
 from __future__ import annotations
 
 import atexit
+import importlib
+import inspect
 import json
 import random
 import shutil
@@ -104,13 +106,18 @@ def schedules(root: Path) -> tuple[Target, list[bytes]]:
 
 
 def checkpoints(_: Path) -> tuple[Target, list[bytes]]:
-    with atheris.instrument_imports(
-        include=["torch._weights_only_unpickler", "arforge.export.checkpoint", "arforge.export.tensor_files"]
-    ):
-        import torch
-        from safetensors.torch import save
+    import torch
+    from safetensors.torch import save
 
+    with atheris.instrument_imports(include=["arforge", "torch"]):  # whole packages: torch is imported before
         from arforge.export.checkpoint import open_checkpoint
+
+        importlib.reload(sys.modules["torch._weights_only_unpickler"])
+    for module in (torch.serialization, torch.storage, torch._utils):
+        for part in vars(module).values():
+            for function in [part, *vars(part).values()] if inspect.isclass(part) else [part]:
+                if inspect.isfunction(function) and function.__module__ == module.__name__:
+                    atheris.instrument_func(function)
 
     tensors = {"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}
     pickled = SCRATCH / "seed.pt"

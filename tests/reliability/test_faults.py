@@ -11,13 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import CONFIG
 
 from arforge.engines import onnxruntime
+from arforge.export.exporter import ExportJob, export_bundle
+from arforge.export.families.llamagen import FAMILY
 from arforge.runner import BundleError, Runner, open_bundle
 from arforge.runner.bundle.writer import changing
 
 FAULTS = Path(__file__).with_name("faults.py")
 TRIALS = os.environ.get("ARFORGE_FAULT_TRIALS", "1")
+
+
+@pytest.fixture(scope="module")
+def start(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle that `faults.py` would export to start from."""
+    output = tmp_path_factory.mktemp("faults") / "start.bundle"
+    export_bundle(ExportJob(FAMILY, CONFIG, checkpoint, None, output, ["ntp"]))
+    return output
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -35,8 +46,9 @@ TRIALS = os.environ.get("ARFORGE_FAULT_TRIALS", "1")
         ("disk", "rebuild-rtx"),
     ],
 )
-def test_the_bundle_is_old_or_new_and_the_next_run_works(fault: str, job: str) -> None:
-    command = [sys.executable, FAULTS, fault, job, "--times", TRIALS]
+def test_the_bundle_is_old_or_new_and_the_next_run_works(start: Path, fault: str, job: str) -> None:
+    begin = [] if job == "export" else ["--start", start]
+    command = [sys.executable, FAULTS, fault, job, "--times", TRIALS, *begin]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     report = json.loads(done.stdout)

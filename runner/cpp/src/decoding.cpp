@@ -1,11 +1,12 @@
 #include "decoding.h"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 
 #include "adaptive_decoding.h"
 #include "at.h"
+#include "jacobi_decoding.h"
+#include "looped_decoding.h"
 #include "randomness.h"
 #include "schedules/visibility.h"
 #include "tabled_decoding.h"
@@ -77,169 +78,6 @@ void TableDecoding::store(const StepBuffers& buffers) {
   done_++;
 }
 
-// Each image is where its drafts have brought it; its rows have a write index, positions and masks of their own.
-//
-// A call feeds the inputs of the line from the first that is not yet in the cache: that one is right, the others are as
-// right as the drafts of their cells. What it samples becomes the cells' tokens. Those that saw right inputs alone are
-// decided, the others are drafts again. Inputs stay in the cache up to the first wrong one, the next call writes over
-// the others: where a later input does not see that one, its cell is decided all the same, and fed again. A cell that
-// enters the window begins with the token of the cell above, in row 0 with token 0.
-class JacobiDecoding : public Decoding {
-public:
-  JacobiDecoding(const Plan& plan, State start, const Drawing& drawing);
-
-  [[nodiscard]] std::optional<Shape> shape() const override {
-    return behind_ == line_.inputs() ? std::nullopt : std::optional(next());
-  }
-  [[nodiscard]] std::int64_t done() const override { return at(line_.steps, behind_); }
-  [[nodiscard]] std::int64_t passes(std::int64_t image) const override { return at(passes_, image); }
-  [[nodiscard]] const std::vector<std::int64_t>& outputs() const override { return behind_ == 0 ? first_ : all_; }
-  void fill(StepBuffers& buffers) override;
-  void store(const StepBuffers& buffers) override;
-  [[nodiscard]] std::vector<bool> decided() override { return decided_; }
-
-private:
-  [[nodiscard]] Shape next() const;
-  // Done images, and what is left over of a window, repeat the last input.
-  [[nodiscard]] std::int64_t place(std::int64_t input) const { return std::min(input, line_.inputs() - 1); }
-  void draft(std::int64_t image, std::int64_t width);
-  void fill_mask(std::int64_t row, const Shape& shape, StepBuffers& buffers) const;
-  void judge(std::int64_t image, std::int64_t end, const StepBuffers& buffers);
-  // A fact of an image's cell.
-  [[nodiscard]] std::size_t of(std::int64_t image, std::int64_t cell) const {
-    return static_cast<std::size_t>(image * plan_.cells + cell);
-  }
-
-  const Line& line_;
-  std::int64_t slot_;                     // of the line's first input
-  std::vector<std::int64_t> at_;          // (images) inputs in the cache that are right
-  std::vector<bool> decided_, drafted_;   // (images, cells) the latter: decided, or with a draft
-  std::vector<std::int64_t> passes_;      // (images)
-  std::int64_t behind_ = 0;               // inputs that every image has in its cache
-  std::vector<std::int64_t> first_, all_; // outputs of a call: of the first, and of the others
-  std::vector<bool> missing_;             // (width) inputs of a window whose cells have no draft
-  std::vector<bool> wrong_, misled_;      // (width) inputs of a window that were wrong, outputs that saw one
-};
-
-JacobiDecoding::JacobiDecoding(const Plan& plan, State start, const Drawing& drawing)
-    : Decoding(plan, std::move(start), drawing), line_(*plan.line), slot_(plan.steps.front().write_index),
-      at_(static_cast<std::size_t>(state_.images)), decided_(at_.size() * static_cast<std::size_t>(plan.cells)),
-      drafted_(decided_), passes_(at_), first_(static_cast<std::size_t>(plan.first_width)),
-      all_(static_cast<std::size_t>(plan.jacobi_width)), missing_(std::max(first_.size(), all_.size())),
-      wrong_(missing_), misled_(missing_) {
-  std::iota(first_.begin(), first_.end(), 0);
-  std::iota(all_.begin(), all_.end(), 0);
-}
-
-Shape JacobiDecoding::next() const {
-  // nothing can be drafted before the condition has been seen
-  const std::int64_t width = behind_ == 0 ? plan_.first_width : plan_.jacobi_width;
-  const std::int64_t furthest = place(*std::max_element(at_.begin(), at_.end()));
-  return {width, 0, plan_.live(slot_ + furthest + width)};
-}
-
-void JacobiDecoding::fill(StepBuffers& buffers) {
-  const Shape now = next();
-  for (std::int64_t image = 0; image < state_.images; image++) {
-    const std::int64_t first = place(at(at_, image));
-    draft(image, now.width);
-    for (std::int64_t output = 0; output < now.width; output++) {
-      const std::int64_t input = place(first + output);
-      at(buffers.guidance, image * now.width + output) = drawing_.scale(image, at(line_.guidance, input));
-      drawing_.fill(buffers, image, output, std::max<std::int64_t>(at(line_.targets, input), 0));
-    }
-  }
-  for (std::int64_t row = 0; row < state_.rows; row++) {
-    const std::int64_t first = place(at(at_, row % state_.images));
-    for (std::int64_t output = 0; output < now.width; output++) {
-      const std::int64_t input = place(first + output);
-      at(buffers.tokens, row * now.width + output) = known(row)[at(line_.columns, input)];
-      at(buffers.positions, row * now.width + output) = at(state_.places, row) + at(line_.positions, input);
-    }
-    at(buffers.write_index, row) = slot_ + first;
-    fill_mask(row, now, buffers);
-  }
-}
-
-void JacobiDecoding::fill_mask(std::int64_t row, const Shape& shape, StepBuffers& buffers) const {
-  std::uint8_t* const mask = buffers.mask.data() + row * shape.width * shape.slots;
-  std::fill_n(mask, shape.width * shape.slots, std::uint8_t{0});
-  for (std::int64_t output = 0; output < shape.width; output++) {
-    const std::int64_t input = place(at(at_, row % state_.images) + output);
-    std::uint8_t* const slots = mask + output * shape.slots;
-    std::fill_n(slots, at(line_.holes, input), std::uint8_t{1});
-    for (std::int64_t other = 0; other <= input; other++) {
-      slots[slot_ + other] = line_.sees(input, other) ? 1 : 0;
-    }
-  }
-  show_prompt(row, shape.width, shape.slots, mask);
-}
-
-void JacobiDecoding::store(const StepBuffers& buffers) {
-  const auto width = static_cast<std::int64_t>(outputs().size());
-  for (std::int64_t image = 0; image < state_.images; image++) {
-    const std::int64_t first = at(at_, image);
-    const std::int64_t end = std::min(first + width, line_.inputs());
-    judge(image, end, buffers);
-    at(passes_, image) += first < end ? 1 : 0;
-    while (at(at_, image) < end && !wrong_[static_cast<std::size_t>(at(at_, image) - first)]) {
-      at(at_, image)++;
-    }
-    for (std::int64_t input = first; input < end; input++) {
-      const std::int64_t cell = at(line_.targets, input);
-      if (cell < 0 || decided_[of(image, cell)]) {
-        continue;
-      }
-      for (std::int64_t row = image; row < state_.rows; row += state_.images) {
-        known(row)[cell] = at(buffers.next_tokens, image * width + input - first);
-      }
-      drafted_[of(image, cell)] = true;
-      decided_[of(image, cell)] = !misled_[static_cast<std::size_t>(input - first)];
-    }
-  }
-  behind_ = *std::min_element(at_.begin(), at_.end());
-}
-
-// Which inputs of an image's window, up to `end` of the line, were wrong, and which outputs saw one that was. An input
-// is wrong if it was fed a draft that did not come out again, or that came out of an output so misled.
-void JacobiDecoding::judge(std::int64_t image, std::int64_t end, const StepBuffers& buffers) {
-  const auto width = static_cast<std::int64_t>(outputs().size());
-  const std::int64_t first = at(at_, image);
-  for (std::int64_t input = first; input < end; input++) {
-    const std::int64_t source = at(line_.sources, input);
-    bool wrong = false;
-    if (source >= 0 && !decided_[of(image, source)]) { // decided within the window, before this input
-      const std::int64_t output = at(line_.deciders, source) - first;
-      wrong = misled_[static_cast<std::size_t>(output)] ||
-              at(buffers.next_tokens, image * width + output) != at(buffers.tokens, image * width + input - first);
-    }
-    wrong_[static_cast<std::size_t>(input - first)] = wrong;
-    bool misled = wrong;
-    for (std::int64_t other = first; other < input && !misled; other++) {
-      misled = wrong_[static_cast<std::size_t>(other - first)] && line_.sees(input, other);
-    }
-    misled_[static_cast<std::size_t>(input - first)] = misled;
-  }
-}
-
-// First drafts of the cells of an image's window that have none.
-void JacobiDecoding::draft(std::int64_t image, std::int64_t width) {
-  for (std::int64_t output = 0; output < width; output++) {
-    const std::int64_t cell = at(line_.sources, place(at(at_, image) + output));
-    missing_[static_cast<std::size_t>(output)] = cell >= 0 && !drafted_[of(image, cell)];
-  }
-  for (std::int64_t output = 0; output < width; output++) {
-    if (!missing_[static_cast<std::size_t>(output)]) {
-      continue;
-    }
-    const std::int64_t cell = at(line_.sources, place(at(at_, image) + output));
-    for (std::int64_t row = image; row < state_.rows; row += state_.images) {
-      known(row)[cell] = cell >= plan_.across ? known(row)[cell - plan_.across] : 0;
-    }
-    drafted_[of(image, cell)] = true;
-  }
-}
-
 } // namespace
 
 void Drawing::fill(StepBuffers& buffers, std::int64_t image, std::int64_t output, std::int64_t cell) const {
@@ -280,16 +118,43 @@ void Decoding::show_prompt(std::int64_t row, std::int64_t width, std::int64_t sl
   }
 }
 
-std::unique_ptr<Decoding> decoding_of(const Plan& plan, State start, const Drawing& drawing,
-                                      std::unique_ptr<TableLoop> loop) {
-  if (loop != nullptr) {
-    return std::make_unique<TabledDecoding>(plan, std::move(start), drawing, std::move(loop));
+void Decoding::draw_cells(std::vector<float>& uniforms, std::vector<float>& noises) const {
+  const std::int64_t tokens = static_cast<std::int64_t>(noises.size()) / (state_.images * plan_.cells);
+  for (std::int64_t image = 0; image < state_.images; image++) {
+    const std::uint64_t seed = at(drawing_.seeds, drawing_.first + image);
+    for (std::int64_t cell = 0; cell < plan_.cells; cell++) {
+      const auto own = static_cast<std::uint64_t>(at(drawing_.cells, cell));
+      const std::int64_t place = image * plan_.cells + cell;
+      if (noises.empty()) {
+        at(uniforms, place) = uniform(seed, own);
+      } else {
+        noise(seed, own, noises.data() + place * tokens, tokens);
+      }
+    }
   }
+}
+
+void Decoding::show_prompts(std::vector<std::uint8_t>& seen) const {
+  for (std::int64_t row = 0; row < state_.rows && !seen.empty(); row++) {
+    const std::int64_t end = row * plan_.slots + plan_.zero_slots + plan_.prompt_slots;
+    std::fill_n(seen.begin() + end - at(state_.before, row), at(state_.before, row), std::uint8_t{1});
+  }
+}
+
+std::unique_ptr<Decoding> decoding_of(const Plan& plan, State start, const Drawing& drawing, Engine* engine) {
   if (plan.rules) {
     return std::make_unique<AdaptiveDecoding>(plan, *plan.rules, std::move(start), drawing);
   }
   if (plan.line) {
+    std::unique_ptr<DraftLoop> loop = engine != nullptr ? engine->draft_loop(plan) : nullptr;
+    if (loop != nullptr) {
+      return std::make_unique<LoopedDecoding>(plan, std::move(start), drawing, std::move(loop));
+    }
     return std::make_unique<JacobiDecoding>(plan, std::move(start), drawing);
+  }
+  std::unique_ptr<TableLoop> loop = engine != nullptr ? engine->table_loop(plan) : nullptr;
+  if (loop != nullptr) {
+    return std::make_unique<TabledDecoding>(plan, std::move(start), drawing, std::move(loop));
   }
   return std::make_unique<TableDecoding>(plan, std::move(start), drawing);
 }

@@ -66,15 +66,18 @@ protected:
   void draw_with(const PlannedStep& step, std::int64_t image, StepBuffers& buffers) const;
   // Writes what is seen of prompts into one row's mask (width, slots).
   void show_prompt(std::int64_t row, std::int64_t width, std::int64_t slots, std::uint8_t* mask) const;
+  // Writes what all cells are drawn with: numbers (images, cells), or one for each token; one of both is empty.
+  void draw_cells(std::vector<float>& uniforms, std::vector<float>& noises) const;
+  // Marks what each row sees of prompts, (rows, slots), all zero before; or nothing, if that is empty.
+  void show_prompts(std::vector<std::uint8_t>& seen) const;
 
   const Plan& plan_;
   State state_;
   const Drawing drawing_;
 };
 
-// The decoding of a batch. The plan stays the caller's, as does what `drawing` refers to. `loop`: what makes its calls;
-// NULL: the host does.
-std::unique_ptr<Decoding> decoding_of(const Plan& plan, State start, const Drawing& drawing,
-                                      std::unique_ptr<TableLoop> loop = nullptr);
+// The decoding of a batch. The plan stays the caller's, as does what `drawing` refers to. `engine`: what makes calls by
+// itself where it can; NULL: the host makes each.
+std::unique_ptr<Decoding> decoding_of(const Plan& plan, State start, const Drawing& drawing, Engine* engine = nullptr);
 
 } // namespace arforge

@@ -19,7 +19,8 @@ void pad(std::vector<T>& list, std::int64_t width) {
 
 // The line of a schedule that `checked` finds to be one, of whose steps these are the planned ones.
 Line make_line(const Schedule& schedule, const Plan& plan) {
-  Line line;
+  Line line{};
+  line.all_before = sees_all_before(schedule);
   line.deciders.resize(static_cast<std::size_t>(plan.cells));
   for (std::size_t index = 0; index < schedule.steps.size(); index++) {
     const Step& step = schedule.steps[index];

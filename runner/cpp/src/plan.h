@@ -38,6 +38,7 @@ struct Line {
   std::vector<std::int32_t> holes;     // (inputs) zero slots that each sees
   std::vector<std::int64_t> until;     // (inputs) the first input that no longer sees it, since it is retired
   std::vector<std::int64_t> steps;     // (inputs + 1) steps of the table that the first so many inputs are all of
+  bool all_before;                     // whether each sees all inputs before it and nothing else but prompts
 
   [[nodiscard]] std::int64_t inputs() const { return static_cast<std::int64_t>(columns.size()); }
   // Whether an input sees another, which is not behind it.

@@ -129,9 +129,8 @@ void Runner::Implementation::decode(const Plan& plan, const Window& window, cons
   generation.result.prompt_slots += slots_before(prompts);
   const std::vector<std::int64_t> tokens = canvas.take(window, batch.first, images);
   const Drawing drawing{generation.seeds, window.cells, generation.sampling.guidance, batch.first};
-  const std::unique_ptr<Decoding> decoding =
-      decoding_of(plan, start_of(plan, bundle.model, images, prompts, tokens), drawing,
-                  request.single_calls ? nullptr : engine.table_loop(plan));
+  const std::unique_ptr<Decoding> decoding = decoding_of(plan, start_of(plan, bundle.model, images, prompts, tokens),
+                                                         drawing, request.single_calls ? nullptr : &engine);
   const std::int64_t before = generation.done;
   const Partial::Source seen{canvas,      window, *decoding,      bundle.image_tokenizer ? &codec : nullptr,
                              batch.first, images, generation.each};

@@ -60,10 +60,6 @@ Type cache_type(const std::string& precision);
 std::vector<std::string> cache_names(std::int64_t caches);
 std::string written_name(const std::string& cache);
 
-// The further outputs of a folded graph by cache, of caches that several layers read: later layers all read the last
-// one. It is an output where it is written, and of each layer; that of the last layer is called as any cache's.
-std::map<std::string, std::vector<std::string>> read_again(const ModelFacts& model);
-
 // The output that holds a step's own keys or values, of an engine that only reads its caches.
 std::string update_name(const std::string& cache);
 

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "at.h"
-#include "randomness.h"
 
 namespace arforge {
 
@@ -64,22 +63,9 @@ void TabledDecoding::describe(TableInputs& batch) const {
     for (std::int64_t call = 0; call < calls(); call++) {
       at(batch.call_guidance, image * calls() + call) = drawing_.scale(image, at(plan_.steps, call).guidance);
     }
-    const std::uint64_t seed = at(drawing_.seeds, drawing_.first + image);
-    for (std::int64_t cell = 0; cell < plan_.cells; cell++) {
-      const std::int64_t own = at(drawing_.cells, cell);
-      const std::int64_t place = image * plan_.cells + cell;
-      if (batch.cell_noise.empty()) {
-        at(batch.cell_uniforms, place) = uniform(seed, static_cast<std::uint64_t>(own));
-      } else {
-        const auto tokens = static_cast<std::int64_t>(batch.cell_noise.size()) / (state_.images * plan_.cells);
-        noise(seed, static_cast<std::uint64_t>(own), batch.cell_noise.data() + place * tokens, tokens);
-      }
-    }
   }
-  for (std::int64_t row = 0; row < state_.rows && !batch.seen.empty(); row++) {
-    const std::int64_t end = row * plan_.slots + plan_.zero_slots + plan_.prompt_slots;
-    std::fill_n(batch.seen.begin() + end - at(state_.before, row), at(state_.before, row), std::uint8_t{1});
-  }
+  draw_cells(batch.cell_uniforms, batch.cell_noise);
+  show_prompts(batch.seen);
 }
 
 } // namespace arforge

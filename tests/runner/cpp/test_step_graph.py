@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from cpp_abi import STATUS, Failure
 from tiny_ids import CONDITION
 
 from arforge.runner.bundle import FeaturesCondition, open_bundle
+from arforge.runner.loop_graph import LoopSizes, loop_contract
 from arforge.runner.step_graph import CACHE_TYPES, Contract, contract, lowered_step
+from arforge.runner.table_graph import TableSizes, table_contract
 
 GRAPHS = ("step", "step-logits", "step-noise", "condition", "text", "decoder", "encoder")
 CONDITIONS: dict[str, Any] = {
@@ -56,6 +59,11 @@ def test_both_runners_have_one_contract(
     graphs = GRAPHS_OF[condition]
     expected = {graph: plain(contract(model, graph, CACHE_TYPES[precision])) for graph in GRAPHS if graph in graphs}
     expected["views"] = plain(lowered_step(model, CACHE_TYPES[precision], False, views=True))
+    for graph, masks in product(("step", "step-noise"), ("one", "own", "each")):
+        one, own = masks == "one", masks == "own"
+        expected[f"loop {graph} {masks}"] = plain(loop_contract(model, LoopSizes(12, 34, one, own), graph))
+        table = table_contract(model, TableSizes(5, 6, 7, 8, 9), graph, 34, one_mask=one, own_mask=own)
+        expected[f"table {graph} {masks}"] = plain(table)
     assert json.loads(done.stdout) == expected
 
 

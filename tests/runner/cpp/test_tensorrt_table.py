@@ -21,10 +21,9 @@ from arforge.runner import Runner, open_bundle
 
 CLASSES, SEEDS = [3, 1, 4, 1, 5], [9, 2**64 - 1, 6, 5, 0]
 PLAIN: dict[str, Any] = {"top_k": 0, "top_p": 1.0}
-STATIC = [schedule for schedule in COUNTS if not schedule.startswith("jacobi")]
 
 
-@pytest.mark.parametrize("schedule", STATIC)
+@pytest.mark.parametrize("schedule", COUNTS)
 def test_an_image_takes_as_many_launches_waits_and_bytes_as_pythons(
     stand_in: StandIn, stand_ins: StandIns, request: pytest.FixtureRequest, tmp_path: Path, schedule: str
 ) -> None:

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "backends/draft_loop.h"
 #include "backends/table_loop.h"
 #include "step_graph.h"
 
@@ -56,6 +57,8 @@ public:
 
   // What makes the calls of the batch that is prepared for, by a plan whose steps are settled; NULL: the host does.
   virtual std::unique_ptr<TableLoop> table_loop(const Plan& /*plan*/) { return nullptr; }
+  // Likewise of a plan that runs ahead on drafts.
+  virtual std::unique_ptr<DraftLoop> draft_loop(const Plan& /*plan*/) { return nullptr; }
 
   // Caches of one row from slot `first` on; what is written must lie in slots that were prepared as zero slots.
   [[nodiscard]] virtual CacheContent read_cache(std::int64_t row, std::int64_t first, std::int64_t count) = 0;

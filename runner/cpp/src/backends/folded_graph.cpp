@@ -84,6 +84,17 @@ std::string folded_content(const std::filesystem::path& path, const std::vector<
   return content;
 }
 
+std::map<std::string, std::vector<std::string>> read_again(const ModelFacts& model) {
+  std::map<std::string, std::vector<std::string>> again;
+  for (const char* const kind : {"key", "value"}) {
+    const std::string cache = text(kind, "_cache_", model.caches - 1);
+    for (std::int64_t hand = 0; model.layers > model.caches && hand <= model.layers - model.caches; hand++) {
+      again[cache].push_back(text(written_name(cache), "_again_", hand));
+    }
+  }
+  return again;
+}
+
 std::map<std::string, Type> cache_types(const Ort::Session& session, const ModelFacts& model) {
   std::map<std::string, Type> types;
   for (const std::string& name : cache_names(model.caches)) {

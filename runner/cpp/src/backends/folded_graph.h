@@ -28,6 +28,10 @@ void use_rows(std::int64_t rows, std::vector<std::int64_t>& used);
 // The file's graph for those numbers of rows. Throws Error (engine) for a graph that is not folded for as many.
 std::string folded_content(const std::filesystem::path& path, const std::vector<std::int64_t>& rows);
 
+// The further outputs of a folded graph by cache, of caches that several layers read: later layers all read the last
+// one. It is an output where it is written, and of each layer; that of the last layer is called as any cache's.
+std::map<std::string, std::vector<std::string>> read_again(const ModelFacts& model);
+
 // The types of a graph's caches, float32 for those that are not 8 bits.
 std::map<std::string, Type> cache_types(const Ort::Session& session, const ModelFacts& model);
 

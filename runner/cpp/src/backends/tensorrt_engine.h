@@ -15,6 +15,7 @@
 #include "backends/engine.h"
 #include "backends/tensorrt_caches.h"
 #include "backends/tensorrt_identity.h"
+#include "backends/tensorrt_loops.h"
 #include "backends/tensorrt_placed_rows.h"
 #include "backends/tensorrt_program.h"
 #include "backends/tensorrt_tables.h"
@@ -41,6 +42,7 @@ public:
   void clear() override;
   void run(const Shape& shape, bool first) override;
   std::unique_ptr<TableLoop> table_loop(const Plan& plan) override;
+  std::unique_ptr<DraftLoop> draft_loop(const Plan& plan) override;
   [[nodiscard]] CacheContent read_cache(std::int64_t row, std::int64_t first, std::int64_t count) override;
   void write_cache(std::int64_t row, std::int64_t first, const CacheContent& content) override;
 
@@ -96,6 +98,7 @@ private:
   std::optional<PlacedRows> placed_; // where the engine only reads them
   std::map<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>, std::unique_ptr<Program>> programs_;
   Tables tables_;
+  Loops loops_;
   Extent extent_{};
   std::int64_t batch_ = 0;                        // images that the programs of this request decode
   std::vector<std::int64_t> images_, rows_;       // of the programs: the image, or row, of the request that each is

@@ -110,6 +110,12 @@ public:
   [[nodiscard]] const std::map<std::string, HostTensor>& inputs() const { return input_->tensors; }
   [[nodiscard]] const std::map<std::string, HostTensor>& outputs() const { return output_->tensors; }
 
+  // Where those lie on the device.
+  [[nodiscard]] const Places& input_places() const { return input_->addresses; }
+  [[nodiscard]] const Places& output_places() const { return output_->addresses; }
+  // Queues the copy of the inputs alone.
+  void upload() const { input_->upload(loaded_.gpu_); }
+
   // The type and shape of every tensor by name, wherever it lies.
   [[nodiscard]] std::map<std::string, HostTensor> kinds() const;
 

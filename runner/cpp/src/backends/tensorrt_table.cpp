@@ -4,26 +4,12 @@
 #include <cstring>
 #include <numeric>
 
-#include "arforge.hpp"
-#include "text.h"
+#include "backends/tensorrt_between.h"
 
 namespace arforge {
 namespace {
 
-constexpr std::int64_t LONGEST_GRAPH =
-    64;                                 // calls of one CUDA graph at most: of 255 kernels a call they are 16,000 nodes
 constexpr std::size_t GRAPHS_KEPT = 64; // graphs: those of plans with kept cells may never come again
-
-HostTensor kind_of(const Tensor& tensor, const Sizes& sizes) {
-  const std::vector<std::int64_t> shape = sizes_of(tensor, sizes);
-  return {nullptr, shape, tensor.type, entries_of(shape) * bytes_of(tensor.type)};
-}
-
-// Whole numbers into the beginning of a tensor that has room for more.
-void put(const HostTensor& into, const std::vector<std::int64_t>& given, std::int64_t rest) {
-  auto* const numbers = reinterpret_cast<std::int64_t*>(into.data);
-  std::fill_n(std::copy(given.begin(), given.end(), numbers), entries_of(into.shape) - given.size(), rest);
-}
 
 bool ends_with(const std::string& word, const std::string& end) {
   return word.size() >= end.size() && word.compare(word.size() - end.size(), end.size(), end) == 0;
@@ -34,13 +20,15 @@ bool ends_with(const std::string& word, const std::string& end) {
 TensorRTTable::TensorRTTable(Gpu& gpu, LoadedEngine& loaded, Contract contract, Sizes sizes,
                              const Block::Kinds& settings)
     : gpu_(gpu), loaded_(loaded), contract_(std::move(contract)), sizes_(std::move(sizes)),
-      tables_(block({"last_call", "call_slots", "call_inputs", "call_outputs", "call_drawn", "decided_by", "decided_at",
-                     "input_columns", "input_positions", "input_sees", "output_cells", "output_asked", "image_numbers",
-                     "row_zeros", "width_numbers", "query_numbers"})),
-      batch_(block({"call_guidance", "cell_uniforms", "cell_noise", "moved", "seen"})), settings_(gpu, settings) {
+      tables_(block_of(gpu, contract_, sizes_,
+                       {"last_call", "call_slots", "call_inputs", "call_outputs", "call_drawn", "decided_by",
+                        "decided_at", "input_columns", "input_positions", "input_sees", "output_cells", "output_asked",
+                        "image_numbers", "row_zeros", "width_numbers", "query_numbers"})),
+      batch_(block_of(gpu, contract_, sizes_, {"call_guidance", "cell_uniforms", "cell_noise", "moved", "seen"})),
+      settings_(gpu, settings) {
   for (int state = 0; state < 2; state++) {
-    known_.push_back(block({"known"}));
-    progress_.push_back(block({"call", "fault", "fault_call"}));
+    known_.push_back(block_of(gpu, contract_, sizes_, {"known"}));
+    progress_.push_back(block_of(gpu, contract_, sizes_, {"call", "fault", "fault_call"}));
   }
   placed_["drawn"] = gpu.allocate(kind_of(*find_tensor(contract_.inputs, "drawn"), sizes_).bytes);
   fed_ = settings_.addresses;
@@ -63,21 +51,6 @@ TensorRTTable::TensorRTTable(Gpu& gpu, LoadedEngine& loaded, Contract contract, 
   }
 }
 
-Block TensorRTTable::block(std::initializer_list<const char*> names) const {
-  Block::Kinds kinds;
-  for (const char* const name : names) {
-    if (const Tensor* const tensor = find_tensor(contract_.inputs, name); tensor != nullptr) {
-      kinds.emplace_back(name, kind_of(*tensor, sizes_));
-    }
-  }
-  return {gpu_, kinds};
-}
-
-bool TensorRTTable::over_images(const std::string& input) const {
-  const Tensor* const tensor = find_tensor(contract_.inputs, input);
-  return tensor != nullptr && tensor->shape.front().word == "images";
-}
-
 bool TensorRTTable::takes(const Program& step) const {
   return std::all_of(settings_.tensors.begin(), settings_.tensors.end(), [&](const auto& setting) {
     const auto own = step.inputs().find(setting.first);
@@ -91,35 +64,13 @@ Program& TensorRTTable::between(const CallKind& kind, std::int32_t profile) {
     Places places = placed_;
     places.insert(turns_[0].begin(), turns_[0].end());
     std::unique_ptr<Program> opened = loaded_.program(profile, places);
-    check(*opened, kind);
+    Sizes sizes = sizes_;
+    sizes["width"] = kind.first;
+    sizes["queries"] = kind.second;
+    check_contract(loaded_, *opened, contract_, sizes);
     made = std::move(opened);
   }
   return *made;
-}
-
-// Throws Error (engine) unless its tensors are those of the contract, since they lie in memory of these sizes.
-void TensorRTTable::check(Program& program, const CallKind& kind) const {
-  Sizes sizes = sizes_;
-  sizes["width"] = kind.first;
-  sizes["queries"] = kind.second;
-  const std::map<std::string, HostTensor> found = program.kinds();
-  const auto refuse = [&](const std::string& problem) {
-    throw Error(Code::engine, text(loaded_.path().string(), " ", problem, ": build the engine again"));
-  };
-  std::size_t known = 0;
-  for (const std::vector<Tensor>* const side : {&contract_.inputs, &contract_.outputs}) {
-    for (const Tensor& tensor : *side) {
-      const HostTensor wanted = kind_of(tensor, sizes);
-      const auto own = found.find(tensor.name);
-      if (own == found.end() || own->second.shape != wanted.shape || own->second.type != wanted.type) {
-        refuse(text("does not take ", tensor.name, " as ", name_of(tensor.type), " [", listed(wanted.shape, ""), "]"));
-      }
-      known++;
-    }
-  }
-  if (found.size() != known) {
-    refuse(text("has ", found.size(), " inputs and outputs, expected ", known));
-  }
 }
 
 std::vector<Launch*> TensorRTTable::launches(const Calls& calls, std::int64_t first, std::int64_t last) {

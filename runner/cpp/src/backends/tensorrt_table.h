@@ -54,7 +54,6 @@ public:
   Block& batch() { return batch_; }
   Block& settings() { return settings_; }
   Block& known() { return known_[0]; }
-  [[nodiscard]] bool over_images(const std::string& input) const; // or over rows
 
   // Sends those up and feeds the first call. `first`: the table graph before that.
   void begin(Program& first);
@@ -74,10 +73,8 @@ private:
     std::unique_ptr<Launch> launch;
   };
 
-  [[nodiscard]] Block block(std::initializer_list<const char*> names) const;
   [[nodiscard]] static std::size_t turn(std::int64_t done) { return static_cast<std::size_t>((1 + done) % 2); }
   Launch& launch(Key key);
-  void check(Program& program, const CallKind& kind) const;
 
   Gpu& gpu_;
   LoadedEngine& loaded_;

@@ -1,7 +1,6 @@
 #include "backends/tensorrt_tables.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 namespace arforge {
@@ -18,9 +17,9 @@ struct Stretch {
 // The calls of one batch as a request sees it, whose images may be fewer than the programs'.
 class BatchTable : public TableLoop {
 public:
-  BatchTable(TensorRTTable& table, Tables::Batch batch, Program& first, std::vector<Stretch> stretches,
-             TableInputs inputs)
-      : table_(table), batch_(std::move(batch)), first_(first), stretches_(std::move(stretches)),
+  BatchTable(TensorRTTable& table, const SpreadBatch& batch, Tables::Check check, Program& first,
+             std::vector<Stretch> stretches, TableInputs inputs)
+      : table_(table), batch_(batch), check_(std::move(check)), first_(first), stretches_(std::move(stretches)),
         inputs_(std::move(inputs)) {}
 
   TableInputs& inputs() override { return inputs_; }
@@ -33,50 +32,25 @@ public:
   const std::int64_t* known(std::int64_t row) override;
 
 private:
-  template <class T>
-  void spread(const std::vector<T>& from, Block& block, const char* name, bool images) const;
-
   TensorRTTable& table_;
-  const Tables::Batch batch_;
+  const SpreadBatch batch_;
+  const Tables::Check check_;
   Program& first_;
   std::vector<Stretch> stretches_;
   std::size_t next_ = 0; // of those
   TableInputs inputs_;
 };
 
-// Puts what is there for each image, or row, of the request where it is for those of the programs, which have room for
-// more.
-template <class T>
-void BatchTable::spread(const std::vector<T>& from, Block& block, const char* name, bool images) const {
-  const auto place = block.tensors.find(name);
-  if (place == block.tensors.end() || from.empty()) {
-    return;
-  }
-  const std::vector<std::int64_t>& items = images ? batch_.images : batch_.rows;
-  const std::size_t bytes =
-      from.size() * sizeof(T) / static_cast<std::size_t>(images ? batch_.extent.images : batch_.extent.rows);
-  const std::size_t pitch = place->second.bytes / items.size();
-  std::uint8_t* into = place->second.data;
-  for (const std::int64_t item : items) {
-    std::memcpy(into, reinterpret_cast<const std::uint8_t*>(from.data()) + static_cast<std::size_t>(item) * bytes,
-                bytes);
-    std::memset(into + bytes, 0, pitch - bytes);
-    into += pitch;
-  }
-}
-
 void BatchTable::begin(const StepBuffers& settings) {
-  batch_.check(settings);
-  spread(settings.condition, table_.settings(), "condition", false);
-  spread(settings.temperature, table_.settings(), "temperature", true);
-  spread(settings.top_k, table_.settings(), "top_k", true);
-  spread(settings.top_p, table_.settings(), "top_p", true);
-  spread(inputs_.known, table_.known(), "known", false);
-  spread(inputs_.call_guidance, table_.batch(), "call_guidance", true);
-  spread(inputs_.cell_uniforms, table_.batch(), "cell_uniforms", true);
-  spread(inputs_.cell_noise, table_.batch(), "cell_noise", true);
-  spread(inputs_.moved, table_.batch(), "moved", false);
-  spread(inputs_.seen, table_.batch(), "seen", false);
+  check_(settings);
+  batch_.put_settings(settings, table_.settings().tensors);
+  batch_.put_rows(inputs_.known, table_.known().tensors, "known");
+  const std::map<std::string, HostTensor>& own = table_.batch().tensors;
+  batch_.put_images(inputs_.call_guidance, own, "call_guidance");
+  batch_.put_images(inputs_.cell_uniforms, own, "cell_uniforms");
+  batch_.put_images(inputs_.cell_noise, own, "cell_noise");
+  batch_.put_rows(inputs_.moved, own, "moved");
+  batch_.put_rows(inputs_.seen, own, "seen");
   table_.begin(first_);
   next_ = 0;
 }
@@ -135,7 +109,8 @@ TensorRTTable& Tables::table(std::int64_t images, Program& step) {
   return *made;
 }
 
-std::unique_ptr<TableLoop> Tables::loop(const Plan& plan, const Batch& batch, const StepOf& step_of) {
+std::unique_ptr<TableLoop> Tables::loop(const Plan& plan, const SpreadBatch& batch, const StepOf& step_of,
+                                        Check check) {
   const auto images = static_cast<std::int64_t>(batch.images.size());
   if (!fits(plan, images)) {
     return nullptr;
@@ -175,7 +150,8 @@ std::unique_ptr<TableLoop> Tables::loop(const Plan& plan, const Batch& batch, co
   inputs.cell_noise.resize(noise ? cells * vocabulary : 0);
   inputs.moved.resize(static_cast<std::size_t>(extent.rows));
   inputs.seen.resize(own.batch().tensors.count("seen") > 0 ? entries_of({extent.rows, plan.slots}) : 0);
-  return std::make_unique<BatchTable>(own, batch, *before.front(), std::move(stretches), std::move(inputs));
+  return std::make_unique<BatchTable>(own, batch, std::move(check), *before.front(), std::move(stretches),
+                                      std::move(inputs));
 }
 
 } // namespace arforge

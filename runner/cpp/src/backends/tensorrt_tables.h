@@ -8,25 +8,19 @@
 #include <vector>
 
 #include "backends/table_loop.h"
+#include "backends/tensorrt_between.h"
 #include "backends/tensorrt_identity.h"
 #include "backends/tensorrt_table.h"
 
 namespace arforge {
-
-inline constexpr std::int64_t LOOK_EVERY = 8; // calls between two looks of the host
 
 class Tables {
 public:
   // The step's program of a width and queries, for the batch that is prepared for.
   using StepOf = std::function<Program&(const CallKind&)>;
 
-  // A batch as its request has it, and as the programs do: for each image, and row, of theirs the request's.
-  struct Batch {
-    Extent extent;
-    const std::vector<std::int64_t>& images;
-    const std::vector<std::int64_t>& rows;
-    std::function<void(const StepBuffers&)> check; // of settings that the step lacks
-  };
+  // Throws Error (engine) of settings that the step lacks.
+  using Check = std::function<void(const StepBuffers&)>;
 
   // `look_every`: calls between two looks of the host; 0: all.
   Tables(const Bundle& bundle, const TensorRTIdentity& identity, Library& library, Gpu& gpu, std::int64_t look_every)
@@ -34,7 +28,7 @@ public:
         gpu_(gpu), look_every_(look_every) {}
 
   // The calls of a batch of that plan; NULL where the engine has no room for its tables, or not all of its calls.
-  std::unique_ptr<TableLoop> loop(const Plan& plan, const Batch& batch, const StepOf& step_of);
+  std::unique_ptr<TableLoop> loop(const Plan& plan, const SpreadBatch& batch, const StepOf& step_of, Check check);
 
 private:
   [[nodiscard]] bool fits(const Plan& plan, std::int64_t images) const;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "bundle/files.h"
+#include "bundle/identity_reader.h"
 #include "bundle/json.h"
 #include "text.h"
 
@@ -10,30 +11,14 @@ namespace arforge {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr std::size_t MAX_ENTRIES = 4096; // of a list
 constexpr std::size_t MAX_CAPABILITIES = 64;
-constexpr std::size_t MAX_REASON_LETTERS = 100000;
 constexpr std::size_t MAX_ATTENTION_LETTERS = 2000;
 constexpr std::int64_t MAX_COPIED = std::int64_t{1} << 62; // bytes
 constexpr const char* SLOTS_FIRST = "slots rows heads size";
 constexpr const char* DIGITS = "0123456789";
 
 // One identity as it is read.
-struct Reader {
-  Document document;
-
-  [[noreturn]] void refuse(const std::string& place, const std::string& expected) const {
-    throw Error(document.code, text(document.name, " does not follow the format: ", place, " must be ", expected));
-  }
-
-  [[nodiscard]] const Json& list(const Fields& fields, const char* name, std::size_t least, std::size_t most) const {
-    const Json& found = fields.list(name, least);
-    if (found.size() > most) {
-      refuse(fields.place(name), text("a list of at most ", most));
-    }
-    return found;
-  }
-
+struct Reader : IdentityReader {
   [[nodiscard]] std::vector<std::int64_t> counts(const Fields& fields, const char* name, std::size_t least = 0) const {
     std::vector<std::int64_t> found;
     for (const Json& entry : list(fields, name, least, MAX_ENTRIES)) {
@@ -67,12 +52,6 @@ struct Reader {
 
   static std::string path(const Fields& fields, const char* name) { return fields.string(name, MAX_PATH_LETTERS); }
 
-  static std::optional<std::string> optional(const Fields& fields, const char* name,
-                                             std::size_t most = MAX_PATH_LETTERS, std::size_t least = 1) {
-    const bool there = fields.has(name) && !fields.at(name).is_null();
-    return there ? std::optional<std::string>(fields.string(name, most, least)) : std::nullopt;
-  }
-
   [[nodiscard]] std::string sha256(const Fields& fields, const char* name) const {
     std::string found = fields.string(name, 64, 64);
     if (found.find_first_not_of("0123456789abcdef") != std::string::npos) {
@@ -86,67 +65,6 @@ struct Reader {
     for (const Json& entry : list(fields, "profiles", 1, MAX_ENTRIES)) {
       const Fields one(entry, fields.place("profiles"), {"images", "width", "queries", "condition"}, document);
       found.push_back({one.whole("images"), one.whole("width"), one.whole("queries", 0), one.whole("condition", 0)});
-    }
-    return found;
-  }
-
-  // What is there for engines that make several calls by themselves. `sizes`: of a profile; `facts`: what else belongs
-  // to that kind.
-  void check_between(const Fields& fields, const std::string& kind, std::initializer_list<const char*> sizes,
-                     const char* facts) const {
-    const std::string graph = kind + "_graph";
-    const std::string layers = kind + "_layers";
-    const std::string reason = kind + "_reason";
-    const std::string profiles = kind + "_profiles";
-    for (const std::string& part : {std::string("own_mask"), graph, layers, reason, std::string(facts), profiles}) {
-      if (fields.has(kind.c_str()) && !fields.has(part.c_str())) {
-        refuse(fields.place(kind.c_str()), text("there with ", part));
-      }
-    }
-    for (const std::string& path : {kind, graph, layers}) {
-      (void)optional(fields, path.c_str());
-    }
-    (void)optional(fields, reason.c_str(), MAX_REASON_LETTERS, 0);
-    if (fields.has(profiles.c_str())) {
-      for (const Json& entry : list(fields, profiles.c_str(), 0, MAX_ENTRIES)) {
-        check_counts(Fields(entry, fields.place(profiles.c_str()), sizes, document), sizes);
-      }
-    }
-  }
-
-  static void check_counts(const Fields& fields, std::initializer_list<const char*> names) {
-    for (const char* name : names) {
-      (void)fields.whole(name, std::string(name) == "queries" ? 0 : 1);
-    }
-  }
-
-  void check_loop(const Fields& fields) const {
-    check_between(fields, "loop", {"images", "fed", "width"}, "loop_inputs");
-    if (fields.has("loop_inputs")) {
-      (void)fields.whole("loop_inputs", 0);
-    }
-  }
-
-  [[nodiscard]] std::optional<TableIdentity> table(const Fields& fields) const {
-    const std::initializer_list<const char*> of_profile = {"images", "width", "queries"};
-    check_between(fields, "table", of_profile, "table_sizes");
-    std::optional<TableSizes> sizes;
-    if (fields.has("table_sizes") && !fields.at("table_sizes").is_null()) {
-      const Fields one(fields.at("table_sizes"), fields.place("table_sizes"),
-                       {"calls", "inputs", "outputs", "most", "columns"}, document);
-      sizes = {one.whole("calls"), one.whole("inputs"), one.whole("outputs"), one.whole("most"), one.whole("columns")};
-    }
-    const std::optional<std::string> engine = optional(fields, "table");
-    if (!engine) {
-      return std::nullopt;
-    }
-    if (!sizes) {
-      refuse(fields.place("table_sizes"), "sizes, where there is a table");
-    }
-    TableIdentity found{*engine, *sizes, {}};
-    for (const Json& entry : list(fields, "table_profiles", 0, MAX_ENTRIES)) {
-      const Fields one(entry, fields.place("table_profiles"), of_profile, document);
-      found.profiles.push_back({one.whole("images"), one.whole("width"), one.whole("queries", 0)});
     }
     return found;
   }
@@ -206,7 +124,6 @@ struct Reader {
     (void)optional(fields, "layers");
     (void)optional(fields, "timing_cache");
     (void)optional(fields, "decoder_reason", MAX_REASON_LETTERS, 0);
-    check_loop(fields);
     check_figures(fields);
     const Fields attention(fields.at("attention"), fields.place("attention"), {"lowering", "reason"}, document);
     (void)attention.one_of("lowering", {"fused", "decomposed", "view"});
@@ -236,6 +153,7 @@ struct Reader {
             counts(fields, "widths", 1),
             counts(fields, "prefill_widths"),
             profiles(fields),
+            loop(fields),
             table(fields),
             wishes(fields.at("options"))};
   }
@@ -264,7 +182,7 @@ void check_listed(const Bundle& bundle, const BuiltEngine& engine, const Json& i
 } // namespace
 
 TensorRTIdentity parse_tensorrt_identity(const std::string& content, const std::string& name) {
-  return Reader{{name, Code::engine}}.identity(parse_json(content, name, Code::engine));
+  return Reader{{{name, Code::engine}}}.identity(parse_json(content, name, Code::engine));
 }
 
 std::vector<TensorRTIdentity> find_tensorrt_engines(const Bundle& bundle, const std::string& target,
@@ -275,7 +193,7 @@ std::vector<TensorRTIdentity> find_tensorrt_engines(const Bundle& bundle, const 
       const fs::path path = bundle.root / fs::u8path(engine.path);
       const std::string name = path.string();
       const Json identity = parse_json(read_file(path, MAX_JSON, Code::engine), name, Code::engine);
-      found.push_back(Reader{{name, Code::engine}}.identity(identity));
+      found.push_back(Reader{{{name, Code::engine}}}.identity(identity));
       check_listed(bundle, engine, identity, name);
     }
   }

@@ -30,6 +30,18 @@ struct TableIdentity {
   std::vector<TableProfile> profiles;
 };
 
+// A kind of the loop graph: images, the width of the call that has run, and that of the one that comes next.
+struct LoopProfile {
+  std::int64_t images, fed, width;
+};
+
+// What makes several calls of a schedule that runs ahead on drafts without the host.
+struct LoopIdentity {
+  std::string engine;  // a file of the bundle
+  std::int64_t inputs; // of the line
+  std::vector<LoopProfile> profiles;
+};
+
 // What `arforge build` was asked for.
 struct BuildWishes {
   std::vector<std::string> compute_capabilities, schedules;
@@ -53,7 +65,8 @@ struct TensorRTIdentity {
   std::int64_t slots;
   std::vector<std::int64_t> widths, prefill_widths;
   std::vector<ShapeProfile> profiles;
-  std::optional<TableIdentity> table; // none: the host makes each call
+  std::optional<LoopIdentity> loop;   // none: the host makes each call
+  std::optional<TableIdentity> table; // likewise
   BuildWishes wishes;
 };
 

@@ -1,8 +1,7 @@
 // What the library keeps to itself, for tests; linked with its static build.
 //
-//   internals contracts MANIFEST CACHE_PRECISION    the inputs and outputs of every graph of that model, as JSON, and
-//   of
-//                                                   the step that is lowered with views
+//   internals contracts MANIFEST CACHE_PRECISION    the inputs and outputs of every graph of that model, as JSON, of
+//                                                   the step with views, and of graphs between two calls
 //   internals schedule SPECIFICATION ROWS COLUMNS ROW_END    of a grid whose rows end in that special token, as JSON
 //   internals apart ROOT TARGET PRECISION           what is said of two rows that write to different slots
 //   internals caches ROOT TARGET PRECISION          whether slots of 6 rows, and of 2, are written, read and cleared
@@ -16,8 +15,10 @@
 #include "backends/backend.h"
 #include "bundle/bundle.h"
 #include "device.h"
+#include "loop_graph.h"
 #include "schedules/specification.h"
 #include "step_graph.h"
+#include "table_graph.h"
 
 namespace {
 
@@ -57,6 +58,15 @@ int contracts(const std::string& path, const std::string& precision) {
     }
   }
   show("views", arforge::lowered_contract(model, "step", arforge::cache_type(precision), false, false, true));
+  for (const char* const graph : {"step", "step-noise"}) {
+    for (const char* const masks : {"one", "own", "each"}) { // for all rows, the graph's own, one a row
+      const std::string kind = std::string(graph) + " " + masks;
+      const bool one = kind.find("one") != std::string::npos;
+      const bool own = kind.find("own") != std::string::npos;
+      show(("loop " + kind).c_str(), arforge::loop_contract(model, {12, 34, one, own}, graph));
+      show(("table " + kind).c_str(), arforge::table_contract(model, {5, 6, 7, 8, 9}, graph, 34, one, own));
+    }
+  }
   std::cout << "}\n";
   return 0;
 }
