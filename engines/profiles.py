@@ -84,8 +84,9 @@ def plan_profiles(
     if not known and not keeping:
         raise EngineError("none of these schedules can start from known cells: leave --no-known out")
     counts = used(schedules)
-    if known and keeping:
-        counts |= {most for most in (most_asked(bundle, keeping),) if most > max(counts)}
+    asked = most_asked(bundle, keeping) if known and keeping else 0
+    if asked > max(counts):
+        counts.add(asked)
     chosen = tuple(sorted(set(widths))) or default_widths(counts, halves=not bundle.model.queries)
     for schedule in schedules:
         if max(used([schedule])) > chosen[-1]:

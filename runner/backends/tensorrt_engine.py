@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn, Self
@@ -120,22 +120,17 @@ class TensorRTEngine:
         return all((*programs, self._loops.captured, self._tables.captured))
 
     def accept(self, plan: Plan) -> None:
+        self._check_slots(plan.slots, partial(self._refuse_plan, plan))
         there = {(width, queries) for _, width, queries, _ in self._profiles}
-        missing = sorted(plan.kinds - there)
-        if missing:
+        if missing := sorted(plan.kinds - there):
             self._refuse_plan(plan, f"it was not built for {in_words(missing[0])}")
-        if plan.slots > self.identity["slots"]:
-            needs = " and its prompts need" if self._prompt else " needs"
-            self._refuse_plan(plan, f"it has {self.identity['slots']} cache slots, the schedule{needs} {plan.slots}")
 
     def prepare(
         self, images: int, rows: int, slots: int, zero_slots: int, condition: int = 1, lockstep: int = 0
     ) -> None:
         if condition > max(self._prompt, 1):
             self._refuse(f"it was built for prompts of up to {1 + self._prompt} tokens, this one has {1 + condition}")
-        if slots > self.identity["slots"]:
-            prompts = " and its prompts need" if self._prompt else " needs"
-            self._refuse(f"it has {self.identity['slots']} cache slots, the schedule{prompts} {slots}", "--schedule")
+        self._check_slots(slots, lambda problem: self._refuse(problem, "--schedule"))
         if images > self.batches[-1]:
             self._refuse(f"it decodes up to {self.batches[-1]} images together, not {images}", "--images")
         if self._memory.prepare(images, rows, slots, condition):
@@ -254,6 +249,11 @@ class TensorRTEngine:
     def _rows(images: int) -> int:
         """Of the programs that decode so many."""
         return guided_rows(images, guided=True)
+
+    def _check_slots(self, slots: int, refuse: Callable[[str], NoReturn]) -> None:
+        if slots > self.identity["slots"]:
+            prompts = " and its prompts need" if self._prompt else " needs"
+            refuse(f"it has {self.identity['slots']} cache slots, the schedule{prompts} {slots}")
 
     def _require_in_place(self) -> None:
         """Raise EngineError unless the engine writes each cache where it reads it."""

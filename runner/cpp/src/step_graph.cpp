@@ -11,9 +11,6 @@
 namespace arforge {
 namespace {
 
-constexpr const char* ROW_HEADS = "row_heads";   // rows * kv_heads
-constexpr const char* ROW_VALUES = "row_values"; // and that many times head_size
-
 std::vector<Tensor> caches(const ModelFacts& model, Type cache, bool written) {
   std::vector<Tensor> tensors;
   for (const std::string& name : cache_names(model.caches)) {
@@ -94,22 +91,6 @@ Contract encoder() {
   return {back.outputs, back.inputs};
 }
 
-// The same step with caches in the order slots, rows, heads, head size, each with a view of three dimensions.
-Contract with_views(const ModelFacts& model, Contract plain) {
-  for (const std::string& name : cache_names(model.caches)) {
-    const auto turn = [&](std::vector<Tensor>& tensors, const std::string& one) {
-      Tensor& tensor =
-          *std::find_if(tensors.begin(), tensors.end(), [&](const Tensor& other) { return other.name == one; });
-      tensor.shape = {1, 1, "slots", ROW_VALUES};
-      return tensor.type;
-    };
-    const Type type = turn(plain.inputs, name);
-    turn(plain.outputs, written_name(name));
-    plain.inputs.push_back({view_name(name), type, {"slots", ROW_HEADS, model.head_size}});
-  }
-  return plain;
-}
-
 template <class Sides>
 std::size_t product(Sides side, Sides end) {
   const auto most = static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max());
@@ -145,25 +126,6 @@ Contract contract_of(const ModelFacts& model, const std::string& graph, Type cac
   }
   throw Error(Code::bundle, text("unknown graph '", graph,
                                  "': use step, step-logits, step-noise, condition, text, decoder, encoder"));
-}
-
-Contract lowered_contract(const ModelFacts& model, const std::string& graph, Type cache, bool filters, bool own_mask,
-                          bool views) {
-  Contract contract = contract_of(model, graph, cache);
-  if (views) {
-    contract = with_views(model, std::move(contract));
-  }
-  const auto left_out = [&](const Tensor& tensor) {
-    return (!filters && (tensor.name == "top_k" || tensor.name == "top_p")) || (own_mask && tensor.name == "mask");
-  };
-  std::vector<Tensor>& inputs = contract.inputs;
-  inputs.erase(std::remove_if(inputs.begin(), inputs.end(), left_out), inputs.end());
-  const auto mask =
-      std::find_if(inputs.begin(), inputs.end(), [](const Tensor& tensor) { return tensor.name == "mask"; });
-  if (mask != inputs.end() && !conditioned(model)) {
-    mask->shape.front() = 1;
-  }
-  return contract;
 }
 
 Contract folded(const Contract& plain, const std::map<std::string, Type>& types,
@@ -264,12 +226,6 @@ std::size_t entries_of(std::initializer_list<std::int64_t> shape) { return produ
 Sizes step_sizes(const Extent& extent, const Shape& shape) {
   return {{"images", extent.images}, {"rows", extent.rows},      {"condition", extent.condition},
           {"width", shape.width},    {"queries", shape.queries}, {"slots", shape.slots}};
-}
-
-Sizes row_sizes(const ModelFacts& model, std::int64_t images) {
-  const std::int64_t rows = guided_rows(images, true);
-  const std::int64_t heads = rows * model.kv_heads;
-  return {{"rows", rows}, {ROW_HEADS, heads}, {ROW_VALUES, heads * model.head_size}};
 }
 
 StepBuffers make_buffers(const Contract& contract, const Sizes& sizes) {

@@ -77,7 +77,9 @@ def test_a_larger_grid_gives_the_cpus_tokens(
     np.testing.assert_array_equal(runner.generate(**request).tokens, arpg_runner.generate(**request).tokens)
 
 
-@pytest.mark.parametrize(("count", "problem"), [(12, "was not built for steps of"), (23, "was not built for steps of")])
+@pytest.mark.parametrize(
+    ("count", "problem"), [(2, "was not built for steps of"), (23, "cache slots, the schedule needs")]
+)
 def test_an_engine_without_says_so_before_any_step(
     built_without: Path, open_fake: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch, count: int, problem: str
 ) -> None:
