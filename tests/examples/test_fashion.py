@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from arforge.calibration.quality.classifier import Classifier
 from arforge.calibration.quality.evaluation import DISTANCE
 from arforge.engines import onnxruntime
+from arforge.engines.onnxruntime_job import QUANTIZATIONS
 from arforge.export.config import read_config
 from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families import FAMILIES
@@ -202,15 +203,16 @@ def test_quality_script_measures_resumes_times_and_renders(
     assert json.loads(file.read_text()) == figures
 
     monkeypatch.setattr(quality, "CALIBRATED", 2)
+    kinds = [*QUANTIZATIONS, "blocks, 8-bit caches"]
     lines = run("int8", *places, "--data", tmp_path, "--family", "par", "--threads", 1).splitlines()
-    assert [json.loads(line)["quantization"] for line in lines] == ["blocks", "rows", "static"]
+    assert [json.loads(line)["quantization"] for line in lines] == kinds
     run("time", *places)
     page = tmp_path / "quality.md"
     page.write_text((FASHION.parent.parent / "docs/quality.md").read_text())
     run("render", "--json", file)
     text = page.read_text()
     assert re.search(rf"\| par \| `par:4` \| {row['guidance']:g} \| 19 \| [\d.]+ \| {row[DISTANCE]:.2f} \|", text)
-    for kind in ("blocks", "rows", "static"):
+    for kind in kinds:
         assert re.search(
             rf"\| par \| `par:4` \| {kind} \| [\d.]+ \| [+-][\d.]+ % \| [\d.]+ % \| [+-][\d.]+ points", text
         )
