@@ -6,6 +6,7 @@ A peer is made in a process of its own. `step(slot, width)` decodes `width` toke
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,11 +70,14 @@ def steps_of(bundle: Bundle, schedule: str) -> list[tuple[int, int]]:
 class Arforge:
     """The engine's step as the runner calls it, sampler included; of an image, all that the runner does."""
 
-    def __init__(self, setting: Setting, precision: str, *, low_caches: bool = False) -> None:
-        from arforge.runner.backends.onnxruntime_session import load_library
+    def __init__(self, setting: Setting, precision: str, *, low_caches: bool = False, kernels: bool = True) -> None:
+        from arforge.engines.onnxruntime import library
+        from arforge.runner.backends.kernels import OFF, PLACE
         from arforge.runner.runner import open_engine
 
-        self.version = f"onnxruntime {load_library().__version__}"
+        if not kernels:
+            os.environ[PLACE] = OFF  # of this process, which is this peer's own
+        self.version = library(precision)
         self.threads, self.bundle, self.images = setting.threads, setting.built(precision, low_caches), setting.images
         self.slots, self.rows, self.widest = 1 + self.bundle.model.cells + SPARE, setting.rows, 0
         self.engine = open_engine(self.bundle, "onnxruntime", precision, self.threads)
@@ -166,6 +170,7 @@ def openvino(setting: Setting, kind: str) -> Peer:
 PEERS: dict[str, Callable[[Setting], Peer]] = {
     "arforge int8": lambda setting: Arforge(setting, "int8"),
     "arforge int8, caches too": lambda setting: Arforge(setting, "int8", low_caches=True),
+    "arforge int8, library's products": lambda setting: Arforge(setting, "int8", kernels=False),
     "arforge fp32": lambda setting: Arforge(setting, "fp32"),
     "llama.cpp Q8_0": lambda setting: llama_cpp(setting, "Q8_0"),
     "openvino int8": lambda setting: openvino(setting, "int8"),
