@@ -40,8 +40,6 @@ Steps = list[tuple[int, int]]  # slot and width of each
 Image = tuple[str, int]  # a schedule, and tokens of the prompt
 UNUSUAL = ("int4", "Q4_0", "too", "products")
 USUAL = [name for name in PEERS if not name.startswith("openvino") and not name.endswith(UNUSUAL)]
-    name for name in PEERS if not name.startswith("openvino") and not name.endswith(("int4", "Q4_0", "too", "products"))
-]
 
 
 def serve(connection: Connection, name: str, setting: Setting) -> None:
