@@ -3,13 +3,15 @@
 python bench/products.py --output bench/results/products.json [--kind "8-bit blocks of 256" …] [--rows 2 …]
 
 Each matrix shape stands in a graph of its own, with copies enough that no cache holds them; a shape's median time is
-taken as often as a step needs it. Rows are tokens times two (guidance). Weights are random.
+taken as often as a step needs it. Rows are tokens times two (guidance). Weights are random. Kinds with kernels of
+arforge need them compiled (`arforge kernels`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -18,12 +20,14 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from arforge.runner.backends.onnxruntime_session import load_library
+from arforge.runner.backends.kernels import OFF, PLACE
+from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.device import device_name, streaming_bandwidth
 
 SHAPES = {(1024, 3072): 24, (1024, 1024): 24, (1024, 2816): 48, (2816, 1024): 24, (1024, 16384): 1}  # of a step
@@ -82,6 +86,8 @@ KINDS: dict[str, Callable[[int, int, str], Made]] = {
     **{f"8-bit blocks of {size}": blocks(8, size) for size in (32, 64, 128, 256)},
     **{f"4-bit blocks of {size}": blocks(4, size) for size in (64, 128)},
 }
+OURS = ", kernels of arforge"
+KINDS |= {f"{kind}{OURS}": made for kind, made in KINDS.items() if "blocks" in kind}
 
 
 def session_of(kind: str, inputs: int, outputs: int, copies: int, threads: int) -> Any:
@@ -95,11 +101,9 @@ def session_of(kind: str, inputs: int, outputs: int, copies: int, threads: int) 
         [numpy_helper.from_array(np.asarray(array), name) for stored, _ in made for name, array in stored.items()],
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(CONTRIB, 1)]
-    onnxruntime = load_library()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    with patch.dict(os.environ, {} if kind.endswith(OURS) else {PLACE: OFF}):
+        return open_session(Path("products"), threads, model)
 
 
 def milliseconds(kind: str, rows: list[int], threads: int) -> dict[int, float]:
