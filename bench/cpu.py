@@ -36,6 +36,7 @@ from peers import PEERS, Setting, steps_of
 from arforge.runner.bundle import open_bundle
 from arforge.runner.device import device_name, streaming_bandwidth
 
+PAUSE = 0.5  # seconds before a peer's turn: threads of the one before it go on waiting busily for a while
 Steps = list[tuple[int, int]]  # slot and width of each
 Image = tuple[str, int]  # a schedule, and tokens of the prompt
 UNUSUAL = ("int4", "Q4_0", "too", "products")
@@ -108,6 +109,7 @@ def compare(
     for _ in range(rounds):
         bandwidth.append(streaming_bandwidth(remotes[0].setting.threads))
         for remote in remotes:
+            time.sleep(PAUSE)
             seconds[remote.name].append(remote.measure(asked))
     taken = {name: [figure(one) for one in rounds] for name, rounds in seconds.items()}
     parts = {"rounds_seconds_of_tokens_picture_and_cpu": seconds} if isinstance(asked, tuple) else {}

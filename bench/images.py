@@ -16,12 +16,13 @@ import json
 import os
 import statistics
 import sys
+import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cpu import Remote
+from cpu import PAUSE, Remote
 from peers import PEERS, Setting, steps_of
 
 from arforge.runner.bundle import open_bundle
@@ -46,6 +47,7 @@ def measure(rows: list[Row], batch: int, arguments: argparse.Namespace) -> list[
     for turn in range(arguments.rounds + 1):
         bandwidth.append(streaming_bandwidth(arguments.threads))
         for row in rows:
+            time.sleep(PAUSE)
             seconds = remotes[row.peer, row.bundle].measure((row.schedule, arguments.prompt))
             if turn:  # the first round warms up
                 taken[row].append(seconds[0])

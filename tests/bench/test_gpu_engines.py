@@ -10,8 +10,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from arforge.export import layers, sampler
-from arforge.export.families import arpg
 from arforge.runner import EngineError, Runner, open_bundle
 from arforge.runner.conditions import sample_features
 
@@ -20,10 +18,8 @@ BENCH = Path(__file__).parent.parent.parent / "bench"
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The measures as a module; what the torch engine changes in the layers is changed back."""
+    """The measures as a module."""
     monkeypatch.syspath_prepend(str(BENCH))
-    for module, name in ((layers, "write_cache"), (arpg, "write_cache"), (sampler, "keep_likely")):
-        monkeypatch.setattr(module, name, getattr(module, name))
     import gpu_measure
 
     yield gpu_measure

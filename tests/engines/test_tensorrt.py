@@ -98,7 +98,8 @@ def test_an_int8_engine_has_integer_products(rtx_bundle: Path) -> None:
 def test_random_order_has_a_profile_for_each_pair(rtx_arpg_bundle: Path) -> None:
     opened = open_bundle(rtx_arpg_bundle)
     identity = opened.engine(RTX, "fp16")
-    assert len({(p["width"], p["queries"]) for p in identity["profiles"]}) == len(identity["profiles"]) == 3
+    kinds = {(p["width"], p["queries"]) for p in identity["profiles"]}
+    assert len(kinds) == len(identity["profiles"]) == 5  # three of the schedule's steps, two where cells are known
     assert identity["attention"]["lowering"] == "decomposed"
     assert "several layers read one cache" in identity["attention"]["reason"]
     shapes = {
