@@ -177,11 +177,28 @@ def test_all_instructions_give_the_same_bits(on: Path, bits: int, block: int, in
 @pytest.mark.usefixtures("on")
 @pytest.mark.parametrize(
     "changes",
-    [{"K": 0}, {"K": 1024}, {"K": -256}, {"N": 71}, {"N": 1 << 40}, {"block_size": 24}, {"block_size": 0}, {"bits": 3}],
+    [
+        {"K": 0},
+        {"K": 1024},
+        {"K": -256},
+        {"N": 71},
+        {"N": 1 << 40},
+        {"block_size": 24},
+        {"block_size": 0},
+        {"bits": 3},
+    ],
 )
 def test_attributes_that_do_not_fit_are_one_error(changes: dict[str, int]) -> None:
     content, _ = model(8, 256, 512, 70, changes)
     with pytest.raises(EngineError, match="cannot load product"):
+        product(content, np.ones((1, 1, 512), np.float32))
+
+
+@pytest.mark.usefixtures("on")
+def test_sizes_that_fit_but_for_multiples_of_2_to_the_64th_are_no_product() -> None:
+    outputs = 140 * pow((1 << 56) - 1, -1, 1 << 64) % (1 << 64)  # times the blocks of so many inputs it is 140
+    content, _ = model(8, 256, 512, 70, {"K": -256, "N": outputs})
+    with pytest.raises(EngineError, match="not a product that the kernels know"):
         product(content, np.ones((1, 1, 512), np.float32))
 
 
@@ -309,7 +326,8 @@ def test_an_image_does_not_depend_on_its_batch(engine: tuple[Path, str]) -> None
             np.testing.assert_array_equal(alone[0], whole[index])
 
 
-def test_a_profile_names_the_operator(on: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("on")
+def test_a_profile_names_the_operator(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(shutil.copytree(bundle, tmp_path / "engine.bundle"))
     onnxruntime.build(root, "int8", quantization="blocks")
 

@@ -57,8 +57,9 @@ Aligned<T> aligned(std::size_t count) {
 }
 
 bool Shape::sound() const noexcept {
-  return inputs > 0 && outputs > 0 && (bits == 8 || bits == 4) && block >= 16 && block <= LARGEST_BLOCK &&
-         block % 16 == 0;
+  constexpr std::size_t MOST = std::size_t{1} << 30; // of each, so that no product of sizes overflows
+  return inputs > 0 && inputs <= MOST && outputs > 0 && outputs <= MOST && (bits == 8 || bits == 4) && block >= 16 &&
+         block <= LARGEST_BLOCK && block % 16 == 0;
 }
 
 void Rows::resize(std::size_t rows, const Shape& shape) {
