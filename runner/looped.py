@@ -15,7 +15,8 @@ from arforge.runner.backends.engine import Engine, Loop, StepBuffers
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.conditions import Prompt
 from arforge.runner.decoding import Drawing, JacobiDecoding
-from arforge.runner.plan import Line, Plan, Prefixes, column_of, fitting_width, make_line
+from arforge.runner.line import Line, make_line
+from arforge.runner.plan import Plan, Prefixes, column_of, fitting_width
 from arforge.runner.schedules.schedule import Schedule
 from arforge.runner.schedules.visibility import sees_all_before
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.bundle import ModelFacts
+from arforge.runner.schedules.jacobi_windows import MeasuredWindow
 from arforge.runner.step_graph import Contract, Tensor, contract
 
 if TYPE_CHECKING:
@@ -109,6 +110,9 @@ class Engine(Protocol):
     """Whether the graph makes its mask: then all inputs see all before them, whatever the buffers' masks say."""
     exact_width: int | None
     """The widest step in which a token gets the bits that it gets alone; None where that is not known."""
+
+    measured: tuple[MeasuredWindow, ...]
+    """How far it may run ahead with next-token's tokens, and what that was found to take; empty where it was not."""
 
     @property
     def device(self) -> str:

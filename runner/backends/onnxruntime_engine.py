@@ -22,6 +22,7 @@ from arforge.runner.command_line import command_line
 from arforge.runner.device import available_cores, device_name, streaming_bandwidth
 from arforge.runner.errors import EngineError
 from arforge.runner.plan import Plan
+from arforge.runner.schedules.jacobi_windows import MeasuredWindow, measured_windows
 from arforge.runner.step_graph import (
     Contract,
     cache_names,
@@ -76,6 +77,7 @@ class OnnxRuntimeEngine:
         """
         self.widths = widths
         self.exact_width: int | None = None
+        self.measured: tuple[MeasuredWindow, ...] = ()
         self.prefill_widths: tuple[int, ...] | None = None  # widths pay for steps that come again and again
         self._bundle, self._threads = bundle, threads
         self._graph = graph = graph or bundle.sampler.graph
@@ -108,7 +110,7 @@ class OnnxRuntimeEngine:
         if identity.get("cache_width"):
             folded = FoldedGraph(bundle.path(identity["cache_graph"]), identity["cache_width"])
         engine = cls(bundle, precision, threads, None if widths is None else tuple(widths), path=path, folded=folded)
-        engine.exact_width = identity.get("exact_width")
+        engine.exact_width, engine.measured = identity.get("exact_width"), measured_windows(identity)
         return engine
 
     @property

@@ -18,6 +18,7 @@
 #include "prefill.h"
 #include "preview.h"
 #include "request.h"
+#include "schedules/jacobi_windows.h"
 #include "schedules/specification.h"
 #include "schedules/visibility.h"
 #include "text.h"
@@ -69,6 +70,7 @@ struct Runner::Implementation {
   Implementation(Bundle opened, const Options& options);
 
   const Plan& plan(const std::string& schedule, const std::vector<std::int32_t>& kept, std::int64_t prompt_slots);
+  std::vector<const Plan*> plans_of(const std::string& schedule, const Canvas& canvas, std::int64_t prompt_slots);
   void decode(const Plan& plan, const Window& window, const Batch& batch, Generation& generation, Canvas& canvas);
   Result generate(const Request& request);
   std::vector<std::int64_t> encode(const std::uint8_t* pixels, std::int64_t images, std::int64_t height,
@@ -112,6 +114,16 @@ const Plan& Runner::Implementation::plan(const std::string& schedule, const std:
                       make_plan(std::move(found_schedule), able.widths, able.growth, prompt_slots, able.exact_width)});
   }
   return plans.front().plan;
+}
+
+// One for each window of the canvas.
+std::vector<const Plan*> Runner::Implementation::plans_of(const std::string& schedule, const Canvas& canvas,
+                                                          std::int64_t prompt_slots) {
+  std::vector<const Plan*> found;
+  for (const Window& window : canvas.windows) {
+    found.push_back(&plan(schedule, window.kept, prompt_slots));
+  }
+  return found;
 }
 
 // Decodes one window of the canvas for the images of one batch.
@@ -185,17 +197,18 @@ Result Runner::Implementation::generate(const Request& request) {
   const Clock::time_point begin = Clock::now();
   const Releasing releasing{prefill};
   Conditions conditions = conditioner.conditions(request, sampling.guided(0, images));
-  std::vector<const Plan*> window_plans;
+  const std::vector<MeasuredWindow>& measured = engine.facts().measured;
   Result result;
+  result.schedule = settled(schedule, measured, std::min(request.batch, images));
   result.condition_seconds = seconds_since(begin);
   result.passes.resize(static_cast<std::size_t>(images));
   std::int64_t steps = 0;
   std::int64_t calls = 0;
   const std::int64_t slots = prompt_slots(bundle.model, conditions.longest());
-  for (const Window& window : canvas.windows) {
-    window_plans.push_back(&plan(schedule, window.kept, slots));
-    steps += window_plans.back()->length();
-    calls += window_plans.back()->calls();
+  std::vector<const Plan*> window_plans = plans_of(result.schedule, canvas, slots);
+  for (const Plan* plan : window_plans) {
+    steps += plan->length();
+    calls += plan->calls();
   }
   const std::int64_t each = images_together(request.batch, window_plans, engine.facts());
   const std::int64_t batches = (images + each - 1) / each;
@@ -213,6 +226,7 @@ Result Runner::Implementation::generate(const Request& request) {
   for (std::int64_t first = 0; first < images; first += each) {
     const Batch batch{first, std::min(each, images - first)};
     const Clock::time_point start = Clock::now();
+    window_plans = plans_of(settled(schedule, measured, batch.images), canvas, slots);
     for (std::size_t window = 0; window < canvas.windows.size(); window++) {
       decode(*window_plans[window], canvas.windows[window], batch, generation, canvas);
     }

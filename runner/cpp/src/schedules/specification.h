@@ -22,6 +22,11 @@ Specification parse_specification(const std::string& given);
 
 std::string canonical_text(const Specification& specification);
 
+// Whether the runner is to find how far it runs ahead, by what its engine was found to gain; and the same specification
+// with so many inputs a call, 1 being none ahead.
+bool leaves_window_open(const Specification& specification);
+Specification with_window(Specification specification, std::int64_t inputs);
+
 // The checked schedule for a grid; `kept`: cells that are known and stay; `row_end`: the index of the special token
 // that ends each row of the model's grid, if there is one. Throws Error (schedule).
 Schedule compile_schedule(const Specification& specification, std::int64_t rows, std::int64_t columns,
