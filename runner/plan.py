@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -16,7 +17,7 @@ from arforge.runner.errors import EngineError
 from arforge.runner.line import Line, LineWindows, make_line
 from arforge.runner.schedules.narrow import narrowed
 from arforge.runner.schedules.schedule import Input, Schedule, Source, Step
-from arforge.runner.schedules.visibility import masks
+from arforge.runner.schedules.visibility import masks, sees_all_before
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,11 @@ class Plan:
         if self.schedule.rows:
             return {(fitting_width(width, self.widths), 0) for width in self.schedule.widths}
         return {(step.width, step.queries) for step in self.steps}
+
+    @cached_property
+    def all_before(self) -> bool:
+        """Whether every input sees the slots up to its own and no others."""
+        return sees_all_before(self.schedule)
 
     @property
     def own_pace(self) -> bool:

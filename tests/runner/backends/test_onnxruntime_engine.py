@@ -66,10 +66,10 @@ def test_outputs_bound_elsewhere_leave_the_input_memory_alone(
     for name in cache_names(LAYERS):
         engine.cache(name)[:] = 0
     fill(engine, width=3, slot=4)
-    binding = engine._bound[3, 0] = engine._bind(3, 0)
+    bound = engine._bound[3, 0, engine._live] = engine._bind(3, 0)
     elsewhere = {name: np.full_like(engine.cache(name), 7) for name in cache_names(LAYERS)}
     for name, array in elsewhere.items():
-        binding.bind_output(f"new_{name}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        bound.binding.bind_output(f"new_{name}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
     engine.run(3)
     for name, array in elsewhere.items():
         assert not engine.cache(name).any()
