@@ -119,13 +119,16 @@ class OnnxRuntimeEngine:
         widths = identity.get("widths")
         own = identity.get("own_graph")
         if own is not None and find_kernels() is not None:  # a token's bits are the same in steps of any width
-            return cls(bundle, precision, threads, None if widths is None else tuple(widths), path=bundle.path(own))
+            engine = cls(bundle, precision, threads, None if widths is None else tuple(widths), path=bundle.path(own))
+            engine.measured = measured_windows(identity, exact=True)
+            return engine
         path = bundle.path(identity["graph"])
         folded = None
         if identity.get("cache_width"):
             folded = FoldedGraph(bundle.path(identity["cache_graph"]), identity["cache_width"])
         engine = cls(bundle, precision, threads, None if widths is None else tuple(widths), path=path, folded=folded)
-        engine.exact_width, engine.measured = identity.get("exact_width"), measured_windows(identity)
+        engine.exact_width = identity.get("exact_width")
+        engine.measured = measured_windows(identity, exact=engine.exact_width is not None)
         return engine
 
     @property
@@ -255,7 +258,8 @@ class OnnxRuntimeEngine:
         """Those that the last step of that kind gave; they last until the next."""
         if not self._extra:
             return {}
-        given = self._bound[width, queries, self._live].binding.get_outputs()[-len(self._extra) :]  # in the order in which they were bound
+        binding = self._bound[width, queries, self._live].binding
+        given = binding.get_outputs()[-len(self._extra) :]  # in the order in which they were bound
         return {name: value.numpy() for name, value in zip(self._extra, given, strict=True)}
 
     def close(self) -> None:

@@ -29,12 +29,12 @@ class MeasuredWindow:
         }
 
 
-def measured_windows(identity: Mapping[str, Any]) -> tuple[MeasuredWindow, ...]:
-    """Those of an engine's identity whose tokens are next-token's, bit for bit, and that the engine is wide enough for.
+def measured_windows(identity: Mapping[str, Any], *, exact: bool) -> tuple[MeasuredWindow, ...]:
+    """Those of an engine's identity that it is wide enough for; none unless its wide steps are `exact`, bit for bit.
 
     Engines that were built before say nothing of batches: one image.
     """
-    if identity.get("exact_width") is None:
+    if not exact:
         return ()
     widest = max(identity["widths"] or [float("inf")])
     found = (MeasuredWindow(**one) for one in identity.get("jacobi", ()))

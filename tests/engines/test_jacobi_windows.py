@@ -56,7 +56,7 @@ def test_calls_are_those_of_images_that_are_decoded(bundle: Path, runner: Runner
 def made_of(costs: dict[int, dict[int, float]]) -> Any:
     """In place of timing: windows whose call in a batch costs so much."""
 
-    def measured(bundle: Any, engine: Any, windows: list[int]) -> list[MeasuredWindow]:
+    def measured(_bundle: Any, _engine: Any, windows: list[int]) -> list[MeasuredWindow]:
         passes = {window: [64 // min(window, 4) + image for image in range(8)] for window in windows}
         return [one for images, seconds in costs.items() for one in rated(64, images, passes, seconds)]
 

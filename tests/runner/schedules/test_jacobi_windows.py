@@ -57,11 +57,10 @@ def test_what_is_no_specification_is_refused() -> None:
 
 def test_an_identity_tells_what_its_engine_does_exactly_and_is_wide_enough_for() -> None:
     listed = [{"inputs": 2, "calls": 40, "time": 0.8}, {"images": 8, "inputs": 4, "calls": 30, "time": 0.7}]
-    identity: dict[str, Any] = {"exact_width": 9, "widths": None, "jacobi": listed}
+    identity: dict[str, Any] = {"widths": None, "jacobi": listed}
     both = (MeasuredWindow(2, 40, 0.8, 1), MeasuredWindow(4, 30, 0.7, 8))
-    assert measured_windows(identity) == both
+    assert measured_windows(identity, exact=True) == both
     assert [one.to_json() for one in both] == [{"images": 1, **listed[0]}, listed[1]]
-    assert measured_windows({**identity, "widths": [1, 3]}) == both[:1]
-    assert measured_windows({"exact_width": 9, "widths": None}) == ()
-    del identity["exact_width"]  # whose tokens may be others
-    assert measured_windows(identity) == ()
+    assert measured_windows({**identity, "widths": [1, 3]}, exact=True) == both[:1]
+    assert measured_windows({"widths": None}, exact=True) == ()
+    assert measured_windows(identity, exact=False) == ()  # whose tokens may be others

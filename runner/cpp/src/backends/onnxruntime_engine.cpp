@@ -31,6 +31,12 @@ bool runs_own(const EngineIdentity& identity, const Options& options) {
   return options.provider == "cpu" && !identity.own_graph.empty() && use_kernels();
 }
 
+// How far it may run ahead: where a token of a wide step is known to get the bits that it gets alone.
+std::vector<MeasuredWindow> measured_windows(const EngineIdentity& identity, const Options& options) {
+  const bool exact = runs_own(identity, options) || identity.exact_width > 0;
+  return options.provider == "cpu" && exact ? identity.jacobi : std::vector<MeasuredWindow>{};
+}
+
 // An engine's own graph has what the CPU provider does best; others are given the one that it was made from.
 const std::filesystem::path& graph_for(const EngineIdentity& identity, const Options& options) {
   if (options.provider == "cpu") {
@@ -65,7 +71,7 @@ OnnxRuntimeEngine::OnnxRuntimeEngine(const Bundle& bundle, const EngineIdentity&
               false,
               false,
               cache_type(options.precision),
-              options.provider == "cpu" && identity.exact_width > 0 ? identity.jacobi : std::vector<MeasuredWindow>{}}),
+              measured_windows(identity, options)}),
       bundle_(bundle), identity_(identity), options_(options), again_(read_again(bundle.model)),
       contract_(contract_of(bundle.model, bundle.sampler.graph(), facts_.cache_type)), env_(open_environment()),
       host_(Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault)) {
