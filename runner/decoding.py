@@ -240,13 +240,16 @@ class JacobiDecoding(HostCalls):
     def _draft(self, cells: NDArray[np.int64], has_cell: NDArray[np.bool_]) -> None:
         """First drafts of the cells, (images, width), that have none: those of the cells above, which come before."""
         missing = has_cell & ~self._drafted[self._image, cells]
-        for place in np.flatnonzero(missing.any(axis=0)):
-            new = np.flatnonzero(missing[:, place])
-            cell = cells[new, place]
-            above = cell - self._plan.schedule.grid[1]
-            known = self._of_lanes(self.known)
-            known[:, new, cell] = np.where(above >= 0, known[:, new, np.maximum(above, 0)], 0)
-            self._drafted[new, cell] = True
+        parts = [missing]
+        if self._plan.windows[self._width].has_above:  # then drafts are made from drafts, one output after another
+            parts = [missing & (np.arange(self._width) == place) for place in np.flatnonzero(missing.any(axis=0))]
+        known = self._of_lanes(self.known)
+        for part in parts:
+            images, outputs = part.nonzero()
+            new = cells[images, outputs]
+            above = new - self._plan.schedule.grid[1]
+            known[:, images, new] = np.where(above >= 0, known[:, images, np.maximum(above, 0)], 0)
+            self._drafted[images, new] = True
 
     def _of_lanes(self, rows: NDArray[Any]) -> NDArray[Any]:
         """An array of rows as one of (lanes, images, ...), in place."""

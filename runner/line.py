@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -54,10 +55,11 @@ class LineWindows:
     outputs: NDArray[np.int64]  # that decide the inputs' cells; any where none of the window does
     masks: NDArray[np.bool_]  # (place, width, slots), without the prompts'
     sees: NDArray[np.bool_] | None  # (place, width, width) among themselves; None where each sees all before it
+    has_above: bool  # whether a window may have the token of a cell and of the cell above it
 
     @classmethod
-    def of(cls, line: Line, width: int, slots: int, first_slot: int) -> LineWindows:
-        """`slots` of the cache, the line's from `first_slot` on."""
+    def of(cls, line: Line, width: int, slots: int, first_slot: int, across: int) -> LineWindows:
+        """`slots` of the cache, the line's from `first_slot` on; `across`: cells of a row."""
         count = len(line)
         every = np.minimum(np.arange(count + width - 1), count - 1)
         places = sliding_window_view(every, width)
@@ -68,7 +70,7 @@ class LineWindows:
         inside = np.arange(len(places))[:, None] + np.arange(width) < count
         ordered = bool((seen == np.tri(count, dtype=np.bool_)).all())
 
-        def windows(values: NDArray[np.generic]) -> NDArray[np.generic]:
+        def windows(values: NDArray[Any]) -> NDArray[Any]:
             return sliding_window_view(values[every], width)
 
         return cls(
@@ -82,6 +84,10 @@ class LineWindows:
             decides=windows(line.targets >= 0) & inside,
             outputs=np.clip(windows(line.deciders[line.sources]) - places[:, :1], 0, width - 1),
             masks=sliding_window_view(table[every], width, axis=0).transpose(0, 2, 1),
+            has_above=any(
+                ((later >= across) & (later - across == earlier)).any()
+                for later, earlier in ((line.sources[by:], line.sources[:-by]) for by in range(1, width))
+            ),
             sees=None if ordered else seen[places[:, :, None], places[:, None]],
         )
 

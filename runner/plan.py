@@ -166,7 +166,8 @@ def make_plan(
         line = make_line(schedule, column)
         slots = schedule.zero_slots + len(line) + fitting_width(jacobi, widths)
         for width in {fitting_width(inputs, widths) for inputs in (1, jacobi)}:
-            windows[width] = LineWindows.of(line, width, slots + prompt_slots, schedule.zero_slots + prompt_slots)
+            first_slot = schedule.zero_slots + prompt_slots
+            windows[width] = LineWindows.of(line, width, slots + prompt_slots, first_slot, schedule.grid[1])
     prompt = slice(schedule.zero_slots, schedule.zero_slots + prompt_slots)
     steps = []
     for (write_index, step), mask in zip(pairs, masks(schedule, slots), strict=True):

@@ -39,8 +39,8 @@ std::vector<MeasuredWindow> windows_of(const Json& list, const Document& documen
   for (const Json& entry : list) {
     const Fields one(entry, "jacobi", {"inputs", "calls", "time"}, document, {"images"});
     (void)one.number("calls", 0, MAX_MEASURED);
-    found.push_back({one.has("images") ? one.whole("images") : 1, one.whole("inputs", 2),
-                     one.number("time", 0, MAX_MEASURED)});
+    found.push_back(
+        {one.has("images") ? one.whole("images") : 1, one.whole("inputs", 2), one.number("time", 0, MAX_MEASURED)});
   }
   return found;
 }

@@ -29,7 +29,7 @@ struct Kind {
 
 constexpr const char* CFG_INTERVAL = "cfg-interval";
 constexpr const char* JACOBI = "jacobi";
-constexpr const char* AUTO = "auto"; // how far to run ahead is left to the runner
+constexpr const char* AUTO = "auto";               // how far to run ahead is left to the runner
 constexpr const char* ADAPTIVE = "zipar:adaptive"; // ZipAR whose rows start as each image's tokens allow
 
 const std::vector<Kind>& kinds() {
