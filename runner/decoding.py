@@ -19,7 +19,7 @@ from arforge.runner.backends.engine import Engine, StepBuffers
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.conditions import Prompt
 from arforge.runner.line import Line
-from arforge.runner.plan import Plan, PlannedStep, Prefixes, column_of, fitting_width, plan_step
+from arforge.runner.plan import Plan, PlannedStep, Prefixes, column_of, fitting_width
 from arforge.runner.randomness import Randomness
 from arforge.runner.schedules.rows import rows_of
 from arforge.runner.schedules.schedule import RowRules, Target
@@ -86,6 +86,11 @@ def decoding_of(
     if plan.line is not None:
         return JacobiDecoding(plan, plan.line, known, prefixes, drawing)
     return TableDecoding(plan, known, prefixes, drawing)
+
+
+def of_lanes(rows: NDArray[Any], images: int) -> NDArray[Any]:
+    """An array of rows as one of (lanes, images, ...), in place: the images' own rows, and the unconditional ones."""
+    return rows.reshape(-1, images, *rows.shape[1:])
 
 
 class HostCalls:
@@ -252,8 +257,7 @@ class JacobiDecoding(HostCalls):
             self._drafted[images, new] = True
 
     def _of_lanes(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """An array of rows as one of (lanes, images, ...), in place."""
-        return rows.reshape(self._lanes, -1, *rows.shape[1:])
+        return of_lanes(rows, len(self._image))
 
 
 class AdaptiveDecoding(HostCalls):
@@ -266,13 +270,10 @@ class AdaptiveDecoding(HostCalls):
         self, plan: Plan, rules: RowRules, known: NDArray[np.int64], prefixes: Prefixes, drawing: Drawing
     ) -> None:
         count = len(drawing.random)
-        every = np.arange(plan.schedule.cells)
         self.known, self.decided = known, np.zeros((count, plan.schedule.cells), np.bool_)
         self._plan, self._prefixes, self._drawing = plan, prefixes, drawing
         self._images = [RowImage(plan, rules) for _ in range(count)]
-        self._random = [drawing.random.part(slice(image, image + 1), every) for image in range(count)]
-        self._column = column_of(plan.schedule)
-        self._planned: list[PlannedStep] = []  # of the call that has been filled
+        self._written = 0
 
     @property
     def passes(self) -> NDArray[np.int64]:
@@ -290,30 +291,43 @@ class AdaptiveDecoding(HostCalls):
 
     @property
     def written(self) -> int:
-        return max(step.write_index + step.width for step in self._planned)
+        return self._written
 
     def fill(self, buffers: StepBuffers) -> None:
         count, width = len(self._images), buffers.tokens.shape[1]
-        prompt = self._plan.steps[0].prompt
-        self._planned = [
-            plan_step(image.step, image.mask, image.write_index, width, self._column, prompt) for image in self._images
-        ]
-        for index, (step, random) in enumerate(zip(self._planned, self._random, strict=True)):
-            own, part = slice(index, None, count), buffers.of(index)
-            step.fill(part, self.known[own], self._prefixes.of(own))
-            random.fill(part, step.target_cells, step.target_rows)
-            part.guidance[:] = step.scale(self._drawing.guidance[index])
+        columns, inputs, cells = np.array([image.fed(width) for image in self._images]).transpose(1, 0, 2)
+        of_lanes(buffers.tokens, count)[:] = of_lanes(self.known, count)[:, np.arange(count)[:, None], columns]
+        positions = buffers.positions
+        of_lanes(positions, count)[:] = inputs
+        if self._prefixes.places is not None:
+            positions += self._prefixes.places
+        first = self._plan.prompt_slots + np.array([image.write_index for image in self._images])
+        of_lanes(buffers.write_index, count)[:] = first
+        self._written = int(first.max()) + width
+        self._fill_masks(buffers.mask[:, 0])
+        self._drawing.random.fill(buffers, cells)
+        weights = np.array([[image.step.guidance] for image in self._images])
+        buffers.guidance[:] = 1 + (self._drawing.guidance[:, None] - 1) * weights
+
+    def _fill_masks(self, masks: NDArray[np.bool_]) -> None:
+        """What each row of (rows, width, slots) sees, prompts between the zero slots and the image's own."""
+        prompt, width = self._plan.steps[0].prompt, masks.shape[1]
+        seen = np.stack([image.mask[np.minimum(np.arange(width), image.step.width - 1)] for image in self._images])
+        lanes = of_lanes(masks, len(self._images))
+        lanes[..., : prompt.start], lanes[..., prompt.stop :] = seen[..., : prompt.start], seen[..., prompt.start :]
+        if self._prefixes.seen is not None:
+            masks[..., prompt] = self._prefixes.seen[:, None]
 
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
         return buffers.next_tokens
 
     def store(self, buffers: StepBuffers) -> None:
-        for index, image in enumerate(self._images):
-            if not image.complete:
-                drawn = buffers.next_tokens[index]
-                for row, cell in image.take(drawn):
-                    self.known[index :: len(self._images), cell] = drawn[row]
-                    self.decided[index, cell] = True
+        drawn = buffers.next_tokens
+        running = ((index, image) for index, image in enumerate(self._images) if not image.complete)
+        found = [(index, row, cell) for index, image in running for row, cell in image.take(drawn[index])]
+        images, rows, cells = np.array(found, np.int64).reshape(-1, 3).T
+        of_lanes(self.known, len(self._images))[:, images, cells] = drawn[images, rows]
+        self.decided[images, cells] = True
 
 
 class RowImage:
@@ -325,8 +339,20 @@ class RowImage:
         self.complete = False
         self._rows = rows_of(schedule.grid, rules, schedule.zero_slots)
         self._visibility = Visibility(plan.slots - plan.prompt_slots, schedule.zero_slots)
+        self._column = column_of(schedule)
         self._draft: int | None = None
         self._advance()
+
+    def fed(self, width: int) -> tuple[list[int], list[int], list[int]]:
+        """Of the inputs of a call: columns of `known`, positions, and the cells that their outputs decide, -1 for none.
+
+        Beyond the step's own, its last input is repeated.
+        """
+        given = self.step.inputs + self.step.inputs[-1:] * (width - self.step.width)
+        cells = [-1] * width
+        for row, cell in self.step.targets:
+            cells[row] = cell
+        return [self._column(one) for one in given], [one.position for one in given], cells
 
     def take(self, drawn: NDArray[np.int64]) -> tuple[Target, ...]:
         """What the step has decided, from the tokens of its outputs; the image is at its next step then."""

@@ -27,11 +27,6 @@ class Prefixes:
     seen: NDArray[np.bool_] | None = None  # (rows, prompt slots) that each row sees; None where prompts have none
     places: NDArray[np.int64] | None = None  # (rows, 1) added to positions; None where those are the grid's
 
-    def of(self, rows: slice) -> Prefixes:
-        """Those of some rows."""
-        seen = None if self.seen is None else self.seen[rows]
-        return Prefixes(seen, None if self.places is None else self.places[rows])
-
 
 NO_PREFIXES = Prefixes()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -35,12 +35,6 @@ class StepBuffers:
     noise: NDArray[np.float32] | None = None  # (images, outputs, vocabulary)
     query_positions: NDArray[np.int64] | None = None  # (rows, queries)
     logits: NDArray[np.float32] | None = None  # (images, outputs, vocabulary), output of graphs for verification
-
-    def of(self, image: int) -> StepBuffers:
-        """What of them is one image's, in place."""
-        own = slice(image, None, len(self.next_tokens))
-        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: part[own] for name, part in parts.items() if part is not None})
 
 
 @dataclass(frozen=True)

@@ -57,12 +57,6 @@ class Buffers:
         self.write_index, self.mask = np.zeros(images, np.int64), np.zeros((images, 1, width, slots), bool)
         self.uniforms, self.guidance = np.zeros((2, images, width), np.float32)
 
-    def of(self, image: int) -> Buffers:
-        part = Buffers(1, self.tokens.shape[1], self.mask.shape[-1])
-        for name, values in vars(self).items():
-            setattr(part, name, values[image : image + 1])
-        return part
-
 
 def decoded(specification: str, kind: Callable[..., Any], numbers: np.ndarray = NUMBERS) -> Any:
     """The decoding, done, of images with these numbers."""
