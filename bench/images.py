@@ -67,8 +67,7 @@ def measure(rows: list[Row], batch: int, arguments: argparse.Namespace) -> list[
                 "batch": batch,
                 "seconds": statistics.median(seconds),
                 "seconds_an_image": statistics.median(seconds) / batch,
-                "milliseconds_a_call": 1000
-                * statistics.median(a / b for a, b in zip(seconds, calls[row], strict=True)),
+                "milliseconds_a_call": 1000 * statistics.median(of_a_call),
                 "times_of_the_first": statistics.median(ratios),
                 "rounds_seconds": seconds,
                 "rounds_calls": calls[row],
