@@ -38,10 +38,12 @@ class LowCaches:
         self._subjects = subjects
         self.facts: dict[str, Any] = {}
         self.files: list[Path] = []
+        self.scales: Mapping[str, NDArray[np.float32]] = {}
 
     def try_out(self, engine: OnnxRuntimeEngine) -> None:
         """Find scales with the engine, which is open, write the graph, and keep it if some steps are quicker so."""
         found = calibrate_caches(self._bundle, engine, self._subjects)
+        self.scales = found.scales
         files = self._write(found.scales)
         tried = try_caches(self._bundle, engine, files[0], self._precision, self._graph)
         graph = files[0].relative_to(self._bundle.root).as_posix()

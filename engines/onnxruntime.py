@@ -12,11 +12,12 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from arforge.engines.cache_trial import LowCaches
 from arforge.engines.decode_widths import choose, measure, stored_widths
@@ -34,7 +35,7 @@ from arforge.runner.step_graph import cache_names, guided_rows
 
 DEVICE = "cpu"
 OWN = "step-onnxruntime"  # the name of a graph beside the bundle's, before a hash
-PARTS = ("graph", "weights", "cache_graph")  # of an identity: files that a build wrote
+PARTS = ("graph", "weights", "cache_graph", "own_graph")  # of an identity: files that a build wrote
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,12 @@ def _build(bundle: Bundle, job: BuildJob) -> Built:
     path = bundle.path(graph["graph"])
     graph["graph_sha256"] = sha256_of(path)
     low = LowCaches(bundle, job.precision, path, job.subjects, rows=rows) if job.low_caches else None
-    found = tried_out(bundle, job, path, graph.get("exact_width"), low) if job.trial else Trial(job.widths or None)
+    runs_own = job.own and job.trial and find_kernels() is not None
+    first = replace(job, measure_widths=False, measure_jacobi=False) if runs_own else job
+    found = tried_out(bundle, first, path, graph.get("exact_width"), low) if job.trial else Trial(job.widths or None)
+    own = write_own(bundle, job.precision, path, {} if low is None else low.scales, rows=rows) if job.own else None
+    if own is not None and runs_own:
+        found = tried_out(bundle, job, own, None, None)
     identity: dict[str, Any] = {
         "target": TARGET,
         "precision": job.precision,
@@ -118,6 +124,9 @@ def _build(bundle: Bundle, job: BuildJob) -> Built:
         new += low.files
         if "cache_graph" in low.facts:
             identity.pop("exact_width", None)  # one token's step and running ahead have caches of two types
+    if own is not None:
+        identity |= {"own_graph": place(bundle, own), "own_graph_sha256": sha256_of(own)}
+        new.append(own)
     kind = BuiltEngine(TARGET, job.precision, DEVICE, folder)
     gone = unused_graphs(bundle, kind, {identity.get(part, "") for part in PARTS})
     add_engine(bundle, kind, identity, new, gone)
@@ -201,6 +210,21 @@ def lowered(bundle: Bundle, precision: str, folder: Path, *, rows: bool = False)
     if len(files) > 1:
         facts["weights"] = place(bundle, files[1])
     return {**facts, "source_sha256": bundle.files[name].sha256}, files
+
+
+def write_own(
+    bundle: Bundle, precision: str, graph: Path, scales: Mapping[str, NDArray[np.float32]], *, rows: bool
+) -> Path:
+    """Write the graph for arforge's own operators beside an engine's other one, whose weights it reads."""
+    with needed("building", "build", EngineError):
+        from arforge.engines.onnxruntime_graph import lower_for_onnxruntime, share_weights
+        from arforge.engines.tensorrt_graph import write_model
+
+    source = bundle.graph(bundle.sampler.graph, "fp32")
+    shared = precision == bundle.model.stored_precision
+    model = lower_for_onnxruntime(source, precision, 1, shared=shared, rows=rows, scales=scales, own=True)
+    share_weights(model, graph)
+    return write_model(model, graph.parent, graph.name.rpartition("-")[0])[0]
 
 
 def unused_graphs(bundle: Bundle, kind: BuiltEngine, used: set[str]) -> list[str]:

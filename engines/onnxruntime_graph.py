@@ -18,6 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from arforge.engines.onnxruntime_attention import ease_attention
 from arforge.engines.onnxruntime_blocks import CONTRIB, Choice, by_rule, quantize_products
 from arforge.engines.onnxruntime_caches import fold_attention
+from arforge.engines.onnxruntime_own import use_own_attention
 from arforge.engines.onnxruntime_rows import quantize_rows
 from arforge.export.quantization import BITS
 from arforge.export.stored_values import stored_values
@@ -34,18 +35,22 @@ def lower_for_onnxruntime(
     rows: bool = False,
     scales: Mapping[str, NDArray[np.float32]] | None = None,
     own_positions: bool = False,
+    own: bool = False,
 ) -> ir.Model:
     """The graph at `path` for "fp32", "int8" or "int4", with queries apart in steps of up to `narrow` tokens.
 
     `shared`: the graph is to lie beside the source, whose weights it reads, as one for fp32 does; else it has all of
     its own. `choice`: of bits and blocks of matrices that are not stored in any. `rows`, of int8: whole matrices
     in place of blocks. `scales`: of 8-bit caches, for steps whose rows all write to the same slots; `own_positions`: at
-    positions of their own. Raises EngineError for a graph that is none of a decoding step.
+    positions of their own. `own`: for arforge's operators, any steps. Raises EngineError for a graph that is none of a
+    decoding step.
     """
     model = ir.load(path)
     model.opset_imports[CONTRIB] = 1
     fuse_norms(model)
-    if scales is None:
+    if own:
+        use_own_attention(model, scales or {})
+    elif scales is None:
         ease_attention(model, narrow)
     else:
         fold_attention(model, scales, own_positions=own_positions)

@@ -34,6 +34,11 @@ class BuildJob:
         return self.caches == "int8"
 
     @property
+    def own(self) -> bool:
+        """Whether there is to be a graph for arforge's own operators too."""
+        return self.precision in IN_BLOCKS and self.quantization != "static"
+
+    @property
     def chooses(self) -> bool:
         """Whether the quicker quantization is to be found."""
         return self.precision == "int8" and self.quantization is None and self.trial

@@ -204,6 +204,16 @@ def folded(plain: Contract, types: Mapping[str, str], again: Mapping[str, Iterab
     return Contract(inputs, (*outputs, *more))
 
 
+def typed(plain: Contract, types: Mapping[str, str]) -> Contract:
+    """A step whose caches have these types."""
+
+    def tensor(one: Tensor) -> Tensor:
+        cache = one.name.removeprefix(written_name(""))
+        return replace(one, dtype=types[cache]) if cache in types else one
+
+    return Contract(*(tuple(tensor(one) for one in part) for part in (plain.inputs, plain.outputs)))
+
+
 def caches(model: ModelFacts, cache_type: str) -> tuple[Tensor, ...]:
     shape = ("rows", model.kv_heads, "slots", model.head_size)
     return tuple(Tensor(name, cache_type, shape) for name in cache_names(model.caches))

@@ -22,6 +22,9 @@ FLAGS = {"avx512_vnni", "avx_vnni"}  # of a processor that has the instructions,
 THEIRS, OURS = (b"\x22\x0b" + name for name in (b"MatMulNBits", b"MatMulBlock"))
 """Of a node: field 4, the length of the operator's name, and the name; both as long, so nothing else moves."""
 
+OWN = b"\x3a\x07arforge"
+"""Of a node whose operator only the library has: field 7, the length of the operator's domain, and that."""
+
 
 def usual_place() -> Path:
     """Where `arforge kernels` leaves the library and where it is looked for."""
@@ -69,5 +72,5 @@ def worth_compiling(information: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def with_kernels(graph: bytes) -> bytes | None:
-    """A graph whose products in blocks are the library's; None where it has none."""
-    return graph.replace(THEIRS, OURS) if THEIRS in graph else None
+    """A graph whose products in blocks are the library's; None where it has none, nor other operators of the library."""
+    return graph.replace(THEIRS, OURS) if THEIRS in graph or OWN in graph else None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from arforge.runner.backends.engine import RequestBuffers, StepBuffers, StepMemory
 from arforge.runner.backends.folded_graph import USUAL_ROWS, folded_content, latest_rows
+from arforge.runner.backends.kernels import find_kernels
 from arforge.runner.backends.onnxruntime_session import contract_of, open_session
 from arforge.runner.bundle import Bundle
 from arforge.runner.command_line import command_line
@@ -30,6 +31,7 @@ from arforge.runner.step_graph import (
     folded,
     guided_rows,
     read_again,
+    typed,
     written_name,
 )
 
@@ -99,10 +101,16 @@ class OnnxRuntimeEngine:
 
     @classmethod
     def built(cls, bundle: Bundle, precision: str, threads: int | None = None) -> Self:
-        """The engine that `arforge build` made. Raises EngineError if it is not built or does not fit."""
+        """The engine that `arforge build` made, with arforge's own operators where this machine has them.
+
+        Raises EngineError if it is not built or does not fit.
+        """
         identity = bundle.engine("onnxruntime", precision)
         check_identity(bundle, identity)
         widths = identity.get("widths")
+        own = identity.get("own_graph")
+        if own is not None and find_kernels() is not None:  # a token's bits are the same in steps of any width
+            return cls(bundle, precision, threads, None if widths is None else tuple(widths), path=bundle.path(own))
         path = bundle.path(identity["graph"])
         folded = None
         if identity.get("cache_width"):
@@ -165,7 +173,8 @@ class OnnxRuntimeEngine:
         """Have a session of the plain graph. Raises EngineError if its inputs are not the bundle's."""
         check_caches(session, self._bundle, self._path)
         types = cache_types(session)
-        check_inputs(session, contract(self._bundle.model, self._graph, types[self._caches[0]].name), self._path)
+        wanted = typed(contract(self._bundle.model, self._graph), {name: kind.name for name, kind in types.items()})
+        check_inputs(session, wanted, self._path)
         self._session, self._folded_rows, self._cache_types = session, (), types
 
     def _allocate(self, size: int) -> None:
@@ -311,7 +320,7 @@ def check_inputs(session: onnxruntime.InferenceSession, wanted: Contract, path: 
 
 def check_identity(bundle: Bundle, identity: dict[str, Any]) -> None:
     """Raise EngineError unless the engine was built from the bundle's present graphs."""
-    for part in ("graph", "source", "cache_graph"):  # the source is that of an engine with a graph of its own
+    for part in ("graph", "source", "cache_graph", "own_graph"):  # the source is that of an engine with a graph of its own
         path = identity.get(part)
         if part != "graph" and path is None:
             continue

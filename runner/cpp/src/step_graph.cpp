@@ -128,20 +128,36 @@ Contract contract_of(const ModelFacts& model, const std::string& graph, Type cac
                                  "': use step, step-logits, step-noise, condition, text, decoder, encoder"));
 }
 
-Contract folded(const Contract& plain, const std::map<std::string, Type>& types,
-                const std::map<std::string, std::vector<std::string>>& again) {
-  Contract made = plain;
-  for (std::vector<Tensor>* const side : {&made.inputs, &made.outputs}) {
+namespace {
+
+template <typename Change>
+void each_cache(Contract& contract, const std::map<std::string, Type>& types, Change change) {
+  for (std::vector<Tensor>* const side : {&contract.inputs, &contract.outputs}) {
     for (Tensor& tensor : *side) {
       for (const auto& [cache, type] : types) {
         if (tensor.name == cache || tensor.name == written_name(cache)) {
-          tensor.type = type;
-          tensor.shape[0] = 1;
-          tensor.shape[1] = "heads";
+          change(tensor, type);
         }
       }
     }
   }
+}
+
+} // namespace
+
+Contract typed(const Contract& plain, const std::map<std::string, Type>& types) {
+  Contract made = plain;
+  each_cache(made, types, [](Tensor& tensor, Type type) { tensor.type = type; });
+  return made;
+}
+
+Contract folded(const Contract& plain, const std::map<std::string, Type>& types,
+                const std::map<std::string, std::vector<std::string>>& again) {
+  Contract made = typed(plain, types);
+  each_cache(made, types, [](Tensor& tensor, Type /*type*/) {
+    tensor.shape[0] = 1;
+    tensor.shape[1] = "heads";
+  });
   for (const auto& [cache, names] : again) {
     for (const std::string& name : names) {
       Tensor tensor = *find_tensor(made.outputs, written_name(cache));

@@ -52,6 +52,9 @@ Contract lowered_contract(const ModelFacts& model, const std::string& graph, Typ
 Contract folded(const Contract& plain, const std::map<std::string, Type>& types,
                 const std::map<std::string, std::vector<std::string>>& again);
 
+// A step whose caches have these types, by name.
+Contract typed(const Contract& plain, const std::map<std::string, Type>& types);
+
 // The type of keys and values in a bundle's graphs of that precision.
 Type cache_type(const std::string& precision);
 

@@ -26,10 +26,15 @@ void check_masks(const Extent& extent, const std::vector<Shape>& shapes) {
   }
 }
 
+// Whether arforge's own operators run the engine's steps.
+bool runs_own(const EngineIdentity& identity, const Options& options) {
+  return options.provider == "cpu" && !identity.own_graph.empty() && use_kernels();
+}
+
 // An engine's own graph has what the CPU provider does best; others are given the one that it was made from.
 const std::filesystem::path& graph_for(const EngineIdentity& identity, const Options& options) {
   if (options.provider == "cpu") {
-    return identity.graph;
+    return runs_own(identity, options) ? identity.own_graph : identity.graph;
   }
   if (identity.standard.empty()) {
     throw Error(Code::engine,
@@ -55,7 +60,7 @@ OnnxRuntimeEngine::OnnxRuntimeEngine(const Bundle& bundle, const EngineIdentity&
     : Engine({identity.widths,
               {},
               0,
-              options.provider == "cpu" ? identity.exact_width : 0,
+              options.provider == "cpu" && !runs_own(identity, options) ? identity.exact_width : 0,
               GROWTH,
               false,
               false,
@@ -72,7 +77,8 @@ OnnxRuntimeEngine::OnnxRuntimeEngine(const Bundle& bundle, const EngineIdentity&
 }
 
 bool OnnxRuntimeEngine::has_low_caches(std::int64_t lockstep) const {
-  return options_.provider == "cpu" && lockstep > 0 && lockstep <= identity_.cache_width;
+  return options_.provider == "cpu" && lockstep > 0 && lockstep <= identity_.cache_width &&
+         !runs_own(identity_, options_);
 }
 
 // Opens the graph for those rows and caches, unless it is, and closes the one that is open in its place.
@@ -90,11 +96,14 @@ void OnnxRuntimeEngine::choose_graph(std::int64_t rows, bool low) {
   const std::filesystem::path& path = low ? identity_.cache_graph : graph_for(identity_, options_);
   Ort::Session session =
       open_session(env_, path, options_, false, low ? folded_content(path, rows_used_) : std::string());
-  const std::map<std::string, Type> types = low ? cache_types(session, bundle_.model) : std::map<std::string, Type>();
-  check_session(session, low ? folded(contract_, types, again_) : contract_,
+  std::map<std::string, Type> types;
+  if (low || runs_own(identity_, options_)) {
+    types = cache_types(session, bundle_.model);
+  }
+  check_session(session, low ? folded(contract_, types, again_) : typed(contract_, types),
                 text("the step graph of ", bundle_.root.string()));
   for (Cache& cache : caches_) {
-    cache.type = low ? types.at(cache.name) : cache_type(options_.precision);
+    cache.type = types.empty() ? cache_type(options_.precision) : types.at(cache.name);
     cache.host = {};
   }
   session_ = std::move(session);

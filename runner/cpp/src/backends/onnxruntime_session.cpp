@@ -6,8 +6,8 @@
 
 #include "bundle/files.h"
 #include "device.h"
+#include "kernels/instructions.h"
 #include "kernels/operators.h"
-#include "kernels/products.h"
 #include "text.h"
 
 namespace arforge {
@@ -193,7 +193,7 @@ Ort::Session open_session(Ort::Env& env, const std::filesystem::path& graph, con
       if (content.empty()) {
         content = read_file(graph, LARGEST_GRAPH, Code::engine);
       }
-      if (kernels::name_operators(content) > 0) {
+      if (kernels::name_operators(content)) {
         kernels::add_operators(session);
       }
     }

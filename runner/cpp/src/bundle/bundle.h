@@ -34,6 +34,7 @@ struct EngineIdentity {
   std::int64_t exact_width;          // the widest step in which a token gets the bits that it gets alone; 0: not known
   std::filesystem::path cache_graph; // one with 8-bit caches, where all rows write to the same slots; may be empty
   std::int64_t cache_width;          // of the widest steps in which that is quicker; 0: none
+  std::filesystem::path own_graph;   // one for arforge's own operators; may be empty
 };
 
 // Reads manifest.json; throws Error (manifest, format_version, bundle). Files are not looked at.

@@ -51,7 +51,7 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
       refuse(text("lacks its ", name));
     }
   }
-  EngineIdentity result{bundle.root / fs::u8path(graph_of(bundle, identity, "graph")), {}, {}, 0, {}, 0};
+  EngineIdentity result{bundle.root / fs::u8path(graph_of(bundle, identity, "graph")), {}, {}, 0, {}, 0, {}};
   result.standard = result.graph;
   if (identity.contains("source") || identity.contains("source_sha256")) { // of an engine with a graph of its own
     result.standard = bundle.root / fs::u8path(graph_of(bundle, identity, "source"));
@@ -76,6 +76,9 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
   if (identity.contains("cache_graph") || identity.contains("cache_width")) {
     result.cache_graph = bundle.root / fs::u8path(graph_of(bundle, identity, "cache_graph"));
     result.cache_width = width_of("cache_width");
+  }
+  if (identity.contains("own_graph") || identity.contains("own_graph_sha256")) {
+    result.own_graph = bundle.root / fs::u8path(graph_of(bundle, identity, "own_graph"));
   }
   if (!identity.contains("widths")) {
     refuse("lacks its widths");

@@ -1,7 +1,7 @@
 // The kernels as a library of their own, which ONNX Runtime loads in Python.
 
+#include "kernels/instructions.h"
 #include "kernels/operators.h"
-#include "kernels/products.h"
 
 #define ARFORGE_EXPORT extern "C" __attribute__((visibility("default")))
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string_view>
 
+#include "kernels/attention_operator.h"
 #include "kernels/products.h"
 
 #ifdef __linux__
@@ -20,7 +21,9 @@ constexpr const char* NAME = "MatMulBlock";
 constexpr std::string_view THEIRS = "\x22\x0bMatMulNBits"; // a node's field 4, its length, and the operator's name
 constexpr std::string_view OURS = "\x22\x0bMatMulBlock";
 static_assert(OURS.size() == THEIRS.size()); // so nothing else of the file moves
+constexpr std::string_view OWN = "\x3a\x07" "arforge"; // a node's field 7, its length, and the operator's domain
 constexpr const char* DOMAIN_NAME = "com.microsoft";
+constexpr const char* OWN_DOMAIN = "arforge"; // of operators that a graph names itself
 constexpr std::size_t MOST_AXES = 8;
 constexpr std::size_t ALONE = 16384; // numbers that one thread rounds sooner than several are told to
 constexpr std::size_t PARTS = 16;    // that the threads take as they get done
@@ -159,16 +162,25 @@ void add_operators(OrtSessionOptions* options) {
     made->Add(&OPERATOR);
     return made.release();
   }();
-  Ort::ThrowOnError(Ort::GetApi().AddCustomOpDomain(options, domain)); // of many sessions, so no owner but this
+  static Ort::CustomOpDomain& own = *[] {
+    auto made = std::make_unique<Ort::CustomOpDomain>(OWN_DOMAIN);
+    for (const OrtCustomOp* one : attention_operators()) {
+      made->Add(one);
+    }
+    return made.release();
+  }();
+  for (Ort::CustomOpDomain* const one : {&domain, &own}) { // of many sessions, so no owner but this
+    Ort::ThrowOnError(Ort::GetApi().AddCustomOpDomain(options, *one));
+  }
 }
 
-int name_operators(std::string& graph) {
-  int count = 0;
+bool name_operators(std::string& graph) {
+  bool found = graph.find(OWN) != std::string::npos;
   for (std::size_t at = graph.find(THEIRS); at != std::string::npos; at = graph.find(THEIRS, at + OURS.size())) {
     graph.replace(at, OURS.size(), OURS);
-    count++;
+    found = true;
   }
-  return count;
+  return found;
 }
 
 } // namespace arforge::kernels

@@ -1,4 +1,4 @@
-// The kernels as an operator of ONNX Runtime.
+// The kernels as operators of ONNX Runtime.
 #pragma once
 
 #include <string>
@@ -9,10 +9,10 @@
 
 namespace arforge::kernels {
 
-// Has a session know the operator. Throws Ort::Exception.
+// Has a session know the operators. Throws Ort::Exception.
 void add_operators(OrtSessionOptions* options);
 
-// Names the operator wherever a graph, as the bytes of its file, has ONNX Runtime's. Returns how often.
-int name_operators(std::string& graph);
+// Names the product wherever a graph, as the bytes of its file, has ONNX Runtime's. Returns whether it has any operator.
+bool name_operators(std::string& graph);
 
 } // namespace arforge::kernels

@@ -1,8 +1,10 @@
-// The part of a product that a processor's instructions do, and which of them there are.
+// The parts of a product and of attention that a processor's instructions do, and which of them there are.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#include "kernels/head.h"
 
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : defined(__GNUC__) && __GNUC__ >= 11)
 #define ARFORGE_VNNI 1 // functions that use it are marked, so that all else runs on any x86-64
@@ -11,8 +13,10 @@
 #endif
 #ifdef __clang__
 #define ARFORGE_UNROLL _Pragma("unroll")
+#define ARFORGE_UNROLL_ALL _Pragma("unroll")
 #else
 #define ARFORGE_UNROLL _Pragma("GCC unroll 8")
+#define ARFORGE_UNROLL_ALL _Pragma("GCC unroll 16")
 #endif
 
 namespace arforge::kernels {
@@ -42,6 +46,7 @@ struct Instructions {
   void (*multiply)(const Part& part, std::size_t rows);
   // Rounds a block of numbers, as many as a multiple of 16, to codes. Returns their sum.
   std::int32_t (*round)(const float* numbers, std::size_t count, std::int8_t* codes, float& scale);
+  Attend attend;
 };
 
 // Null where this processor, or this compiler, does not have them.

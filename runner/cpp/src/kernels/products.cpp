@@ -3,17 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <new>
-
-#include "kernels/part.h"
 
 namespace arforge::kernels {
 namespace {
-
-const Instructions*& chosen() noexcept {
-  static const Instructions* found = avx512() != nullptr ? avx512() : avx_vnni();
-  return found;
-}
 
 // Puts an output's quads of codes into lines of `stride` bytes.
 void put_bytes(const std::uint8_t* codes, std::size_t quads, std::uint8_t* target, std::size_t stride) {
@@ -34,27 +26,6 @@ void put_halves(const std::uint8_t* codes, std::size_t quads, std::uint8_t* targ
 }
 
 } // namespace
-
-bool supported() noexcept { return chosen() != nullptr; }
-
-bool choose(std::string_view name) noexcept {
-  for (const Instructions* one : {avx512(), avx_vnni()}) {
-    if (one != nullptr && name == one->name) {
-      chosen() = one;
-      return true;
-    }
-  }
-  return false;
-}
-
-void AlignedDelete::operator()(void* memory) const noexcept { ::operator delete(memory, std::align_val_t{LINE}); }
-
-template <typename T>
-Aligned<T> aligned(std::size_t count) {
-  void* memory = ::operator new(count * sizeof(T), std::align_val_t{LINE});
-  std::memset(memory, 0, count * sizeof(T));
-  return Aligned<T>(static_cast<T*>(memory));
-}
 
 bool Shape::sound() const noexcept {
   constexpr std::size_t MOST = std::size_t{1} << 30; // of each, so that no product of sizes overflows

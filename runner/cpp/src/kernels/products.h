@@ -8,24 +8,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <string_view>
 
-#include "kernels/part.h"
+#include "kernels/instructions.h"
 
 namespace arforge::kernels {
-
-// Whether this processor has any of the instructions.
-bool supported() noexcept;
-
-// Has all products use those of a name, before the first of them. Returns whether this processor has them.
-bool choose(std::string_view name) noexcept;
-
-struct AlignedDelete {
-  void operator()(void* memory) const noexcept;
-};
-template <typename T>
-using Aligned = std::unique_ptr<T[], AlignedDelete>;
 
 struct Shape {
   std::size_t inputs, outputs, block;
