@@ -147,7 +147,9 @@ def same_tokens(product: ir.Value, source: ir.Value) -> bool:
     """Whether a product [rows, tokens, ...] has the numbers of [rows, tokens, heads, size] token by token."""
     if product.shape is None or source.shape is None or len(product.shape) != 3:
         return False
-    return product.shape[:2] == source.shape[:2] and product.shape[2] == np.prod(source.shape[2:])
+    heads, size = source.shape[2:]
+    known = isinstance(heads, int) and isinstance(size, int)
+    return known and product.shape[:2] == source.shape[:2] and product.shape[2] == heads * size
 
 
 def turns_all(turn: ir.Node, size: int) -> bool:

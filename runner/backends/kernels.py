@@ -72,5 +72,5 @@ def worth_compiling(information: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def with_kernels(graph: bytes) -> bytes | None:
-    """A graph whose products in blocks are the library's; None where it has none, nor other operators of the library."""
+    """A graph whose products in blocks are the library's; None where it has none, nor others of its operators."""
     return graph.replace(THEIRS, OURS) if THEIRS in graph or OWN in graph else None

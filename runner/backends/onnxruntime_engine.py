@@ -320,7 +320,12 @@ def check_inputs(session: onnxruntime.InferenceSession, wanted: Contract, path: 
 
 def check_identity(bundle: Bundle, identity: dict[str, Any]) -> None:
     """Raise EngineError unless the engine was built from the bundle's present graphs."""
-    for part in ("graph", "source", "cache_graph", "own_graph"):  # the source is that of an engine with a graph of its own
+    for part in (
+        "graph",
+        "source",
+        "cache_graph",
+        "own_graph",
+    ):  # the source is that of an engine with a graph of its own
         path = identity.get(part)
         if part != "graph" and path is None:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -22,7 +23,9 @@ from made_once import made_once
 from stand_in_bundle import stand_in_bundle
 from tensorrt_pairs import KINDS, StandIn, StandIns
 
+from arforge.engines.kernels import compile_kernels
 from arforge.runner import Runner
+from arforge.runner.backends.kernels import PLACE, runs_here
 
 ROOT = Path(__file__).parents[3]
 SOURCE = ROOT / "runner/cpp"
@@ -246,3 +249,30 @@ def both(library: Any, request: pytest.FixtureRequest, kind: str) -> Iterator[tu
     ours = cpp_abi.Runner(library, request.getfixturevalue(BUNDLES[kind]), threads=1)
     yield ours, request.getfixturevalue(BUNDLES[kind].replace("bundle", "runner"))
     ours.close()
+
+
+@pytest.fixture(scope="session")
+def kernels(onnxruntime_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = made_once(
+        tmp_path_factory, "libarforge_kernels.so", lambda made: compile_kernels(onnxruntime_root / "include", made)
+    )
+    if not runs_here(path):
+        pytest.skip("this processor has no VNNI")
+    return path
+
+
+@pytest.fixture(params=["AVX-512 VNNI", "AVX-VNNI"])
+def instructions(request: pytest.FixtureRequest, kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The kernels with those, and afterwards with the best again."""
+    choose = ctypes.CDLL(str(kernels)).arforge_kernels_choose
+    if not choose(request.param.encode()):
+        pytest.skip(f"this processor has no {request.param}")
+    monkeypatch.setenv(PLACE, str(kernels))
+    yield request.param
+    assert choose(b"AVX-512 VNNI") or choose(b"AVX-VNNI")
+
+
+@pytest.fixture
+def on(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(PLACE, str(kernels))
+    return kernels

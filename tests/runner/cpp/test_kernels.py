@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,11 @@ import onnx
 import pytest
 from cpp_paces import compare
 from low_caches import always_quicker
-from made_once import made_once
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tiny import CONFIG, TEXT_CONFIG
 
 from arforge.engines import onnxruntime
-from arforge.engines.kernels import compile_kernels
 from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families.llamagen import FAMILY
 from arforge.runner import EngineError, Runner
@@ -32,7 +29,6 @@ from arforge.runner.backends.kernels import (
     PLACE,
     THEIRS,
     find_kernels,
-    runs_here,
     usual_place,
     with_kernels,
     worth_compiling,
@@ -44,33 +40,6 @@ from arforge.runner.profiling.operator_times import TracedEngine
 CLASSES, SEEDS = [3, 1, 4, 1], [9, 2**64 - 1, 6, 0]
 SANITIZERS = {"ASAN_OPTIONS": "detect_leaks=1:abort_on_error=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 SHAPES = [(8, 256, 512, 128), (8, 256, 300, 130), (8, 16, 80, 72), (4, 64, 256, 64), (4, 32, 96, 100), (4, 16, 48, 5)]
-
-
-@pytest.fixture(scope="session")
-def kernels(onnxruntime_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = made_once(
-        tmp_path_factory, "libarforge_kernels.so", lambda made: compile_kernels(onnxruntime_root / "include", made)
-    )
-    if not runs_here(path):
-        pytest.skip("this processor has no VNNI")
-    return path
-
-
-@pytest.fixture(params=["AVX-512 VNNI", "AVX-VNNI"])
-def instructions(request: pytest.FixtureRequest, kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The kernels with those, and afterwards with the best again."""
-    choose = ctypes.CDLL(str(kernels)).arforge_kernels_choose
-    if not choose(request.param.encode()):
-        pytest.skip(f"this processor has no {request.param}")
-    monkeypatch.setenv(PLACE, str(kernels))
-    yield request.param
-    assert choose(b"AVX-512 VNNI") or choose(b"AVX-VNNI")
-
-
-@pytest.fixture
-def on(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(PLACE, str(kernels))
-    return kernels
 
 
 def model(

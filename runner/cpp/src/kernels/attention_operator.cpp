@@ -11,7 +11,7 @@ namespace arforge::kernels {
 namespace {
 
 constexpr std::size_t QUERIES = 64; // at once, so that their scores stay in a core's cache
-constexpr std::size_t PARTS = 64;   // that the threads take as they get done
+constexpr std::size_t TASKS = 64;   // that the threads take as they get done
 constexpr std::int64_t MOST = std::int64_t{1} << 20; // of a size that an attribute gives
 
 // The operator's inputs in their order; those that a layer does without are empty.
@@ -199,7 +199,7 @@ private:
     step.used = used.data();
     const std::size_t tasks = step.rows * facts_.kv_heads;
     if (tasks > 0) {
-      context.ParallelFor(attend, tasks, std::min(tasks, PARTS), &step);
+      context.ParallelFor(attend, tasks, std::min(tasks, TASKS), &step);
     }
   }
 
@@ -284,7 +284,7 @@ private:
 };
 
 template <bool CODES>
-struct Operator : Ort::CustomOpBase<Operator<CODES>, Attention, true> {
+struct AttentionOperator : Ort::CustomOpBase<AttentionOperator<CODES>, Attention, true> {
   OrtStatusPtr CreateKernelV2(const OrtApi& /*api*/, const OrtKernelInfo* info, void** kernel) const noexcept {
     try {
       *kernel = new Attention(info);
@@ -325,8 +325,8 @@ struct Operator : Ort::CustomOpBase<Operator<CODES>, Attention, true> {
 } // namespace
 
 std::array<const OrtCustomOp*, 2> attention_operators() {
-  static const Operator<false> FLOATS;
-  static const Operator<true> CODES;
+  static const AttentionOperator<false> FLOATS;
+  static const AttentionOperator<true> CODES;
   return {&FLOATS, &CODES};
 }
 

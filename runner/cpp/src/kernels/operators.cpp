@@ -133,7 +133,7 @@ private:
   Matrix matrix_;
 };
 
-struct Operator : Ort::CustomOpBase<Operator, Product, true> {
+struct ProductOperator : Ort::CustomOpBase<ProductOperator, Product, true> {
   OrtStatusPtr CreateKernelV2(const OrtApi& /*api*/, const OrtKernelInfo* info, void** kernel) const noexcept {
     try {
       *kernel = new Product(info);
@@ -156,7 +156,7 @@ struct Operator : Ort::CustomOpBase<Operator, Product, true> {
 } // namespace
 
 void add_operators(OrtSessionOptions* options) {
-  static const Operator OPERATOR;
+  static const ProductOperator OPERATOR;
   static Ort::CustomOpDomain& domain = *[] { // not destroyed at the process's end, when the library may be gone
     auto made = std::make_unique<Ort::CustomOpDomain>(DOMAIN_NAME);
     made->Add(&OPERATOR);
