@@ -38,7 +38,7 @@ from arforge.runner.device import device_name, streaming_bandwidth
 
 PAUSE = 0.5  # seconds before a peer's turn: threads of the one before it go on waiting busily for a while
 Steps = list[tuple[int, int]]  # slot and width of each
-Image = tuple[str, int]  # a schedule, and tokens of the prompt
+Image = tuple[str, int, int]  # a schedule, tokens of the prompt, and the first seed
 UNUSUAL = ("int4", "Q4_0", "too", "products")
 USUAL = [name for name in PEERS if not name.startswith("openvino") and not name.endswith(UNUSUAL)]
 
@@ -46,8 +46,8 @@ USUAL = [name for name in PEERS if not name.startswith("openvino") and not name.
 def serve(connection: Connection, name: str, setting: Setting) -> None:
     """The process of one peer: takes steps as (slot, width), gives the seconds of all but the first.
 
-    With the first the caches are filled up to its slot. Of an image it gives those of tokens, of the picture, and
-    CPU time of all of it.
+    With the first the caches are filled up to its slot. Of an image it gives what `Drawn` says, and CPU time of all of
+    it.
     """
     try:
         peer = PEERS[name](setting)
@@ -55,8 +55,8 @@ def serve(connection: Connection, name: str, setting: Setting) -> None:
         while (asked := connection.recv()) is not None:
             if isinstance(asked, tuple):
                 before = time.process_time()
-                parts = peer.image(*asked)
-                connection.send([*parts, time.process_time() - before])
+                drawn = peer.image(*asked)
+                connection.send([*drawn, time.process_time() - before])
                 continue
             seconds = []
             for slot, width in asked:
@@ -112,7 +112,7 @@ def compare(
             time.sleep(PAUSE)
             seconds[remote.name].append(remote.measure(asked))
     taken = {name: [figure(one) for one in rounds] for name, rounds in seconds.items()}
-    parts = {"rounds_seconds_of_tokens_picture_and_cpu": seconds} if isinstance(asked, tuple) else {}
+    parts = {"rounds_seconds_of_tokens_and_picture_calls_cpu_seconds": seconds} if isinstance(asked, tuple) else {}
     first = taken[remotes[0].name]
     return {
         "medians": {name: statistics.median(values) for name, values in taken.items()},
@@ -138,7 +138,7 @@ def compare_steps(remotes: list[Remote], slot: int, width: int, steps: int, roun
 def compare_images(remotes: list[Remote], schedule: str, bundle: Path, prompt: int, rounds: int) -> dict[str, Any]:
     """Seconds of a batch; with one thread the CPU time beside them tells what it takes beside other work."""
     steps = len(steps_of(open_bundle(bundle), schedule))
-    figures = compare(remotes, (schedule, prompt), rounds, lambda seconds: sum(seconds[:-1]))
+    figures = compare(remotes, (schedule, prompt, 0), rounds, lambda parts: sum(parts[:2]))
     return {"schedule": schedule, "prompt": prompt, "steps": steps, "unit": "s", **figures}
 
 

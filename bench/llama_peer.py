@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from peers import SPARE, Setting, steps_of
+from peers import SPARE, Drawn, Setting, steps_of
 
 from arforge.runner.bundle import Bundle, open_bundle
 
@@ -54,14 +54,15 @@ class LlamaCpp:
         self.decode(slot, width, wanted=True)
         self.filled = slot + width
 
-    def image(self, schedule: str, prompt: int) -> list[float]:
-        """The prompt and all steps; nothing is sampled or painted."""
+    def image(self, schedule: str, prompt: int, first: int) -> Drawn:
+        """The prompt and all steps; nothing is sampled or painted, whatever the seed."""
         start = time.perf_counter()
         self.fill(0)
         self.filled = 0
-        for slot, width in steps_of(self.bundle, schedule):
+        steps = steps_of(self.bundle, schedule)
+        for slot, width in steps:
             self.step(prompt + slot, width)
-        return [time.perf_counter() - start]
+        return Drawn(time.perf_counter() - start, 0.0, len(steps))
 
     def fill(self, slot: int) -> None:
         """Leave `slot` tokens in both sequences."""

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from peers import Setting, steps_of
+from peers import Drawn, Setting, steps_of
 
 from arforge.runner.bundle import Bundle, open_bundle
 
@@ -45,14 +45,15 @@ class OpenVino:
         self.decode(slot, width)
         self.filled = slot + width
 
-    def image(self, schedule: str, prompt: int) -> list[float]:
-        """The prompt and all steps; nothing is sampled or painted."""
+    def image(self, schedule: str, prompt: int, first: int) -> Drawn:
+        """The prompt and all steps; nothing is sampled or painted, whatever the seed."""
         start = time.perf_counter()
         self.fill(prompt)
         self.filled = prompt
-        for slot, width in steps_of(self.bundle, schedule):
+        steps = steps_of(self.bundle, schedule)
+        for slot, width in steps:
             self.step(prompt + slot, width)
-        return [time.perf_counter() - start]
+        return Drawn(time.perf_counter() - start, 0.0, len(steps))
 
     def fill(self, slot: int) -> None:
         """Leave `slot` tokens in both rows."""

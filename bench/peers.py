@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from arforge.runner.backends.engine import StepBuffers
 from arforge.runner.backends.image_codec import OnnxRuntimeCodec
-from arforge.runner.bundle import Bundle, open_bundle
+from arforge.runner.bundle import Bundle, ClassCondition, open_bundle
 from arforge.runner.conditioner import Conditioner
 from arforge.runner.plan import make_plan
 from arforge.runner.runner import Runner
@@ -53,13 +53,21 @@ class Setting:
         return next(wanted, opened[0])
 
 
+class Drawn(NamedTuple):
+    """What a batch took."""
+
+    tokens_seconds: float
+    picture_seconds: float  # 0 of a peer that does not paint
+    calls: float  # of the engine an image, the prompt's left out
+
+
 class Peer(Protocol):
     version: str
 
     def step(self, slot: int, width: int) -> None: ...
 
-    def image(self, schedule: str, prompt: int) -> list[float]:
-        """Seconds of a batch's tokens, behind so many of a prompt, and of their picture where the peer paints."""
+    def image(self, schedule: str, prompt: int, first: int) -> Drawn:
+        """A batch behind so many tokens of a prompt; `first` is the first image's seed, the others' follow."""
 
 
 def steps_of(bundle: Bundle, schedule: str) -> list[tuple[int, int]]:
@@ -97,14 +105,16 @@ class Arforge:
             codec.decode(np.zeros((1, *self.bundle.model.grid), np.int64))  # the graph is opened when it is first used
         return Runner(self.bundle, self.engine, codec, Conditioner(self.bundle, self.threads))
 
-    def image(self, schedule: str, prompt: int) -> list[float]:
-        given: dict[str, Any] = {"classes": [1] * self.images}
-        if self.bundle.model.condition.kind != "class":
+    def image(self, schedule: str, prompt: int, first: int) -> Drawn:
+        runner, seeds, condition = self.runner, range(first, first + self.images), self.bundle.model.condition
+        if isinstance(condition, ClassCondition):
+            given: dict[str, Any] = {"classes": [seed % condition.classes for seed in seeds]}
+        else:
             given = {"ids": [np.arange(1, prompt + 1)] * self.images}
-        runner = self.runner
         start = time.perf_counter()
-        result = runner.generate(**given, batch=self.images, schedule=schedule, guidance=2.0)
-        return [time.perf_counter() - start - result.image_seconds, result.image_seconds]
+        result = runner.generate(**given, seeds=list(seeds), batch=self.images, schedule=schedule, guidance=2.0)
+        seconds = time.perf_counter() - start - result.image_seconds
+        return Drawn(seconds, result.image_seconds, float(result.passes.mean()))
 
 
 def fill(buffers: StepBuffers, slot: int, width: int) -> None:

@@ -19,6 +19,7 @@ from arforge.engines.onnxruntime_attention import ease_attention
 from arforge.engines.onnxruntime_blocks import CONTRIB, Choice, by_rule, quantize_products
 from arforge.engines.onnxruntime_caches import fold_attention
 from arforge.engines.onnxruntime_own import use_own_attention
+from arforge.engines.onnxruntime_own_products import draw_tokens, gate_products
 from arforge.engines.onnxruntime_rows import quantize_rows
 from arforge.export.quantization import BITS
 from arforge.export.stored_values import stored_values
@@ -57,6 +58,9 @@ def lower_for_onnxruntime(
     if precision in BITS:
         if not (quantize_rows(model) if rows else quantize_products(model, precision, choice)):
             raise EngineError(f"{path} has no product with a stored matrix: it is not a step graph")
+        if own:
+            gate_products(model)
+            draw_tokens(model)
         RemoveUnusedNodesPass()(model)
         if not shared:
             take_along(model)

@@ -133,8 +133,8 @@ void attend(void* work, std::size_t index) noexcept {
   thread_local Memory memory;
   const std::size_t most = std::min(step.queries.count, std::max<std::size_t>(1, QUERIES / group)) * group;
   const Bench bench = memory.bench(std::max<std::size_t>(most, 1), filled_up(facts.size), filled_up(head.used));
-  const Attend& known = chosen()->attend;
-  codes ? known.codes(head, bench) : known.floats(head, bench);
+  const InFloat& known = chosen()->in_float;
+  codes ? known.attend_codes(head, bench) : known.attend_floats(head, bench);
 }
 
 class Attention {

@@ -53,13 +53,16 @@ struct Head {
   std::size_t result_stride;
 };
 
-// By the caches' type: writes what is new and attends to what is there.
-struct Attend {
-  void (*floats)(const Head& head, const Bench& bench);
-  void (*codes)(const Head& head, const Bench& bench);
+// What an instruction set does in float32.
+struct InFloat {
+  // By the caches' type: writes what is new and attends to what is there.
+  void (*attend_floats)(const Head& head, const Bench& bench);
+  void (*attend_codes)(const Head& head, const Bench& bench);
+  // Numbers become silu(number) * other: number / (1 + e^-number) * other.
+  void (*gate)(float* numbers, const float* others, std::size_t count);
 };
 
-Attend attend_avx512() noexcept;
-Attend attend_avx2() noexcept;
+InFloat in_float_avx512() noexcept;
+InFloat in_float_avx2() noexcept;
 
 } // namespace arforge::kernels

@@ -46,7 +46,7 @@ struct Instructions {
   void (*multiply)(const Part& part, std::size_t rows);
   // Rounds a block of numbers, as many as a multiple of 16, to codes. Returns their sum.
   std::int32_t (*round)(const float* numbers, std::size_t count, std::int8_t* codes, float& scale);
-  Attend attend;
+  InFloat in_float;
 };
 
 // Null where this processor, or this compiler, does not have them.

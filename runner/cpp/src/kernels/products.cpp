@@ -79,7 +79,7 @@ Matrix::Matrix(const Shape& shape, const std::uint8_t* codes, const float* scale
   }
 }
 
-void Matrix::multiply(const Rows& rows, std::size_t panel, float* result) const noexcept {
+void Matrix::multiply(const Rows& rows, std::size_t panel, float* result, std::size_t stride) const noexcept {
   const std::size_t blocks = shape_.blocks(), inputs = blocks * shape_.block;
   const std::size_t panel_bytes = inputs * COLUMNS * static_cast<std::size_t>(shape_.bits) / 8;
   const std::size_t most = chosen()->most_rows, parts = (rows.rows_ + most - 1) / most;
@@ -93,9 +93,9 @@ void Matrix::multiply(const Rows& rows, std::size_t panel, float* result) const 
                       inputs,
                       blocks,
                       shape_.block,
-                      shape_.outputs,
+                      stride,
                       std::min(COLUMNS, shape_.outputs - panel * COLUMNS),
-                      result + first * shape_.outputs + panel * COLUMNS,
+                      result + first * stride,
                       shape_.bits};
     chosen()->multiply(one, end - first);
   }

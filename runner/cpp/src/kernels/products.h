@@ -25,6 +25,7 @@ struct Shape {
 class Rows {
 public:
   void resize(std::size_t rows, const Shape& shape);
+  std::size_t count() const noexcept { return rows_; }
   // Rounds one row of `inputs` numbers. Different rows may be rounded at the same time.
   void round(std::size_t row, const float* numbers, const Shape& shape) noexcept;
 
@@ -43,8 +44,8 @@ public:
 
   const Shape& shape() const noexcept { return shape_; }
   std::size_t panels() const noexcept { return (shape_.outputs + COLUMNS - 1) / COLUMNS; }
-  // The panel's outputs of all rows, into `result` [rows, outputs].
-  void multiply(const Rows& rows, std::size_t panel, float* result) const noexcept;
+  // The panel's outputs of all rows, into `result`, a row `stride` numbers behind the other.
+  void multiply(const Rows& rows, std::size_t panel, float* result, std::size_t stride) const noexcept;
 
 private:
   Shape shape_;

@@ -47,6 +47,15 @@ struct Sixteen {
     constexpr int NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     return {_mm256_round_ps(low, NEAREST), _mm256_round_ps(high, NEAREST)};
   }
+  ARFORGE_TARGET Sixteen times(Sixteen other) const {
+    return {_mm256_mul_ps(low, other.low), _mm256_mul_ps(high, other.high)};
+  }
+  ARFORGE_TARGET Sixteen over(Sixteen other) const {
+    return {_mm256_div_ps(low, other.low), _mm256_div_ps(high, other.high)};
+  }
+  ARFORGE_TARGET Sixteen smaller(Sixteen other) const {
+    return {_mm256_min_ps(low, other.low), _mm256_min_ps(high, other.high)};
+  }
   ARFORGE_TARGET Sixteen larger(Sixteen other) const {
     return {_mm256_max_ps(low, other.low), _mm256_max_ps(high, other.high)};
   }
@@ -116,10 +125,10 @@ struct Sixteen {
 } // namespace
 } // namespace arforge::kernels::ARFORGE_CODE
 
-#include "kernels/attention_code.inc"
+#include "kernels/float_code.inc"
 
 namespace arforge::kernels {
-Attend attend_avx2() noexcept { return ARFORGE_CODE::ATTEND; }
+InFloat in_float_avx2() noexcept { return ARFORGE_CODE::IN_FLOAT; }
 } // namespace arforge::kernels
 
 #undef ARFORGE_CODE

@@ -29,6 +29,9 @@ struct Sixteen {
     return {_mm512_fmadd_ps(numbers, some.numbers, _mm512_set1_ps(one))};
   }
   ARFORGE_TARGET Sixteen rounded() const { return {_mm512_roundscale_ps(numbers, _MM_FROUND_TO_NEAREST_INT)}; }
+  ARFORGE_TARGET Sixteen times(Sixteen other) const { return {_mm512_mul_ps(numbers, other.numbers)}; }
+  ARFORGE_TARGET Sixteen over(Sixteen other) const { return {_mm512_div_ps(numbers, other.numbers)}; }
+  ARFORGE_TARGET Sixteen smaller(Sixteen other) const { return {_mm512_min_ps(numbers, other.numbers)}; }
   ARFORGE_TARGET Sixteen larger(Sixteen other) const { return {_mm512_max_ps(numbers, other.numbers)}; }
   ARFORGE_TARGET Sixteen times_power(Sixteen powers) const { // 2^powers, whole and those of normal numbers
     const __m512i exponents = _mm512_add_epi32(_mm512_cvtps_epi32(powers.numbers), _mm512_set1_epi32(127));
@@ -86,10 +89,10 @@ struct Sixteen {
 } // namespace
 } // namespace arforge::kernels::ARFORGE_CODE
 
-#include "kernels/attention_code.inc"
+#include "kernels/float_code.inc"
 
 namespace arforge::kernels {
-Attend attend_avx512() noexcept { return ARFORGE_CODE::ATTEND; }
+InFloat in_float_avx512() noexcept { return ARFORGE_CODE::IN_FLOAT; }
 } // namespace arforge::kernels
 
 #undef ARFORGE_CODE
