@@ -17,7 +17,7 @@ TRIED = (2, 3, 4, 5, 6, 8, 12, 16)
 BATCHES = (1, 8)
 CELLS = 8 * 1024  # of the images of a batch, at most: larger grids are measured alone
 ROUNDS = 5
-SECONDS = 30.0  # after which no further round begins
+SECONDS = 60.0  # after which no further round begins
 
 
 @dataclass
