@@ -285,4 +285,4 @@ def build_onnxruntime(
     for line in measured(identity):
         click.echo(line)
     if precision in IN_BLOCKS and kernels.worth_compiling():
-        click.echo("`arforge kernels` compiles faster products for this processor: see docs/int8.md")
+        click.echo("`arforge kernels` compiles faster operators for this processor: see docs/int8.md")

@@ -29,7 +29,7 @@ COMMANDS = {
     "export": Entry("Turn a checkpoint into a bundle.", "exporting", "export"),
     "calibrate": Entry("Give a bundle int8 graphs.", "calibrating", "build"),
     "build": Entry("Build an engine of a bundle.", "building", "build"),
-    "kernels": Entry("Compile int8 and int4 products for this processor.", "compiling", "cpu"),
+    "kernels": Entry("Compile operators of int8 and int4 engines for this processor.", "compiling", "cpu"),
     "run": Entry("Generate images.", "running", "cpu"),
     "serve": Entry("Serve bundles over HTTP.", "serving", "serve"),
     "evaluate": Entry("Judge schedules against real images.", "evaluating", "evaluate"),

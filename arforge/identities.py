@@ -69,6 +69,8 @@ def measured_caches(identity: Mapping[str, Any]) -> str:
     verdict = (
         f"8 bits in schedules of up to {width} tokens a step" if width else "8 bits are not quicker, float32 stays"
     )
+    if "own_graph" in identity:
+        verdict += "; always 8 bits where `arforge kernels` are"
     return (
         f"ms a step by width, with float32 and 8-bit caches: {listed}; error at most {found['error']:.2%}, "
         f"{found['clipped']:.4%} clipped{kept}; {verdict}"

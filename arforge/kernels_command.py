@@ -18,7 +18,7 @@ from arforge.runner.backends.kernels import PLACE, runs_here, usual_place
 )
 @click.option("--output", type=PATH, help="Library to write.  [default: where every command looks for it]")
 def command(headers: Path | None, output: Path | None) -> None:
-    """Compile products of int8 and int4 engines for x86-64 with VNNI, with $CXX or the system's compiler.
+    """Compile operators of int8 and int4 engines for x86-64 with VNNI, with $CXX or the system's compiler.
 
     Afterwards they take the place of ONNX Runtime's in every engine of the user, until ARFORGE_KERNELS=off says
     otherwise; that variable may also name a library elsewhere.
@@ -31,5 +31,5 @@ def command(headers: Path | None, output: Path | None) -> None:
     path = output or usual_place()
     compile_kernels(headers, path)
     known = "" if output is None else f"; use it with {PLACE}={path}"
-    what = "" if runs_here(path) else ", but this processor has no VNNI: ONNX Runtime's products stay"
+    what = "" if runs_here(path) else ", but this processor has no VNNI: ONNX Runtime's operators stay"
     click.echo(f"{path}{what}{known}")

@@ -5,7 +5,8 @@ python bench/int8_forms.py --bundle l.bundle --work FOLDER --output FILE.json [-
 Forms take turns in every round; × is the median over rounds of a form's time to that of blocks with float32 caches. One
 image with guidance is two rows. `--errors SCHEDULE` compares logits with float32's instead, on the tokens that float32
 samples, over whole images (`--images`); of a model that takes prompts with `--prompts FILE`, one a line, of which the
-first six give the caches their scales and the others are drawn.
+first six give the caches their scales and the others are drawn. Where arforge's kernels are at hand, there are graphs
+with all of its operators too.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from arforge.calibration.requests import generate, spread
 from arforge.calibration.taps import PairedEngine
 from arforge.engines.cache_trial import IMAGES, OTHERS, Calibrated, calibrate_caches
 from arforge.engines.onnxruntime_attention import narrow_width
+from arforge.engines.onnxruntime_caches import Scales
 from arforge.engines.onnxruntime_graph import lower_for_onnxruntime, share_weights
 from arforge.engines.tensorrt_graph import write_model
+from arforge.runner.backends.kernels import find_kernels
 from arforge.runner.backends.onnxruntime_engine import FoldedGraph, OnnxRuntimeEngine
 from arforge.runner.bundle import Bundle, open_bundle
 from arforge.runner.device import device_name, streaming_bandwidth
@@ -64,6 +67,11 @@ class Forms:
             low = write_model(folded, work / form, graph)[0]
             self.paths[form] = path, None
             self.paths[f"{form}, 8-bit caches"] = path, FoldedGraph(low, bundle.model.position_rows)
+            kinds: dict[str, Scales] = {} if find_kernels() is None else {"": {}, ", 8-bit caches": self.found.scales}
+            for kind, scales in kinds.items():
+                made = lower_for_onnxruntime(source, "int8", narrow, rows=form == "rows", scales=scales, own=True)
+                share_weights(made, path)
+                self.paths[f"{form}, own operators{kind}"] = write_model(made, work / form, graph)[0], None
 
     def open(self, form: str) -> OnnxRuntimeEngine:
         path, folded = self.paths[form]

@@ -48,7 +48,7 @@ class Setting:
             for bundle in opened
             for engine in bundle.engines
             if (engine.target, engine.precision) == ("onnxruntime", precision)
-            and ("cache_width" in bundle.identity(engine)) == low_caches
+            and ("cache_check" in bundle.identity(engine)) == low_caches
         )
         return next(wanted, opened[0])
 

@@ -1,8 +1,9 @@
-"""Products with weights in blocks by kernels of our own, in place of ONNX Runtime's, where there are any.
+"""Operators of our own in place of ONNX Runtime's, where there are any: products in blocks, and attention.
 
 They are a library that ONNX Runtime loads (`runner/cpp/src/kernels`), for x86-64 with VNNI: what it computes is
-the same but for the order of its float32 sums. `arforge kernels` compiles it and leaves it where it is looked for. A
-graph names the library's operator; it is renamed as it is opened, so every engine runs with and without.
+the same but for the order of its float32 sums. `arforge kernels` compiles it and leaves it where it is looked for. Int8
+and int4 engines have a graph for all of its operators beside the one for ONNX Runtime's; in that one, products in
+blocks are renamed as it is opened, so every engine runs with and without.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from arforge.version import VERSION
 NAME = "arforge's kernels"
 PLACE = "ARFORGE_KERNELS"  # of the environment: the library's file, or OFF
 OFF = "off"
+GENERATION = 2  # of the library's operators
 FLAGS = {"avx512_vnni", "avx_vnni"}  # of a processor that has the instructions, as Linux names them
 THEIRS, OURS = (b"\x22\x0b" + name for name in (b"MatMulNBits", b"MatMulBlock"))
 """Of a node: field 4, the length of the operator's name, and the name; both as long, so nothing else moves."""
@@ -53,13 +55,16 @@ def find_kernels() -> Path | None:
 
 @cache
 def runs_here(path: Path) -> bool:
-    """Whether this processor can run a library of kernels. Raises EngineError if it is none."""
+    """Whether this processor can run a library of kernels. Raises EngineError if it is none, or of another version."""
+    advice = f"compile it with `arforge kernels`, or set {PLACE}={OFF}"
     try:
-        return bool(ctypes.CDLL(str(path.resolve())).arforge_kernels_supported())
+        library = ctypes.CDLL(str(path.resolve()))
+        supported = bool(library.arforge_kernels_supported())
     except (OSError, AttributeError) as error:
-        raise EngineError(
-            f"{path} is no library of {NAME} ({error}): compile it with `arforge kernels`, or set {PLACE}={OFF}"
-        ) from None
+        raise EngineError(f"{path} is no library of {NAME} ({error}): {advice}") from None
+    if getattr(library, "arforge_kernels_generation", int)() != GENERATION:
+        raise EngineError(f"{path} has the operators of another version of arforge: {advice}")
+    return supported
 
 
 def worth_compiling(information: Path = Path("/proc/cpuinfo")) -> bool:

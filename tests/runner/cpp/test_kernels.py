@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny import CONFIG, TEXT_CONFIG
 
 from arforge.engines import onnxruntime
+from arforge.engines.kernels import compiler
 from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families.llamagen import FAMILY
 from arforge.runner import EngineError, Runner
@@ -209,6 +210,17 @@ def test_where_the_library_is_looked_for(kernels: Path, tmp_path: Path, monkeypa
     usual_place().parent.mkdir()
     shutil.copy(kernels, usual_place())
     assert find_kernels() == usual_place()
+
+
+@pytest.mark.parametrize("more", ["", "int arforge_kernels_generation() { return 1; }"])
+def test_a_library_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str) -> None:
+    source = tmp_path / "old.c"
+    source.write_text("int arforge_kernels_supported() { return 1; }\n" + more)
+    call = [*compiler(), "-x", "c", "-shared", "-fPIC", str(source), "-o", str(tmp_path / "old.so")]
+    subprocess.run(call, check=True)
+    monkeypatch.setenv(PLACE, str(tmp_path / "old.so"))
+    with pytest.raises(EngineError, match=r"old\.so has the operators of another version of arforge: compile it"):
+        find_kernels()
 
 
 def test_build_says_that_they_could_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

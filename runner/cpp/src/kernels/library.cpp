@@ -8,7 +8,10 @@
 // Whether this processor can run them.
 ARFORGE_EXPORT int arforge_kernels_supported() { return arforge::kernels::supported() ? 1 : 0; }
 
-// Has all products use the instructions of a name; whether this processor has them.
+// Goes up when the operators do: a library of other ones must not be taken for this one.
+ARFORGE_EXPORT int arforge_kernels_generation() { return 2; }
+
+// Has all kernels use the instructions of a name; whether this processor has them.
 ARFORGE_EXPORT int arforge_kernels_choose(const char* name) { return arforge::kernels::choose(name) ? 1 : 0; }
 
 ARFORGE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
