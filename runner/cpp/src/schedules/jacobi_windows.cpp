@@ -23,11 +23,15 @@ std::int64_t best_window(const std::vector<MeasuredWindow>& measured, std::int64
 }
 
 std::string settled(const std::string& schedule, const std::vector<MeasuredWindow>& measured, std::int64_t images) {
-  const Specification specification = parse_specification(schedule);
+  Specification specification = parse_specification(schedule);
   if (!leaves_window_open(specification)) {
     return schedule;
   }
-  return canonical_text(with_window(specification, best_window(measured, images)));
+  specification.options.erase(JACOBI);
+  if (const std::int64_t inputs = best_window(measured, images); inputs > 1) {
+    specification.options[JACOBI] = std::to_string(inputs);
+  }
+  return canonical_text(specification);
 }
 
 } // namespace arforge

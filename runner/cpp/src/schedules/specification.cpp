@@ -28,8 +28,6 @@ struct Kind {
 };
 
 constexpr const char* CFG_INTERVAL = "cfg-interval";
-constexpr const char* JACOBI = "jacobi";
-constexpr const char* AUTO = "auto";               // how far to run ahead is left to the runner
 constexpr const char* ADAPTIVE = "zipar:adaptive"; // ZipAR whose rows start as each image's tokens allow
 
 const std::vector<Kind>& kinds() {
@@ -157,7 +155,6 @@ std::int64_t number_of(const Specification& specification, const char* key, cons
   return integer(option_of(specification, key, usual), text("option ", key));
 }
 
-// Inputs that a call runs ahead in the table itself; a runner that is left to find them runs another one.
 std::int64_t jacobi_of(const Specification& specification) {
   return leaves_window_open(specification) ? 0 : number_of(specification, JACOBI, "0");
 }
@@ -254,14 +251,6 @@ std::string canonical_text(const Specification& specification) {
 }
 
 bool leaves_window_open(const Specification& specification) { return option_of(specification, JACOBI, "0") == AUTO; }
-
-Specification with_window(Specification specification, std::int64_t inputs) {
-  specification.options.erase(JACOBI);
-  if (inputs > 1) {
-    specification.options[JACOBI] = std::to_string(inputs);
-  }
-  return specification;
-}
 
 Schedule compile_schedule(const Specification& specification, std::int64_t rows, std::int64_t columns,
                           const std::vector<std::int32_t>& kept, std::optional<std::int64_t> row_end) {
