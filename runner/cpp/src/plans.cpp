@@ -9,12 +9,13 @@
 namespace arforge {
 namespace {
 
-constexpr std::size_t KEPT = 8; // for later requests
+constexpr std::size_t MOST_PLANS = 8; // for later requests
 
 } // namespace
 
 std::vector<const Plan*> Plans::of(const std::string& schedule, const Canvas& canvas, std::int64_t prompt_slots) {
   std::vector<const Plan*> found;
+  found.reserve(canvas.windows.size());
   for (const Window& window : canvas.windows) {
     found.push_back(&of(schedule, window.kept, prompt_slots));
   }
@@ -43,7 +44,7 @@ const Plan& Plans::of(const std::string& schedule, const std::vector<std::int32_
 }
 
 void Plans::trim() {
-  while (plans_.size() > KEPT) {
+  while (plans_.size() > MOST_PLANS) {
     plans_.pop_back();
   }
 }
