@@ -27,6 +27,29 @@ std::string graph_of(const Bundle& bundle, const Json& identity, const std::stri
   return file->first;
 }
 
+std::int64_t width_of(const Json& identity, const char* name, const std::string& path) {
+  const Json width = identity.value(name, Json());
+  if (!width.is_number_integer() || width < 1 || width > MAX_WIDTH) {
+    throw Error(Code::engine, text(path, " has ", name, " ", width.dump(), ": rebuild the engine"));
+  }
+  return width.get<std::int64_t>();
+}
+
+// What else there may be of graphs, and of the steps that they are for.
+void read_graphs(const Bundle& bundle, const Json& identity, const std::string& path, EngineIdentity& result) {
+  const auto path_of = [&](const char* name) { return bundle.root / fs::u8path(graph_of(bundle, identity, name)); };
+  if (identity.contains("exact_width")) {
+    result.exact_width = width_of(identity, "exact_width", path);
+  }
+  if (identity.contains("cache_graph") || identity.contains("cache_width")) {
+    result.cache_graph = path_of("cache_graph");
+    result.cache_width = width_of(identity, "cache_width", path);
+  }
+  if (identity.contains("own_graph") || identity.contains("own_graph_sha256")) {
+    result.own_graph = path_of("own_graph");
+  }
+}
+
 } // namespace
 
 EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
@@ -63,23 +86,7 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
     }
     result.standard.clear();
   }
-  const auto width_of = [&](const char* name) {
-    const Json width = identity.value(name, Json());
-    if (!width.is_number_integer() || width < 1 || width > MAX_WIDTH) {
-      refuse(text("has ", name, " ", width.dump()));
-    }
-    return width.get<std::int64_t>();
-  };
-  if (identity.contains("exact_width")) {
-    result.exact_width = width_of("exact_width");
-  }
-  if (identity.contains("cache_graph") || identity.contains("cache_width")) {
-    result.cache_graph = bundle.root / fs::u8path(graph_of(bundle, identity, "cache_graph"));
-    result.cache_width = width_of("cache_width");
-  }
-  if (identity.contains("own_graph") || identity.contains("own_graph_sha256")) {
-    result.own_graph = bundle.root / fs::u8path(graph_of(bundle, identity, "own_graph"));
-  }
+  read_graphs(bundle, identity, engine.path, result);
   if (!identity.contains("widths")) {
     refuse("lacks its widths");
   }
