@@ -340,7 +340,9 @@ def test_caches_that_are_not_quicker_stay_float32(bundle_copy: Path, monkeypatch
     assert "cache_graph" not in identity
     assert identity["exact_width"] > 0
     folder = bundle_copy / "engines/onnxruntime-int8-cpu"
-    assert {path.relative_to(bundle_copy).as_posix() for path in folder.glob("*.onnx")} == {identity["graph"]}
+    assert {path.relative_to(bundle_copy).as_posix() for path in folder.glob("*.onnx")} == {
+        identity[part] for part in ("graph", "own_graph")
+    }
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <set>
 
+#include "backends/engine_graphs.h"
 #include "text.h"
 
 namespace arforge {
@@ -24,30 +25,6 @@ void check_masks(const Extent& extent, const std::vector<Shape>& shapes) {
       throw std::bad_alloc();
     }
   }
-}
-
-// Whether arforge's own operators run the engine's steps.
-bool runs_own(const EngineIdentity& identity, const Options& options) {
-  return options.provider == "cpu" && !identity.own_graph.empty() && use_kernels();
-}
-
-// How far it may run ahead: where a token of a wide step is known to get the bits that it gets alone.
-std::vector<MeasuredWindow> measured_windows(const EngineIdentity& identity, const Options& options) {
-  const bool exact = runs_own(identity, options) || identity.exact_width > 0;
-  return options.provider == "cpu" && exact ? identity.jacobi : std::vector<MeasuredWindow>{};
-}
-
-// An engine's own graph has what the CPU provider does best; others are given the one that it was made from.
-const std::filesystem::path& graph_for(const EngineIdentity& identity, const Options& options) {
-  if (options.provider == "cpu") {
-    return runs_own(identity, options) ? identity.own_graph : identity.graph;
-  }
-  if (identity.standard.empty()) {
-    throw Error(Code::engine,
-                text("an ", options.precision, " engine with weights of its own is for provider cpu, not ",
-                     options.provider, ": use fp32, or `arforge build --precision int8 --quantization static`"));
-  }
-  return identity.standard;
 }
 
 } // namespace

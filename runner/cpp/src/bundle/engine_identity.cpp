@@ -30,7 +30,8 @@ std::string graph_of(const Bundle& bundle, const Json& identity, const std::stri
 }
 
 // What was measured of running ahead on drafts. Engines that were built before say nothing of batches: one image.
-std::vector<MeasuredWindow> windows_of(const Json& list, const Document& document) {
+std::vector<MeasuredWindow> windows_of(const Json& identity, const Document& document) {
+  const Json list = identity.value("jacobi", Json::array());
   if (!list.is_array() || list.size() > MAX_WINDOWS) {
     throw Error(document.code, text(document.name, " does not follow the format: jacobi must be a list of at most ",
                                     MAX_WINDOWS, ": rebuild the engine"));
@@ -43,6 +44,29 @@ std::vector<MeasuredWindow> windows_of(const Json& list, const Document& documen
         {one.has("images") ? one.whole("images") : 1, one.whole("inputs", 2), one.number("time", 0, MAX_MEASURED)});
   }
   return found;
+}
+
+std::int64_t width_of(const Json& identity, const char* name, const std::string& path) {
+  const Json width = identity.value(name, Json());
+  if (!width.is_number_integer() || width < 1 || width > MAX_WIDTH) {
+    throw Error(Code::engine, text(path, " has ", name, " ", width.dump(), ": rebuild the engine"));
+  }
+  return width.get<std::int64_t>();
+}
+
+// What else there may be of graphs, and of the steps that they are for.
+void read_graphs(const Bundle& bundle, const Json& identity, const std::string& path, EngineIdentity& result) {
+  const auto path_of = [&](const char* name) { return bundle.root / fs::u8path(graph_of(bundle, identity, name)); };
+  if (identity.contains("exact_width")) {
+    result.exact_width = width_of(identity, "exact_width", path);
+  }
+  if (identity.contains("cache_graph") || identity.contains("cache_width")) {
+    result.cache_graph = path_of("cache_graph");
+    result.cache_width = width_of(identity, "cache_width", path);
+  }
+  if (identity.contains("own_graph") || identity.contains("own_graph_sha256")) {
+    result.own_graph = path_of("own_graph");
+  }
 }
 
 } // namespace
@@ -81,26 +105,8 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
     }
     result.standard.clear();
   }
-  const auto width_of = [&](const char* name) {
-    const Json width = identity.value(name, Json());
-    if (!width.is_number_integer() || width < 1 || width > MAX_WIDTH) {
-      refuse(text("has ", name, " ", width.dump()));
-    }
-    return width.get<std::int64_t>();
-  };
-  if (identity.contains("exact_width")) {
-    result.exact_width = width_of("exact_width");
-  }
-  if (identity.contains("cache_graph") || identity.contains("cache_width")) {
-    result.cache_graph = bundle.root / fs::u8path(graph_of(bundle, identity, "cache_graph"));
-    result.cache_width = width_of("cache_width");
-  }
-  if (identity.contains("jacobi")) {
-    result.jacobi = windows_of(identity["jacobi"], {engine.path, Code::engine});
-  }
-  if (identity.contains("own_graph") || identity.contains("own_graph_sha256")) {
-    result.own_graph = bundle.root / fs::u8path(graph_of(bundle, identity, "own_graph"));
-  }
+  read_graphs(bundle, identity, engine.path, result);
+  result.jacobi = windows_of(identity, {engine.path, Code::engine});
   if (!identity.contains("widths")) {
     refuse("lacks its widths");
   }

@@ -1,8 +1,9 @@
 // Attention of a step over its caches, as an operator of ONNX Runtime, for caches of float32 and of int8.
 //
-// In one operator: the turning of queries and keys by their positions, the writing of keys and values into their caches,
-// which stay where they are if they are bound so, and attention to the slots that a mask shows. Of a step's queries
-// [rows, queries, ...] each gets the same bits in any company: with more rows or queries beside it, or slots behind it.
+// In one operator: the turning of queries and keys by their positions, the writing of keys and values into their
+// caches, which stay where they are if they are bound so, and attention to the slots that a mask shows. Of a step's
+// queries [rows, queries, ...] each gets the same bits in any company: with more rows or queries beside it, or slots
+// behind it.
 #pragma once
 
 #include <array>

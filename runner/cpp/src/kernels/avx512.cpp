@@ -59,9 +59,12 @@ struct Vector {
 namespace arforge::kernels {
 
 const Instructions* avx512() noexcept {
-  static const Instructions FOUND = {"AVX-512 VNNI", ARFORGE_CODE::WIDTH, ARFORGE_CODE::Vector::ROWS,
-                                         ARFORGE_CODE::multiply_rows_or_fewer<ARFORGE_CODE::Vector::ROWS>,
-                                         ARFORGE_CODE::round_block, in_float_avx512()};
+  static const Instructions FOUND = {"AVX-512 VNNI",
+                                     ARFORGE_CODE::WIDTH,
+                                     ARFORGE_CODE::Vector::ROWS,
+                                     ARFORGE_CODE::multiply_rows_or_fewer<ARFORGE_CODE::Vector::ROWS>,
+                                     ARFORGE_CODE::round_block,
+                                     in_float_avx512()};
   return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                  __builtin_cpu_supports("avx512vnni")
              ? &FOUND

@@ -77,9 +77,12 @@ struct Vector {
 namespace arforge::kernels {
 
 const Instructions* avx_vnni() noexcept {
-  static const Instructions FOUND = {"AVX-VNNI", ARFORGE_CODE::WIDTH, ARFORGE_CODE::Vector::ROWS,
-                                         ARFORGE_CODE::multiply_rows_or_fewer<ARFORGE_CODE::Vector::ROWS>,
-                                         ARFORGE_CODE::round_block, in_float_avx2()};
+  static const Instructions FOUND = {"AVX-VNNI",
+                                     ARFORGE_CODE::WIDTH,
+                                     ARFORGE_CODE::Vector::ROWS,
+                                     ARFORGE_CODE::multiply_rows_or_fewer<ARFORGE_CODE::Vector::ROWS>,
+                                     ARFORGE_CODE::round_block,
+                                     in_float_avx2()};
   constexpr unsigned AVX_VNNI = 1U << 4; // of EAX, leaf 7, part 1
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & AVX_VNNI) != 0 &&

@@ -117,7 +117,7 @@ struct Sixteen {
   ARFORGE_TARGET static void turn(const Number* from, std::size_t stride, float* to) {
     for (std::size_t half = 0; half < 16; half += 8) {
       turn_eight(from + half * stride, stride, to + half);
-      turn_eight(from + half * stride + 8, stride, to + 8 * 16 + half);
+      turn_eight(from + half * stride + 8, stride, to + std::size_t{8} * 16 + half);
     }
   }
 };

@@ -12,8 +12,8 @@ constexpr std::size_t SIXTEEN = 16; // slots, and numbers of a head, that are wo
 struct Turns {
   const float* cosines = nullptr; // [positions, pairs]
   const float* sines = nullptr;
-  std::size_t pairs = 0;    // of the first 2 * pairs numbers of a head
-  bool neighbours = false;  // numbers 2n and 2n + 1 are a pair, else n and n + pairs
+  std::size_t pairs = 0;   // of the first 2 * pairs numbers of a head
+  bool neighbours = false; // numbers 2n and 2n + 1 are a pair, else n and n + pairs
 };
 
 // Vectors of tokens in memory, one `stride` numbers behind the other, and the positions that they are turned by.

@@ -14,7 +14,8 @@ namespace {
 constexpr std::string_view THEIRS = "\x22\x0bMatMulNBits"; // a node's field 4, its length, and the operator's name
 constexpr std::string_view OURS = "\x22\x0bMatMulBlock";
 static_assert(OURS.size() == THEIRS.size()); // so nothing else of the file moves
-constexpr std::string_view OWN = "\x3a\x07" "arforge"; // a node's field 7, its length, and the operator's domain
+constexpr std::string_view OWN = "\x3a\x07"
+                                 "arforge"; // a node's field 7, its length, and the operator's domain
 
 // A domain with these operators, which is not destroyed at the process's end, when the library may be gone.
 Ort::CustomOpDomain& domain_of(const char* name, std::initializer_list<const OrtCustomOp*> operators) {
@@ -29,8 +30,8 @@ Ort::CustomOpDomain& domain_of(const char* name, std::initializer_list<const Ort
 
 void add_operators(OrtSessionOptions* options) {
   static Ort::CustomOpDomain& theirs = domain_of("com.microsoft", {product_operator()});
-  static Ort::CustomOpDomain& own = domain_of(
-      "arforge", {attention_operators()[0], attention_operators()[1], gated_operator(), draw_operator()});
+  static Ort::CustomOpDomain& own =
+      domain_of("arforge", {attention_operators()[0], attention_operators()[1], gated_operator(), draw_operator()});
   for (Ort::CustomOpDomain* const one : {&theirs, &own}) { // of many sessions, so no owner but this
     Ort::ThrowOnError(Ort::GetApi().AddCustomOpDomain(options, *one));
   }

@@ -12,7 +12,8 @@ namespace arforge::kernels {
 // Has a session know the operators. Throws Ort::Exception.
 void add_operators(OrtSessionOptions* options);
 
-// Names the product wherever a graph, as the bytes of its file, has ONNX Runtime's. Returns whether it has any operator.
+// Names the product wherever a graph, as the bytes of its file, has ONNX Runtime's. Returns whether it has any
+// operator.
 bool name_operators(std::string& graph);
 
 } // namespace arforge::kernels

@@ -80,7 +80,7 @@ void multiply(void* work, std::size_t panel) noexcept {
   one.gated->multiply(one.rows, panel, others.data(), COLUMNS);
   for (std::size_t row = 0; row < rows; row++) {
     chosen()->in_float.gate(one.result + row * outputs + first, others.data() + row * COLUMNS,
-                   std::min(COLUMNS, outputs - first));
+                            std::min(COLUMNS, outputs - first));
   }
 }
 
