@@ -115,10 +115,7 @@ def _build(bundle: Bundle, job: BuildJob) -> Built:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "widths": None if found.widths is None else list(found.widths),
     }
-    if job.measure_widths:
-        identity["width_milliseconds"] = {str(width): round(1000 * one, 3) for width, one in found.costs.items()}
-    if job.measure_jacobi:
-        identity["jacobi"] = [window.to_json() for window in found.windows]
+    identity |= found.to_json(job)
     if job.precision in IN_BLOCKS:
         identity |= {"quantization": quantization or QUANTIZATIONS[0], **tried}
     if low is not None:
@@ -143,6 +140,15 @@ class Trial:
     costs: Mapping[int, float] = field(default_factory=dict)  # seconds of a step by width
     windows: Sequence[MeasuredWindow] = ()
     load_seconds: float | None = None  # None: it was not opened
+
+    def to_json(self, job: BuildJob) -> dict[str, Any]:
+        """What an identity says of what was measured."""
+        facts: dict[str, Any] = {}
+        if job.measure_widths:
+            facts["width_milliseconds"] = {str(width): round(1000 * one, 3) for width, one in self.costs.items()}
+        if job.measure_jacobi:
+            facts["jacobi"] = [window.to_json() for window in self.windows]
+        return facts
 
 
 def tried_out(bundle: Bundle, job: BuildJob, path: Path, exact_width: int | None, low: LowCaches | None) -> Trial:

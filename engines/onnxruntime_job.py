@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from arforge.engines.cache_trial import check_foldable
+from arforge.runner.backends.kernels import find_kernels
 from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
 from arforge.runner.request import Subjects
@@ -70,10 +71,12 @@ class BuildJob:
             raise EngineError(f"caches {self.caches!r}: use {', '.join(CACHES)}")
         if self.low_caches and (self.precision not in IN_BLOCKS or self.quantization == "static"):
             raise EngineError("8-bit caches go with int8 and int4 that need no calibration")
-        if self.low_caches and (not self.trial or self.measure_jacobi):
+        if self.low_caches and not self.trial:
+            raise EngineError("8-bit caches are measured: give --cache-precision int8 no --no-trial")
+        if self.low_caches and self.measure_jacobi and find_kernels() is None:
             raise EngineError(
-                "8-bit caches are measured, and running ahead on drafts has float32 ones: give --cache-precision "
-                "int8 neither --no-trial nor --measure-jacobi"
+                "running ahead on drafts has 8-bit caches by arforge's own operators alone, which are not here: "
+                "compile them with `arforge kernels`, or leave out --measure-jacobi"
             )
         if self.subjects is not None and not self.low_caches:
             raise EngineError("images are drawn for 8-bit caches alone: leave out what they are to show")

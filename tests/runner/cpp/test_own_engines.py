@@ -161,3 +161,18 @@ def test_without_kernels_the_same_engine_runs_by_the_library(
     assert own.cache_type == np.int8
     for engine in (plain, own):
         engine.close()
+
+
+def test_running_ahead_is_measured_with_caches_of_8_bits(
+    bundle_copy: Path, kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PLACE, str(kernels))
+    options = ("--precision", "int8", "--cache-precision", "int8", "--measure-jacobi")
+    done = CliRunner().invoke(main, ["build", str(bundle_copy), *options])
+    assert done.exit_code == 0, done.output
+    identity = open_bundle(bundle_copy).engine("onnxruntime", "int8")
+    assert {one["images"] for one in identity["jacobi"]} == {1, 8}
+    monkeypatch.setenv(PLACE, OFF)
+    theirs = OnnxRuntimeEngine.built(open_bundle(bundle_copy), "int8")
+    assert ("exact_width" in identity) == bool(theirs.measured)  # what was measured counts where tokens are the same
+    theirs.close()
