@@ -34,7 +34,7 @@ settings.register_profile("arforge", deadline=None, database=None)
 settings.load_profile("arforge")
 
 LONGEST = (  # files that take more than half a minute, the longest first
-    *("test_readme.py", "reliability/test_soak.py", "examples/test_fashion.py", "reliability/test_faults.py"),
+    *("test_readme.py", "examples/test_fashion.py", "reliability/test_faults.py"),
     *("runner/cpp/test_tensorrt.py", "runner/cpp/test_tensorrt_safety.py", "engines/test_tensorrt_ids.py"),
     *("export/test_memory.py", "examples/test_emoji.py", "runner/cpp/test_hostile.py", "bench/test_gpu.py"),
     *("export/image_tokenizers/test_bands.py", "runner/cpp/test_tokens.py", "runner/cpp/test_adaptive.py"),
