@@ -50,7 +50,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 @click.option(
     "--measure-jacobi",
     is_flag=True,
-    help="ONNX Runtime: see which jacobi:L is quickest here, by the calls of whole images and what a call costs.",
+    help="ONNX Runtime: see which jacobi:L is quickest here, alone and in a batch of 8, for jacobi:auto.",
 )
 @click.option(
     "--trial/--no-trial",

@@ -6,17 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from arforge.options import human
+from arforge.runner.schedules.jacobi_windows import MeasuredWindow, best_window
 
 
 def measured_jacobi(identity: Mapping[str, Any]) -> str:
     """What an engine's identity says of running ahead on drafts."""
-    windows = identity["jacobi"]
+    windows = [MeasuredWindow(**one) for one in identity["jacobi"]]
     if not windows:
         return "jacobi: nothing to measure, this model does not decode in raster order"
-    listed = ", ".join(f"{one['inputs']}: {one['calls']:g} calls, {one['time']:g}" for one in windows)
-    best = min(windows, key=lambda one: one["time"])
-    verdict = f"jacobi:{best['inputs']} is the quickest" if best["time"] < 1 else "ntp is the quickest"
-    return f"jacobi:L, calls an image and time of ntp's: {listed}; {verdict}"
+    said = []
+    for images in sorted({one.images for one in windows}):
+        of_batch = [one for one in windows if one.images == images]
+        listed = ", ".join(f"{one.inputs}: {one.calls:g} calls, {one.time:g}" for one in of_batch)
+        best = best_window(of_batch, images)
+        said.append(f"batch {images}: {listed}; {f'jacobi:{best}' if best > 1 else 'ntp'} is the quickest")
+    return f"jacobi:L, calls and time of ntp's, {'; '.join(said)}"
 
 
 OF_KIND = {"table": "steps", "loop": "drafts"}  # what follows one another without the host

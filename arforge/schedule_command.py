@@ -35,6 +35,7 @@ def command(
     \b
     ntp                  next-token; options:
         jacobi=L                       the same tokens, up to L a call on drafts (jacobi:L for short; also for zipar:W)
+        jacobi=auto                    L as the engine at hand was found to gain by, batch by batch (jacobi:auto)
     zipar:W              ZipAR with window W, which counts a row's end where there is one; options after commas:
         first-row=published|windowed   when row 1 starts
         seed=published|nearest         which token stands in for a row's undecided last one

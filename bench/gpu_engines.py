@@ -21,6 +21,7 @@ from arforge.runner.bundle import Bundle
 from arforge.runner.device import device_name, streaming_bandwidth
 from arforge.runner.errors import EngineError
 from arforge.runner.plan import Plan
+from arforge.runner.schedules.jacobi_windows import MeasuredWindow
 from arforge.runner.step_graph import cache_names, written_name
 
 TYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.float32}
@@ -36,6 +37,7 @@ class DeviceEngine(ABC):
     one_mask = False
     own_mask = False
     exact_width: int | None = None
+    measured: tuple[MeasuredWindow, ...] = ()
 
     def __init__(self, bundle: Bundle, precision: str, device: str) -> None:
         self._bundle, self._precision, self._kind = bundle, precision, device

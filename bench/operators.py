@@ -1,8 +1,9 @@
 """Time by operator of a decoding step of each width on ONNX Runtime, by the library's own profiler.
 
 python bench/operators.py --bundle l.bundle --output bench/results/operators.json [--precision int8] [--width 1 …]
+    [--images 8]
 
-One image with guidance is two rows, with half of an image before the measured tokens. The profiler costs some
+An image with guidance is two rows, with half of an image before the measured tokens. The profiler costs some
 microseconds an operator; `step` is the same step without it.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 from peers import ROWS, fill
 
+from arforge.runner.backends.kernels import find_kernels
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.bundle import open_bundle
 from arforge.runner.device import device_name
@@ -40,12 +42,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--precision", default="int8")
     parser.add_argument("--width", action="append", type=int, help="tokens a row and step; default 1, 4, 24")
+    parser.add_argument("--images", type=int, default=1, help="decoded together")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     bundle = open_bundle(arguments.bundle)
     slot = bundle.model.cells // 2
-    path = bundle.path(bundle.engine("onnxruntime", arguments.precision)["graph"])
+    identity = bundle.engine("onnxruntime", arguments.precision)
+    own = find_kernels() is not None and "own_graph" in identity
+    path = bundle.path(identity["own_graph" if own else "graph"])
     figures: dict[str, Any] = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": ["python", *sys.argv],
@@ -55,13 +60,14 @@ def main() -> None:
         "precision": arguments.precision,
         "threads": arguments.threads,
         "slot": slot,
+        "images": arguments.images,
         "widths": {},
     }
     for width in arguments.width or [1, 4, 24]:
         given = (bundle, arguments.precision, arguments.threads)
         plain, traced = OnnxRuntimeEngine(*given, path=path), TracedEngine(*given, path=path)
         for engine in (plain, traced):
-            engine.prepare(1, ROWS, slot + width, zero_slots=slot + width)
+            engine.prepare(arguments.images, arguments.images * ROWS, slot + width, zero_slots=slot + width)
         seconds = statistics.median(one_step(plain, slot, width) for _ in range(arguments.steps))
         plain.close()
         for _ in range(arguments.steps):

@@ -185,6 +185,7 @@ PEERS: dict[str, Callable[[Setting], Peer]] = {
     "llama.cpp Q8_0": lambda setting: llama_cpp(setting, "Q8_0"),
     "openvino int8": lambda setting: openvino(setting, "int8"),
     "arforge int4": lambda setting: Arforge(setting, "int4"),
+    "arforge int4, caches too": lambda setting: Arforge(setting, "int4", low_caches=True),
     "llama.cpp Q4_0": lambda setting: llama_cpp(setting, "Q4_0"),
     "openvino int4": lambda setting: openvino(setting, "int4"),
     "torch eager fp32": lambda setting: Torch(setting, "fp32", compiled=False),

@@ -14,6 +14,7 @@ from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.onnxruntime_session import open_session
 from arforge.runner.bundle import Bundle
 from arforge.runner.plan import Plan
+from arforge.runner.schedules.jacobi_windows import MeasuredWindow
 
 Arrays = Mapping[str, NDArray[np.float32]]
 Observer = Callable[[Arrays], None]
@@ -52,6 +53,7 @@ class PairedEngine:
     one_mask = False
     own_mask = False
     exact_width: int | None = None
+    measured: tuple[MeasuredWindow, ...] = ()
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from arforge.engines.cache_trial import LowCaches
 from arforge.engines.decode_widths import choose, measure, stored_widths
-from arforge.engines.jacobi_windows import Window, count_calls, rated, windows_to_try
+from arforge.engines.jacobi_windows import try_windows, windows_to_try
 from arforge.engines.onnxruntime_job import IN_BLOCKS, QUANTIZATIONS, TARGET, BuildJob
 from arforge.runner.backends.kernels import NAME, find_kernels
 from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
@@ -31,6 +31,7 @@ from arforge.runner.bundle.writer import add_engine, changing
 from arforge.runner.errors import BundleError, EngineError
 from arforge.runner.optional import needed
 from arforge.runner.request import Subjects
+from arforge.runner.schedules.jacobi_windows import MeasuredWindow
 from arforge.runner.step_graph import cache_names, guided_rows
 
 DEVICE = "cpu"
@@ -59,7 +60,8 @@ def build(
     """Build and enter the engine. `widths`: pad steps to these widths only (empty: run every width as it is).
 
     `measure_widths`: time a step of every width that the stored schedules use, and pad where that is quicker.
-    `measure_jacobi`: see how far next-token decoding had best run ahead on drafts; it takes whole images.
+    `measure_jacobi`: see how far next-token decoding had best run ahead on drafts, alone and in a batch of 8, for
+    `jacobi:auto`; it takes whole images, and the caches of the batch.
     `trial`: open it and run a step, which takes the engine's memory; building without takes that of a few blocks.
     `quantization`, of int8 alone: "blocks" and "rows" need no calibration, "static" is the calibrated graph. None times
     products in blocks and by rows on this machine and takes the quicker; without a trial, and where the bundle stores
@@ -139,7 +141,7 @@ class Trial:
 
     widths: tuple[int, ...] | None  # of its steps; None: any
     costs: Mapping[int, float] = field(default_factory=dict)  # seconds of a step by width
-    windows: Sequence[Window] = ()
+    windows: Sequence[MeasuredWindow] = ()
     load_seconds: float | None = None  # None: it was not opened
 
 
@@ -155,8 +157,7 @@ def tried_out(bundle: Bundle, job: BuildJob, path: Path, exact_width: int | None
     try:
         try_out(bundle, engine)
         if job.measure_jacobi and (tried := windows_to_try(bundle, engine)):
-            one = measure(engine, bundle, [1, *tried])
-            windows = rated(bundle.model.cells, count_calls(bundle, engine, tried), one)
+            windows = try_windows(bundle, engine, tried)
         if job.measure_widths:
             costs = measure(engine, bundle, stored_widths(bundle))
             widths = choose(costs)

@@ -13,6 +13,7 @@ from arforge.runner.backends.engine import RequestBuffers, StepBuffers, StepMemo
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.device import available_cores, device_name, streaming_bandwidth
 from arforge.runner.plan import Plan
+from arforge.runner.schedules.jacobi_windows import MeasuredWindow
 from arforge.runner.step_graph import cache_names
 
 
@@ -25,6 +26,7 @@ class ModuleEngine:
     one_mask = False
     own_mask = False
     exact_width: int | None = None
+    measured: tuple[MeasuredWindow, ...] = ()
 
     def __init__(self, module: Any, model: ModelFacts) -> None:
         """`module`: of the model's family, with its weights (`load_module`)."""

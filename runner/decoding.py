@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from arforge.runner.backends.engine import Engine, StepBuffers
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.conditions import Prompt
-from arforge.runner.plan import Line, Plan, PlannedStep, Prefixes, column_of, fitting_width, plan_step
+from arforge.runner.line import Line
+from arforge.runner.plan import Plan, PlannedStep, Prefixes, column_of, fitting_width
 from arforge.runner.randomness import Randomness
 from arforge.runner.schedules.rows import rows_of
 from arforge.runner.schedules.schedule import RowRules, Target
@@ -85,6 +86,11 @@ def decoding_of(
     if plan.line is not None:
         return JacobiDecoding(plan, plan.line, known, prefixes, drawing)
     return TableDecoding(plan, known, prefixes, drawing)
+
+
+def of_lanes(rows: NDArray[Any], images: int) -> NDArray[Any]:
+    """An array of rows as one of (lanes, images, ...), in place: the images' own rows, and the unconditional ones."""
+    return rows.reshape(-1, images, *rows.shape[1:])
 
 
 class HostCalls:
@@ -157,8 +163,9 @@ class JacobiDecoding(HostCalls):
         self._decided = np.zeros((images, plan.schedule.cells), np.bool_)
         self._drafted = np.zeros_like(self._decided)  # cells that are decided, or have a draft
         self._lanes = len(known) // images  # rows of an image
-        self._window = np.zeros((images, 0), np.int64)  # of the next call: places in the line
-        self._sees = np.zeros((images, 0, len(line)), np.bool_)  # of the line, by its inputs
+        self._image = np.arange(images)[:, None]
+        self._first = np.zeros(images, np.int64)  # of the next call: its first place in the line
+        self._width = 0
 
     @property
     def decided(self) -> NDArray[np.bool_]:
@@ -177,81 +184,80 @@ class JacobiDecoding(HostCalls):
 
     @property
     def written(self) -> int:
-        return self._slot + int(self._at.max()) + self._window.shape[1]
+        return self._slot + int(self._at.max()) + self._width
 
     def fill(self, buffers: StepBuffers) -> None:
-        line, width = self._line, buffers.tokens.shape[1]
-        places = np.minimum(self._at[:, None], len(line) - 1) + np.arange(width)
-        self._window = np.minimum(places, len(line) - 1)  # done images, and what is left over, repeat the last input
-        self._sees = line.sees(self._window)
-        self._draft(line.sources[self._window])
-        window = np.tile(self._window, (self._lanes, 1))
-        buffers.tokens[:] = np.take_along_axis(self.known, line.columns[window], axis=1)
-        positions = line.positions[window]
-        buffers.positions[:] = positions if self._prefixes.places is None else positions + self._prefixes.places
-        buffers.write_index[:] = np.tile(self._slot + places[:, 0], self._lanes)
-        zero_slots = self._plan.schedule.zero_slots
-        buffers.mask[:] = False
-        buffers.mask[:, 0, :, :zero_slots] = np.arange(zero_slots) < line.holes[window][..., None]
-        buffers.mask[:, 0, :, self._slot : self._slot + len(line)] = np.tile(self._sees, (self._lanes, 1, 1))
+        self._width = buffers.tokens.shape[1]
+        self._first = first = np.minimum(self._at, len(self._line) - 1)  # done images repeat the last input
+        windows = self._plan.windows[self._width]
+        self._draft(windows.source_cells[first], windows.has_source[first])
+        self._of_lanes(buffers.tokens)[:] = self._of_lanes(self.known)[:, self._image, windows.columns[first]]
+        positions = buffers.positions
+        self._of_lanes(positions)[:] = windows.positions[first]
+        if self._prefixes.places is not None:
+            positions += self._prefixes.places
+        self._of_lanes(buffers.write_index)[:] = self._slot + first
+        self._of_lanes(buffers.mask[:, 0])[:] = windows.masks[first]
         if self._prefixes.seen is not None:
             buffers.mask[:, 0, :, self._plan.steps[0].prompt] = self._prefixes.seen[:, None]
-        cells = line.targets[self._window]
-        self._drawing.random.fill(buffers, np.maximum(cells, 0))
-        buffers.guidance[:] = 1 + (self._drawing.guidance[:, None] - 1) * line.guidance[self._window]
+        self._drawing.random.fill(buffers, windows.target_cells[first])
+        buffers.guidance[:] = 1 + (self._drawing.guidance[:, None] - 1) * windows.guidance[first]
 
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
         return buffers.next_tokens
 
     def store(self, buffers: StepBuffers) -> None:
-        line, window, drawn = self._line, self._window, buffers.next_tokens
-        running = self._at < len(line)
-        wrong, misled = self._judge(buffers.tokens[: len(window)], drawn)
-        right = np.cumprod(~wrong, axis=1).sum(axis=1)
-        cells = line.targets[window]
-        first = self._at[:, None] + np.arange(window.shape[1]) < len(line)  # no repeated last input
-        images, places = np.nonzero(first & (cells >= 0) & ~self._of_cells(self._decided, cells))
-        stored = images, cells[images, places]
-        for lane in range(self._lanes):
-            self.known[images + lane * len(window), stored[1]] = drawn[images, places]
-        self._drafted[stored] = True
-        self._decided[stored] = ~misled[images, places]
+        windows, first, drawn = self._plan.windows[self._width], self._first, buffers.next_tokens
+        wrong, misled = self._judge(buffers.tokens[: len(first)], drawn)
+        cells = windows.target_cells[first]
+        running = self._at < len(self._line)
+        new = windows.decides[first] & running[:, None] & ~self._decided[self._image, cells]
+        images, outputs = np.nonzero(new)
+        found = cells[images, outputs]
+        self._of_lanes(self.known)[:, images, found] = drawn[images, outputs]
+        self._drafted[images, found] = True
+        self._decided[images, found] = ~misled[images, outputs]
         self.passes += running
-        self._at += np.minimum(right, len(line) - self._at)
+        right = np.logical_and.accumulate(~wrong, axis=1).sum(axis=1)
+        self._at += np.minimum(right, len(self._line) - self._at)
 
     def _judge(self, fed: NDArray[np.int64], drawn: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Which inputs of the window were wrong, and which outputs saw one that was, (images, width) each.
 
         An input is wrong if it was fed a draft that did not come out again, or that came out of an output so misled.
+        Where each sees all before it, what comes behind the first wrong one counts as wrong.
         """
-        sources = self._line.sources[self._window]
-        drafted = (sources >= 0) & ~self._of_cells(self._decided, sources)
-        output = np.where(drafted, self._line.deciders[sources] - self._window[:, :1], 0)  # that decides a draft's cell
-        differs = drafted & (np.take_along_axis(drawn, output, axis=1) != fed)
-        sees = np.take_along_axis(self._sees, self._window[:, None], axis=2)  # (images, width, width)
-        wrong = differs
+        windows, first = self._plan.windows[self._width], self._first
+        drafted = windows.has_source[first] & ~self._decided[self._image, windows.source_cells[first]]
+        output = windows.outputs[first]  # that decides a draft's cell
+        differs = drafted & (drawn[self._image, output] != fed)
+        if windows.sees is None:
+            misled = np.logical_or.accumulate(differs, axis=1)
+            return misled, misled
+        sees, wrong = windows.sees[first], differs
         while True:
             misled = (sees & wrong[:, None]).any(axis=2)
-            found = differs | (drafted & np.take_along_axis(misled, output, axis=1))
+            found = differs | (drafted & misled[self._image, output])
             if (found == wrong).all():
                 return wrong, misled
             wrong = found
 
-    def _draft(self, cells: NDArray[np.int64]) -> None:
-        """First drafts of the cells, (images, width), that have none; -1 stands for no cell."""
-        missing = (cells >= 0) & ~self._of_cells(self._drafted, cells)
-        for place in np.flatnonzero(missing.any(axis=0)):
-            new = np.flatnonzero(missing[:, place])
-            cell = cells[new, place]
-            above = cell - self._plan.schedule.grid[1]
-            for lane in range(self._lanes):
-                row = new + lane * len(cells)
-                self.known[row, cell] = np.where(above >= 0, self.known[row, np.maximum(above, 0)], 0)
-            self._drafted[new, cell] = True
+    def _draft(self, cells: NDArray[np.int64], has_cell: NDArray[np.bool_]) -> None:
+        """First drafts of the cells, (images, width), that have none: those of the cells above, which come before."""
+        missing = has_cell & ~self._drafted[self._image, cells]
+        parts = [missing]
+        if self._plan.windows[self._width].has_above:  # then drafts are made from drafts, one output after another
+            parts = [missing & (np.arange(self._width) == place) for place in np.flatnonzero(missing.any(axis=0))]
+        known = self._of_lanes(self.known)
+        for part in parts:
+            images, outputs = part.nonzero()
+            new = cells[images, outputs]
+            above = new - self._plan.schedule.grid[1]
+            known[:, images, new] = np.where(above >= 0, known[:, images, np.maximum(above, 0)], 0)
+            self._drafted[images, new] = True
 
-    def _of_cells(self, facts: NDArray[np.bool_], cells: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """The facts (images, cells) of some cells, (images, width); of -1 those of any."""
-        return np.take_along_axis(facts, np.maximum(cells, 0), axis=1)
+    def _of_lanes(self, rows: NDArray[Any]) -> NDArray[Any]:
+        return of_lanes(rows, len(self._image))
 
 
 class AdaptiveDecoding(HostCalls):
@@ -264,13 +270,10 @@ class AdaptiveDecoding(HostCalls):
         self, plan: Plan, rules: RowRules, known: NDArray[np.int64], prefixes: Prefixes, drawing: Drawing
     ) -> None:
         count = len(drawing.random)
-        every = np.arange(plan.schedule.cells)
         self.known, self.decided = known, np.zeros((count, plan.schedule.cells), np.bool_)
         self._plan, self._prefixes, self._drawing = plan, prefixes, drawing
         self._images = [RowImage(plan, rules) for _ in range(count)]
-        self._random = [drawing.random.part(slice(image, image + 1), every) for image in range(count)]
-        self._column = column_of(plan.schedule)
-        self._planned: list[PlannedStep] = []  # of the call that has been filled
+        self._written = 0
 
     @property
     def passes(self) -> NDArray[np.int64]:
@@ -288,30 +291,43 @@ class AdaptiveDecoding(HostCalls):
 
     @property
     def written(self) -> int:
-        return max(step.write_index + step.width for step in self._planned)
+        return self._written
 
     def fill(self, buffers: StepBuffers) -> None:
         count, width = len(self._images), buffers.tokens.shape[1]
-        prompt = self._plan.steps[0].prompt
-        self._planned = [
-            plan_step(image.step, image.mask, image.write_index, width, self._column, prompt) for image in self._images
-        ]
-        for index, (step, random) in enumerate(zip(self._planned, self._random, strict=True)):
-            own, part = slice(index, None, count), buffers.of(index)
-            step.fill(part, self.known[own], self._prefixes.of(own))
-            random.fill(part, step.target_cells, step.target_rows)
-            part.guidance[:] = step.scale(self._drawing.guidance[index])
+        columns, inputs, cells = np.array([image.fed(width) for image in self._images]).transpose(1, 0, 2)
+        of_lanes(buffers.tokens, count)[:] = of_lanes(self.known, count)[:, np.arange(count)[:, None], columns]
+        positions = buffers.positions
+        of_lanes(positions, count)[:] = inputs
+        if self._prefixes.places is not None:
+            positions += self._prefixes.places
+        first = self._plan.prompt_slots + np.array([image.write_index for image in self._images])
+        of_lanes(buffers.write_index, count)[:] = first
+        self._written = int(first.max()) + width
+        self._fill_masks(buffers.mask[:, 0])
+        self._drawing.random.fill(buffers, cells)
+        weights = np.array([[image.step.guidance] for image in self._images])
+        buffers.guidance[:] = 1 + (self._drawing.guidance[:, None] - 1) * weights
+
+    def _fill_masks(self, masks: NDArray[np.bool_]) -> None:
+        """What each row of (rows, width, slots) sees, prompts between the zero slots and the image's own."""
+        prompt, width = self._plan.steps[0].prompt, masks.shape[1]
+        seen = np.stack([image.mask[np.minimum(np.arange(width), image.step.width - 1)] for image in self._images])
+        lanes = of_lanes(masks, len(self._images))
+        lanes[..., : prompt.start], lanes[..., prompt.stop :] = seen[..., : prompt.start], seen[..., prompt.start :]
+        if self._prefixes.seen is not None:
+            masks[..., prompt] = self._prefixes.seen[:, None]
 
     def drawn(self, buffers: StepBuffers) -> NDArray[np.int64]:
         return buffers.next_tokens
 
     def store(self, buffers: StepBuffers) -> None:
-        for index, image in enumerate(self._images):
-            if not image.complete:
-                drawn = buffers.next_tokens[index]
-                for row, cell in image.take(drawn):
-                    self.known[index :: len(self._images), cell] = drawn[row]
-                    self.decided[index, cell] = True
+        drawn = buffers.next_tokens
+        running = ((index, image) for index, image in enumerate(self._images) if not image.complete)
+        found = [(index, row, cell) for index, image in running for row, cell in image.take(drawn[index])]
+        images, rows, cells = np.array(found, np.int64).reshape(-1, 3).T
+        of_lanes(self.known, len(self._images))[:, images, cells] = drawn[images, rows]
+        self.decided[images, cells] = True
 
 
 class RowImage:
@@ -323,8 +339,20 @@ class RowImage:
         self.complete = False
         self._rows = rows_of(schedule.grid, rules, schedule.zero_slots)
         self._visibility = Visibility(plan.slots - plan.prompt_slots, schedule.zero_slots)
+        self._column = column_of(schedule)
         self._draft: int | None = None
         self._advance()
+
+    def fed(self, width: int) -> tuple[list[int], list[int], list[int]]:
+        """Of the inputs of a call: columns of `known`, positions, and the cells that their outputs decide, -1 for none.
+
+        Beyond the step's own, its last input is repeated.
+        """
+        given = self.step.inputs + self.step.inputs[-1:] * (width - self.step.width)
+        cells = [-1] * width
+        for row, cell in self.step.targets:
+            cells[row] = cell
+        return [self._column(one) for one in given], [one.position for one in given], cells
 
     def take(self, drawn: NDArray[np.int64]) -> tuple[Target, ...]:
         """What the step has decided, from the tokens of its outputs; the image is at its next step then."""

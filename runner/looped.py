@@ -15,16 +15,22 @@ from arforge.runner.backends.engine import Engine, Loop, StepBuffers
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.conditions import Prompt
 from arforge.runner.decoding import Drawing, JacobiDecoding
-from arforge.runner.plan import Line, Plan, Prefixes, column_of, fitting_width, make_line
+from arforge.runner.line import Line, make_line
+from arforge.runner.plan import Plan, Prefixes, column_of, fitting_width
 from arforge.runner.schedules.schedule import Schedule
 from arforge.runner.schedules.visibility import sees_all_before
 
 
 def line_of(schedule: Schedule) -> Line | None:
     """The line of a schedule that a device can run ahead on drafts of by itself; None of others."""
-    if not schedule.jacobi or schedule.kept or schedule.conditions != 1 or not sees_all_before(schedule):
+    if not schedule.jacobi or not has_one_condition(schedule) or not sees_all_before(schedule):
         return None
     return make_line(schedule, column_of(schedule))
+
+
+def has_one_condition(schedule: Schedule) -> bool:
+    """Whether nothing else is known before the first call."""
+    return not schedule.kept and schedule.conditions == 1
 
 
 def loop_widths(plan: Plan) -> tuple[int, int]:
@@ -36,7 +42,7 @@ def looped(
     engine: Engine, plan: Plan, model: ModelFacts, prompts: Sequence[Prompt], prefixes: Prefixes, drawing: Drawing
 ) -> LoopedDecoding | None:
     """The decoding of a batch whose calls the engine makes by itself; None where the host makes them."""
-    line = line_of(plan.schedule)
+    line = plan.line if plan.all_before and has_one_condition(plan.schedule) else None
     loop = None if line is None else engine.loop(*loop_widths(plan), len(line))
     if line is None or loop is None:
         return None

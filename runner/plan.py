@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -13,9 +14,10 @@ from arforge.runner.backends.engine import StepBuffers
 from arforge.runner.bundle import ModelFacts
 from arforge.runner.conditions import Prompt
 from arforge.runner.errors import EngineError
+from arforge.runner.line import Line, LineWindows, make_line
 from arforge.runner.schedules.narrow import narrowed
 from arforge.runner.schedules.schedule import Input, Schedule, Source, Step
-from arforge.runner.schedules.visibility import masks
+from arforge.runner.schedules.visibility import masks, sees_all_before
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,6 @@ class Prefixes:
 
     seen: NDArray[np.bool_] | None = None  # (rows, prompt slots) that each row sees; None where prompts have none
     places: NDArray[np.int64] | None = None  # (rows, 1) added to positions; None where those are the grid's
-
-    def of(self, rows: slice) -> Prefixes:
-        """Those of some rows."""
-        seen = None if self.seen is None else self.seen[rows]
-        return Prefixes(seen, None if self.places is None else self.places[rows])
 
 
 NO_PREFIXES = Prefixes()
@@ -83,30 +80,6 @@ class PlannedStep:
 
 
 @dataclass(frozen=True)
-class Line:
-    """The inputs of a table in the order of their cache slots. Each stays, and sees only what stands before it."""
-
-    columns: NDArray[np.int64]  # (inputs) of `known` that hold their tokens
-    positions: NDArray[np.int64]  # (inputs)
-    sources: NDArray[np.int64]  # (inputs) the cell that each is the token of; -1 where it is no cell's
-    targets: NDArray[np.int64]  # (inputs) the cell that each decides; -1 where it decides none
-    guidance: NDArray[np.float64]  # (inputs) weights of guidance
-    deciders: NDArray[np.int64]  # (cells) the input that decides each
-    ranks: NDArray[np.int32]  # (inputs)
-    holes: NDArray[np.int32]  # (inputs) zero slots that each sees
-    until: NDArray[np.int32]  # (inputs) the first input that no longer sees it, since it is retired
-    steps: NDArray[np.int64]  # (inputs + 1) steps of the table that the first so many inputs are all of
-
-    def __len__(self) -> int:
-        return len(self.columns)
-
-    def sees(self, inputs: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which inputs of the line those at some places see, bool (*places, inputs)."""
-        place, every = inputs[..., None].astype(np.int32), np.arange(len(self), dtype=np.int32)
-        return (every <= place) & (place < self.until) & (self.ranks <= self.ranks[place])
-
-
-@dataclass(frozen=True)
 class Plan:
     """`known` (rows, cells + conditions + special tokens) is where tokens are read from and written to."""
 
@@ -117,6 +90,7 @@ class Plan:
     widths: tuple[int, ...] | None = None  # of the engine; None: any
     line: Line | None = None  # of a schedule that runs ahead on drafts
     jacobi: int = 0  # inputs that a call of it has at most
+    windows: Mapping[int, LineWindows] = field(default_factory=dict)  # of that line, by the width of a call
 
     @property
     def kinds(self) -> set[tuple[int, int]]:
@@ -126,6 +100,11 @@ class Plan:
         if self.schedule.rows:
             return {(fitting_width(width, self.widths), 0) for width in self.schedule.widths}
         return {(step.width, step.queries) for step in self.steps}
+
+    @cached_property
+    def all_before(self) -> bool:
+        """Whether every input sees the slots up to its own and no others."""
+        return sees_all_before(self.schedule)
 
     @property
     def own_pace(self) -> bool:
@@ -176,11 +155,14 @@ def make_plan(
         slots = max(slots, *(fitting_width(max(1, len(step.targets)), widths) for step in schedule.steps))
     if schedule.rows:  # at most a stand-in or an end of each row, beside the cells and the condition
         slots = schedule.zero_slots + schedule.cells + schedule.grid[0] + fitting_width(schedule.widths[-1], widths)
-    line = None
+    line, windows = None, dict[int, LineWindows]()
     jacobi = schedule.jacobi if exact_width is None else min(schedule.jacobi, exact_width)
     if jacobi:
         line = make_line(schedule, column)
         slots = schedule.zero_slots + len(line) + fitting_width(jacobi, widths)
+        for width in {fitting_width(inputs, widths) for inputs in (1, jacobi)}:
+            first_slot = schedule.zero_slots + prompt_slots
+            windows[width] = LineWindows.of(line, width, slots + prompt_slots, first_slot, schedule.grid[1])
     prompt = slice(schedule.zero_slots, schedule.zero_slots + prompt_slots)
     steps = []
     for (write_index, step), mask in zip(pairs, masks(schedule, slots), strict=True):
@@ -195,6 +177,7 @@ def make_plan(
         None if widths is None else tuple(widths),
         line,
         jacobi,
+        windows,
     )
 
 
@@ -237,31 +220,6 @@ def plan_step(
         target_cells=np.array([target.cell for target in step.targets], dtype=np.int64),
         query_positions=np.zeros(0, np.int64),
         guidance=step.guidance,
-    )
-
-
-def make_line(schedule: Schedule, column: Callable[[Input], int]) -> Line:
-    """The line of a schedule that `check.is_line` finds to be one."""
-    inputs = [given for step in schedule.steps for given in step.inputs]
-    ends = np.cumsum([step.width for step in schedule.steps])
-    targets, deciders = np.full(len(inputs), -1), np.zeros(schedule.cells, np.int64)
-    until = np.full(len(inputs), len(inputs), np.int32)
-    for step, end in zip(schedule.steps, ends, strict=True):
-        first = end - step.width
-        until[[slot - schedule.zero_slots for slot in step.retire]] = first
-        for row, cell in step.targets:
-            targets[first + row], deciders[cell] = cell, first + row
-    return Line(
-        columns=np.array([column(given) for given in inputs], np.int64),
-        positions=np.array([given.position for given in inputs], np.int64),
-        sources=np.array([given.value if given.source is Source.CELL else -1 for given in inputs], np.int64),
-        targets=targets,
-        guidance=np.array([step.guidance for step in schedule.steps for _ in step.inputs]),
-        deciders=deciders,
-        ranks=np.array([given.rank for given in inputs], np.int32),
-        holes=np.array([given.holes for given in inputs], np.int32),
-        until=until,
-        steps=np.searchsorted(ends, np.arange(len(inputs) + 1), side="right"),
     )
 
 

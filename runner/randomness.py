@@ -91,16 +91,16 @@ class Randomness:
     def fill(self, buffers: StepBuffers, cells: NDArray[np.int64], rows: NDArray[np.int64] | None = None) -> None:
         """Write the numbers of cells of the window, (targets) or (images, targets), into the outputs `rows`.
 
-        `rows` int64 (targets); None: one after another.
+        `rows` int64 (targets); None: one after another. What is written for cell -1, which is none, is left open.
         """
         outputs = np.arange(cells.shape[-1]) if rows is None else rows
         if buffers.uniforms is not None:
             buffers.uniforms[:, outputs] = self.uniforms[np.arange(len(self))[:, None], cells]
         if buffers.noise is not None:
-            wanted = np.broadcast_to(self.cells[cells], (len(self), cells.shape[-1]))
-            for (image, place), cell in np.ndenumerate(wanted):
+            wanted = np.broadcast_to(cells, (len(self), cells.shape[-1]))
+            for image, place in np.argwhere(wanted >= 0):
                 numbers = buffers.noise[image, outputs[place]]
-                numbers[:] = noise(int(self.seeds[image]), int(cell), len(numbers))
+                numbers[:] = noise(int(self.seeds[image]), int(self.cells[wanted[image, place]]), len(numbers))
 
 
 def _multiply(a: np.uint64, b: U64) -> tuple[U64, U64]:

@@ -23,7 +23,7 @@ from arforge.runner.backends.onnxruntime_engine import OnnxRuntimeEngine
 from arforge.runner.backends.tensorrt_codec import TensorRTCodec
 from arforge.runner.backends.tensorrt_engine import TensorRTEngine
 from arforge.runner.bundle import Bundle, use_bundle
-from arforge.runner.canvas import make_canvas
+from arforge.runner.canvas import Canvas, make_canvas
 from arforge.runner.conditioner import Conditioner
 from arforge.runner.conditions import Conditions, prompt_slots
 from arforge.runner.decoding import Decoding, Drawing, decoding_of
@@ -52,6 +52,7 @@ from arforge.runner.request import (
     sampling_of,
     whole,
 )
+from arforge.runner.schedules.jacobi_windows import settled
 from arforge.runner.schedules.specification import require_keeping
 from arforge.runner.schedules.visibility import sees_all_before
 from arforge.runner.tabled import tabled
@@ -81,6 +82,7 @@ class Result:
     seconds: float  # decoding of tokens, wall clock
     image_seconds: float  # tokens to pixels, wall clock
     condition_seconds: float = 0.0  # prompts to filled caches, wall clock; next to nothing for classes
+    schedule: str = ""  # by which its largest batch was decoded: `jacobi:auto` with the window that it took
 
 
 def open_engine(
@@ -239,9 +241,10 @@ class Runner:
             conditions = self._conditioner.conditions(request, guided=sampling.guided)
             condition_seconds, self._prefill.seconds = time.perf_counter() - start, 0.0
             slots = prompt_slots(model, conditions.longest)
-            plans = [self._plans(schedule, window.kept, slots) for window in canvas.windows]
             engine = self._live_engine()
             together = min(batch, engine.largest_batch or batch)
+            taken = settled(schedule, engine.measured, min(together, count))
+            plans = self._plans_of(taken, canvas, slots)
             if engine.one_mask and any(plan.own_pace for plan in plans):
                 together = 1  # since images get on at paces of their own
             parts = [slice(first, first + together) for first in range(0, count, together)]
@@ -254,13 +257,14 @@ class Runner:
             try:
                 for part in parts:
                     start = time.perf_counter()
-                    for plan, window in zip(plans, canvas.windows, strict=True):
+                    own_schedule = settled(schedule, engine.measured, len(numbers[part]))
+                    for plan, window in zip(self._plans_of(own_schedule, canvas, slots), canvas.windows, strict=True):
                         place = (part, window.cells)
                         own = random.part(part, window.cells)
                         images = Images(part.start, conditions.part(part), sampling.part(part), own)
                         seen = partial(partial_of, canvas, part, window, codec, steps)
-                        canvas.tokens[place], taken = self._decode(plan, images, canvas.tokens[place], watch, seen)
-                        passes[part] += taken
+                        canvas.tokens[place], calls = self._decode(plan, images, canvas.tokens[place], watch, seen)
+                        passes[part] += calls
                     decoded = time.perf_counter()
                     seconds += decoded - start
                     if pixels is not None:
@@ -279,6 +283,7 @@ class Runner:
             seconds=seconds - filling,
             image_seconds=image_seconds,
             condition_seconds=condition_seconds + filling,
+            schedule=taken,
         )
 
     def encode(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -351,6 +356,10 @@ class Runner:
             if watch.preview is not None:
                 watch.preview(seen(decoding, watch.done))
         return decoding.known[:count, : plan.schedule.cells], decoding.passes
+
+    def _plans_of(self, schedule: str, canvas: Canvas, prompt_slots: int) -> list[Plan]:
+        """One for each window of the canvas."""
+        return [self._plans(schedule, window.kept, prompt_slots) for window in canvas.windows]
 
     def _make_plan(self, schedule: str, kept: tuple[int, ...], prompt_slots: int) -> Plan:
         engine, table = self._live_engine(), self.bundle.schedule(schedule, kept)

@@ -172,9 +172,18 @@ def cases() -> Iterator[Case]:
     )  # fmt: skip
     for width in (0, -1, True, "4", 2.0, None, 2**30 + 1):
         yield Case(f"identity of exact_width {width}", identity({"exact_width": width}))
+    yield from wrong_windows()
     for change in (*wrong, *({"widths": widths} for widths in ([], [0], [True], "4", [2.0], [[1]]))):
         yield Case(f"identity {change}", identity(change))
     yield Case("graph of noise", noisy_graph)
+
+
+def wrong_windows() -> Iterator[Case]:
+    """What an engine cannot have measured of running ahead."""
+    fair = {"inputs": 2, "calls": 40.5, "time": 0.9}
+    wrong = ({"inputs": 1}, {"inputs": 2.0}, {"images": 0}, {"images": 1.0}, {"time": "1"}, {"time": -1}, {"more": 1})
+    for windows in (None, {}, [3], [{}], 65 * [fair], *([{**fair, **change}] for change in wrong)):
+        yield Case(f"identity of jacobi {windows}"[:80], identity({"jacobi": windows}))
 
 
 def nested(levels: int) -> list[Any]:
@@ -339,6 +348,7 @@ def specifications() -> Iterator[Case]:
     for text in (
         "zipar:0", f"zipar:{10**20}", "arpg:4", "par:-4", "ntp,cfg-interval=-2", ",", "ntp,=", "zipar:4:4", "jacobi:1",
         "jacobi:65", "jacobi:64", "jacobi", "jacobi:", "jacobi:4:4", "zipar:4,jacobi=4", "jacobi:4,jacobi=4",
+        "jacobi:auto", "jacobi:Auto", "zipar:4,jacobi=auto",
     ):  # fmt: skip
         yield Case(f"specification {text}", lambda root: None, text)
 

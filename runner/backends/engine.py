@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arforge.runner.bundle import ModelFacts
+from arforge.runner.schedules.jacobi_windows import MeasuredWindow
 from arforge.runner.step_graph import Contract, Tensor, contract
 
 if TYPE_CHECKING:
@@ -34,12 +35,6 @@ class StepBuffers:
     noise: NDArray[np.float32] | None = None  # (images, outputs, vocabulary)
     query_positions: NDArray[np.int64] | None = None  # (rows, queries)
     logits: NDArray[np.float32] | None = None  # (images, outputs, vocabulary), output of graphs for verification
-
-    def of(self, image: int) -> StepBuffers:
-        """What of them is one image's, in place."""
-        own = slice(image, None, len(self.next_tokens))
-        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: part[own] for name, part in parts.items() if part is not None})
 
 
 @dataclass(frozen=True)
@@ -109,6 +104,9 @@ class Engine(Protocol):
     """Whether the graph makes its mask: then all inputs see all before them, whatever the buffers' masks say."""
     exact_width: int | None
     """The widest step in which a token gets the bits that it gets alone; None where that is not known."""
+
+    measured: tuple[MeasuredWindow, ...]
+    """How far it may run ahead with next-token's tokens, and what that was found to take; empty where it was not."""
 
     @property
     def device(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from arforge.runner.command_line import command_line
 from arforge.runner.device import available_cores, device_name, streaming_bandwidth
 from arforge.runner.errors import EngineError
 from arforge.runner.plan import Plan
+from arforge.runner.schedules.jacobi_windows import MeasuredWindow, measured_windows
 from arforge.runner.step_graph import (
     Contract,
     cache_names,
@@ -48,6 +49,13 @@ class FoldedGraph:
 
     path: Path
     width: int  # of the widest steps in which it is the quicker one
+
+
+class Bound(NamedTuple):
+    """What a step of one kind runs with, over the live slots."""
+
+    binding: Any
+    mask: NDArray[np.bool_]  # (rows, 1, width, live slots)
 
 
 class OnnxRuntimeEngine:
@@ -78,6 +86,7 @@ class OnnxRuntimeEngine:
         """
         self.widths = widths
         self.exact_width: int | None = None
+        self.measured: tuple[MeasuredWindow, ...] = ()
         self.prefill_widths: tuple[int, ...] | None = None  # widths pay for steps that come again and again
         self._bundle, self._threads = bundle, threads
         self._graph = graph = graph or bundle.sampler.graph
@@ -91,8 +100,8 @@ class OnnxRuntimeEngine:
         self._steps = StepMemory(bundle.model, graph)
         self._live = 0  # slots that are bound
         self._memory: dict[str, NDArray[Any]] = {}  # flat, grown when needed, never shrunk
-        self._bound: dict[tuple[int, int], Any] = {}  # by width and queries: the binding to the live slots
-        self._masks: dict[tuple[int, int], NDArray[np.bool_]] = {}  # of the live slots, as they are bound
+        self._bound: dict[tuple[int, int, int], Bound] = {}  # by width, queries and live slots
+        self._masks: dict[tuple[int, int], NDArray[np.bool_]] = {}  # flat, by width and queries
         self._session: onnxruntime.InferenceSession | None = None
         if session is None:
             self._choose_graph(guided_rows(1, guided=True), low=self.has_low_caches(1))
@@ -110,13 +119,16 @@ class OnnxRuntimeEngine:
         widths = identity.get("widths")
         own = identity.get("own_graph")
         if own is not None and find_kernels() is not None:  # a token's bits are the same in steps of any width
-            return cls(bundle, precision, threads, None if widths is None else tuple(widths), path=bundle.path(own))
+            engine = cls(bundle, precision, threads, None if widths is None else tuple(widths), path=bundle.path(own))
+            engine.measured = measured_windows(identity, exact=True)
+            return engine
         path = bundle.path(identity["graph"])
         folded = None
         if identity.get("cache_width"):
             folded = FoldedGraph(bundle.path(identity["cache_graph"]), identity["cache_width"])
         engine = cls(bundle, precision, threads, None if widths is None else tuple(widths), path=path, folded=folded)
         engine.exact_width = identity.get("exact_width")
+        engine.measured = measured_windows(identity, exact=engine.exact_width is not None)
         return engine
 
     @property
@@ -139,8 +151,9 @@ class OnnxRuntimeEngine:
     ) -> None:
         self._choose_graph(rows, self.has_low_caches(lockstep))
         if self._steps.prepare(images, rows, slots, condition):
+            self._unbind()
             self._allocate(rows * self._bundle.model.kv_heads * slots * self._bundle.model.head_size)
-        self._unbind(self._rounded(zero_slots))
+        self._live = self._rounded(zero_slots)
         for name in self._memory:
             self.cache(name)[:, :, :zero_slots] = 0
 
@@ -153,7 +166,7 @@ class OnnxRuntimeEngine:
             self._rows_used = latest_rows(self._rows_used, rows)
         if self._session is not None and (rows in self._folded_rows if low else not self._folded_rows):
             return
-        self._unbind(0)
+        self._unbind()
         self._steps.prepare(0, 0, 0, 0)
         self._memory.clear()
         self._session = None
@@ -208,19 +221,19 @@ class OnnxRuntimeEngine:
         """The slots to bind where `needed` are in use."""
         return min(self._steps.slots, rounded_slots(max(needed, 1), GROWTH))
 
-    def _unbind(self, live: int) -> None:
-        self._live = live
+    def _unbind(self) -> None:
+        self._live = 0
         self._bound.clear()
         self._masks.clear()
 
     def _grow(self, needed: int) -> None:
-        """Bind `needed` slots or more: every head's slots move to where they now begin, the last head's first."""
+        """Bind `needed` slots or more: every head's slots move to where they now begin, the last row's first."""
         before = {name: self.cache(name) for name in self._memory}
-        self._unbind(self._rounded(needed))
+        self._live = self._rounded(needed)
         for name, old in before.items():
             new = self.cache(name)
-            for row, head in reversed(list(np.ndindex(*old.shape[:2]))):
-                new[row, head, : old.shape[2]] = old[row, head]
+            for row in reversed(range(len(old))):
+                new[row, :, : old.shape[2]] = old[row]
 
     def buffers(self, width: int, queries: int = 0) -> StepBuffers:
         return self._steps.buffers(width, queries)
@@ -230,12 +243,14 @@ class OnnxRuntimeEngine:
         needed = max(int(buffers.write_index.max()) + width, queries)  # attention may take as many slots as queries
         if needed > self._live:
             self._grow(needed)
-        if (width, queries) not in self._bound:
-            self._bound[width, queries] = self._bind(width, queries)
-        np.copyto(self._masks[width, queries], buffers.mask[..., : self._live])
+        kind = (width, queries, self._live)
+        if kind not in self._bound:
+            self._bound[kind] = self._bind(width, queries)
+        binding, mask = self._bound[kind]
+        np.copyto(mask, buffers.mask[..., : self._live])
         assert self._session is not None
         try:
-            self._session.run_with_iobinding(self._bound[width, queries])
+            self._session.run_with_iobinding(binding)
         except RuntimeError as error:
             raise EngineError(f"ONNX Runtime failed in a step of width {width}: {error}") from error
 
@@ -243,7 +258,8 @@ class OnnxRuntimeEngine:
         """Those that the last step of that kind gave; they last until the next."""
         if not self._extra:
             return {}
-        given = self._bound[width, queries].get_outputs()[-len(self._extra) :]  # in the order in which they were bound
+        binding = self._bound[width, queries, self._live].binding
+        given = binding.get_outputs()[-len(self._extra) :]  # in the order in which they were bound
         return {name: value.numpy() for name, value in zip(self._extra, given, strict=True)}
 
     def close(self) -> None:
@@ -252,10 +268,12 @@ class OnnxRuntimeEngine:
         self._memory.clear()
         self._session = None
 
-    def _bind(self, width: int, queries: int) -> Any:
+    def _bind(self, width: int, queries: int) -> Bound:
         buffers = self.buffers(width, queries)
         shape = (self._steps.rows, 1, width, self._live)
-        mask = self._masks.setdefault((width, queries), np.zeros(shape, np.bool_))
+        if (width, queries) not in self._masks:
+            self._masks[width, queries] = np.zeros(buffers.mask.size, np.bool_)
+        mask = self._masks[width, queries][: np.prod(shape)].reshape(shape)
         assert self._session is not None
         binding = self._session.io_binding()
         for name, array in {**vars(buffers), **vars(self.settings), "mask": mask}.items():
@@ -271,7 +289,7 @@ class OnnxRuntimeEngine:
                 binding.bind_output(written, *place)
         for name in self._extra:
             binding.bind_output(name, "cpu")
-        return binding
+        return Bound(binding, mask)
 
 
 def rounded_slots(needed: int, growth: int, sizes: int = SIZES) -> int:

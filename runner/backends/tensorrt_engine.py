@@ -30,6 +30,7 @@ from arforge.runner.bundle import Bundle
 from arforge.runner.errors import EngineError
 from arforge.runner.loop_graph import LOOK_EVERY
 from arforge.runner.plan import Plan
+from arforge.runner.schedules.jacobi_windows import MeasuredWindow
 from arforge.runner.schedules.specification import parse
 from arforge.runner.step_graph import cache_names, guided_rows, row_sizes, written_name
 
@@ -76,6 +77,7 @@ class TensorRTEngine:
         self._one_place = has_views(identity)  # rows write to the same slots
         self.one_mask = self._shared_mask or self._one_place
         self.exact_width: int | None = None
+        self.measured: tuple[MeasuredWindow, ...] = ()
         self._placed = self._place_rows() if reads_only(identity) else None
         addresses = self._placed.addresses if self._placed else None
         if self._placed is None:

@@ -43,7 +43,8 @@ def read_identity(root: Path, engine: BuiltEngine, files: Container[str]) -> dic
     if not isinstance(identity, dict):
         raise EngineError(f"{path} is not an engine identity: rebuild the engine")
     check_schema(identity, SCHEMAS[target], str(path), EngineError)
-    for place in floats({key: identity.get(key) for key in COUNTS}):
+    windows = [[one.get("images"), one["inputs"]] for one in identity.get("jacobi", ())]
+    for place in floats({"jacobi": windows, **{key: identity.get(key) for key in COUNTS}}):
         raise EngineError(f"{path} does not follow the format: {place} must be a whole number, without a point")
     for key, listed in zip(SAME, engine.key, strict=True):
         if identity[key] != listed:

@@ -24,6 +24,7 @@ from arforge.runner.profiling.sampling import Sampler, mean_watts, told
 from arforge.runner.profiling.sensors import Sensors
 from arforge.runner.request import Subjects
 from arforge.runner.runner import Runner
+from arforge.runner.schedules.jacobi_windows import settled
 from arforge.runner.step_graph import cache_names, guided_rows
 
 (FIRST_CACHE, _) = cache_names(1)
@@ -87,6 +88,7 @@ class TimedEngine:
         self.widths, self.prefill_widths = engine.widths, engine.prefill_widths
         self.largest_batch, self.one_mask = engine.largest_batch, engine.one_mask
         self.exact_width, self.own_mask = engine.exact_width, engine.own_mask
+        self.measured = engine.measured
         self.prepared = 0.0
         self.prompt_slots = 0  # of all rows, since then
         self.first_step: float | None = None  # when the first step of all ended
@@ -191,7 +193,7 @@ def profile_schedule(
             samplers.append(sampler)
             starts.append((engine.prepared - clock.start, clock.ends[0] - clock.start))
     seconds = [taken for taken in decoding if taken is not None]
-    plan = runner.plan(schedule)
+    plan = runner.plan(settled(schedule, engine.measured, settings.images))
     return ScheduleProfile(
         schedule=schedule,
         calls=calls_of(plan, engine.kinds, clock.done),

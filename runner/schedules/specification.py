@@ -15,6 +15,8 @@ from arforge.runner.schedules.check import MAX_CELLS, checked
 from arforge.runner.schedules.schedule import Schedule
 
 INTEGER = None  # an option that takes a whole number rather than one of a few words
+AUTO = "auto"
+INTEGER_OR_AUTO = (AUTO,)  # a whole number too: how far to run ahead may be left to the runner
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Kind:
 
 
 RASTER = {"cfg-interval": (INTEGER, "-1"), "jacobi": (INTEGER, "0")}
+NEXT_TOKEN = {**RASTER, "jacobi": (INTEGER_OR_AUTO, "0")}
 ROW_END_OPTIONS = ("cfg-interval", "jacobi")
 ZIPAR = {
     "first-row": (("published", "windowed"), "published"),
@@ -39,7 +42,7 @@ ZIPAR = {
     "holes": (("published", "masked"), "published"),
 }
 KINDS = {
-    "ntp": Kind(raster.next_token, None, RASTER, "raster", row_ends=row_ends.next_token),
+    "ntp": Kind(raster.next_token, None, NEXT_TOKEN, "raster", row_ends=row_ends.next_token),
     "zipar": Kind(raster.zipar, "window", {**ZIPAR, **RASTER}, "raster", row_ends=row_ends.zipar),
     "zipar:adaptive": Kind(
         raster.adaptive_zipar,
@@ -99,7 +102,8 @@ def parse(text: str) -> Specification:
         if key in given:
             raise ScheduleError(f"schedule {text!r} gives option {key} twice")
         words, _ = kind.options[key]
-        given[key] = str(_integer(value, f"option {key}")) if words is INTEGER else _word(key, value, words)
+        whole = words is INTEGER or (words is INTEGER_OR_AUTO and value != AUTO)
+        given[key] = str(_integer(value, f"option {key}")) if whole else _word(key, value, words or ())
     kept = sorted((key, value) for key, value in given.items() if value != kind.options[key][1])
     return Specification(name, _integer(number, f"schedule {name}") if mark else None, tuple(kept))
 
@@ -109,6 +113,19 @@ def as_it_stands(text: str) -> str:
     parsed = parse(text)
     options = tuple(option for option in parsed.options if option[0] != "jacobi")
     return str(replace(parsed, kind=KINDS[parsed.kind].table or parsed.kind, options=options))
+
+
+def leaves_window_open(text: str) -> bool:
+    """Whether the runner is to find how far it runs ahead, by what its engine was found to gain."""
+    return ("jacobi", AUTO) in parse(text).options
+
+
+def with_window(text: str, inputs: int) -> str:
+    """The same specification with so many inputs a call, 1 being none ahead."""
+    parsed = parse(text)
+    others = [option for option in parsed.options if option[0] != "jacobi"]
+    ahead = [("jacobi", str(inputs))] if inputs > 1 else []
+    return str(replace(parsed, options=tuple(sorted([*others, *ahead]))))
 
 
 def compile_schedule(
@@ -142,11 +159,17 @@ def _compiled(
         assert specification.number is not None
         arguments[kind.number] = specification.number
     for key, value in specification.options:
-        words, _ = kind.options[key]
-        arguments[key.replace("-", "_")] = int(value) if words is INTEGER else value
+        arguments[key.replace("-", "_")] = _argument(kind.options[key][0], value)
     if kept:
         arguments["kept"] = kept
     return checked(build(str(specification), grid, **arguments))
+
+
+def _argument(words: tuple[str, ...] | None, value: str) -> int | str:
+    """What a builder is given. A runner that is left to find how far it runs ahead starts from the table as it is."""
+    if words is INTEGER_OR_AUTO:
+        return 0 if value == AUTO else int(value)
+    return int(value) if words is INTEGER else value
 
 
 def _row_ends_builder(specification: Specification, kind: Kind) -> Callable[..., Schedule]:

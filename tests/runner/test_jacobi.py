@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hostile_cases import NTP, fitted, identity, manifest
 from own_paces import OneMask
 from tiny import TEXT_CONFIG
 from tiny_ids import prompt_of
@@ -254,3 +256,65 @@ def test_a_file_whose_table_is_no_line_does_not_run_ahead(specification: str) ->
     table = replace(compile_schedule(specification, (4, 4)), jacobi=4)
     with pytest.raises(ScheduleError, match="its inputs are no line to run ahead of on drafts"):
         load(dump(table), "a.schedule")
+
+
+AUTO = [
+    {"images": images, "inputs": inputs, "calls": 30, "time": time}
+    for images, inputs, time in ((1, 4, 0.7), (1, 2, 0.8), (4, 3, 0.9), (4, 6, 1.1), (8, 2, 1.3))
+]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "by"),
+    [(1, 8, "jacobi:4"), (3, 8, "jacobi:3"), (4, 4, "jacobi:3"), (5, 8, "ntp"), (6, 4, "jacobi:3"), (9, 8, "ntp")],
+)
+def test_left_to_the_engine_a_batch_takes_the_window_that_pays_for_it(
+    bundle_copy: Path, count: int, batch: int, by: str
+) -> None:
+    identity({"jacobi": AUTO})(bundle_copy)
+    given: dict[str, Any] = {"classes": list(range(count)), "batch": batch, "guidance": 2.0}
+    with Runner.open(bundle_copy, threads=1) as runner:
+        wanted = runner.generate(**given, schedule=by)
+        found = runner.generate(**given, schedule="jacobi:auto")
+        np.testing.assert_array_equal(found.tokens, wanted.tokens)
+        assert found.schedule == by.replace("jacobi:", "ntp,jacobi=")
+        together = min(count, batch)
+        np.testing.assert_array_equal(found.passes[:together], wanted.passes[:together])
+        rest = count - together  # of a last, smaller batch, which has a window of its own
+        alone = runner.generate(**given, schedule={0: by, 1: "jacobi:4", 2: "jacobi:3"}[rest])
+        np.testing.assert_array_equal(found.passes[together:], alone.passes[together:])
+
+
+def test_an_engine_that_measured_nothing_decodes_token_by_token(runner: Runner) -> None:
+    found = runner.generate(**asked("classes"), schedule="ntp,jacobi=auto")
+    assert found.schedule == "ntp"
+    assert (found.passes == 64).all()
+
+
+def test_an_engine_of_before_tells_of_one_image(bundle_copy: Path) -> None:
+    identity({"jacobi": [{"inputs": 4, "calls": 30.5, "time": 0.7}]})(bundle_copy)
+    with Runner.open(bundle_copy, threads=1) as runner:
+        assert runner.generate([1], schedule="jacobi:auto").schedule == "ntp,jacobi=4"
+        assert runner.generate([1, 2], schedule="jacobi:auto").schedule == "ntp"
+
+
+def test_an_engine_whose_wide_steps_round_otherwise_does_not_run_ahead_by_itself(bundle_copy: Path) -> None:
+    path = open_bundle(bundle_copy).engines[0].path
+    content = json.loads((bundle_copy / path).read_text())
+    del content["exact_width"]
+    identity(json.dumps({**content, "jacobi": AUTO}).encode())(bundle_copy)
+    with Runner.open(bundle_copy, threads=1) as runner:
+        assert runner.generate([1], schedule="jacobi:auto").schedule == "ntp"
+
+
+def test_a_bundle_stores_that_its_engine_decides(bundle_copy: Path) -> None:
+    identity({"jacobi": AUTO})(bundle_copy)
+    fitted(NTP, dump(compile_schedule("jacobi:auto", (8, 8))))(bundle_copy)
+    manifest(lambda found: _entry(found).update(specification="ntp,jacobi=auto"))(bundle_copy)
+    with Runner.open(bundle_copy, threads=1) as runner:
+        assert "ntp,jacobi=auto" in runner.bundle.specifications
+        assert runner.generate([1], schedule="jacobi:auto").schedule == "ntp,jacobi=4"
+
+
+def _entry(found: Any) -> Any:
+    return next(entry for entry in found["schedules"] if entry["path"] == NTP)

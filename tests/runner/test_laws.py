@@ -57,12 +57,6 @@ class Buffers:
         self.write_index, self.mask = np.zeros(images, np.int64), np.zeros((images, 1, width, slots), bool)
         self.uniforms, self.guidance = np.zeros((2, images, width), np.float32)
 
-    def of(self, image: int) -> Buffers:
-        part = Buffers(1, self.tokens.shape[1], self.mask.shape[-1])
-        for name, values in vars(self).items():
-            setattr(part, name, values[image : image + 1])
-        return part
-
 
 def decoded(specification: str, kind: Callable[..., Any], numbers: np.ndarray = NUMBERS) -> Any:
     """The decoding, done, of images with these numbers."""
@@ -128,15 +122,15 @@ class Ratio(JacobiDecoding):
     before: np.ndarray
 
     def _judge(self, fed: Any, drawn: Any) -> Any:
-        cells = self._line.targets[self._window]
-        own = np.arange(len(cells))[:, None]
+        cells = self._plan.windows[self._width].target_cells[self._first]
+        own = self._image
         if not hasattr(self, "before"):
             self.before = np.full((len(cells), CELLS), np.nan)  # first drafts are certain to be what they are
         now = np.where(self.model.certain, 1.0, 0.5)  # of token 1
         token = self.known[own, cells]
         new, old = (np.where(token == 1, one, 1 - one) for one in (now, self.before[own, cells]))
         old = np.where(np.isnan(old), 1, old)
-        stays = self._of_cells(self._drafted, cells) & (self._drawing.random.uniforms[own, cells] * old < new)
+        stays = self._drafted[own, cells] & (self._drawing.random.uniforms[own, cells] * old < new)
         drawn[:] = np.where(stays, token, drawn)
         self.before[own, cells] = now
         return super()._judge(fed, drawn)

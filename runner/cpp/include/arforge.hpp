@@ -181,6 +181,7 @@ struct Result {
   std::vector<std::int64_t> step_widths,
       step_queries;              // (likewise, of its first call): tokens of a row, and cells asked for
   std::int64_t prompt_slots = 0; // of all rows, that were filled with prompts
+  std::string schedule;          // by which its largest batch was decoded: `jacobi:auto` with the window that it took
 };
 
 // What a caller may want to know of an open bundle.

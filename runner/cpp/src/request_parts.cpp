@@ -150,6 +150,7 @@ Result part_of(const Result& result, std::int64_t place, std::int64_t count) {
   part.step_widths = result.step_widths;
   part.step_queries = result.step_queries;
   part.prompt_slots = result.prompt_slots;
+  part.schedule = result.schedule;
   return part;
 }
 
@@ -162,6 +163,7 @@ void append(Result& result, const Result& more) {
   append(result.step_widths, more.step_widths);
   append(result.step_queries, more.step_queries);
   result.prompt_slots += more.prompt_slots;
+  result.schedule = result.schedule.empty() ? more.schedule : result.schedule;
   result.images += more.images;
   result.steps = std::max(result.steps, more.steps);
   result.seconds += more.seconds;

@@ -1,7 +1,6 @@
 // The runner: a loop that executes a schedule against an engine.
 #include <algorithm>
 #include <chrono>
-#include <list>
 #include <mutex>
 #include <utility>
 
@@ -15,11 +14,12 @@
 #include "guarded.h"
 #include "numerics.h"
 #include "plan.h"
+#include "plans.h"
 #include "prefill.h"
 #include "preview.h"
 #include "request.h"
+#include "schedules/jacobi_windows.h"
 #include "schedules/specification.h"
-#include "schedules/visibility.h"
 #include "text.h"
 
 namespace arforge {
@@ -27,7 +27,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t PLANS = 8;             // kept for later requests
 constexpr std::int64_t ENCODED_AT_ONCE = 32; // images
 constexpr int MAX_OPENINGS = 100;            // of a bundle that is replaced all the while
 
@@ -59,16 +58,8 @@ struct Batch {
 } // namespace
 
 struct Runner::Implementation {
-  struct NamedPlan {
-    std::string schedule;
-    std::vector<std::int32_t> kept;
-    std::int64_t prompt_slots;
-    Plan plan;
-  };
-
   Implementation(Bundle opened, const Options& options);
 
-  const Plan& plan(const std::string& schedule, const std::vector<std::int32_t>& kept, std::int64_t prompt_slots);
   void decode(const Plan& plan, const Window& window, const Batch& batch, Generation& generation, Canvas& canvas);
   Result generate(const Request& request);
   std::vector<std::int64_t> encode(const std::uint8_t* pixels, std::int64_t images, std::int64_t height,
@@ -81,37 +72,16 @@ struct Runner::Implementation {
   Conditioner conditioner;
   Prefill prefill;
   Facts facts;
-  std::list<NamedPlan> plans; // the latest used first
+  Plans plans;
   std::mutex turn;
 };
 
 Runner::Implementation::Implementation(Bundle opened, const Options& options)
     : bundle(std::move(opened)), backend(open_backend(bundle, options)), engine(*backend.engine), codec(*backend.codec),
-      conditioner(bundle, options), prefill(engine, bundle.model), facts(facts_of(bundle, options)) {
+      conditioner(bundle, options), prefill(engine, bundle.model), facts(facts_of(bundle, options)),
+      plans(bundle, engine) {
   facts.widths = engine.facts().widths;
   facts.exact_width = engine.facts().exact_width;
-}
-
-const Plan& Runner::Implementation::plan(const std::string& schedule, const std::vector<std::int32_t>& kept,
-                                         std::int64_t prompt_slots) {
-  const auto same = [&](const NamedPlan& named) {
-    return named.schedule == schedule && named.kept == kept && named.prompt_slots == prompt_slots;
-  };
-  const auto found = std::find_if(plans.begin(), plans.end(), same);
-  if (found != plans.end()) {
-    plans.splice(plans.begin(), plans, found);
-  } else {
-    Schedule found_schedule = find_schedule(bundle, schedule, kept);
-    const EngineFacts& able = engine.facts();
-    if (able.own_mask && !sees_all_before(found_schedule)) {
-      throw Error(Code::engine, text("the engine was built for next-token decoding, in which all that is before is "
-                                     "seen: build it again with --schedule ",
-                                     schedule));
-    }
-    plans.push_front({schedule, kept, prompt_slots,
-                      make_plan(std::move(found_schedule), able.widths, able.growth, prompt_slots, able.exact_width)});
-  }
-  return plans.front().plan;
 }
 
 // Decodes one window of the canvas for the images of one batch.
@@ -185,17 +155,18 @@ Result Runner::Implementation::generate(const Request& request) {
   const Clock::time_point begin = Clock::now();
   const Releasing releasing{prefill};
   Conditions conditions = conditioner.conditions(request, sampling.guided(0, images));
-  std::vector<const Plan*> window_plans;
+  const std::vector<MeasuredWindow>& measured = engine.facts().measured;
   Result result;
+  result.schedule = settled(schedule, measured, std::min(request.batch, images));
   result.condition_seconds = seconds_since(begin);
   result.passes.resize(static_cast<std::size_t>(images));
   std::int64_t steps = 0;
   std::int64_t calls = 0;
   const std::int64_t slots = prompt_slots(bundle.model, conditions.longest());
-  for (const Window& window : canvas.windows) {
-    window_plans.push_back(&plan(schedule, window.kept, slots));
-    steps += window_plans.back()->length();
-    calls += window_plans.back()->calls();
+  std::vector<const Plan*> window_plans = plans.of(result.schedule, canvas, slots);
+  for (const Plan* plan : window_plans) {
+    steps += plan->length();
+    calls += plan->calls();
   }
   const std::int64_t each = images_together(request.batch, window_plans, engine.facts());
   const std::int64_t batches = (images + each - 1) / each;
@@ -213,6 +184,7 @@ Result Runner::Implementation::generate(const Request& request) {
   for (std::int64_t first = 0; first < images; first += each) {
     const Batch batch{first, std::min(each, images - first)};
     const Clock::time_point start = Clock::now();
+    window_plans = plans.of(settled(schedule, measured, batch.images), canvas, slots);
     for (std::size_t window = 0; window < canvas.windows.size(); window++) {
       decode(*window_plans[window], canvas.windows[window], batch, generation, canvas);
     }
@@ -232,9 +204,7 @@ Result Runner::Implementation::generate(const Request& request) {
   result.rows = canvas.rows;
   result.columns = canvas.columns;
   result.tokens = std::move(canvas.tokens);
-  while (plans.size() > PLANS) {
-    plans.pop_back();
-  }
+  plans.trim();
   return result;
 }
 

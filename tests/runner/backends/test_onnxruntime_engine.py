@@ -66,10 +66,10 @@ def test_outputs_bound_elsewhere_leave_the_input_memory_alone(
     for name in cache_names(LAYERS):
         engine.cache(name)[:] = 0
     fill(engine, width=3, slot=4)
-    binding = engine._bound[3, 0] = engine._bind(3, 0)
+    bound = engine._bound[3, 0, engine._live] = engine._bind(3, 0)
     elsewhere = {name: np.full_like(engine.cache(name), 7) for name in cache_names(LAYERS)}
     for name, array in elsewhere.items():
-        binding.bind_output(f"new_{name}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        bound.binding.bind_output(f"new_{name}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
     engine.run(3)
     for name, array in elsewhere.items():
         assert not engine.cache(name).any()
@@ -327,3 +327,28 @@ def test_buffers_stay_where_they_are_while_caches_grow(engine: OnnxRuntimeEngine
     assert engine.cache("key_cache_0").shape[2] == 150
     engine.prepare(images=1, rows=2, slots=150, zero_slots=0)
     assert engine.cache("key_cache_0").shape[2] == 64  # a new image begins small again
+
+
+def test_steps_are_bound_once_for_all_generations_of_a_shape(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound: list[tuple[int, int]] = []
+    bind = OnnxRuntimeEngine._bind
+
+    def counting(self: OnnxRuntimeEngine, width: int, queries: int) -> Any:
+        bound.append((width, self._live))
+        return bind(self, width, queries)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "_bind", counting)
+    with Runner.open(bundle, threads=1) as runner:
+        first = runner.generate([1, 2], schedule="zipar:2")
+        kinds = list(bound)
+        assert (
+            len(set(kinds)) == len(kinds) > len({width for width, _ in kinds})
+        )  # before and after the caches have grown
+        again = runner.generate([1, 2], schedule="zipar:2")
+        assert bound == kinds
+        runner.generate([1], schedule="zipar:2")
+        assert bound == 2 * kinds  # of another shape
+        other = runner.generate([1, 2], schedule="zipar:2")
+        assert bound == 3 * kinds
+    for found in (again, other):
+        np.testing.assert_array_equal(found.tokens, first.tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from arforge.calibration.ranges import Rule
 from arforge.engines import onnxruntime
 from arforge.export.exporter import ExportJob, export_bundle
 from arforge.export.families.llamagen import FAMILY
-from arforge.runner import Runner, Schedule, ScheduleError, compile_schedule
+from arforge.runner import Runner, Schedule, ScheduleError, compile_schedule, open_bundle
 from arforge.runner.schedules.file import dump
 from arforge.runner.schedules.schedule import Source
 
@@ -224,6 +225,9 @@ def slots_of(root: Path, slots: int) -> None:
         "zipar:2,jacobi=1",
         "zipar:99,jacobi=4",
         "jacobi:4,jacobi=4",
+        "jacobi:auto,jacobi=4",
+        "jacobi:Auto",
+        "zipar:2,jacobi=auto",
     ],
 )
 def test_windows_that_do_not_fit_are_refused_in_pythons_words(
@@ -281,3 +285,41 @@ def test_progress_is_pythons_and_a_cancelled_request_leaves_nothing(
 
 def test_weights_that_are_no_numbers_are_noticed_and_forgotten(library: Any, bundle_copy: Path) -> None:
     check_weights_that_are_no_numbers(library, bundle_copy, "jacobi:8")
+
+
+AUTO = [
+    {"images": images, "inputs": inputs, "calls": 30, "time": time}
+    for images, inputs, time in ((1, 4, 0.7), (1, 2, 0.8), (3, 3, 0.9), (3, 6, 0.5), (4, 2, 0.97), (8, 12, 0.4))
+]
+OF_BEFORE = [{"inputs": 5, "calls": 20.5, "time": 0.7}, {"inputs": 9, "calls": 12, "time": 0.6}]
+
+
+@pytest.mark.parametrize("widths", [None, [1, 2, 4]])
+@pytest.mark.parametrize("measured", [AUTO, OF_BEFORE, []])
+def test_left_to_the_engine_both_take_the_same_window_for_a_batch(
+    library: Any, bundle_copy: Path, measured: list[dict[str, Any]], widths: list[int] | None
+) -> None:
+    identity({"jacobi": measured, "widths": widths, "exact_width": 40})(bundle_copy)
+    ours = cpp_abi.Runner(library, bundle_copy, threads=1)
+    whole = asked("classes")
+    passes = set()
+    with Runner.open(bundle_copy, threads=1) as theirs:
+        wanted = ours.generate(**whole, schedule="ntp")
+        for batch in (1, 2, 3, 4, 6):
+            found = compare(ours, theirs, **whole, schedule="jacobi:auto", batch=batch)
+            np.testing.assert_array_equal(found.tokens, wanted.tokens)
+            passes.add(tuple(found.passes.tolist()))
+    ours.close()
+    assert len(passes) > 1 or not measured or (measured is OF_BEFORE and widths is not None)
+
+
+def test_neither_runs_ahead_by_itself_where_wide_steps_round_otherwise(library: Any, bundle_copy: Path) -> None:
+    path = open_bundle(bundle_copy).engines[0].path
+    content = json.loads((bundle_copy / path).read_text())
+    del content["exact_width"]
+    identity(json.dumps({**content, "jacobi": AUTO}).encode())(bundle_copy)
+    ours = cpp_abi.Runner(library, bundle_copy, threads=1)
+    with Runner.open(bundle_copy, threads=1) as theirs:
+        found = compare(ours, theirs, **asked("classes"), schedule="jacobi:auto", batch=1)
+    ours.close()
+    assert (found.passes == 64).all()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from arforge.runner import Schedule, ScheduleError, compile_schedule
-from arforge.runner.schedules.specification import KINDS, parse, require_order
+from arforge.runner.schedules.specification import KINDS, parse, require_order, with_window
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,7 @@ from arforge.runner.schedules.specification import KINDS, parse, require_order
         ("zipar:8,seed=nearest,first-row=windowed", "zipar:8,first-row=windowed,seed=nearest"),
         ("zipar:8,holes=masked,cfg-interval=3", "zipar:8,cfg-interval=3,holes=masked"),
         ("zipar:8,jacobi=16,holes=masked", "zipar:8,holes=masked,jacobi=16"),
+        ("jacobi:auto,cfg-interval=4", "ntp,cfg-interval=4,jacobi=auto"),
         ("zipar:adaptive=04,holes=published", "zipar:adaptive=4"),
         ("zipar:adaptive=4,seed=nearest,cfg-interval=3", "zipar:adaptive=4,cfg-interval=3,seed=nearest"),
     ],
@@ -53,6 +56,8 @@ def test_the_canonical_form_drops_defaults_and_sorts(text: str, canonical: str) 
         ("zipar:adaptve=4", "unknown schedule 'zipar:adaptve=4': did you mean 'zipar:adaptive'"),
         ("zipar=4", "malformed: write it as zipar:WINDOW"),
         ("jacobi=4", "unknown schedule 'jacobi=4'"),
+        ("jacobi:Auto", "option jacobi needs a whole number, not 'Auto'"),
+        ("zipar:8,jacobi=auto", "option jacobi needs a whole number, not 'auto'"),
         ("zipar:adaptive=4,jacobi=8", "unknown option 'jacobi=8' of schedule zipar:adaptive.*known: first-row"),
         ("zipar:4,holes=none", "option holes is one of published, masked, not 'none'"),
         ("zipar:4,seed=masked", "option seed is one of published, nearest"),
@@ -125,3 +130,22 @@ def test_any_text_parses_or_raises_a_schedule_error(text: str) -> None:
         assert str(error)
     else:
         assert parse(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize("row_end", [None, 0])
+def test_a_window_that_is_left_open_is_the_table_as_it_stands(row_end: int | None) -> None:
+    found = compile_schedule("jacobi:auto", (3, 4), row_end=row_end)
+    assert found.specification == "ntp,jacobi=auto"
+    assert found == replace(compile_schedule("ntp", (3, 4), row_end=row_end), specification="ntp,jacobi=auto")
+
+
+@pytest.mark.parametrize(
+    ("text", "inputs", "expected"),
+    [
+        ("ntp,jacobi=auto", 1, "ntp"),
+        ("jacobi:auto,cfg-interval=2", 5, "ntp,cfg-interval=2,jacobi=5"),
+        ("zipar:4,seed=nearest,jacobi=7", 3, "zipar:4,jacobi=3,seed=nearest"),
+    ],
+)
+def test_a_window_can_be_set(text: str, inputs: int, expected: str) -> None:
+    assert with_window(text, inputs) == expected

@@ -8,6 +8,7 @@
 
 #include "backends/draft_loop.h"
 #include "backends/table_loop.h"
+#include "schedules/jacobi_windows.h"
 #include "step_graph.h"
 
 namespace arforge {
@@ -26,6 +27,7 @@ struct EngineFacts {
   bool one_mask;            // whether all rows of a step must see the same slots
   bool own_mask; // whether the graph makes its mask: then all inputs see all before them, whatever the masks say
   Type cache_type;
+  std::vector<MeasuredWindow> measured = {}; // how far it may run ahead with next-token's tokens, and what that gains
 };
 
 class Engine {

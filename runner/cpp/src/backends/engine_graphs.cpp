@@ -22,4 +22,9 @@ const std::filesystem::path& graph_for(const EngineIdentity& identity, const Opt
   return identity.standard;
 }
 
+std::vector<MeasuredWindow> measured_windows(const EngineIdentity& identity, const Options& options) {
+  const bool exact = runs_own(identity, options) || identity.exact_width > 0;
+  return options.provider == "cpu" && exact ? identity.jacobi : std::vector<MeasuredWindow>{};
+}
+
 } // namespace arforge

@@ -47,7 +47,8 @@ OnnxRuntimeEngine::OnnxRuntimeEngine(const Bundle& bundle, const EngineIdentity&
               GROWTH,
               false,
               false,
-              cache_type(options.precision)}),
+              cache_type(options.precision),
+              measured_windows(identity, options)}),
       bundle_(bundle), identity_(identity), options_(options), again_(read_again(bundle.model)),
       contract_(contract_of(bundle.model, bundle.sampler.graph(), facts_.cache_type)), env_(open_environment()),
       host_(Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault)) {

@@ -10,6 +10,7 @@
 
 #include "arforge.hpp"
 #include "bundle/facts.h"
+#include "schedules/jacobi_windows.h"
 #include "schedules/schedule.h"
 
 namespace arforge {
@@ -35,6 +36,7 @@ struct EngineIdentity {
   std::filesystem::path cache_graph; // one with 8-bit caches, where all rows write to the same slots; may be empty
   std::int64_t cache_width;          // of the widest steps in which that is quicker; 0: none
   std::filesystem::path own_graph;   // one for arforge's own operators; may be empty
+  std::vector<MeasuredWindow> jacobi = {}; // what `build` found of running ahead on drafts
 };
 
 // Reads manifest.json; throws Error (manifest, format_version, bundle). Files are not looked at.

@@ -13,6 +13,8 @@ namespace {
 constexpr std::size_t MAX_NAME_BYTES = 800; // 200 letters
 constexpr std::size_t MAX_WIDTHS = 4096;
 constexpr std::int64_t MAX_WIDTH = 1 << 30;
+constexpr std::size_t MAX_WINDOWS = 64;
+constexpr double MAX_MEASURED = 1e9; // calls, or times of next-token decoding's
 
 // The bundle's path of one of an identity's graphs; throws Error (engine) unless it is the one of then.
 std::string graph_of(const Bundle& bundle, const Json& identity, const std::string& part) {
@@ -25,6 +27,23 @@ std::string graph_of(const Bundle& bundle, const Json& identity, const std::stri
                                    quoted(bundle.root.string()), " --target onnxruntime`"));
   }
   return file->first;
+}
+
+// What was measured of running ahead on drafts. Engines that were built before say nothing of batches: one image.
+std::vector<MeasuredWindow> windows_of(const Json& identity, const Document& document) {
+  const Json list = identity.value("jacobi", Json::array());
+  if (!list.is_array() || list.size() > MAX_WINDOWS) {
+    throw Error(document.code, text(document.name, " does not follow the format: jacobi must be a list of at most ",
+                                    MAX_WINDOWS, ": rebuild the engine"));
+  }
+  std::vector<MeasuredWindow> found;
+  for (const Json& entry : list) {
+    const Fields one(entry, "jacobi", {"inputs", "calls", "time"}, document, {"images"});
+    (void)one.number("calls", 0, MAX_MEASURED);
+    found.push_back(
+        {one.has("images") ? one.whole("images") : 1, one.whole("inputs", 2), one.number("time", 0, MAX_MEASURED)});
+  }
+  return found;
 }
 
 std::int64_t width_of(const Json& identity, const char* name, const std::string& path) {
@@ -87,6 +106,7 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
     result.standard.clear();
   }
   read_graphs(bundle, identity, engine.path, result);
+  result.jacobi = windows_of(identity, {engine.path, Code::engine});
   if (!identity.contains("widths")) {
     refuse("lacks its widths");
   }
@@ -102,6 +122,9 @@ EngineIdentity read_identity(const Bundle& bundle, const BuiltEngine& engine) {
     refuse(text("lists widths ", widths.dump()));
   }
   result.widths = widths.get<std::vector<std::int64_t>>();
+  const std::int64_t widest = *std::max_element(result.widths.begin(), result.widths.end());
+  const auto too_wide = [&](const MeasuredWindow& window) { return window.inputs > widest; };
+  result.jacobi.erase(std::remove_if(result.jacobi.begin(), result.jacobi.end(), too_wide), result.jacobi.end());
   return result;
 }
 

@@ -220,7 +220,8 @@ Profile profile(Runner& runner, const Request& request, const ProfileSettings& s
   const std::optional<std::int64_t> peak = peak_memory(); // before the bandwidth is measured, which takes its own
   const bool cpu = facts.target == "onnxruntime" && facts.provider == "cpu"; // a GPU's memory is not measured here
   const double bandwidth = cpu ? streaming_bandwidth(facts.threads > 0 ? facts.threads : available_cores()) : 0;
-  const Plan plan = make_plan(find_schedule(bundle, asked.schedule, {}), facts.widths, 0, 0, facts.exact_width);
+  const Plan plan =
+      make_plan(find_schedule(bundle, measured.back().result.schedule, {}), facts.widths, 0, 0, facts.exact_width);
   const std::vector<Call> calls = calls_of(plan, measured.back().result, done);
   const Sampling sampling = sampling_of(asked, bundle.sampler);
   const std::int64_t rows = guided_rows(images, sampling.guided(0, images));

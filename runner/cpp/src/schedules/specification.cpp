@@ -14,6 +14,7 @@ struct Option {
   std::string name;
   std::vector<std::string> words; // empty: a whole number
   std::string usual;
+  bool whole = false; // whether it takes a whole number in place of one of its words
 };
 
 struct Kind {
@@ -27,17 +28,17 @@ struct Kind {
 };
 
 constexpr const char* CFG_INTERVAL = "cfg-interval";
-constexpr const char* JACOBI = "jacobi";
 constexpr const char* ADAPTIVE = "zipar:adaptive"; // ZipAR whose rows start as each image's tokens allow
 
 const std::vector<Kind>& kinds() {
   static const Option interval = {CFG_INTERVAL, {}, "-1"};
   static const Option jacobi = {JACOBI, {}, "0"};
+  static const Option jacobi_or_auto = {JACOBI, {AUTO}, "0", true};
   static const Option first_row = {"first-row", {"published", "windowed"}, "published"};
   static const Option seed = {"seed", {"published", "nearest"}, "published"};
   static const Option holes = {"holes", {"published", "masked"}, "published"};
   static const std::vector<Kind> known = {
-      {"ntp", "", "raster", false, true, {interval, jacobi}},
+      {"ntp", "", "raster", false, true, {interval, jacobi_or_auto}},
       {"zipar", "WINDOW", "raster", false, true, {first_row, seed, holes, interval, jacobi}},
       {ADAPTIVE, "WINDOW", "raster", false, true, {first_row, seed, holes, interval}, "="},
       {"par", "REGIONS", "regions", false, false, {}},
@@ -132,9 +133,10 @@ void enter_option(Specification& specification, std::map<std::string, std::strin
     throw Error(Code::schedule, text("schedule '", given, "' gives option ", known->name, " twice"));
   }
   std::string value = option.substr(equals + 1);
-  if (known->words.empty()) {
+  const bool word = std::find(known->words.begin(), known->words.end(), value) != known->words.end();
+  if (known->words.empty() || (known->whole && !word)) {
     value = std::to_string(integer(value, "option " + known->name));
-  } else if (std::find(known->words.begin(), known->words.end(), value) == known->words.end()) {
+  } else if (!word) {
     throw Error(Code::schedule,
                 text("option ", known->name, " is one of ", listed(known->words), ", not '", value, "'"));
   }
@@ -151,6 +153,10 @@ std::string option_of(const Specification& specification, const char* key, const
 
 std::int64_t number_of(const Specification& specification, const char* key, const char* usual) {
   return integer(option_of(specification, key, usual), text("option ", key));
+}
+
+std::int64_t jacobi_of(const Specification& specification) {
+  return leaves_window_open(specification) ? 0 : number_of(specification, JACOBI, "0");
 }
 
 // The table of these rules, which images leave as the kind says.
@@ -174,7 +180,7 @@ void build_row_ends(Schedule& schedule, const Specification& specification, std:
                                        " to decide: leave it out"));
     }
   }
-  run_ahead(schedule, number_of(specification, JACOBI, "0"));
+  run_ahead(schedule, jacobi_of(specification));
   const std::int64_t window = specification.number.value_or(schedule.columns + 1);
   check_window_with_end(schedule, window);
   zipar_table(schedule, specification,
@@ -185,9 +191,9 @@ void build(Schedule& schedule, const Specification& specification) {
   const auto option = [&](const char* key, const char* usual) { return option_of(specification, key, usual); };
   const std::int64_t number = specification.number.value_or(0);
   if (specification.kind == "ntp") {
-    next_token(schedule, number_of(specification, CFG_INTERVAL, "-1"), number_of(specification, JACOBI, "0"));
+    next_token(schedule, number_of(specification, CFG_INTERVAL, "-1"), jacobi_of(specification));
   } else if (specification.kind == "zipar" || specification.kind == ADAPTIVE) {
-    run_ahead(schedule, number_of(specification, JACOBI, "0"));
+    run_ahead(schedule, jacobi_of(specification));
     zipar_table(schedule, specification,
                 {number,
                  option("first-row", "") == "windowed",
@@ -243,6 +249,8 @@ std::string canonical_text(const Specification& specification) {
   }
   return result;
 }
+
+bool leaves_window_open(const Specification& specification) { return option_of(specification, JACOBI, "0") == AUTO; }
 
 Schedule compile_schedule(const Specification& specification, std::int64_t rows, std::int64_t columns,
                           const std::vector<std::int32_t>& kept, std::optional<std::int64_t> row_end) {

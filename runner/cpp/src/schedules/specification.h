@@ -11,6 +11,9 @@
 
 namespace arforge {
 
+inline constexpr const char* JACOBI = "jacobi"; // the option that says how many inputs a call runs ahead
+inline constexpr const char* AUTO = "auto";     // which is left to the runner so
+
 struct Specification {
   std::string kind;
   std::optional<std::int64_t> number;         // the part after the colon
@@ -21,6 +24,9 @@ struct Specification {
 Specification parse_specification(const std::string& given);
 
 std::string canonical_text(const Specification& specification);
+
+// Whether the runner is to find how far it runs ahead, by what its engine was found to gain; its own table runs none.
+bool leaves_window_open(const Specification& specification);
 
 // The checked schedule for a grid; `kept`: cells that are known and stay; `row_end`: the index of the special token
 // that ends each row of the model's grid, if there is one. Throws Error (schedule).
