@@ -3,7 +3,7 @@ PYTHON ?= python3
 OUT ?= out
 BIN := .venv/bin
 
-.PHONY: demo test test-serving lowest clean
+.PHONY: demo test test-soak test-serving lowest clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/emoji/demo.py --output $(OUT)
@@ -14,6 +14,10 @@ test: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p arforge
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# what goes wrong only under load, which takes minutes
+test-soak: .venv/.ready
+	$(BIN)/python -m pytest -m soak tests/reliability
 
 # what starts Triton, Ray or a browser, which come apart from what all else needs
 test-serving: .venv/.serving build/triton/.ready

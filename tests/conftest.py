@@ -18,7 +18,7 @@ from oracle import Decoder
 from safetensors.torch import save_file
 from tiny import ARPG_CONFIG, CONFIG, GROUPED_CONFIG, PAR_CONFIG, TEXT_CONFIG, VQ_CONFIG, random_weights
 from torch import Tensor
-from traced_once import trace_once
+from traced_once import PROGRAMS, trace_once
 
 from arforge.engines import onnxruntime
 from arforge.export.exporter import ExportJob, export_bundle
@@ -34,7 +34,7 @@ settings.register_profile("arforge", deadline=None, database=None)
 settings.load_profile("arforge")
 
 LONGEST = (  # files that take more than half a minute, the longest first
-    *("test_readme.py", "reliability/test_soak.py", "examples/test_fashion.py", "reliability/test_faults.py"),
+    *("test_readme.py", "examples/test_fashion.py", "reliability/test_faults.py"),
     *("runner/cpp/test_tensorrt.py", "runner/cpp/test_tensorrt_safety.py", "engines/test_tensorrt_ids.py"),
     *("export/test_memory.py", "examples/test_emoji.py", "runner/cpp/test_hostile.py", "bench/test_gpu.py"),
     *("export/image_tokenizers/test_bands.py", "runner/cpp/test_tokens.py", "runner/cpp/test_adaptive.py"),
@@ -60,6 +60,13 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         trace_once(folder, patch)
         yield folder
+
+
+@pytest.fixture
+def programs_trace_once(traced: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python programs that the test starts take those graphs, too."""
+    monkeypatch.setenv("TRACED", str(traced))
+    monkeypatch.setenv("PYTHONPATH", str(PROGRAMS), prepend=os.pathsep)
 
 
 @pytest.fixture(scope="session")

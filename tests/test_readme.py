@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from traced_once import PROGRAMS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -22,9 +21,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(autouse=True)
-def _traced_once(traced: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRACED", str(traced))
+pytestmark = pytest.mark.usefixtures("programs_trace_once")
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +34,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: list[str], folder: Path) -> str:
-    paths = {"PATH": Path(sys.executable).parent, "PYTHONPATH": PROGRAMS}
-    search = {name: os.pathsep.join([str(first), os.environ.get(name, "")]) for name, first in paths.items()}
-    done = subprocess.run(
-        command, cwd=folder, env={**os.environ, **search}, capture_output=True, text=True, check=False
-    )
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": search}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -43,6 +43,7 @@ JANUS: dict[str, Any] = {
     "gen_head_config": {"params": {"image_token_embed": 40, "image_token_size": CODES}},
     "gen_vision_config": {"params": {"image_token_size": CODES, "n_embed": CODE_WIDTH}},
 }
+GRIDS = {"lumina": "4x6", "emu3": "3x5", "janus": "4x4"}  # of images, a family
 JANUS_WORDS = ("<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>", "<|User|>", "<|Assistant|>")
 
 
@@ -123,3 +124,14 @@ def save_tokenizer(folder: Path, special: Mapping[str, int]) -> Path:
     made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     made.save(str(folder / "tokenizer.json"))
     return folder / "tokenizer.json"
+
+
+def save_family(family: str, folder: Path) -> Path:
+    """A checkpoint's folder of a family of GRIDS, with random weights."""
+    if family == "janus":
+        save_janus(folder, janus_weights(seed=5))
+        save_tokenizer(folder, dict(zip(JANUS_WORDS, range(270, 275), strict=True)))
+        return folder
+    if family == "emu3":
+        return save_folder(folder, llama_weights(EMU3, seed=3), EMU3)
+    return save_folder(folder, llama_weights(LUMINA, seed=1, norm_groups=2), LUMINA)

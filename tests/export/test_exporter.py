@@ -255,10 +255,11 @@ export_bundle(ExportJob(FAMILY, config, Path(sys.argv[1]), None, Path(sys.argv[2
 """
 
 
+@pytest.mark.usefixtures("programs_trace_once")
 def test_a_killed_export_leaves_the_old_bundle_and_the_next_export_works(bundle_copy: Path) -> None:
     checkpoint = small_checkpoint(bundle_copy.parent)
     command = [sys.executable, "-c", KILLED, str(checkpoint), str(bundle_copy)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[1]}{os.pathsep}{os.environ['PYTHONPATH']}"}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"half-way\n"

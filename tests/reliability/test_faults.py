@@ -31,6 +31,7 @@ def start(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.usefixtures("programs_trace_once")  # which writes nothing: what is killed is more often what writes
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
     ("fault", "job"),

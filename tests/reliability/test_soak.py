@@ -24,6 +24,7 @@ def soak(*arguments: str | Path) -> tuple[int, dict[str, object]]:
     return done.returncode, json.loads(done.stdout)
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's memory and handles from /proc")
 def test_nothing_goes_wrong_or_grows_under_load(bundle: Path, arpg_bundle: Path, text_bundle: Path) -> None:
     code, report = soak(bundle, arpg_bundle, text_bundle, "--seconds", SECONDS)

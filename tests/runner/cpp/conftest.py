@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,12 +17,15 @@ from typing import Any
 
 import cpp_abi
 import pytest
+from click.testing import CliRunner
 from cpp_paces import BUNDLES
 from fake_gpu import RTX
 from made_once import made_once
 from stand_in_bundle import stand_in_bundle
 from tensorrt_pairs import KINDS, StandIn, StandIns
+from tiny_llama import GRIDS, save_family
 
+from arforge.cli import main
 from arforge.engines.kernels import compile_kernels
 from arforge.runner import Runner
 from arforge.runner.backends.kernels import PLACE, runs_here
@@ -193,11 +196,12 @@ def sanitized(builds: dict[str, tuple[Build, subprocess.Popen]]) -> Build:
 
 @pytest.fixture(scope="session")
 def with_rtx(onnxruntime_root: Path) -> Build:
-    """The release with engines of TensorRT-RTX."""
+    """With engines of TensorRT-RTX; what it shares with the release is fully optimised there, which takes longer."""
+    options = "'-DCMAKE_CXX_FLAGS_RELEASE=-O1 -DNDEBUG'"
     KEPT.mkdir(exist_ok=True)
     with (KEPT / "tensorrt-lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return finished(start_build("tensorrt", onnxruntime_root, lock.fileno(), tensorrt="rtx"))
+        return finished(start_build("tensorrt", onnxruntime_root, lock.fileno(), options, tensorrt="rtx"))
 
 
 @pytest.fixture(scope="session")
@@ -237,6 +241,22 @@ def stand_ins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         return made[kind, precision]
 
     return built
+
+
+@pytest.fixture(scope="session")
+def ids_bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A fresh copy of a bundle of Lumina-mGPT, Emu3 or Janus, exported as users do, not built."""
+
+    def made(family: str) -> Path:
+        def make(path: Path) -> None:
+            folder = save_family(family, path.with_name(f"{family}-folder"))
+            words = ["export", str(folder), "--grid", GRIDS[family], "--output", str(path)]
+            done = CliRunner().invoke(main, words)
+            assert done.exit_code == 0, done.output
+
+        return made_once(tmp_path_factory, f"cpp-{family}.bundle", make)
+
+    return made
 
 
 @pytest.fixture(params=BUNDLES)

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cpp_abi
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from tiny_llama import EMU3, JANUS_WORDS, LUMINA, janus_weights, llama_weights, save_folder, save_janus, save_tokenizer
+from tiny_llama import GRIDS
 
-from arforge.cli import main
 from arforge.engines import onnxruntime
 from arforge.runner import Runner
 
-GRIDS = {"lumina": "4x6", "emu3": "3x5", "janus": "4x4"}
 SEEDS = [9, 2**64 - 1, 6]
 
 
 @pytest.fixture(scope="module", params=GRIDS)
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, name = tmp_path_factory.mktemp(request.param), request.param
-    if name == "janus":
-        save_janus(folder, janus_weights(seed=5))
-        save_tokenizer(folder, dict(zip(JANUS_WORDS, range(270, 275), strict=True)))
-    elif name == "emu3":
-        save_folder(folder, llama_weights(EMU3, seed=3), EMU3)
-    else:
-        save_folder(folder, llama_weights(LUMINA, seed=1, norm_groups=2), LUMINA)
-    output = folder.with_suffix(".bundle")
-    done = CliRunner().invoke(main, ["export", str(folder), "--grid", GRIDS[name], "--output", str(output)])
-    assert done.exit_code == 0, done.output
+def bundle(request: pytest.FixtureRequest, ids_bundles: Callable[[str], Path]) -> Path:
+    output = ids_bundles(request.param)
     onnxruntime.build(output)
     return output
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,10 @@ import cpp_abi
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
 from low_caches import always_quicker
 from tiny import TEXT_CONFIG
-from tiny_llama import EMU3, JANUS_WORDS, LUMINA, janus_weights, llama_weights, save_folder, save_janus, save_tokenizer
+from tiny_llama import GRIDS
 
-from arforge.cli import main
 from arforge.engines import onnxruntime
 from arforge.runner import Runner
 from arforge.runner.backends.kernels import OFF, PLACE
@@ -25,34 +23,21 @@ from arforge.runner.bundle import open_bundle
 from arforge.runner.request import Subjects
 
 FIRST = ("bundle", "par_bundle", "arpg_bundle", "text_bundle")
-IDS = {"lumina": "4x6", "emu3": "3x5", "janus": "4x4"}
 SEEDS = [9, 2**64 - 1, 6, 0]
 TURNED = {"RotaryEmbedding", "TensorScatter", "Attention", "Transpose", "Split"}
 
 
-def exported(name: str, folder: Path) -> Path:
-    """A tiny model that takes ids."""
-    if name == "janus":
-        save_janus(folder, janus_weights(seed=5))
-        save_tokenizer(folder, dict(zip(JANUS_WORDS, range(270, 275), strict=True)))
-    elif name == "emu3":
-        save_folder(folder, llama_weights(EMU3, seed=3), EMU3)
-    else:
-        save_folder(folder, llama_weights(LUMINA, seed=1, norm_groups=2), LUMINA)
-    output = folder.with_suffix(".bundle")
-    done = CliRunner().invoke(main, ["export", str(folder), "--grid", IDS[name], "--output", str(output)])
-    assert done.exit_code == 0, done.output
-    return output
-
-
-@pytest.fixture(scope="module", params=[*FIRST, *IDS])
-def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, kernels: Path) -> Path:
+@pytest.fixture(scope="module", params=[*FIRST, *GRIDS])
+def root(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    kernels: Path,
+    ids_bundles: Callable[[str], Path],
+) -> Path:
     """A bundle with an int8 engine, whose caches are float32."""
     folder = tmp_path_factory.mktemp(request.param)
-    if request.param in IDS:
-        made = exported(request.param, folder)
-    else:
-        made = Path(shutil.copytree(request.getfixturevalue(request.param), folder / "engine.bundle"))
+    source = ids_bundles(request.param) if request.param in GRIDS else request.getfixturevalue(request.param)
+    made = Path(shutil.copytree(source, folder / "engine.bundle"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(PLACE, str(kernels))
         onnxruntime.build(made, "int8", quantization="blocks")
