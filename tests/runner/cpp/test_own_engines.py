@@ -11,10 +11,12 @@ import cpp_abi
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from low_caches import always_quicker
 from tiny import TEXT_CONFIG
 from tiny_llama import GRIDS
 
+from arforge.cli import main
 from arforge.engines import onnxruntime
 from arforge.runner import Runner
 from arforge.runner.backends.kernels import OFF, PLACE
