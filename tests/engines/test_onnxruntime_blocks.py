@@ -137,7 +137,8 @@ def test_engines_beside_each_other_keep_their_graphs(stored: dict[str, Path]) ->
         onnxruntime.build(path, precision)
     opened = open_bundle(path)
     own = [name for name in opened.files if Path(name).name.startswith("step-onnxruntime-")]
-    assert set(own) == {opened.engine("onnxruntime", precision)["graph"] for precision in ("fp32", "int8")}
+    plain, low = (opened.engine("onnxruntime", precision) for precision in ("fp32", "int8"))
+    assert set(own) == {plain["graph"], low["graph"], low["own_graph"]}
 
 
 def test_columns_pass_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
