@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
-#include <exception>
 #include <vector>
 
 #include "kernels/attention.h"
 #include "kernels/instructions.h"
+#include "kernels/operator_base.h"
 
 namespace arforge::kernels {
 namespace {
@@ -61,16 +61,6 @@ public:
     require(chosen() != nullptr, "this processor has not the instructions");
   }
 
-  OrtStatusPtr ComputeV2(OrtKernelContext* raw) noexcept {
-    try {
-      compute(Ort::KernelContext(raw));
-      return nullptr;
-    } catch (const std::exception& error) {
-      return Ort::Status(error.what(), ORT_FAIL).release();
-    }
-  }
-
-private:
   void compute(const Ort::KernelContext& context) const {
     const Ort::ConstValue mask = context.GetInput(MASK), cache = context.GetInput(KEY_CACHE);
     const std::vector<std::size_t> seen = shape_of(mask), kept = shape_of(cache);
@@ -106,6 +96,7 @@ private:
     }
   }
 
+private:
   const float* scales(const Ort::ConstValue& value) const {
     require(value.GetTensorTypeAndShapeInfo().GetElementCount() == layer_.kv_heads * layer_.size,
             "scales of another number than a cache has channels");
@@ -189,15 +180,7 @@ private:
 };
 
 template <bool CODES>
-struct AttentionOperator : Ort::CustomOpBase<AttentionOperator<CODES>, Attention, true> {
-  OrtStatusPtr CreateKernelV2(const OrtApi& /*api*/, const OrtKernelInfo* info, void** kernel) const noexcept {
-    try {
-      *kernel = new Attention(info);
-      return nullptr;
-    } catch (const std::exception& error) {
-      return Ort::Status(error.what(), ORT_FAIL).release();
-    }
-  }
+struct AttentionOperator : OperatorBase<AttentionOperator<CODES>, Attention> {
   const char* GetName() const noexcept { return CODES ? "CachedAttention8" : "CachedAttention"; }
   std::size_t GetInputTypeCount() const noexcept { return CODES ? VALUE_SCALES + 1 : VALUE_CACHE + 1; }
   ONNXTensorElementDataType GetInputType(std::size_t index) const noexcept {

@@ -1,8 +1,9 @@
 #include "kernels/draw_operator.h"
 
 #include <algorithm>
-#include <exception>
 #include <vector>
+
+#include "kernels/operator_base.h"
 
 namespace arforge::kernels {
 namespace {
@@ -36,16 +37,6 @@ class Draw {
 public:
   explicit Draw(const OrtKernelInfo* /*info*/) {}
 
-  OrtStatusPtr ComputeV2(OrtKernelContext* raw) noexcept {
-    try {
-      compute(Ort::KernelContext(raw));
-      return nullptr;
-    } catch (const std::exception& error) {
-      return Ort::Status(error.what(), ORT_FAIL).release();
-    }
-  }
-
-private:
   static void compute(const Ort::KernelContext& context) {
     const Ort::ConstValue probabilities = context.GetInput(0), numbers = context.GetInput(1);
     const std::vector<std::int64_t> shape = numbers.GetTensorTypeAndShapeInfo().GetShape();
@@ -64,11 +55,7 @@ private:
   }
 };
 
-struct DrawOperator : Ort::CustomOpBase<DrawOperator, Draw, true> {
-  OrtStatusPtr CreateKernelV2(const OrtApi& /*api*/, const OrtKernelInfo* info, void** kernel) const noexcept {
-    *kernel = new (std::nothrow) Draw(info);
-    return *kernel == nullptr ? Ort::Status("no memory", ORT_FAIL).release() : nullptr;
-  }
+struct DrawOperator : OperatorBase<DrawOperator, Draw> {
   const char* GetName() const noexcept { return "Draw"; }
   std::size_t GetInputTypeCount() const noexcept { return 2; }
   ONNXTensorElementDataType GetInputType(std::size_t /*index*/) const noexcept {

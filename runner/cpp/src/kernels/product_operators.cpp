@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <exception>
 #include <vector>
 
+#include "kernels/operator_base.h"
 #include "kernels/products.h"
 
 #ifdef __linux__
@@ -95,16 +95,6 @@ public:
     }
   }
 
-  OrtStatusPtr ComputeV2(OrtKernelContext* raw) noexcept {
-    try {
-      compute(Ort::KernelContext(raw));
-      return nullptr;
-    } catch (const std::exception& error) {
-      return Ort::Status(error.what(), ORT_FAIL).release();
-    }
-  }
-
-private:
   void compute(const Ort::KernelContext& context) const {
     const Matrix& matrix = matrices_.front();
     const Shape& shape = matrix.shape();
@@ -138,19 +128,12 @@ private:
     context.ParallelFor(multiply, matrix.panels(), std::min(matrix.panels(), PARTS), &work);
   }
 
+private:
   std::vector<Matrix> matrices_;
 };
 
 template <bool GATED>
-struct ProductOperator : Ort::CustomOpBase<ProductOperator<GATED>, Product<GATED>, true> {
-  OrtStatusPtr CreateKernelV2(const OrtApi& /*api*/, const OrtKernelInfo* info, void** kernel) const noexcept {
-    try {
-      *kernel = new Product<GATED>(info);
-      return nullptr;
-    } catch (const std::exception& error) {
-      return Ort::Status(error.what(), ORT_FAIL).release();
-    }
-  }
+struct ProductOperator : OperatorBase<ProductOperator<GATED>, Product<GATED>> {
   const char* GetName() const noexcept { return GATED ? "GatedProduct" : "MatMulBlock"; }
   std::size_t GetInputTypeCount() const noexcept { return GATED ? 5 : 3; }
   ONNXTensorElementDataType GetInputType(std::size_t index) const noexcept {
